@@ -1,0 +1,5 @@
+"""`python -m hvlc`."""
+
+from hvlc.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Calibration data, statistics and the solvers that choose quantized levels."""

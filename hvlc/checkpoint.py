@@ -1,0 +1,197 @@
+"""Checkpoints: a directory of config.json and safetensors, opened without reading the weights."""
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from hvlc.errors import UserError
+
+_DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+}
+_HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file, read only when asked for.
+
+    Attributes:
+        name: dotted parameter name.
+        dtype: numpy dtype (ml_dtypes for bfloat16).
+        shape: dimensions.
+        buffer: the memory-mapped file.
+        offset: first byte in the file.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    buffer: mmap.mmap
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def read(self) -> np.ndarray:
+        """A view of the mapped bytes; pages are loaded as they are touched."""
+        return np.frombuffer(self.buffer, self.dtype, self.size, self.offset).reshape(self.shape)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Header, first data byte and file size of a safetensors file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT + 1
+        if length > min(_HEADER_LIMIT, size - 8):
+            raise UserError("checkpoint.truncated", f"{path} is cut short or no safetensors file", "fetch it again")
+        try:
+            header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError("checkpoint.truncated", f"{path} has a damaged header", "fetch it again") from error
+    if not isinstance(header, dict):
+        raise UserError("checkpoint.truncated", f"{path} has a damaged header", "fetch it again")
+    return header, 8 + length, size
+
+
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        UserError: the file is cut short, its header lies, or a dtype is not known.
+    """
+    header, start, size = _read_header(path)
+    with path.open("rb") as file:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = entry["dtype"], tuple(int(d) for d in entry["shape"])
+            begin, end = (int(v) for v in entry["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("checkpoint.truncated", f"{path}: damaged entry of {name}", "fetch it again") from error
+        if dtype not in _DTYPES:
+            raise UserError(
+                "checkpoint.dtype", f"{path}: {name} is {dtype}", "convert it to float32, float16 or bfloat16"
+            )
+        wanted = int(np.prod(shape, dtype=np.int64)) * _DTYPES[dtype].itemsize
+        if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted or start + end > size:
+            raise UserError("checkpoint.truncated", f"{path}: {name} lies outside the file", "fetch it again")
+        tensors[name] = StoredTensor(name, _DTYPES[dtype], shape, buffer, start + begin)
+    return tensors
+
+
+def read_json(path: Path, code: str) -> Any:
+    """Parsed JSON of a file, any failure as a `UserError` with `code`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error
+
+
+def digest_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory.
+
+    Attributes:
+        directory: where it is.
+        config: parsed config.json.
+        tensors: every stored tensor by name.
+        files: the weight files, sorted.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, directory: Path) -> "Checkpoint":
+        """Read the config and the headers of the weight files.
+
+        Raises:
+            UserError: no directory, no config, no weights, or a damaged file.
+        """
+        if not directory.is_dir():
+            raise UserError("checkpoint.missing", f"{directory} is no directory", "name a checkpoint directory")
+        config = read_json(directory / "config.json", "checkpoint.config")
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise UserError(
+                "checkpoint.config", f"{directory / 'config.json'} names no model_type", "use a transformers config"
+            )
+        files = _weight_files(directory)
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            tensors.update(_open_file(file))
+        return cls(directory, config, tensors, files)
+
+    @property
+    def model_type(self) -> str:
+        """transformers' name of the architecture."""
+        return str(self.config["model_type"])
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 over the names and contents of every file that the build reads."""
+        names = [
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+        ]
+        names += ["processor_config.json", "preprocessor_config.json"]
+        paths = [p for p in (self.directory / n for n in names) if p.is_file()] + list(self.files)
+        lines = [f"{p.name} {digest_file(p)}" for p in paths]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _weight_files(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files of a checkpoint, single or sharded."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return (single,)
+    if not index.is_file():
+        raise UserError(
+            "checkpoint.weights", f"{directory} holds no model.safetensors", "save the model as safetensors"
+        )
+    weight_map = read_json(index, "checkpoint.config").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError("checkpoint.config", f"{index} has no weight_map", "save the model again")
+    files = []
+    for name in sorted(set(weight_map.values())):
+        path = directory / str(name)
+        if path.parent.resolve() != directory.resolve():
+            raise UserError(
+                "checkpoint.escape", f"{index} points outside the checkpoint: {name}", "do not trust this file"
+            )
+        if not path.is_file():
+            raise UserError("checkpoint.weights", f"shard {name} is missing", "fetch the checkpoint again")
+        files.append(path)
+    return tuple(files)

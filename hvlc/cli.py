@@ -1,0 +1,381 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hvlc import __version__
+from hvlc.errors import HvlcError
+
+_INTERRUPTED = 130
+_DIRECTORY = click.Path(path_type=Path, file_okay=True)
+_MODEL = click.argument("directory", type=_DIRECTORY)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the CLI and exit with its code; errors have a code, a cause and the way out, and no traceback."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    signal.signal(signal.SIGTERM, _interrupt)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        cli.main(arguments, prog_name="hvlc", standalone_mode=False)
+    except HvlcError as error:
+        if debug:
+            raise
+        _report_error(error.code, error.cause, error.fix, as_json)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _report_error("usage", error.format_message(), "see hvlc --help", as_json)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _report_error("interrupted", "stopped before the end", "nothing was written; run it again", as_json)
+        sys.exit(_INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        _report_error("bug", f"{type(error).__name__}: {error}", "run again with --debug and report it", as_json)
+        sys.exit(1)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _report_error(code: str, cause: str, fix: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": {"code": code, "cause": cause, "fix": fix}}))
+    else:
+        click.echo(f"error [{code}] {cause}\n  try: {fix}", err=True)
+
+
+def _show(data: Any, as_json: bool, human: Callable[[Any], None]) -> None:
+    """Print `data` as JSON, or let `human` print it through a rich console."""
+    if as_json:
+        click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+        return
+    human(_console())
+
+
+def _console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
+
+
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar with time left on a terminal; silence elsewhere."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = _console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda text, done: bars.update(task, description=f"{label} {text}", completed=done)
+
+
+def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hvlc")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Compile small vision-language models into onnxruntime-genai packages for phones."""
+
+
+@cli.command()
+@click.argument("checkpoint", type=_DIRECTORY, required=False)
+@click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file.")
+@click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file.")
+@click.option("-o", "--output", type=_DIRECTORY, required=True, help="Directory to write.")
+@click.option("--force", is_flag=True, help="Replace an existing package.")
+@_json_option
+def build(checkpoint: Path | None, target: str, recipe: str, output: Path, force: bool, as_json: bool) -> None:
+    """Turn CHECKPOINT (default: the shipped hypervl-nano) into a package."""
+    from hvlc.pipeline.build import STAGES, BuildRequest
+    from hvlc.pipeline.build import build as run_build
+    from hvlc.report.builds import build_record, build_tables
+
+    request = BuildRequest(_checkpoint(checkpoint), target, recipe, output, force)
+    with _progress("build", len(STAGES)) as step:
+        result = run_build(request, step)
+    _show(build_record(result), as_json, lambda console: console.print(build_tables(result)))
+
+
+def _checkpoint(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    from hvlc.zoo import nano_checkpoint
+
+    return nano_checkpoint()
+
+
+@cli.command()
+@click.argument("checkpoint", type=_DIRECTORY, required=False)
+@click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file.")
+@click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file.")
+@_json_option
+def plan(checkpoint: Path | None, target: str, recipe: str, as_json: bool) -> None:
+    """Show what a build would do to every weight, without building."""
+    from hvlc.pipeline.build import plan_build
+    from hvlc.report.builds import plan_record, plan_table
+
+    planned = plan_build(_checkpoint(checkpoint), target, recipe)
+    _show(plan_record(planned), as_json, lambda console: console.print(plan_table(planned)))
+
+
+@cli.command()
+@_MODEL
+@click.option("--image", "images", type=_DIRECTORY, multiple=True, help="Image file; repeat for several.")
+@click.option("--prompt", required=True, help="The question.")
+@click.option("--encoder", default="auto", show_default=True, help="Vision encoder: base, large or auto.")
+@click.option("--max-visual-tokens", type=int, help="Bound of visual tokens per image.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Bound of the answer.")
+@click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
+@click.option("--tile-batch", type=click.IntRange(1), default=4, show_default=True, help="Tiles per encoder run.")
+@click.option("-v", "--verbose", is_flag=True, help="Show scale, tiles, tokens and times.")
+@_json_option
+def run(
+    directory: Path,
+    images: tuple[Path, ...],
+    prompt: str,
+    encoder: str,
+    max_visual_tokens: int | None,
+    max_new_tokens: int,
+    no_vrc: bool,
+    tile_batch: int,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Ask the package in DIRECTORY a question; the answer streams."""
+    from hvlc.runtime.generation import VisionLanguageModel
+    from hvlc.runtime.images import load_image
+
+    loaded = [load_image(path) for path in images]
+    model = VisionLanguageModel(directory, tile_batch=tile_batch)
+    generation = model.start(
+        prompt,
+        loaded,
+        encoder=encoder,
+        vrc=not no_vrc,
+        max_visual_tokens=max_visual_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    for piece in generation:
+        if not as_json:
+            click.echo(piece, nl=False)
+    answered = generation.answered
+    if as_json:
+        click.echo(answered.model_dump_json(indent=1))
+        return
+    click.echo()
+    if verbose:
+        from hvlc.report.builds import answer_table
+
+        _console(stderr=True).print(answer_table(answered))
+
+
+@cli.command(name="eval")
+@_MODEL
+@click.option("--task", "task_name", default="documents", show_default=True, help='"documents" or a JSON Lines file.')
+@click.option("--reference", type=_DIRECTORY, help="Checkpoint or package to agree with.")
+@click.option("--encoder", "encoders", multiple=True, help="Vision encoder; repeat for several (default: all).")
+@click.option(
+    "-n", "--count", type=click.IntRange(1), help="Number of examples (default: 256 documents, or the whole file)."
+)
+@click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
+@click.option("-o", "--output", type=_DIRECTORY, help="Directory for JSON files and report.html.")
+@_json_option
+def evaluate(
+    directory: Path,
+    task_name: str,
+    reference: Path | None,
+    encoders: tuple[str, ...],
+    count: int | None,
+    no_vrc: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the package (or checkpoint) in DIRECTORY on a task."""
+    from hvlc.evaluation.tasks import open_task
+    from hvlc.pipeline.evaluate import Setting, against, encoders_of, evaluate_directory, write_report
+    from hvlc.report.terminal import comparison_table
+
+    task = open_task(task_name, count)
+    settings = [Setting(encoder, not no_vrc) for encoder in encoders or encoders_of(directory)]
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    models = [*([reference] if reference else []), directory]
+    found = []
+    with _progress("eval", (count or len(task)) * len(settings) * len(models)) as step:
+        counter = _Counter(step)
+        for model in models:
+            found.append(evaluate_directory(model, task, settings, count=count, store=output, progress=counter))
+    evaluations = against(found[-1], found[0]) if reference else found[-1]
+    shown = [*found[0], *evaluations] if reference else evaluations
+    if output:
+        write_report(output / "report.html", shown, task, f"{directory.name} on {task.name}", {})
+    data = [e.model_dump(mode="json", exclude={"examples"}) for e in shown]
+    _show(data, as_json, lambda console: console.print(comparison_table(shown)))
+
+
+class _Counter:
+    """Adds up the examples of several evaluations for one bar."""
+
+    def __init__(self, step: Callable[[str, int], None]) -> None:
+        self._step = step
+        self._done = 0
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        self._done += 1
+        self._step(label, self._done)
+
+
+@cli.command()
+@click.option(
+    "-o", "--output", type=_DIRECTORY, default=Path("build/demo"), show_default=True, help="Directory to write."
+)
+@click.option("-n", "--count", type=click.IntRange(1), default=256, show_default=True, help="Held-out documents.")
+@_json_option
+def demo(output: Path, count: int, as_json: bool) -> None:
+    """Build the shipped checkpoint in float32 and W4A16, ask it questions, and compare."""
+    from hvlc.pipeline import demo as demonstration
+    from hvlc.pipeline.build import STAGES
+    from hvlc.report.terminal import comparison_table
+
+    output.mkdir(parents=True, exist_ok=True)
+    quiet = _console(stderr=True)
+    with _progress("build", len(STAGES)) as step:
+        packages = demonstration.build_packages(output, lambda recipe: lambda stage, i: step(f"{recipe} {stage}", i))
+    for asked in demonstration.ask(packages["w4a16"], 3):
+        quiet.print(f"  {asked.question}  [bold]{asked.answer}[/bold]  (expected {asked.expected})")
+    with _progress("eval", count * 6) as step:
+        evaluations = demonstration.measure(output, packages, count, _Counter(step))
+    page = output / "report.html"
+    data = {"report": str(page), "evaluations": [e.model_dump(mode="json", exclude={"examples"}) for e in evaluations]}
+
+    def human(console: Any) -> None:
+        console.print(comparison_table(evaluations))
+        console.print(f"page: {page}")
+
+    _show(data, as_json, human)
+
+
+@cli.command()
+@_MODEL
+@_json_option
+def inspect(directory: Path, as_json: bool) -> None:
+    """Show the components, files and sources of the package in DIRECTORY."""
+    from hvlc.manifest import Manifest
+    from hvlc.report.builds import manifest_tables
+
+    manifest = Manifest.load(directory)
+    _show(manifest.model_dump(mode="json"), as_json, lambda console: console.print(manifest_tables(manifest)))
+
+
+@cli.command()
+@_MODEL
+@_json_option
+def verify(directory: Path, as_json: bool) -> None:
+    """Hold every file of the package in DIRECTORY against its digest."""
+    from hvlc.manifest import Manifest
+
+    manifest = Manifest.load(directory)
+    manifest.verify(directory)
+    text = f"{len(manifest.files)} files are as they were built"
+    _show({"files": len(manifest.files), "valid": True}, as_json, lambda console: console.print(text))
+
+
+@cli.group()
+def recipes() -> None:
+    """The shipped quantization recipes."""
+
+
+@recipes.command(name="list")
+@_json_option
+def list_recipes(as_json: bool) -> None:
+    """Names and descriptions."""
+    from hvlc.recipes.schema import load_recipe, shipped_recipes
+    from hvlc.report.builds import named_table
+
+    rows = {name: load_recipe(name).description for name in shipped_recipes()}
+    _show(rows, as_json, lambda console: console.print(named_table(rows)))
+
+
+@recipes.command(name="show")
+@click.argument("name")
+@_json_option
+def show_recipe(name: str, as_json: bool) -> None:
+    """The recipe NAME (or a YAML file), checked."""
+    from hvlc.recipes.schema import load_recipe, recipe_path
+
+    recipe = load_recipe(name)
+    _show(recipe.model_dump(mode="json"), as_json, lambda console: console.print(recipe_path(name).read_text("utf-8")))
+
+
+@cli.group()
+def targets() -> None:
+    """The shipped devices and runtimes."""
+
+
+@targets.command(name="list")
+@_json_option
+def list_targets(as_json: bool) -> None:
+    """Names and descriptions."""
+    from hvlc.report.builds import named_table
+    from hvlc.target import load_target, shipped_targets
+
+    rows = {name: f"{load_target(name).description} ({load_target(name).evidence})" for name in shipped_targets()}
+    _show(rows, as_json, lambda console: console.print(named_table(rows)))
+
+
+@targets.command(name="show")
+@click.argument("name")
+@_json_option
+def show_target(name: str, as_json: bool) -> None:
+    """The target NAME (or a TOML file), checked."""
+    from hvlc.target import load_target, target_path
+
+    target = load_target(name)
+    _show(target.model_dump(mode="json"), as_json, lambda console: console.print(target_path(name).read_text("utf-8")))
+
+
+@cli.group()
+def train() -> None:
+    """Train the project's own reference checkpoint."""
+
+
+@train.command()
+@click.option("-o", "--output", type=_DIRECTORY, required=True, help="Directory for the checkpoint.")
+@click.option("--work", type=_DIRECTORY, required=True, help="Directory for resumable state.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_json_option
+def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
+    """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
+    from hvlc.training.nano import train as train_nano
+
+    train_nano(output, work, seed=seed)
+    _show({"checkpoint": str(output)}, as_json, lambda console: console.print(f"checkpoint: {output}"))

@@ -1,0 +1,47 @@
+"""Checkpoint to bundle: one entry over all model families."""
+
+import importlib
+import pkgutil
+
+from optimum.exporters.tasks import TasksManager
+
+from hvlc.bundle import Bundle
+from hvlc.checkpoint import Checkpoint
+from hvlc.errors import UserError, nearest
+from hvlc.export import families
+
+_TASK = "image-text-to-text"
+
+
+def known_families() -> list[str]:
+    """The model_types that can be exported."""
+    return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+
+
+def export_bundle(checkpoint: Checkpoint) -> Bundle:
+    """Export a checkpoint through the family of its model_type.
+
+    Raises:
+        UserError: no family exports this model_type, or the checkpoint is damaged.
+    """
+    if checkpoint.model_type not in known_families():
+        raise UserError(
+            "checkpoint.model_type",
+            f"no family exports model_type {checkpoint.model_type!r}",
+            nearest(checkpoint.model_type, known_families()),
+        )
+    family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
+    _check_task(checkpoint.model_type)
+    bundle: Bundle = family.export(checkpoint)
+    bundle.check_wires()
+    return bundle
+
+
+def _check_task(model_type: str) -> None:
+    """Hold the registration together: optimum's loading class for the task must know this model_type."""
+    loader = TasksManager.get_model_class_for_task(_TASK)
+    registered = {config.model_type for config in loader._model_mapping}
+    if model_type not in registered:
+        raise UserError(
+            "checkpoint.model_type", f"{loader.__name__} does not know {model_type!r}", "register the model class"
+        )

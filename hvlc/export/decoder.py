@@ -1,0 +1,159 @@
+"""Decoders of the Llama shape (Llama, Qwen2, Qwen3, SmolLM): pre-norm, GQA, gated MLP, rotary positions.
+
+Which parts a decoder has (query/key norms, biases) is read from the parameters it stores. Attention
+is onnxruntime's GroupQueryAttention, which keeps the KV cache in place and rotates queries and keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.graph import MICROSOFT, GraphBuilder
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Dimensions of a decoder.
+
+    Attributes:
+        layers: number of layers.
+        hidden: model width.
+        intermediate: width of the gated MLP.
+        heads: query heads.
+        kv_heads: key/value heads.
+        head_size: width of one head.
+        vocabulary: rows of the embedding.
+        epsilon: of the RMS norms.
+        context: longest sequence in tokens.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    epsilon: float
+    context: int
+
+
+def _rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: float) -> ir.Value:
+    return b.op("RMSNormalization", x, b.weight(f"{path}.weight", (width,)), axis=-1, epsilon=epsilon, name=path)
+
+
+def _head_norm(b: GraphBuilder, x: ir.Value, path: str, heads: int, shape: DecoderShape) -> ir.Value:
+    """Qwen3's per-head query/key norm on float `[batch, sequence, heads * head_size]`, if the layer has one."""
+    if not b.has(f"{path}.weight"):
+        return x
+    split = b.op("Reshape", x, b.ints(0, 0, heads, shape.head_size))
+    normed = _rms_norm(b, split, path, shape.head_size, shape.epsilon)
+    return b.op("Reshape", normed, b.ints(0, 0, heads * shape.head_size))
+
+
+def _attention(
+    b: GraphBuilder,
+    x: ir.Value,
+    path: str,
+    shape: DecoderShape,
+    past: Sequence[ir.Value],
+    shared: tuple[ir.Value, ...],
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Grouped-query attention; returns the projected output and the present key and value."""
+    query_width, kv_width = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    q = b.linear(x, f"{path}.q_proj", shape.hidden, query_width)
+    k = b.linear(x, f"{path}.k_proj", shape.hidden, kv_width)
+    v = b.linear(x, f"{path}.v_proj", shape.hidden, kv_width)
+    q = _head_norm(b, q, f"{path}.q_norm", shape.heads, shape)
+    k = _head_norm(b, k, f"{path}.k_norm", shape.kv_heads, shape)
+    attended, key, value = b.ops(
+        "GroupQueryAttention",
+        [q, k, v, *past, *shared],
+        3,
+        domain=MICROSOFT,
+        name=path,
+        num_heads=shape.heads,
+        kv_num_heads=shape.kv_heads,
+        scale=shape.head_size**-0.5,
+        do_rotary=1,
+        rotary_interleaved=0,
+    )
+    return b.linear(attended, f"{path}.o_proj", query_width, shape.hidden), key, value
+
+
+def _mlp(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
+    """`down(silu(gate(x)) * up(x))`."""
+    gate = b.linear(x, f"{path}.gate_proj", shape.hidden, shape.intermediate)
+    up = b.linear(x, f"{path}.up_proj", shape.hidden, shape.intermediate)
+    gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
+    return b.linear(gated, f"{path}.down_proj", shape.intermediate, shape.hidden)
+
+
+def decoder(
+    b: GraphBuilder, prefix: str, head: str, shape: DecoderShape, rotary: tuple[np.ndarray, np.ndarray]
+) -> ir.Model:
+    """The decoder as onnxruntime-genai drives it: embeddings and KV cache in, last logits and KV cache out.
+
+    Args:
+        b: an empty graph.
+        prefix: dotted name of the decoder in the checkpoint.
+        head: dotted name of the parameter of the language-model head (the embedding when tied).
+        shape: dimensions.
+        rotary: cosine and sine tables, float32 `[context, head_size / 2]`.
+
+    Returns:
+        Inputs `inputs_embeds` float `[batch, sequence, hidden]`, `attention_mask` int64 `[batch, total]`,
+        `past_key_values.N.key|value`; outputs `logits` float `[batch, 1, vocabulary]` (the last position
+        only: an unpruned head on a long image prompt is gigabytes), `present.N.key|value`.
+    """
+    cache = ["batch", shape.kv_heads, "past", shape.head_size]
+    x = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden])
+    mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+    past = [
+        tuple(b.input(f"past_key_values.{i}.{part}", ir.DataType.FLOAT, cache) for part in ("key", "value"))
+        for i in range(shape.layers)
+    ]
+    lengths = b.op("Sub", b.op("ReduceSum", mask, b.ints(1), keepdims=0), b.ints(1))
+    lengths = b.op("Cast", lengths, to=int(ir.DataType.INT32))
+    total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
+    total = b.op("Cast", total, to=int(ir.DataType.INT32))
+    cos, sin = (
+        b.constant(table, name) for table, name in zip(rotary, ("rotary.cos_cache", "rotary.sin_cache"), strict=True)
+    )
+    present = []
+    for index in range(shape.layers):
+        layer = f"{prefix}.layers.{index}"
+        normed = _rms_norm(b, x, f"{layer}.input_layernorm", shape.hidden, shape.epsilon)
+        attended, *kv = _attention(b, normed, f"{layer}.self_attn", shape, past[index], (lengths, total, cos, sin))
+        x = b.op("Add", x, attended, name=f"{layer}.residual1")
+        normed = _rms_norm(b, x, f"{layer}.post_attention_layernorm", shape.hidden, shape.epsilon)
+        x = b.op("Add", x, _mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")
+        present.append(kv)
+    x = _rms_norm(b, x, f"{prefix}.norm", shape.hidden, shape.epsilon)
+    last = b.op("Slice", x, b.ints(-1), b.ints(np.iinfo(np.int64).max), b.ints(1))
+    weight = b.weight(head, (shape.vocabulary, shape.hidden), transpose=True)
+    logits = b.op("MatMul", last, weight, name="lm_head")
+    b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
+    grown = ["batch", shape.kv_heads, "total", shape.head_size]
+    for index, kv in enumerate(present):
+        for part, value in zip(("key", "value"), kv, strict=True):
+            b.output(value, f"present.{index}.{part}", ir.DataType.FLOAT, grown)
+    return b.model()
+
+
+def embedding(b: GraphBuilder, name: str, vocabulary: int, hidden: int, image_token_id: int) -> ir.Model:
+    """Token embedding with the image placeholders replaced, in order, by visual tokens.
+
+    Inputs `input_ids` int64 `[batch, sequence]`, `image_features` float `[visual_tokens, hidden]` (may be
+    empty); output `inputs_embeds` float `[batch, sequence, hidden]`.
+    """
+    ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+    features = b.input("image_features", ir.DataType.FLOAT, ["visual_tokens", hidden])
+    tokens = b.op("Gather", b.weight(name, (vocabulary, hidden)), ids, axis=0, name="embed_tokens")
+    mask = b.op("Equal", ids, b.constant(np.array(image_token_id, np.int64)))
+    positions = b.op("Transpose", b.op("NonZero", mask), perm=[1, 0])
+    merged = b.op("ScatterND", tokens, positions, features, name="merge_image_features")
+    b.output(merged, "inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", hidden])
+    return b.model()

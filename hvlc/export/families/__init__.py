@@ -1,0 +1,1 @@
+"""One module per model_type; each has `export(checkpoint) -> Bundle`."""

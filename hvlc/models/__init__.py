@@ -1,0 +1,1 @@
+"""Model families that hvlc defines itself; everything else comes from transformers."""

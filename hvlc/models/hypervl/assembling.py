@@ -1,0 +1,72 @@
+"""A HyperVL from public parts: two SigLIP2 checkpoints and a Qwen3 (projectors and compressor fresh)."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
+
+from hvlc.errors import UserError
+from hvlc.models.hypervl.configuration import HyperVLConfig, HyperVLResolutionConfig
+from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
+from hvlc.models.hypervl.processing import HyperVLImageProcessor, HyperVLProcessor
+
+_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "row_token_id": "<|vision_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def _tower(directory: Path) -> SiglipVisionModel:
+    """The vision half of a SigLIP2 checkpoint, without its pooling head."""
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            "checkpoint.missing", f"{directory} holds no config.json", "name a SigLIP2 checkpoint directory"
+        )
+    tower = SiglipVisionModel.from_pretrained(directory, dtype=torch.float32)
+    tower.config.vision_use_head = False
+    headless = SiglipVisionModel(tower.config)
+    headless.load_state_dict({k: v for k, v in tower.state_dict().items() if not k.startswith("head.")})
+    return headless
+
+
+def assemble(
+    base_dir: str | Path, large_dir: str | Path, llm_dir: str | Path
+) -> tuple[HyperVLForConditionalGeneration, HyperVLProcessor]:
+    """Build a HyperVL from SigLIP2-Base, SigLIP2-Large and Qwen3 checkpoint directories.
+
+    Towers and language model keep their weights; projectors and resolution compressor start fresh
+    and need training. The tokenizer must have Qwen3's vision tokens.
+
+    Raises:
+        UserError: a directory is no checkpoint, the towers disagree on tile or patch size, or the
+            tokenizer lacks a vision token.
+    """
+    base, large = _tower(Path(base_dir)), _tower(Path(large_dir))
+    llm = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
+    ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in _TOKENS.items()}
+    missing = [token for field, token in _TOKENS.items() if ids[field] in (None, tokenizer.unk_token_id)]
+    if missing:
+        raise UserError("tokenizer.vision", f"the tokenizer lacks {', '.join(missing)}", "use a Qwen3 tokenizer")
+    try:
+        config = HyperVLConfig(
+            base_vision_config=base.config,
+            large_vision_config=large.config,
+            text_config=llm.config,
+            resolution_config=HyperVLResolutionConfig(),
+            tie_word_embeddings=llm.config.tie_word_embeddings,
+            **ids,
+        )
+    except ValueError as error:
+        raise UserError("checkpoint.towers", str(error), "choose two SigLIP2 checkpoints of one resolution") from error
+    model = HyperVLForConditionalGeneration(config)
+    model.model.branches["base"].tower.load_state_dict(base.state_dict())
+    model.model.branches["large"].tower.load_state_dict(large.state_dict())
+    model.model.language_model.load_state_dict(llm.model.state_dict())
+    model.lm_head.load_state_dict(llm.lm_head.state_dict())
+    model.tie_weights()
+    model.generation_config = llm.generation_config
+    images = HyperVLImageProcessor(config.tile_size, config.cell_size, config.resolution_config.proxy_size)
+    return model.eval(), HyperVLProcessor(images, tokenizer)

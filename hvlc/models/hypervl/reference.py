@@ -1,0 +1,101 @@
+"""A HyperVL checkpoint as a reference: the same questions, answered by transformers in float32."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from hvlc.errors import UserError
+from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.results import Answered
+
+
+class _FirstToken(BaseStreamer):
+    """Notes when the first generated token arrives (the prompt is put first)."""
+
+    def __init__(self) -> None:
+        self.puts = 0
+        self.at = 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts += 1
+        if self.puts == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        """Nothing to flush."""
+
+
+class Reference:
+    """`HyperVLForConditionalGeneration.generate` behind the interface that packages have.
+
+    Args:
+        directory: a HyperVL checkpoint.
+        name: as reports show it.
+    """
+
+    def __init__(self, directory: Path, name: str = "checkpoint") -> None:
+        self.name = name
+        self.runs_on = "torch CPU"
+        self.model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(directory)
+
+    @torch.no_grad()
+    def answer(
+        self, prompt: str, images: Sequence[Image.Image], *, encoder: str, vrc: bool, max_new_tokens: int
+    ) -> Answered:
+        """Answer greedily.
+
+        Args:
+            prompt: the question, without template or placeholders.
+            images: RGB images in the order they are shown.
+            encoder: "base", "large" or "auto" for the checkpoint's default.
+            vrc: whether the resolution compressor chooses each image's scale.
+            max_new_tokens: bound of generated tokens.
+
+        Raises:
+            UserError: the checkpoint has no such encoder.
+        """
+        if encoder not in (*BRANCHES, "auto"):
+            raise UserError(
+                "request.encoder", f"the checkpoint has no encoder {encoder!r}", f"use {', '.join(BRANCHES)}"
+            )
+        started = time.perf_counter()
+        branch = self.model.config.default_branch if encoder == "auto" else encoder
+        scales = self._scales(images, vrc)
+        inputs = self.processor(
+            images=list(images) or None, text=self._text(prompt, len(images)), scales=scales or None
+        )
+        first = _FirstToken()
+        chosen = {"branch": branch} if images else {}
+        output = self.model.generate(**inputs, **chosen, max_new_tokens=max_new_tokens, do_sample=False, streamer=first)
+        ended = time.perf_counter()
+        prompt_tokens = inputs["input_ids"].shape[1]
+        tokens = output[0, prompt_tokens:].tolist()
+        grids = inputs["image_grids"].tolist() if images else []
+        return Answered(
+            text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True),
+            tokens=tuple(tokens),
+            encoder=branch if images else "",
+            scales=tuple(scales),
+            tiles=len(inputs["pixel_values"]) if images else 0,
+            visual_tokens=sum(rows * columns for rows, columns in grids),
+            prompt_tokens=prompt_tokens,
+            time_to_first_token=first.at - started,
+            decode_seconds=ended - first.at,
+        )
+
+    def _scales(self, images: Sequence[Image.Image], vrc: bool) -> list[float]:
+        if not vrc or not images:
+            return [1.0] * len(images)
+        proxies = self.processor.image_processor.proxies(images)
+        return self.model.predict_scale(**proxies).tolist()
+
+    def _text(self, prompt: str, images: int) -> str:
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        message = {"role": "user", "content": content if images else prompt}
+        return self.processor.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,1 @@
+"""Writes and checks the onnxruntime-genai directory, its manifest and digests."""

@@ -1,0 +1,93 @@
+"""genai_config.json of a package with host-run vision encoders (onnxruntime-genai 0.18).
+
+`type: gemma3` selects the plain vision state: one run, one-dimensional positions, rewind works, and no
+token id is baked in. Unknown keys below the root are errors there; unknown scalars at the root are not.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from hvlc.bundle import Component, Role
+from hvlc.graph import GraphBuilder
+from hvlc.manifest import MANIFEST
+
+
+def passthrough(hidden_size: int) -> Component:
+    """The vision graph that genai runs: the host has already computed the visual tokens."""
+    b = GraphBuilder("vision")
+    features = b.input("host_image_features", ir.DataType.FLOAT, ["visual_tokens", hidden_size])
+    b.output(b.op("Identity", features), "image_features", ir.DataType.FLOAT, ["visual_tokens", hidden_size])
+    return Component("vision", Role.VISION_ROUTER, b.model(), "front")
+
+
+def genai_config(
+    facts: Mapping[str, Any], files: Mapping[str, str], provider_options: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The configuration as a JSON value.
+
+    Args:
+        facts: the bundle's facts.
+        files: file name of each component.
+        provider_options: execution provider entry of the decoder; empty for CPU.
+    """
+    session: dict[str, Any] = {"provider_options": []}
+    decoder = {
+        "filename": files["model"],
+        "head_size": facts["head_size"],
+        "hidden_size": facts["hidden_size"],
+        "num_attention_heads": facts["num_heads"],
+        "num_hidden_layers": facts["num_layers"],
+        "num_key_value_heads": facts["num_kv_heads"],
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": provider_options},
+        "inputs": {
+            "inputs_embeds": "inputs_embeds",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    vision = {
+        "filename": files["vision"],
+        "inputs": {"pixel_values": "pixel_values"},
+        "outputs": {"image_features": "image_features"},
+        "session_options": {"session.disable_prepacking": "1", **session},
+    }
+    embedding = {
+        "filename": files["embedding"],
+        "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+        "outputs": {"inputs_embeds": "inputs_embeds"},
+        "session_options": session,
+    }
+    eos, pad = facts["eos_token_id"], facts["pad_token_id"]
+    first_eos = eos[0] if isinstance(eos, list) else eos
+    return {
+        "model": {
+            "type": "gemma3",
+            "bos_token_id": first_eos if facts["bos_token_id"] is None else facts["bos_token_id"],
+            "eos_token_id": eos,
+            "pad_token_id": first_eos if pad is None else pad,
+            "vocab_size": facts["vocab_size"],
+            "context_length": facts["context_length"],
+            "image_token_id": facts["image_token_id"],
+            "decoder": decoder,
+            "vision": vision,
+            "embedding": embedding,
+        },
+        "search": {
+            "max_length": facts["context_length"],
+            "do_sample": False,
+            "num_beams": 1,
+            "past_present_share_buffer": True,
+            "top_k": 50,
+            "top_p": 1.0,
+            "temperature": 1.0,
+        },
+        "vlm_manifest": MANIFEST,
+    }

@@ -1,0 +1,200 @@
+"""A bundle to a package directory: whole or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hvlc.bundle import Bundle, Role
+from hvlc.checkpoint import digest_file
+from hvlc.errors import UserError
+from hvlc.manifest import MANIFEST, ComponentEntry, EncoderPolicy, FileEntry, Manifest, Sources, TileRule, Tokens
+from hvlc.package.genai import genai_config, passthrough
+from hvlc.package.onnx_files import write_components
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_TOOLS = ("hvlc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers")
+_PARTIAL = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_directory(output: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary sibling that becomes `output` when the block ends well, and vanishes when it does not.
+
+    Leftovers of killed runs for the same output are swept first.
+
+    Raises:
+        UserError: `output` exists and `force` is off, its parent is missing, or the disk is full.
+    """
+    check_output(output, force=force)
+    for leftover in output.parent.glob(f".{output.name}{_PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}{_PARTIAL}", dir=output.parent))
+    except OSError as error:
+        raise _as_user_error(error, output) from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _replace(partial, output)
+    except OSError as error:
+        raise _as_user_error(error, output) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Refuse an output that would overwrite something, before any work.
+
+    Raises:
+        UserError: see the message.
+    """
+    if not output.parent.is_dir():
+        raise UserError("output.parent", f"{output.parent} is no directory", "create it first")
+    if output.exists() and not force:
+        raise UserError("output.exists", f"{output} exists", "choose another output or pass --force")
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not (output / MANIFEST).is_file():
+        raise UserError(
+            "output.foreign", f"{output} is no hvlc package", "--force replaces packages only; choose another output"
+        )
+
+
+def _replace(partial: Path, output: Path) -> None:
+    """Rename into place; an old package is moved aside first and deleted after."""
+    if not output.exists():
+        partial.rename(output)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}{_PARTIAL}old-", dir=output.parent))
+    output.rename(aside / "old")
+    partial.rename(output)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _as_user_error(error: OSError, output: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError("output.disk_full", f"the disk of {output} is full", "free space or choose another disk")
+    return UserError("output.write", f"cannot write {output}: {error.strerror or error}", "check permissions and path")
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the tokenizer and chat template.
+
+    Raises:
+        UserError: the checkpoint has no tokenizer.json.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise UserError(
+            "checkpoint.tokenizer", f"{source} holds no tokenizer.json", "save the tokenizer beside the model"
+        )
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def token_texts(source: Path, ids: list[int]) -> list[str]:
+    """The texts of added tokens.
+
+    Raises:
+        UserError: an id is no added token of the tokenizer.
+    """
+    added = {t["id"]: t["content"] for t in json.loads((source / "tokenizer.json").read_text("utf-8"))["added_tokens"]}
+    missing = [i for i in ids if i not in added]
+    if missing:
+        raise UserError(
+            "checkpoint.tokenizer", f"the tokenizer has no added token {missing[0]}", "match config and tokenizer"
+        )
+    return [added[i] for i in ids]
+
+
+def tool_versions() -> dict[str, str]:
+    """Installed versions of the tools that shape a package."""
+    found = {}
+    for tool in _TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[tool] = version(tool)
+    return found
+
+
+def write_package(
+    bundle: Bundle, checkpoint_directory: Path, partial: Path, sources: Sources, bits_per_decoder_weight: float | None
+) -> Manifest:
+    """Fill `partial` with the package and its manifest.
+
+    Args:
+        bundle: the finished components.
+        checkpoint_directory: where the tokenizer is.
+        partial: an empty directory.
+        sources: digests of the inputs.
+        bits_per_decoder_weight: stored bits on average, None when nothing was quantized.
+    """
+    facts: dict[str, Any] = bundle.facts
+    bundle.add(passthrough(facts["hidden_size"]))
+    copy_tokenizer(checkpoint_directory, partial)
+    files = write_components(bundle, partial)
+    (partial / "genai_config.json").write_text(_json(genai_config(facts, files, [])), "utf-8")
+    manifest = Manifest(
+        schema_version=1,
+        sources=sources,
+        components=_components(bundle, files),
+        encoders={name: files[f"vision_{name}"] for name in facts["encoders"]},
+        policy=EncoderPolicy(default=facts["default_encoder"]),
+        tiles=TileRule(
+            tile_size=facts["tile_size"],
+            cell_size=facts["cell_size"],
+            max_visual_tokens=facts["max_visual_tokens"],
+            min_scale=facts["min_scale"],
+            resolution_compressor=True,
+        ),
+        tokens=_tokens(facts, checkpoint_directory),
+        hidden_size=facts["hidden_size"],
+        context_length=facts["context_length"],
+        bits_per_decoder_weight=bits_per_decoder_weight,
+        files=_digests(partial),
+    )
+    (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
+    _sync(partial)
+    return manifest
+
+
+def _tokens(facts: dict[str, Any], checkpoint_directory: Path) -> Tokens:
+    image, row = facts["image_token_id"], facts["row_token_id"]
+    texts = token_texts(checkpoint_directory, [image, row])
+    start, end = facts["vision_start_token_id"], facts["vision_end_token_id"]
+    return Tokens(image=image, row=row, vision_start=start, vision_end=end, image_text=texts[0], row_text=texts[1])
+
+
+def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEntry]:
+    entries = {}
+    for name, component in bundle.components.items():
+        inputs = tuple(str(v.name) for v in component.graph.inputs)
+        outputs = tuple(str(v.name) for v in component.graph.outputs)
+        if component.role is Role.DECODER:  # the KV cache follows genai_config.json
+            inputs = tuple(n for n in inputs if not n.startswith("past"))
+            outputs = tuple(n for n in outputs if not n.startswith("present"))
+        entries[name] = ComponentEntry(file=files[name], role=component.role, inputs=inputs, outputs=outputs)
+    return entries
+
+
+def _digests(directory: Path) -> dict[str, FileEntry]:
+    paths = sorted(p for p in directory.iterdir() if p.name != MANIFEST)
+    return {p.name: FileEntry(bytes=p.stat().st_size, sha256=digest_file(p)) for p in paths}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _sync(directory: Path) -> None:
+    """Force the files to disk before the rename makes them visible."""
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

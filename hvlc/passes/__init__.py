@@ -1,0 +1,1 @@
+"""Graph passes: one transform per file, each a frozen dataclass whose fields are its configuration."""

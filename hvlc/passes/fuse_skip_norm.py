@@ -1,0 +1,80 @@
+"""Residual Add followed by a norm, as onnxruntime's one-kernel contrib operators.
+
+`Add -> RMSNormalization` becomes SkipSimplifiedLayerNormalization and `Add -> LayerNormalization`
+SkipLayerNormalization, which also give the sum: exact up to the order of the additions.
+Qualcomm's compiler rejects both operators (docs/npu.md), so the target decides.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hvlc.bundle import Component, Role, Skip
+from hvlc.graph import MICROSOFT
+from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.target import Target
+
+_FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
+_SUM_OUTPUT = 3
+_WITH_BIAS = 3  # inputs of a LayerNormalization that has one
+
+
+@dataclass(frozen=True)
+class FuseSkipNorm(ComponentPass):
+    """Fuses each norm with the residual addition that feeds it.
+
+    Attributes:
+        target: asked whether it takes the fused operators.
+    """
+
+    target: Target
+    roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
+
+    def transform(self, component: Component) -> Outcome:
+        """Fuse every pair that the target takes."""
+        changed, skipped = 0, []
+        for norm in list(component.graph):
+            if norm.op_type not in _FUSED or norm.domain:
+                continue
+            found = self._residual(norm)
+            if isinstance(found, ir.Node):
+                _fuse(component.graph, found, norm)
+                changed += 1
+            else:
+                skipped.append(Skip(str(norm.name), found))
+        return Outcome(changed, tuple(skipped))
+
+    def _residual(self, norm: ir.Node) -> ir.Node | str:
+        """The addition to fuse with, or why this norm stays as it is."""
+        verdict = self.target.takes_op(_FUSED[norm.op_type], MICROSOFT)
+        if not verdict:
+            return verdict.reason
+        if norm.attributes.get_int("axis", -1) != -1:
+            return "normalizes over more than the last axis"
+        add = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+        if add is None or add.op_type != "Add" or add.domain or add.graph is not norm.graph:
+            return "no residual addition before it"
+        if any(v is None or (v.producer() is None and not v.is_graph_input()) for v in add.inputs):
+            return "adds a weight, not a residual"
+        if norm.op_type == "LayerNormalization" and (len(norm.inputs) < _WITH_BIAS or norm.inputs[2] is None):
+            return "has no bias"
+        return add
+
+
+def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
+    """Replace the addition and the norm; the sum stays available to its other readers."""
+    epsilon = norm.attributes.get_float("epsilon", 1e-5)
+    inputs = [*add.inputs, *norm.inputs[1:]]
+    name, attributes = str(norm.name), {"epsilon": epsilon}
+    fused = ir.node(_FUSED[norm.op_type], inputs, attributes, domain=MICROSOFT, num_outputs=4, name=name)
+    normed, total = norm.outputs[0], add.outputs[0]
+    graph.insert_before(add, fused)
+    for output in fused.outputs:
+        output.name = ""
+    fused.outputs[0].name, fused.outputs[0].shape = normed.name, normed.shape
+    ir.convenience.replace_all_uses_with(normed, fused.outputs[0], replace_graph_outputs=True)
+    graph.remove(norm, safe=True)
+    if total.uses() or total.is_graph_output():
+        fused.outputs[_SUM_OUTPUT].name = total.name
+        ir.convenience.replace_all_uses_with(total, fused.outputs[_SUM_OUTPUT], replace_graph_outputs=True)
+    graph.remove(add, safe=True)

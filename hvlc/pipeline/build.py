@@ -1,0 +1,188 @@
+"""The build, stage by stage: checkpoint, bundle, passes, plan, package."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvlc.built import BuildResult
+from hvlc.bundle import Bundle, Role
+from hvlc.checkpoint import Checkpoint, digest_file
+from hvlc.errors import UserError
+from hvlc.manifest import MANIFEST, Manifest, Sources
+from hvlc.package.writer import atomic_directory, check_output, tool_versions, write_package
+from hvlc.plan import Plan
+from hvlc.recipes.resolve import resolve
+from hvlc.recipes.schema import Recipe, load_recipe, recipe_path
+from hvlc.target import Target, load_target, target_path
+
+STAGES = ("open", "export", "passes", "plan", "quantize", "package")
+
+#: Called with the stage's name and its position when it starts.
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        checkpoint: a checkpoint directory.
+        target: name or path of a target.
+        recipe: name or path of a recipe.
+        output: directory to write.
+        force: replace an existing package.
+    """
+
+    checkpoint: Path
+    target: str
+    recipe: str
+    output: Path
+    force: bool = False
+
+
+class _Stages:
+    """Announces and times the stages."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress or (lambda stage, index: None)
+        self._current = ""
+        self._started = 0.0
+        self.seconds: dict[str, float] = {}
+
+    def enter(self, name: str) -> None:
+        self.finish()
+        self._current, self._started = name, time.perf_counter()
+        self._progress(name, STAGES.index(name))
+
+    def finish(self) -> None:
+        if self._current:
+            self.seconds[self._current] = time.perf_counter() - self._started
+
+
+def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
+    """Digests of a build's inputs: equal sources make an equal package."""
+    return Sources(
+        model_type=checkpoint.model_type,
+        checkpoint=checkpoint.digest,
+        recipe_name=load_recipe(request.recipe).name,
+        recipe=digest_file(recipe_path(request.recipe)),
+        target_name=load_target(request.target).name,
+        target=digest_file(target_path(request.target)),
+        versions=tool_versions(),
+    )
+
+
+def build(request: BuildRequest, progress: Progress | None = None) -> BuildResult:
+    """Turn a checkpoint into a package.
+
+    Nothing is visible at `request.output` before the package is whole, and nothing is left when it fails.
+
+    Raises:
+        UserError: bad input, an existing output, a full disk.
+        TargetError: the target cannot take what the recipe asks for.
+    """
+    stages = _Stages(progress)
+    stages.enter("open")
+    check_output(request.output, force=request.force)
+    recipe, target = load_recipe(request.recipe), load_target(request.target)
+    checkpoint = Checkpoint.open(request.checkpoint)
+    sources = sources_of(request, checkpoint)
+    bundle, plan = _planned(checkpoint, recipe, target, stages)
+    _check_disk(request.output, bundle, plan)
+    stages.enter("quantize")
+    _quantize(bundle, plan)
+    stages.enter("package")
+    with atomic_directory(request.output, force=request.force) as partial:
+        manifest = write_package(bundle, checkpoint.directory, partial, sources, plan.bits_per_weight(Role.DECODER))
+    stages.finish()
+    return BuildResult(request.output, manifest, plan, tuple(bundle.journal), stages.seconds)
+
+
+def plan_build(checkpoint: Path, target: str, recipe: str) -> Plan:
+    """The plan of a build, without building.
+
+    Raises:
+        UserError, TargetError: whatever would stop the build.
+    """
+    stages = _Stages(None)
+    stages.enter("open")
+    return _planned(Checkpoint.open(checkpoint), load_recipe(recipe), load_target(target), stages)[1]
+
+
+def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _Stages) -> tuple[Bundle, Plan]:
+    """Export, run the structural passes, resolve the recipe."""
+    from hvlc.calibration.solvers import SOLVERS
+    from hvlc.export import export_bundle
+
+    stages.enter("export")
+    bundle = export_bundle(checkpoint)
+    stages.enter("passes")
+    for step in structural_passes(bundle.facts, target):
+        step.run(bundle)
+    stages.enter("plan")
+    return bundle, resolve(recipe, bundle, target, SOLVERS)
+
+
+def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
+    """The passes before quantization, in order."""
+    from hvlc.passes.compress_resolution import CompressResolution
+    from hvlc.passes.fuse_skip_norm import FuseSkipNorm
+    from hvlc.passes.stitch_tiles import StitchTiles
+    from hvlc.passes.tile_images import TileImages
+
+    mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
+    return [
+        TileImages(facts["tile_size"], facts["cell_size"], mean, std),
+        CompressResolution(facts["proxy_size"], facts["min_scale"], facts["scale_step"], mean, std),
+        StitchTiles(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]),
+        FuseSkipNorm(target),
+    ]
+
+
+def _quantize(bundle: Bundle, plan: Plan) -> None:
+    from hvlc.calibration.solvers import SOLVERS
+    from hvlc.passes.quantize_weights import QuantizeWeights
+    from hvlc.passes.select_encoder import SelectEncoder
+
+    QuantizeWeights(plan, SOLVERS).run(bundle)
+    SelectEncoder().run(bundle)
+
+
+def _check_disk(output: Path, bundle: Bundle, plan: Plan) -> None:
+    """Refuse before the work when the package cannot fit.
+
+    Raises:
+        UserError: too little free space.
+    """
+    planned = {(a.component, a.weight) for a in plan.assignments}
+    rest = sum(
+        value.const_value.nbytes
+        for component in bundle.components.values()
+        for value in component.graph.initializers.values()
+        if value.const_value is not None and (component.name, value.name) not in planned
+    )
+    needed, free = plan.stored_bytes + rest, shutil.disk_usage(output.parent).free
+    if needed > free:
+        raise UserError(
+            "output.disk_full",
+            f"the package needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free",
+            "free space or choose another disk",
+        )
+
+
+def is_current(request: BuildRequest) -> bool:
+    """Whether `request.output` already holds exactly what this request would build."""
+    if not (request.output / MANIFEST).is_file():
+        return False
+    manifest = Manifest.load(request.output)
+    manifest.verify(request.output)
+    return manifest.sources == sources_of(request, Checkpoint.open(request.checkpoint))
+
+
+def source_digest(manifest: Manifest) -> str:
+    """Hex SHA-256 of a package's manifest: equal digests are equal packages."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()

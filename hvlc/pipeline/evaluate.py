@@ -1,0 +1,134 @@
+"""Evaluation of packages and checkpoints on a task."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hvlc.errors import UserError
+from hvlc.evaluation.answerer import Answerer
+from hvlc.evaluation.compare import with_agreement
+from hvlc.evaluation.evaluate import evaluate
+from hvlc.evaluation.task import Task
+from hvlc.manifest import MANIFEST, Manifest
+from hvlc.pipeline.build import source_digest
+from hvlc.report.page import write_page
+from hvlc.results import Evaluation, read_evaluation, write_evaluation
+
+#: Called with a label, the number of answered examples and the number of all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to ask: which encoder, with or without the resolution compressor."""
+
+    encoder: str
+    vrc: bool
+
+
+def open_answerer(directory: Path) -> Answerer:
+    """A package through onnxruntime, or a checkpoint through transformers.
+
+    Raises:
+        UserError: the directory is neither.
+    """
+    if (directory / MANIFEST).is_file():
+        from hvlc.runtime.generation import VisionLanguageModel
+
+        return VisionLanguageModel(directory)
+    if (directory / "config.json").is_file():
+        from hvlc.models.hypervl.reference import Reference
+
+        return Reference(directory)
+    raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
+
+
+def encoders_of(directory: Path) -> tuple[str, ...]:
+    """The vision encoders of a package or checkpoint."""
+    if (directory / MANIFEST).is_file():
+        return tuple(Manifest.load(directory).encoders)
+    from hvlc.models.hypervl.configuration import BRANCHES
+
+    return BRANCHES
+
+
+def evaluate_directory(
+    directory: Path,
+    task: Task,
+    settings: Sequence[Setting],
+    *,
+    count: int | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Evaluate a package or checkpoint under several settings.
+
+    Args:
+        directory: what to evaluate.
+        task: the questions.
+        settings: how to ask, one evaluation each.
+        count: examples per setting, all when None.
+        store: directory of earlier evaluations: one of the same package, task and setting is read back.
+        progress: told after each example.
+    """
+    package = (directory / MANIFEST).is_file()
+    manifest = Manifest.load(directory) if package else None
+    provenance = {"package": source_digest(manifest)} if manifest else {"checkpoint": _checkpoint_digest(directory)}
+    size = manifest.total_bytes if manifest else None
+    answerer: Answerer | None = None
+    found = []
+    for setting in settings:
+        wanted = count or len(task)
+        file = store / f"{directory.name}-{setting.encoder}{'-vrc' if setting.vrc else ''}.json" if store else None
+        stored = _stored(file, provenance, task.name, setting, wanted)
+        if stored is None:
+            answerer = answerer or open_answerer(directory)
+            label = f"{answerer.name} · {setting.encoder}{' · VRC' if setting.vrc else ''}"
+            stored = evaluate(
+                answerer,
+                task,
+                encoder=setting.encoder,
+                vrc=setting.vrc,
+                count=count,
+                size_bytes=size,
+                provenance=provenance,
+                progress=partial(progress, label) if progress else None,
+            )
+            if file:
+                write_evaluation(file, stored)
+        found.append(stored)
+    return found
+
+
+def _checkpoint_digest(directory: Path) -> str:
+    from hvlc.checkpoint import Checkpoint
+
+    return Checkpoint.open(directory).digest
+
+
+def _stored(
+    file: Path | None, provenance: dict[str, str], task: str, setting: Setting, count: int
+) -> Evaluation | None:
+    """An earlier evaluation of exactly this, or None."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        earlier = read_evaluation(file)
+    except UserError:
+        return None
+    same = earlier.provenance == provenance and earlier.task == task and earlier.summary.n == count
+    return earlier if same and (earlier.encoder, earlier.vrc) == (setting.encoder, setting.vrc) else None
+
+
+def against(evaluations: Sequence[Evaluation], references: Sequence[Evaluation]) -> list[Evaluation]:
+    """Each evaluation with its agreement to the reference of the same setting, where there is one."""
+    by_setting = {(r.encoder, r.vrc): r for r in references}
+    return [
+        with_agreement(e, by_setting[e.encoder, e.vrc]) if (e.encoder, e.vrc) in by_setting else e for e in evaluations
+    ]
+
+
+def write_report(path: Path, evaluations: Sequence[Evaluation], task: Task, title: str, facts: dict[str, str]) -> None:
+    """The HTML page of evaluations of one task."""
+    write_page(path, evaluations, lambda index: task.example(index).images[0], title=title, facts=facts)

@@ -1,0 +1,1 @@
+"""Quantization recipes: schema, resolver, and the shipped *.yaml."""

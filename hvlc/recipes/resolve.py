@@ -1,0 +1,152 @@
+"""A recipe against a bundle and a target: the plan, or every problem at once."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hvlc.bundle import Bundle, Component, Role
+from hvlc.errors import HvlcError, TargetError, UserError, nearest
+from hvlc.plan import Action, Assignment, Plan
+from hvlc.recipes.schema import Recipe, Rule, WeightSpec
+from hvlc.target import Target, Verdict
+
+_RESOLVED_ROLES = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A weight matrix in a graph: `MatMul` by a constant, or an embedding look-up."""
+
+    component: Component
+    node: ir.Node
+    weight: ir.Value
+
+    @property
+    def is_lookup(self) -> bool:
+        return self.node.op_type == "Gather"
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Output and input features."""
+        first, second = _matrix_dims(self.weight)
+        return (first, second) if self.is_lookup else (second, first)
+
+
+def _matrix_dims(weight: ir.Value) -> tuple[int, int]:
+    """Rows and columns of a constant matrix."""
+    if weight.const_value is None:
+        raise HvlcError("plan.weight", f"{weight.name} has no value", "report it")
+    rows, columns = weight.const_value.shape
+    return int(str(rows)), int(str(columns))
+
+
+def _places(component: Component) -> Iterator[_Place]:
+    for node in component.graph:
+        if node.domain or node.op_type not in ("MatMul", "Gather"):
+            continue
+        weight = node.inputs[0 if node.op_type == "Gather" else 1]
+        if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+            continue
+        if weight.const_value.dtype == ir.DataType.FLOAT:
+            yield _Place(component, node, weight)
+
+
+def resolve(recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[str]) -> Plan:
+    """Decide every weight.
+
+    Args:
+        recipe: the rules.
+        bundle: the exported model; nothing in it changes.
+        target: asked what it takes.
+        solvers: names of the solvers at hand.
+
+    Raises:
+        UserError: a rule matches nothing or names an unknown solver.
+        TargetError: the target cannot take what a rule asks for.
+    """
+    known = sorted(solvers)
+    for asked in [r.quantize for r in recipe.rules if r.quantize]:
+        if asked.solver not in known:
+            raise UserError("recipe.solver", f"no solver {asked.solver!r}", nearest(asked.solver, known))
+    assignments: list[Assignment] = []
+    problems: list[str] = []
+    used: set[Rule | None] = set()
+    places = [p for c in bundle.components.values() if c.role in _RESOLVED_ROLES for p in _places(c)]
+    for place in places:
+        rule = _first_rule(recipe, place)
+        used.add(rule)
+        decision = _decide(place, rule, target, places, recipe)
+        if isinstance(decision, str):
+            problems.append(f"{place.weight.name}: {decision}")
+        else:
+            assignments.append(decision)
+    unused = [r for r in recipe.rules if r not in used and not r.optional]
+    if unused:
+        names = "; ".join(f"{r.role} {r.weights!r}" for r in unused)
+        raise UserError(
+            "recipe.rule", f"recipe {recipe.name}: rules that match no weight: {names}", "correct or drop them"
+        )
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise TargetError("plan.target", shown, "choose another recipe or target")
+    return Plan(recipe.name, target.name, tuple(assignments), recipe.activations == "float")
+
+
+def _first_rule(recipe: Recipe, place: _Place) -> Rule | None:
+    rules = (r for r in recipe.rules if r.matches(place.component.role, str(place.weight.name)))
+    return next(rules, None)
+
+
+def _decide(place: _Place, rule: Rule | None, target: Target, places: list[_Place], recipe: Recipe) -> Assignment | str:
+    """The assignment of one place, or what is wrong."""
+    if place.is_lookup:
+        return _decide_lookup(place, rule, target, places, recipe)
+    if rule is None or rule.quantize is None:
+        return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
+    spec = rule.quantize
+    verdict = target.takes_weights(spec.bits, spec.block_size, symmetric=spec.symmetric)
+    return _assignment(place, Action.QUANTIZE, spec=spec, target=target) if verdict else verdict.reason
+
+
+def _decide_lookup(
+    place: _Place, rule: Rule | None, target: Target, places: list[_Place], recipe: Recipe
+) -> Assignment | str:
+    """An embedding table: shares the head's bytes when tied and the target can look them up, else follows its rule."""
+    heads = [p for p in places if not p.is_lookup and p.weight.name == place.weight.name]
+    head_rule = _first_rule(recipe, heads[0]) if heads else None
+    spec = head_rule.quantize if head_rule else None
+    if spec is not None:
+        verdict = _lookup_verdict(target, spec)
+        if verdict:
+            return _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", spec, target)
+        if rule is None or rule.quantize is None:
+            return _assignment(place, Action.KEEP, verdict.reason)
+    if rule is None or rule.quantize is None:
+        return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
+    verdict = _lookup_verdict(target, rule.quantize)
+    return _assignment(place, Action.QUANTIZE, spec=rule.quantize, target=target) if verdict else verdict.reason
+
+
+def _lookup_verdict(target: Target, spec: WeightSpec) -> Verdict:
+    op = target.takes_op("GatherBlockQuantized", "com.microsoft")
+    return target.takes_gather(spec.bits) if op else op
+
+
+def _assignment(
+    place: _Place, action: Action, reason: str = "", spec: WeightSpec | None = None, target: Target | None = None
+) -> Assignment:
+    chosen = spec.format(negative_scales=target.takes_negative_scales(spec.bits)) if spec and target else None
+    rows, columns = place.dims
+    return Assignment(
+        component=place.component.name,
+        role=place.component.role,
+        node=str(place.node.name),
+        weight=str(place.weight.name),
+        out_features=rows,
+        in_features=columns,
+        action=action,
+        reason=reason,
+        format=chosen,
+        solver=spec.solver if spec else None,
+    )

@@ -1,0 +1,1 @@
+"""Measurements for people: terminal tables, Markdown, and a self-contained HTML page."""

@@ -1,0 +1,150 @@
+"""Terminal tables of plans, builds, packages and single answers."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from hvlc.built import BuildResult
+from hvlc.manifest import Manifest
+from hvlc.plan import Action, Plan
+from hvlc.results import Answered
+
+
+def named_table(rows: Mapping[str, str]) -> Table:
+    """Names and what they stand for."""
+    table = _table("", "")
+    for name, text in rows.items():
+        table.add_row(Text(name, style="bold"), Text(text))
+    table.show_header = False
+    return table
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON values."""
+    return {
+        "recipe": plan.recipe,
+        "target": plan.target,
+        "stored_bytes": plan.stored_bytes,
+        "assignments": [
+            {
+                "component": a.component,
+                "weight": a.weight,
+                "shape": [a.out_features, a.in_features],
+                "action": a.action,
+                "format": str(a.format) if a.format else "float32",
+                "solver": a.solver,
+                "reason": a.reason,
+                "bytes": a.stored_bytes,
+            }
+            for a in plan.assignments
+        ],
+    }
+
+
+def plan_table(plan: Plan) -> Group:
+    """A plan, one line for each kind of assignment in each component."""
+    table = _table("component", "action", "format", "matrices", "weights", "MB", "why")
+    groups: dict[tuple[str, Action, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for a in plan.assignments:
+        totals = groups[a.component, a.action, str(a.format) if a.format else "float32", a.reason]
+        totals[0] += 1
+        totals[1] += a.elements
+        totals[2] += a.stored_bytes
+    for (component, action, format, reason), (count, elements, size) in groups.items():
+        table.add_row(component, action, format, str(count), f"{elements:,}", _megabytes(size), Text(reason))
+    return Group(Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"), table)
+
+
+def build_record(result: BuildResult) -> dict[str, Any]:
+    """A build as JSON values."""
+    return {
+        "output": str(result.output),
+        "bytes": result.manifest.total_bytes,
+        "bits_per_decoder_weight": result.manifest.bits_per_decoder_weight,
+        "seconds": dict(result.seconds),
+        "journal": [
+            {
+                "step": e.step,
+                "component": e.component,
+                "changed": e.changed,
+                "seconds": e.seconds,
+                "skipped": [{"where": s.where, "reason": s.reason} for s in e.skipped],
+            }
+            for e in result.journal
+        ],
+    }
+
+
+def build_tables(result: BuildResult) -> Group:
+    """What a build did: the journal, the plan, the package."""
+    journal = _table("step", "component", "changed", "declined", "most common reason")
+    for entry in result.journal:
+        reasons = [s.reason for s in entry.skipped]
+        reason = max(set(reasons), key=reasons.count) if reasons else ""
+        journal.add_row(entry.step, entry.component, str(entry.changed), str(len(reasons)), Text(reason))
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
+    size, total = _megabytes(result.manifest.total_bytes), sum(result.seconds.values())
+    summary = f"{result.output}: {size} MB in {total:.1f} s ({seconds})"
+    return Group(journal, plan_table(result.plan), Text(summary))
+
+
+def manifest_tables(manifest: Manifest) -> Group:
+    """A package: where it comes from, its components, where every byte goes."""
+    sources = manifest.sources
+    facts = {
+        "model": sources.model_type,
+        "recipe": f"{sources.recipe_name} ({sources.recipe[:16]})",
+        "target": f"{sources.target_name} ({sources.target[:16]})",
+        "checkpoint": sources.checkpoint[:16],
+        "default encoder": manifest.policy.default,
+        "tiles": f"{manifest.tiles.tile_size} px, {manifest.tiles.cell_size} px per visual token",
+        "context": f"{manifest.context_length} tokens",
+        "decoder": "float32"
+        if manifest.bits_per_decoder_weight is None
+        else f"{manifest.bits_per_decoder_weight:.2f} bits per weight",
+        "versions": ", ".join(f"{name} {version}" for name, version in sources.versions.items()),
+    }
+    components = _table("component", "role", "inputs", "outputs")
+    for name, entry in manifest.components.items():
+        components.add_row(name, entry.role, ", ".join(entry.inputs), ", ".join(entry.outputs))
+    files = _table("file", "bytes", "share")
+    for name, file in sorted(manifest.files.items(), key=lambda item: -item[1].bytes):
+        files.add_row(name, f"{file.bytes:,}", f"{100 * file.bytes / manifest.total_bytes:.1f} %")
+    return Group(named_table(facts), components, files)
+
+
+def answer_table(answered: Answered) -> Table:
+    """What an answer cost."""
+    rate = (len(answered.tokens) - 1) / answered.decode_seconds if answered.decode_seconds > 0 else None
+    return named_table(
+        {
+            "encoder": answered.encoder or "none",
+            "scale": ", ".join(f"{scale:.2f}" for scale in answered.scales) or "no image",
+            "tiles": str(answered.tiles),
+            "visual tokens": str(answered.visual_tokens),
+            "prompt tokens": str(answered.prompt_tokens),
+            "time to first token": f"{1000 * answered.time_to_first_token:.0f} ms",
+            "tokens/s": "one token only" if rate is None else f"{rate:.0f}",
+        }
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right"
+            if column in ("changed", "declined", "matrices", "weights", "MB", "bytes", "share")
+            else "left",
+        )
+    return table
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f}"

@@ -1,0 +1,129 @@
+"""How a measurement reads: the columns and number formats that every report shares."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hvlc.errors import UserError
+from hvlc.results import Agreement, Evaluation, Score
+
+#: What stands where a number was not measured.
+ABSENT = "–"
+
+#: A p-value at least this large is called noise.
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a comparison.
+
+    Attributes:
+        title: its head, with the unit.
+        short: its head where room is scarce; two lines at most.
+        cell: the text of an evaluation's cell, without unit; an interval follows in brackets.
+        numeric: whether cells are aligned right.
+    """
+
+    title: str
+    short: str
+    cell: Callable[[Evaluation], str]
+    numeric: bool = True
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.9876 as "98.8 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def interval(score: Score) -> str:
+    """The ends of a score's interval in percent, e.g. "95.1–98.9"."""
+    return f"{100 * score.low:.1f}–{100 * score.high:.1f}"
+
+
+def scored(score: Score) -> str:
+    """A score and its interval, e.g. "97.7 % (95.1–98.9)"."""
+    return f"{percent(score.value)} ({interval(score)})"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number, or the sign for an absent one."""
+    return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def rounded(value: float) -> str:
+    """A number with a decimal below 100 and none from there."""
+    return number(value, 1 if value < 99.95 else 0)
+
+
+def megabytes(size: int | None) -> str:
+    """Bytes in units of 10^6, without the unit."""
+    return ABSENT if size is None else rounded(size / 1e6)
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds in milliseconds, without the unit."""
+    return rounded(1000 * seconds)
+
+
+def verdict(agreement: Agreement) -> str:
+    """Whether the difference from the reference can be told from noise, in words."""
+    if agreement.lost == agreement.won == 0:
+        return "no answer changed sides"
+    p = "p < 0.001" if agreement.p_value < 0.001 else f"p = {agreement.p_value:.2g}"
+    changed = f"lost {agreement.lost}, won {agreement.won}, {p}"
+    if agreement.p_value >= SIGNIFICANCE:
+        return f"{changed}: within noise"
+    return f"{changed}: {'worse' if agreement.lost > agreement.won else 'better'}, not noise"
+
+
+def _score(score: Score) -> str:
+    return f"{number(100 * score.value)} ({interval(score)})"
+
+
+def _against(evaluation: Evaluation, share: Callable[[Agreement], float | None]) -> str:
+    value = share(evaluation.agreement) if evaluation.agreement else None
+    return number(None if value is None else 100 * value)
+
+
+#: The columns of a comparison, left to right.
+COLUMNS: tuple[Column, ...] = (
+    Column("model", "model", lambda e: e.name, numeric=False),
+    Column("encoder", "enc.", lambda e: e.encoder, numeric=False),
+    Column("VRC", "VRC", lambda e: "on" if e.vrc else "off", numeric=False),
+    Column("n", "n", lambda e: str(e.summary.n)),
+    Column("exact match, %", "exact\nmatch, %", lambda e: _score(e.summary.exact_match)),
+    Column("ANLS, %", "ANLS,\n%", lambda e: _score(e.summary.anls)),
+    Column("visual tokens", "vis.\ntok.", lambda e: rounded(e.summary.mean_visual_tokens)),
+    Column("TTFT, ms", "TTFT\nms", lambda e: milliseconds(e.summary.median_time_to_first_token)),
+    Column("tokens/s", "tok\n/s", lambda e: number(e.summary.tokens_per_second, 0)),
+    Column("size, MB", "size\nMB", lambda e: megabytes(e.size_bytes)),
+    Column("same answers, %", "same\n%", lambda e: _against(e, lambda a: a.same_text.value)),
+    Column("kept, %", "kept\n%", lambda e: _against(e, lambda a: a.recovery)),
+)
+
+
+def notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """One sentence per comparison, then what the columns mean and what the numbers ran on."""
+    lines = [f"{e.label} against {e.agreement.reference}: {verdict(e.agreement)}." for e in evaluations if e.agreement]
+    ran = ", ".join(sorted({f"{e.name} on {e.runs_on}" for e in evaluations}))
+    tasks = ", ".join(sorted({f"{e.task} (n = {e.summary.n})" for e in evaluations}))
+    meaning = (
+        "Brackets are 95 % intervals. TTFT: median time to first token. MB: 10^6 bytes. Same answers, kept: answers "
+        "equal to the reference's, share of its exact match. p: McNemar's exact test."
+    )
+    return [*lines, f"Task: {tasks}. Ran: {ran}. {meaning}"]
+
+
+def require_same_examples(evaluations: Sequence[Evaluation]) -> None:
+    """Refuses to show evaluations side by side that did not answer the same examples.
+
+    Raises:
+        UserError: there is no evaluation, or two answered different examples.
+    """
+    if not evaluations:
+        raise UserError("report.empty", "there is no evaluation to report", "evaluate something first")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if other.examples_digest != first.examples_digest:
+            cause = f"{first.label} and {other.label} answered different examples"
+            raise UserError("report.unpaired", cause, "evaluate both on the same task and count")

@@ -1,0 +1,101 @@
+"""One HTML page with everything in it: tables, plots, every example, no request to anywhere.
+
+Questions and answers are text that nobody vouches for: the template escapes all of it, and the page's own
+content security policy forbids any script but the one hashed there, and any request.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from hvlc.report import columns, gallery, plots
+from hvlc.report.runs import lettered
+from hvlc.results import Evaluation, write_whole
+
+_HERE = Path(__file__).parent
+
+
+def write_page(
+    path: Path,
+    evaluations: Sequence[Evaluation],
+    images: Callable[[int], Image.Image],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    reference: Evaluation | None = None,
+) -> None:
+    """Writes evaluations of the same examples side by side.
+
+    Args:
+        path: the HTML file; an existing one is replaced, and only by a whole one.
+        evaluations: what to show, in this order; those with an `agreement` are set against their reference.
+        images: gives the image of the example at a position of the task.
+        title: headline of the page.
+        facts: what else to state at the top, e.g. checkpoint, recipe, versions.
+        reference: shown first, unless it is among `evaluations`.
+
+    Raises:
+        UserError: the evaluations answered different examples, or the page cannot be written.
+    """
+    shown = list(evaluations)
+    if reference is not None and reference.label not in [evaluation.label for evaluation in shown]:
+        shown.insert(0, reference)
+    columns.require_same_examples(shown)
+    runs = lettered(shown)
+    examples = gallery.outcomes(runs)
+    script = _asset("page.js")
+    template = _environment().get_template("page.html.j2")
+    parts = template.generate(
+        title=title,
+        facts=dict(facts),
+        runs=runs,
+        columns=columns.COLUMNS,
+        absent=columns.ABSENT,
+        notes=columns.notes(shown)[-1],
+        by_kind=plots.score_by_kind(runs),
+        by_time=plots.score_by_time(runs),
+        tokens=plots.visual_tokens(runs),
+        outcomes=examples,
+        kinds=sorted({outcome.example.kind for outcome in examples}),
+        cards=gallery.cards(examples, images),
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    write_whole(path, parts)
+
+
+def _asset(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(verdict=columns.verdict, percent=_percent, place=_place, key=_key)
+    return environment
+
+
+def _percent(share: float) -> str:
+    """A share in percent that no line break splits."""
+    return columns.percent(share).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _key(title: str) -> str:
+    """The CSS class of a column, e.g. "exact-match"."""
+    return title.partition(",")[0].replace(" ", "-").replace("/", "-")
+
+
+def _place(value: float) -> str:
+    """A place in percent, short."""
+    return f"{value:.2f}%"

@@ -1,0 +1,118 @@
+"""The vision half of a package: front graph, the chosen encoder over batches of tiles, stitching."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from hvlc.errors import UserError, nearest
+from hvlc.manifest import Manifest
+
+_ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """An image after the front graph.
+
+    Attributes:
+        tiles: float32 `[n, 3, T, T]`.
+        rows: rows of visual tokens.
+        columns: columns of visual tokens.
+        scale: scale per side that was used.
+    """
+
+    tiles: np.ndarray
+    rows: int
+    columns: int
+    scale: float
+
+    @property
+    def visual_tokens(self) -> int:
+        """Number of visual tokens."""
+        return self.rows * self.columns
+
+
+class Vision:
+    """Sessions are opened on demand; at most one encoder is resident.
+
+    Args:
+        directory: the package.
+        manifest: its manifest.
+        tile_batch: tiles per encoder run; peak memory is set by one batch, whatever the image.
+        threads: threads per session; 0 lets onnxruntime choose.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, tile_batch: int = 4, threads: int = 0) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._tile_batch = tile_batch
+        self._threads = threads
+        self._front = self._session(manifest.components["front"].file)
+        self._stitch = self._session(manifest.components["stitch"].file)
+        self._encoder: tuple[str, ort.InferenceSession] | None = None
+
+    def tile(self, image: np.ndarray, *, compress: bool, max_visual_tokens: int | None = None) -> Tiled:
+        """Cut an image into tiles.
+
+        Args:
+            image: uint8 `[height, width, 3]`.
+            compress: whether the resolution compressor chooses the scale.
+            max_visual_tokens: bound for this image; the package's when None.
+
+        Raises:
+            UserError: the bound is below 1.
+        """
+        limit = self._manifest.tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
+        if limit < 1:
+            raise UserError("request.max_visual_tokens", f"{limit} visual tokens hold no image", "ask for 1 or more")
+        feeds = {
+            "image": image,
+            "scale": np.array([_ASK_COMPRESSOR if compress else _FULL_SIZE], np.float32),
+            "max_visual_tokens": np.array([limit], np.int64),
+        }
+        tiles, grid, scale = self._front.run(["pixel_values", "grid", "used_scale"], feeds)
+        return Tiled(tiles, int(grid[0]), int(grid[1]), float(scale[0]))
+
+    def encode(self, tiled: Tiled, encoder: str) -> np.ndarray:
+        """Visual tokens float32 `[rows * columns, hidden]` in raster order.
+
+        Raises:
+            UserError: the package has no such encoder.
+        """
+        session = self._encoder_session(encoder)
+        starts = range(0, len(tiled.tiles), self._tile_batch)
+        parts = [
+            session.run(["tile_features"], {"pixel_values": tiled.tiles[i : i + self._tile_batch]})[0] for i in starts
+        ]
+        grid = np.array([tiled.rows, tiled.columns], np.int64)
+        return self._stitch.run(["image_features"], {"tile_features": np.concatenate(parts), "grid": grid})[0]
+
+    def choose(self, encoder: str, visual_tokens: int) -> str:
+        """The encoder for a request: as asked, or by the package's policy for "auto".
+
+        Raises:
+            UserError: the package has no such encoder.
+        """
+        encoders: Mapping[str, str] = self._manifest.encoders
+        if encoder == "auto":
+            return self._manifest.policy.choose(visual_tokens)
+        if encoder not in encoders:
+            raise UserError(
+                "request.encoder", f"the package has no encoder {encoder!r}", nearest(encoder, [*encoders, "auto"])
+            )
+        return encoder
+
+    def _encoder_session(self, encoder: str) -> ort.InferenceSession:
+        if self._encoder is None or self._encoder[0] != encoder:
+            self._encoder = None  # free the other one first
+            self._encoder = (encoder, self._session(self._manifest.encoders[encoder]))
+        return self._encoder[1]
+
+    def _session(self, file: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        return ort.InferenceSession(self._directory / file, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,1 @@
+"""Training of the reference checkpoint: read, transcribe, answer, agree, choose a resolution."""

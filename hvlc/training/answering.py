@@ -1,0 +1,230 @@
+"""Packed sequences: one image, then its transcription and all of its questions side by side.
+
+The visual prefix is most of a sequence. Every question of a document is appended to the same
+prefix with a mask that hides the other questions, and with positions that restart after the
+prefix, so that each segment is computed exactly as if it were alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
+from hvlc.models.hypervl.processing import HyperVLImageProcessor
+from hvlc.training.reading import Page, page, random_scale
+from hvlc.zoo import tokenizer as tokens
+from hvlc.zoo.documents import Document, render
+
+#: What the model is asked when it shall write down all text.
+TRANSCRIBE = "Read."
+
+#: Positions without a target.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences over one visual prefix each.
+
+    Attributes:
+        tiles: float32 `[tiles, 3, T, T]` of all documents in order.
+        reading: int64 `[tiles, patches, points]`, the dense targets.
+        grids: int64 `[documents, 2]`, rows and columns of cells.
+        input_ids: int64 `[documents, length]`.
+        position_ids: int64 `[documents, length]`, restarting after the prefix for each segment.
+        segments: int64 `[documents, length]`, 0 for the prefix, 1.. for segments, -1 for padding.
+        targets: int64 `[documents, length]`, the next token where a segment answers, else `IGNORED`.
+    """
+
+    tiles: torch.Tensor
+    reading: torch.Tensor
+    grids: torch.Tensor
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    segments: torch.Tensor
+    targets: torch.Tensor
+
+
+def visual_prefix(grid: tuple[int, int]) -> list[int]:
+    """Token ids up to and including the end of the image, as the processor expands them."""
+    rows, columns = grid
+    image, row = tokens.special_token_id(tokens.IMAGE), tokens.special_token_id(tokens.ROW)
+    start = [tokens.special_token_id(t) for t in (tokens.USER, tokens.VISION_START)]
+    return [*start, *([image] * columns + [row]) * rows, tokens.special_token_id(tokens.VISION_END)]
+
+
+def segment(question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a question with its answer, and the target at each position."""
+    end = tokens.special_token_id(tokens.END_OF_TURN)
+    asked = [*question.encode(), end, tokens.special_token_id(tokens.ASSISTANT)]
+    answered = [*answer.encode(), end]
+    ids = asked + answered[:-1]
+    return ids, [IGNORED] * (len(asked) - 1) + answered
+
+
+def pack(
+    pages: Sequence[Page], segments: Sequence[Sequence[tuple[str, str]]], length_multiple: int = 16
+) -> Batch:
+    """Joins documents with their (question, answer) pairs into one batch."""
+    rows = [_pack_row(p.grid, pairs) for p, pairs in zip(pages, segments, strict=True)]
+    longest = max(len(ids) for ids, *_ in rows)
+    length = -(-longest // length_multiple) * length_multiple
+    fills = (tokens.special_token_id(tokens.END_OF_TEXT), 0, -1, IGNORED)
+    columns = [
+        torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in rows])
+        for k, fill in enumerate(fills)
+    ]
+    return Batch(
+        torch.cat([p.tiles for p in pages]),
+        torch.cat([p.targets for p in pages]),
+        torch.tensor([p.grid for p in pages]),
+        *columns,
+    )
+
+
+def _pack_row(
+    grid: tuple[int, int], pairs: Sequence[tuple[str, str]]
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    ids = visual_prefix(grid)
+    prefix = len(ids)
+    positions, numbers, targets = list(range(prefix)), [0] * prefix, [IGNORED] * prefix
+    for number, (question, answer) in enumerate(pairs, start=1):
+        own, wanted = segment(question, answer)
+        ids, targets = ids + own, targets + wanted
+        positions += range(prefix, prefix + len(own))
+        numbers += [number] * len(own)
+    return ids, positions, numbers, targets
+
+
+def attention_mask(segments: torch.Tensor) -> torch.Tensor:
+    """Additive mask float32 `[documents, 1, length, length]`: the prefix and the own segment, causally."""
+    length = segments.shape[1]
+    own = segments[:, :, None] == segments[:, None, :]
+    visible = own | (segments == 0)[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.zeros(visible.shape).masked_fill(~(visible & causal), -1e9)
+    return mask[:, None]
+
+
+@dataclass
+class Answers:
+    """What the model says to a batch.
+
+    Attributes:
+        logits: float32 `[targets, vocabulary]`, at the positions that have a target.
+        targets: int64 `[targets]`.
+        patches: float `[tiles, patches, width]`, the tower's output.
+        visual: float `[tiles, cells, hidden]`, the projected tokens.
+    """
+
+    logits: torch.Tensor
+    targets: torch.Tensor
+    patches: torch.Tensor
+    visual: torch.Tensor
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Mean cross-entropy of the answers."""
+        return F.cross_entropy(self.logits, self.targets)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of target tokens that are the most probable ones."""
+        return float((self.logits.argmax(-1) == self.targets).float().mean())
+
+
+def run(model: HyperVLForConditionalGeneration, batch: Batch, branch: str, *, autocast: bool = True) -> Answers:
+    """Teacher-forced forward of a packed batch, in bfloat16 unless `autocast` is off."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        part = model.model.branches[branch]
+        patches = part.tower(batch.tiles).last_hidden_state
+        visual = part.projector(pixel_shuffle(patches, part.shuffle_factor))
+        embeds = model.model.merge(batch.input_ids, model.model.stitch(visual, batch.grids))
+        hidden = model.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": attention_mask(batch.segments)},
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        asked = batch.targets != IGNORED
+        logits = model.lm_head(hidden[asked])
+    return Answers(logits.float(), batch.targets[asked], patches, visual)
+
+
+def pairs(document: Document) -> list[tuple[str, str]]:
+    """The transcription and every question of a document."""
+    text = [(TRANSCRIBE, "\n".join(document.lines))]
+    return text + [(q.text, q.answer) for q in document.questions]
+
+
+@dataclass(frozen=True)
+class Diet:
+    """Which documents a stage sees.
+
+    Attributes:
+        shrunk: Probability that a document is shrunk by a random legible amount.
+        cells: Documents with more visual tokens are shrunk further, or left out.
+        tokens: Bound of documents times padded length in a batch.
+        documents: Most documents in a batch.
+    """
+
+    shrunk: float = 0.5
+    cells: int = 400
+    tokens: int = 4096
+    documents: int = 16
+
+
+def batches(
+    seed: str, processor: HyperVLImageProcessor, patch: int, diet: Diet, pool: int = 96
+) -> Iterator[Batch]:
+    """Endless packed batches of train documents, of similar length each.
+
+    Args:
+        seed: Chooses documents, scales and the order.
+        processor: The product's image processor.
+        patch: Side of a patch in pixels.
+        diet: Which documents.
+        pool: Documents that are sorted by length before they are cut into batches.
+    """
+    rng = random.Random(seed)
+    while True:
+        samples = []
+        while len(samples) < pool:
+            document = render("train", rng.getrandbits(40))
+            seen = page(document, random_scale(document, rng, diet.shrunk), processor, patch)
+            if seen.grid[0] * seen.grid[1] <= diet.cells:
+                samples.append((seen, pairs(document)))
+        samples.sort(key=lambda s: s[0].tiles.shape[0] * 1000 + s[0].grid[0] * s[0].grid[1])
+        groups = list(_groups(samples, diet))
+        rng.shuffle(groups)
+        for group in groups:
+            yield pack([p for p, _ in group], [q for _, q in group])
+
+
+def _groups(
+    samples: Sequence[tuple[Page, list[tuple[str, str]]]], diet: Diet
+) -> Iterator[list[tuple[Page, list[tuple[str, str]]]]]:
+    group: list[tuple[Page, list[tuple[str, str]]]] = []
+    longest = 0
+    for sample in samples:
+        length = len(_pack_row(sample[0].grid, sample[1])[0])
+        full = len(group) == diet.documents or max(longest, length) * (len(group) + 1) > diet.tokens
+        if group and full:
+            yield group
+            group, longest = [], 0
+        group.append(sample)
+        longest = max(longest, length)
+    if group:
+        yield group
+
+
+def freeze(module: nn.Module, frozen: bool = True) -> None:
+    """Excludes a module from training, or includes it again."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(not frozen)

@@ -1,0 +1,168 @@
+"""Writes the trained checkpoint with its model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
+from hvlc.models.hypervl.processing import HyperVLProcessor
+from hvlc.training import stages
+from hvlc.training.measuring import Score, measure
+from hvlc.training.resolution import Setting
+from hvlc.zoo.documents import SPLITS, split_digest
+
+logger = logging.getLogger(__name__)
+
+#: Examples that the digests in the card cover.
+DIGESTED = 256
+
+#: Stages in the order of the card.
+ORDER = ("read-large", "read-base", "answer", "imitate", "align", "size", "resolution")
+
+
+def save(model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, output: Path) -> None:
+    """Writes weights, configuration, tokenizer and processor; the directory appears complete."""
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    if output.exists():
+        shutil.rmtree(output)
+    os.replace(temporary, output)
+
+
+def scores(
+    model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, count: int = 256
+) -> list[Score]:
+    """Both branches, with and without the compressor, on held-out documents."""
+    found = []
+    for branch in ("large", "base"):
+        for compressed in (False, True):
+            found.append(measure(model, processor, branch, compressed=compressed, count=count))
+            logger.info("%s", found[-1])
+    return found
+
+
+def write(
+    model: HyperVLForConditionalGeneration,
+    processor: HyperVLProcessor,
+    output: Path,
+    work: Path,
+    setting: Setting,
+    count: int = 256,
+) -> dict[str, Any]:
+    """Saves, loads what was saved, measures it, and adds `README.md` and `scores.json`."""
+    save(model, processor, output)
+    loaded = HyperVLForConditionalGeneration.from_pretrained(output)
+    found = scores(loaded, HyperVLProcessor.from_pretrained(output), count)
+    record = {
+        "scores": [score.as_dict() for score in found],
+        "compressor": {"offset": setting.offset, "kept": setting.kept, "saved": setting.saved},
+        "digests": {
+            split: {
+                "text": split_digest(split, DIGESTED),
+                "pixels": split_digest(split, DIGESTED, pixels=True),
+            }
+            for split in SPLITS
+        },
+        "stages": _stages(work),
+    }
+    (output / "scores.json").write_text(json.dumps(record, indent=1) + "\n")
+    (output / "README.md").write_text(render_card(record, model.num_parameters()))
+    return record
+
+
+def _stages(work: Path) -> list[dict[str, Any]]:
+    found = []
+    for name in ORDER:
+        path = work / f"{name}.pt"
+        if path.exists():
+            state = stages.load(path)
+            points = state["curve"]
+            kept = points[:: max(1, len(points) // 10)] + points[-1:]
+            found.append({"name": name, "minutes": state["spent"] / 60, "curve": kept})
+    return found
+
+
+def render_card(record: dict[str, Any], parameters: int) -> str:
+    """The model card."""
+    return "\n".join(
+        [
+            *_HEAD.format(millions=parameters / 1e6).splitlines(),
+            *_score_lines(record["scores"]),
+            "",
+            "## Training",
+            *_TRAINING.splitlines(),
+            *_curve_lines(record["stages"]),
+            "",
+            "## Data",
+            *_DATA.format(count=DIGESTED).splitlines(),
+            *_digest_lines(record["digests"]),
+            "",
+        ]
+    )
+
+
+def _score_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| branch | VRC | exact match | 95 % interval | visual tokens | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["interval"]
+        lines.append(
+            f"| {row['branch']} | {'on' if row['compressed'] else 'off'} | {row['exact']:.1%} "
+            f"| {low:.1%} to {high:.1%} | {row['visual_tokens']:.1f} | {row['count']} |"
+        )
+    return lines
+
+
+def _curve_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["| stage | minutes | over | updates | values |", "|---|---|---|---|---|"]
+    for stage in found:
+        for point in stage["curve"]:
+            values = {k: v for k, v in point.items() if k not in ("seconds", "updates")}
+            told = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+            over = point["seconds"] / 60
+            lines.append(f"| {stage['name']} | {stage['minutes']:.1f} | {over:.1f} | {point['updates']} | {told} |")
+    return lines
+
+
+def _digest_lines(digests: dict[str, dict[str, str]]) -> list[str]:
+    lines = ["| split | text | pixels |", "|---|---|---|"]
+    for split, found in digests.items():
+        lines.append(f"| {split} | `{found['text'][:16]}` | `{found['pixels'][:16]}` |")
+    return lines
+
+
+_HEAD = """\
+# hypervl-nano
+
+A HyperVL of {millions:.2f} million parameters, trained from scratch on documents drawn by
+`hvlc.zoo.documents`. It is a reference for measuring a compiler, not a reader of real documents:
+it knows four fonts, some two hundred words and the four kinds of page that the generator draws.
+
+## Scores
+
+Exact match on held-out documents: float32, greedy `generate` through the processor, one question a
+document. VRC: the Visual Resolution Compressor chooses the scale.
+"""
+
+_TRAINING = """
+`hvlc train nano`, seed 0. Read (the character under each patch), transcribe and answer (packed
+questions), imitate (the base branch learns the large branch's visual tokens), align (Dual
+Consistency Learning), then the compressor: first on the size of the text, then on labels by the
+trained model. Values are means over the updates since the line before, on train documents; `over`
+is in minutes.
+"""
+
+_DATA = """
+Documents {{0, 1, ...}} of the splits train, calibration and held-out, drawn from disjoint seeds. SHA-256
+of the first {count} examples (the first 16 digits; all of it in `scores.json`). Pixels depend on the
+versions of Pillow and matplotlib.
+"""

@@ -1,0 +1,165 @@
+"""A training stage: updates until its time is over, saved often, taken up where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from hvlc.training.optimizing import Optimizer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between saves.
+SAVE_EVERY = 120.0
+
+#: Seconds between lines of progress.
+REPORT_EVERY = 20.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a stage stands.
+
+    Attributes:
+        stage: Its name.
+        over: Share of its time that is over, 0 to 1.
+        updates: Optimizer steps so far.
+        values: Means since the last report, by name.
+    """
+
+    stage: str
+    over: float
+    updates: int
+    values: dict[str, float]
+
+
+Progress = Callable[[Report], None]
+
+Batch = TypeVar("Batch")
+
+
+@dataclass
+class Stage(Generic[Batch]):
+    """One stage of a recipe and what it needs to be resumed.
+
+    With several workers each update is the mean of as many batches, computed side by side in
+    threads: PyTorch lets go of the interpreter lock inside an operation, and on a shared machine
+    two threads with a core each wait less for one another than two threads inside every operation.
+
+    Attributes:
+        name: Names the file `<work>/<name>.pt`.
+        modules: What is saved, by name.
+        optimizer: Updates them.
+        draw: Gives the next batch; it is told the share of the stage that is over.
+        loss: The loss of a batch and values to report; told the same share.
+        seconds: Time to spend.
+        work: Directory of the file.
+        progress: Called with every report.
+        workers: Threads.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    optimizer: Optimizer
+    draw: Callable[[float], Batch]
+    loss: Callable[[Batch, float], tuple[torch.Tensor, dict[str, float]]]
+    seconds: float
+    work: Path
+    progress: Progress | None = None
+    workers: int = 1
+    spent: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """Where the stage is saved."""
+        return self.work / f"{self.name}.pt"
+
+    def run(self) -> None:
+        """Resumes if there is something to resume, then trains until the time is over."""
+        if self.path.exists():
+            self._resume()
+        saved = reported = clock = time.monotonic()
+        sums: dict[str, list[float]] = {}
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            waiting = self._draw()
+            while self.spent < self.seconds:
+                over = self.spent / self.seconds
+                running = [pool.submit(self._gradients, batch, over) for batch in waiting]
+                waiting = self._draw()
+                for name, value in self._accumulate([future.result() for future in running]):
+                    sums.setdefault(name, []).append(value)
+                self.optimizer.step(over)
+                now = time.monotonic()
+                self.spent, clock = self.spent + now - clock, now
+                if now - reported > REPORT_EVERY:
+                    self._report(sums)
+                    sums, reported = {}, now
+                if now - saved > SAVE_EVERY:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
+
+    def _draw(self) -> list[Batch]:
+        return [self.draw(self.spent / self.seconds) for _ in range(self.workers)]
+
+    def _gradients(self, batch: Batch, over: float) -> tuple[Sequence[torch.Tensor | None], dict[str, float]]:
+        loss, values = self.loss(batch, over)
+        return torch.autograd.grad(loss, self.optimizer.parameters, allow_unused=True), values
+
+    def _accumulate(
+        self, results: Sequence[tuple[Sequence[torch.Tensor | None], dict[str, float]]]
+    ) -> Iterator[tuple[str, float]]:
+        """Leaves the mean gradient in the parameters and passes the values on."""
+        for gradients, values in results:
+            for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
+                if gradient is None:
+                    continue
+                share = gradient / len(results)
+                parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
+            yield from values.items()
+
+    def save(self) -> None:
+        """Writes the file whole or not at all."""
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "spent": self.spent,
+            "curve": self.curve,
+            "done": self.spent >= self.seconds,
+        }
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
+
+    def _resume(self) -> None:
+        state = load(self.path)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.spent, self.curve = state["spent"], state["curve"]
+        logger.info("%s: resumed after %.0f s", self.name, self.spent)
+
+    def _report(self, sums: dict[str, list[float]]) -> None:
+        values = {name: sum(found) / len(found) for name, found in sums.items()}
+        over = self.spent / self.seconds
+        self.curve.append({"seconds": self.spent, "updates": self.optimizer.updates, **values})
+        told = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+        logger.info("%s %.0f%% updates %d %s", self.name, 100 * over, self.optimizer.updates, told)
+        if self.progress is not None:
+            self.progress(Report(self.name, over, self.optimizer.updates, values))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `Stage.save` wrote."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
