@@ -1,6 +1,6 @@
 """A small builder over onnx_ir: operators by name, weights bound lazily to the checkpoint."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from hvlc.bundle import lazy_tensor
-from hvlc.checkpoint import Checkpoint
+from hvlc.checkpoint import Checkpoint, StoredTensor
 from hvlc.errors import UserError
 
 OPSET = 23
@@ -100,9 +100,7 @@ class GraphBuilder:
         """
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        stored = self._checkpoint.tensors.get(name) if self._checkpoint else None
-        if stored is None:
-            raise UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
+        stored = self.stored(name)
         if stored.shape != shape:
             raise UserError(
                 "checkpoint.weights",
@@ -114,8 +112,24 @@ class GraphBuilder:
             values = stored.read().astype(np.float32)
             return values.T if transpose else values
 
-        dims = shape[::-1] if transpose else shape
-        return self._tape.initializer(lazy_tensor(name, ir.DataType.FLOAT, dims, evaluate, storage))
+        return self.computed(name, shape[::-1] if transpose else shape, evaluate, storage)
+
+    def stored(self, name: str) -> StoredTensor:
+        """A parameter of the checkpoint.
+
+        Raises:
+            UserError: it is missing.
+        """
+        found = self._checkpoint.tensors.get(name) if self._checkpoint else None
+        if found is None:
+            raise UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
+        return found
+
+    def computed(
+        self, name: str, shape: tuple[int, ...], evaluate: Callable[[], np.ndarray], storage: str | None = None
+    ) -> ir.Value:
+        """A float32 initializer that is computed when it is written."""
+        return self._tape.initializer(lazy_tensor(name, ir.DataType.FLOAT, shape, evaluate, storage))
 
     def linear(self, x: ir.Value, path: str, in_features: int, out_features: int) -> ir.Value:
         """`x @ W.T (+ b)` of the torch Linear at `path`; the bias is added when the checkpoint has one."""

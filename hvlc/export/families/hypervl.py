@@ -14,13 +14,14 @@ from hvlc.checkpoint import Checkpoint, read_json
 from hvlc.errors import UserError
 from hvlc.export import siglip
 from hvlc.export.decoder import DecoderShape, decoder, embedding
-from hvlc.export.tracing import trace
+from hvlc.export.mobilenet import resolution_compressor
 from hvlc.graph import GraphBuilder
-from hvlc.models.hypervl import HyperVLConfig, HyperVLResolutionCompressor
+from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES
 
 _LANGUAGE_MODEL = "model.language_model"
 _EMBEDDING = f"{_LANGUAGE_MODEL}.embed_tokens.weight"
+_COMPRESSOR = "model.resolution_compressor"
 _CONTEXT_LIMIT = 32768
 
 
@@ -38,7 +39,10 @@ def export(checkpoint: Checkpoint) -> Bundle:
     bundle = Bundle("hypervl")
     for branch in BRANCHES:
         bundle.add(_vision_encoder(checkpoint, config, branch))
-    bundle.add(Component("resolution", Role.FRONT, _resolution_compressor(checkpoint, config), "front"))
+    vrc = config.resolution_config
+    builder = GraphBuilder("resolution", checkpoint)
+    model = resolution_compressor(builder, _COMPRESSOR, vrc.proxy_size, vrc.layer_norm_eps)
+    bundle.add(Component("resolution", Role.FRONT, model, "front"))
     builder = GraphBuilder("embedding", checkpoint)
     model = embedding(builder, _EMBEDDING, shape.vocabulary, shape.hidden, config.image_token_id)
     bundle.add(Component("embedding", Role.EMBEDDING, model, "model"))
@@ -91,27 +95,6 @@ def _vision_encoder(checkpoint: Checkpoint, config: HyperVLConfig, branch: str) 
     cells = (tile // config.cell_size) ** 2
     b.output(x, "tile_features", ir.DataType.FLOAT, ["tiles", cells, hidden])
     return Component(f"vision_{branch}", Role.VISION_ENCODER, b.model(), "vision")
-
-
-def _resolution_compressor(checkpoint: Checkpoint, config: HyperVLConfig) -> ir.Model:
-    """The VRC network alone: proxy to log of the wanted size. Traced, with its real weights: it is small."""
-    prefix = "model.resolution_compressor."
-    compressor = HyperVLResolutionCompressor(config.resolution_config)
-    state = {}
-    for name, value in compressor.state_dict().items():
-        stored = checkpoint.tensors.get(prefix + name)
-        if stored is not None:
-            state[name] = torch.from_numpy(stored.read().astype(np.float32))
-        elif name.endswith("num_batches_tracked"):
-            state[name] = value
-        else:
-            raise UserError("checkpoint.weights", f"parameter {prefix}{name} is missing", "save the whole model again")
-    try:
-        compressor.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError("checkpoint.weights", f"resolution compressor: {error}", "match config and weights") from error
-    side = config.resolution_config.proxy_size
-    return trace(compressor, torch.zeros(1, 3, side, side), "proxy_values", "log_size")
 
 
 def _facts(directory: Path, config: HyperVLConfig, shape: DecoderShape) -> dict[str, Any]:

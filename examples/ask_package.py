@@ -1,0 +1,100 @@
+"""Ask a package a question with onnxruntime, onnxruntime-genai, numpy and Pillow alone.
+
+This is what an application developer ports to Kotlin or Swift: everything it needs to know stands in the
+package's hvlc.json.
+
+    python examples/ask_package.py PACKAGE "What is the total?" receipt.png [--encoder base]
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import onnxruntime as ort
+import onnxruntime_genai as og
+from PIL import Image, ImageOps
+
+TILE_BATCH = 4  # tiles per encoder run: peak memory is set by one batch, whatever the image
+
+
+def session(package: Path, file: str) -> ort.InferenceSession:
+    """Open one graph of the package on the CPU."""
+    return ort.InferenceSession(package / file, providers=["CPUExecutionProvider"])
+
+
+def visual_tokens(
+    package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None
+) -> tuple[np.ndarray, int, int]:
+    """Features [rows * columns, hidden] of a uint8 [height, width, 3] image, and its rows and columns."""
+    files = {name: entry["file"] for name, entry in manifest["components"].items()}
+    limit = np.array([manifest["tiles"]["max_visual_tokens"]], np.int64)
+    ask_compressor = np.array([0], np.float32)  # a scale above 0 would be used as it is
+    feeds = {"image": pixels, "scale": ask_compressor, "max_visual_tokens": limit}
+    tiles, grid = session(package, files["front"]).run(["pixel_values", "grid"], feeds)
+    rows, columns = (int(side) for side in grid)
+    vision = session(package, manifest["encoders"][encoder or choose_encoder(manifest, rows * columns)])
+    starts = range(0, len(tiles), TILE_BATCH)
+    parts = [vision.run(None, {"pixel_values": tiles[i : i + TILE_BATCH]})[0] for i in starts]
+    stitched = session(package, files["stitch"]).run(None, {"tile_features": np.concatenate(parts), "grid": grid})
+    return stitched[0], rows, columns
+
+
+def choose_encoder(manifest: dict, tokens: int) -> str:
+    """The package's own policy: the first rule that holds, else the default."""
+    policy = manifest["policy"]
+    fitting = [rule["encoder"] for rule in policy["rules"] if tokens > rule["above_visual_tokens"]]
+    return fitting[0] if fitting else policy["default"]
+
+
+def prompt_ids(tokenizer: og.Tokenizer, manifest: dict, question: str, rows: int, columns: int) -> np.ndarray:
+    """Token ids of the chat prompt, the image placeholder expanded to rows of visual tokens."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": content}]), add_generation_prompt=True)
+    before, after = text.split(manifest["tokens"]["image_text"])
+    image = ([manifest["tokens"]["image"]] * columns + [manifest["tokens"]["row"]]) * rows
+    return np.array([*tokenizer.encode(before), *image, *tokenizer.encode(after)], np.int32)
+
+
+def main() -> None:
+    """Print the answer, piece by piece."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("question")
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--encoder", help="vision encoder (default: the package's policy)")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    arguments = parser.parse_args()
+
+    manifest = json.loads((arguments.package / "hvlc.json").read_text("utf-8"))
+    pixels = np.asarray(ImageOps.exif_transpose(Image.open(arguments.image)).convert("RGB"))
+    features, rows, columns = visual_tokens(arguments.package, manifest, pixels, arguments.encoder)
+
+    model = og.Model(str(arguments.package))
+    tokenizer = og.Tokenizer(model)
+    ids = prompt_ids(tokenizer, manifest, arguments.question, rows, columns)
+    inputs = og.NamedTensors()
+    inputs["input_ids"] = ids[None]
+    inputs["num_image_tokens"] = np.array([rows * columns], np.int64)
+    inputs["host_image_features"] = features
+
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + arguments.max_new_tokens, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.set_inputs(inputs)
+    config = json.loads((arguments.package / "genai_config.json").read_text("utf-8"))
+    end = np.atleast_1d(config["model"]["eos_token_id"])
+    stream = tokenizer.create_stream()
+    while not generator.is_done():
+        generator.generate_next_token()
+        token = generator.get_next_tokens()[0]
+        if token not in end:
+            print(stream.decode(token), end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()
