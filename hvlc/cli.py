@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _report_error(error.code, error.cause, error.fix, as_json)
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         _report_error("usage", error.format_message(), "see hvlc --help", as_json)
         sys.exit(2)
@@ -233,7 +236,12 @@ def evaluate(
     with _progress("eval", (count or len(task)) * len(settings) * len(models)) as step:
         counter = _Counter(step)
         for model in models:
-            found.append(evaluate_directory(model, task, settings, count=count, store=output, progress=counter))
+            name = model.resolve().name
+            clashes = model is reference and name == directory.resolve().name
+            label = f"{name} (reference)" if clashes else name
+            found.append(
+                evaluate_directory(model, task, settings, count=count, store=output, name=label, progress=counter)
+            )
     evaluations = against(found[-1], found[0]) if reference else found[-1]
     shown = [*found[0], *evaluations] if reference else evaluations
     if output:
@@ -375,6 +383,9 @@ def train() -> None:
 @_json_option
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
+    from hvlc.pipeline.build import require_compile
+
+    require_compile("training")
     from hvlc.training.nano import train as train_nano
 
     train_nano(output, work, seed=seed)

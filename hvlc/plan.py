@@ -48,8 +48,8 @@ class WeightFormat:
         return blocks * self.block_size * self.bits // 8 + blocks * scale + zeros
 
     def __str__(self) -> str:
-        kind = "symmetric" if self.symmetric else "asymmetric"
-        return f"int{self.bits} block {self.block_size} {kind}, {self.scale_type} scales"
+        kind = "sym" if self.symmetric else "asym"
+        return f"int{self.bits} b{self.block_size} {kind} {'f16' if self.scale_type is ScaleType.FLOAT16 else 'f32'}"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
 """Settings of every test: offline, silent, the same on every run."""
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from hvlc.built import BuildResult
 
 # Before any test imports a library that reads them.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -22,3 +27,55 @@ def refuse_regeneration(environment: os._Environ[str] | dict[str, str]) -> None:
 
 def pytest_configure() -> None:
     refuse_regeneration(os.environ)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved HyperVL with random weights; tests copy it before they damage it."""
+    from tests.tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a language-model head of its own."""
+    from tests.tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("untied") / "checkpoint", tied=False)
+
+
+def _built(checkpoint: Path, recipe: str, output: Path) -> "BuildResult":
+    from hvlc.pipeline.build import BuildRequest, build
+
+    return build(BuildRequest(checkpoint, "cpu", recipe, output))
+
+
+@pytest.fixture(scope="session")
+def float32_build(tiny_checkpoint: Path) -> "BuildResult":
+    return _built(tiny_checkpoint, "float32", tiny_checkpoint.parent / "float32")
+
+
+@pytest.fixture(scope="session")
+def w4a16_build(tiny_checkpoint: Path) -> "BuildResult":
+    return _built(tiny_checkpoint, "w4a16", tiny_checkpoint.parent / "w4a16")
+
+
+@pytest.fixture(scope="session")
+def tiny_float32(float32_build: "BuildResult") -> Path:
+    """A float32 package of `tiny_checkpoint`; read only."""
+    return float32_build.output
+
+
+@pytest.fixture(scope="session")
+def tiny_w4a16(w4a16_build: "BuildResult") -> Path:
+    """A W4A16 package of `tiny_checkpoint`; read only."""
+    return w4a16_build.output
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass leaves valid graphs, also when it found valid ones, and a second run changes nothing."""
+    from tests.checking import check_every_pass
+
+    check_every_pass(monkeypatch)

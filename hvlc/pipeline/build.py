@@ -1,6 +1,7 @@
 """The build, stage by stage: checkpoint, bundle, passes, plan, package."""
 
 import hashlib
+import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -113,8 +114,20 @@ def plan_build(checkpoint: Path, target: str, recipe: str) -> Plan:
     return _planned(Checkpoint.open(checkpoint), load_recipe(recipe), load_target(target), stages)[1]
 
 
+def require_compile(work: str) -> None:
+    """Refuse work that needs torch where it is not installed.
+
+    Raises:
+        UserError: torch, transformers or optimum is missing.
+    """
+    missing = [name for name in ("torch", "transformers", "optimum") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError("install.compile", f"{work} needs {', '.join(missing)}", "pip install 'hvlc[compile]'")
+
+
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _Stages) -> tuple[Bundle, Plan]:
     """Export, run the structural passes, resolve the recipe."""
+    require_compile("a build")
     from hvlc.calibration.solvers import SOLVERS
     from hvlc.export import export_bundle
 

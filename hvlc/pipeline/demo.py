@@ -9,7 +9,8 @@ from hvlc.manifest import Manifest
 from hvlc.pipeline.build import BuildRequest, build, is_current
 from hvlc.pipeline.build import Progress as BuildProgress
 from hvlc.pipeline.evaluate import Progress, Setting, against, evaluate_directory, write_report
-from hvlc.results import Evaluation
+from hvlc.report.markdown import comparison_markdown
+from hvlc.results import Evaluation, write_whole
 from hvlc.zoo import nano_checkpoint
 
 RECIPES = ("float32", "w4a16")
@@ -54,14 +55,16 @@ def ask(package: Path, count: int) -> Iterator[Asked]:
 
 
 def measure(output: Path, packages: dict[str, Path], count: int, progress: Progress) -> list[Evaluation]:
-    """Evaluate both packages with both encoders (float32 also without compressor) and write `report.html`."""
+    """Evaluate both packages with both encoders (float32 also without compressor) and write report.html and report.md."""
     task = open_task("documents", count)
     store = output / "evaluations"
     store.mkdir(exist_ok=True)
     with_vrc = [Setting(encoder, True) for encoder in ENCODERS]
     full_size = [Setting(encoder, False) for encoder in ENCODERS]
-    float32 = evaluate_directory(packages["float32"], task, full_size + with_vrc, store=store, progress=progress)
-    quantized = evaluate_directory(packages["w4a16"], task, with_vrc, store=store, progress=progress)
+    float32 = evaluate_directory(
+        packages["float32"], task, full_size + with_vrc, store=store, reuse=True, progress=progress
+    )
+    quantized = evaluate_directory(packages["w4a16"], task, with_vrc, store=store, reuse=True, progress=progress)
     evaluations = float32 + against(quantized, float32)
     manifest = Manifest.load(packages["w4a16"])
     facts = {
@@ -71,4 +74,5 @@ def measure(output: Path, packages: dict[str, Path], count: int, progress: Progr
         **{tool: manifest.sources.versions[tool] for tool in ("onnxruntime", "onnxruntime-genai")},
     }
     write_report(output / "report.html", evaluations, task, "hypervl-nano: float32 and W4A16", facts)
+    write_whole(output / "report.md", [comparison_markdown(evaluations), "\n"])
     return evaluations

@@ -1,5 +1,6 @@
 """Evaluation of packages and checkpoints on a task."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import evaluate
 from hvlc.evaluation.task import Task
 from hvlc.manifest import MANIFEST, Manifest
-from hvlc.pipeline.build import source_digest
+from hvlc.pipeline.build import require_compile, source_digest
 from hvlc.report.page import write_page
 from hvlc.results import Evaluation, read_evaluation, write_evaluation
 
@@ -27,27 +28,40 @@ class Setting:
     vrc: bool
 
 
-def open_answerer(directory: Path) -> Answerer:
+def open_answerer(directory: Path, name: str) -> Answerer:
     """A package through onnxruntime, or a checkpoint through transformers.
 
     Raises:
         UserError: the directory is neither.
     """
-    if (directory / MANIFEST).is_file():
+    if _is_package(directory):
         from hvlc.runtime.generation import VisionLanguageModel
 
-        return VisionLanguageModel(directory)
-    if (directory / "config.json").is_file():
-        from hvlc.models.hypervl.reference import Reference
+        return VisionLanguageModel(directory, name=name)
+    require_compile("a checkpoint's answers")
+    from hvlc.models.hypervl.reference import Reference
 
-        return Reference(directory)
+    return Reference(directory, name)
+
+
+def _is_package(directory: Path) -> bool:
+    """Whether this is a package, else a checkpoint.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (directory / MANIFEST).is_file():
+        return True
+    if (directory / "config.json").is_file():
+        return False
     raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
 
 
 def encoders_of(directory: Path) -> tuple[str, ...]:
     """The vision encoders of a package or checkpoint."""
-    if (directory / MANIFEST).is_file():
+    if _is_package(directory):
         return tuple(Manifest.load(directory).encoders)
+    require_compile("a checkpoint's answers")
     from hvlc.models.hypervl.configuration import BRANCHES
 
     return BRANCHES
@@ -60,6 +74,8 @@ def evaluate_directory(
     *,
     count: int | None = None,
     store: Path | None = None,
+    reuse: bool = False,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Evaluate a package or checkpoint under several settings.
@@ -69,22 +85,24 @@ def evaluate_directory(
         task: the questions.
         settings: how to ask, one evaluation each.
         count: examples per setting, all when None.
-        store: directory of earlier evaluations: one of the same package, task and setting is read back.
+        store: directory to write the evaluations to.
+        reuse: read an evaluation back from `store` when it is of the same package, task and setting.
+        name: label in reports; the directory's name when None.
         progress: told after each example.
     """
-    package = (directory / MANIFEST).is_file()
-    manifest = Manifest.load(directory) if package else None
+    manifest = Manifest.load(directory) if _is_package(directory) else None
     provenance = {"package": source_digest(manifest)} if manifest else {"checkpoint": _checkpoint_digest(directory)}
     size = manifest.total_bytes if manifest else None
+    label = name or directory.resolve().name
     answerer: Answerer | None = None
     found = []
     for setting in settings:
         wanted = count or len(task)
-        file = store / f"{directory.name}-{setting.encoder}{'-vrc' if setting.vrc else ''}.json" if store else None
-        stored = _stored(file, provenance, task.name, setting, wanted)
+        file = store / _file_name(label, setting) if store else None
+        stored = _stored(file, provenance, task.name, setting, wanted) if reuse else None
         if stored is None:
-            answerer = answerer or open_answerer(directory)
-            label = f"{answerer.name} · {setting.encoder}{' · VRC' if setting.vrc else ''}"
+            answerer = answerer or open_answerer(directory, label)
+            run = f"{label} · {setting.encoder}{' · VRC' if setting.vrc else ''}"
             stored = evaluate(
                 answerer,
                 task,
@@ -93,12 +111,18 @@ def evaluate_directory(
                 count=count,
                 size_bytes=size,
                 provenance=provenance,
-                progress=partial(progress, label) if progress else None,
+                progress=partial(progress, run) if progress else None,
             )
             if file:
                 write_evaluation(file, stored)
         found.append(stored)
     return found
+
+
+def _file_name(label: str, setting: Setting) -> str:
+    """A plain file name for an evaluation."""
+    plain = re.sub(r"[^\w.-]+", "-", label).strip("-")
+    return f"{plain}-{setting.encoder}{'-vrc' if setting.vrc else ''}.json"
 
 
 def _checkpoint_digest(directory: Path) -> str:

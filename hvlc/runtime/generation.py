@@ -74,6 +74,7 @@ class VisionLanguageModel:
 
     Args:
         directory: what `hvlc build` wrote.
+        name: label in reports; the directory's name when empty.
         verify: hold every file against its digest first.
         tile_batch: tiles per encoder run.
         threads: threads of the vision sessions; 0 lets onnxruntime choose.
@@ -82,12 +83,14 @@ class VisionLanguageModel:
         UserError: no package, or a file was changed.
     """
 
-    def __init__(self, directory: Path, *, verify: bool = True, tile_batch: int = 4, threads: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, name: str = "", verify: bool = True, tile_batch: int = 4, threads: int = 0
+    ) -> None:
         self.manifest = Manifest.load(directory)
         if verify:
             self.manifest.verify(directory)
         self.directory = directory
-        self.name = f"{self.manifest.sources.recipe_name}"
+        self.name = name or directory.resolve().name
         self.runs_on = "onnxruntime CPU"
         self._vision = Vision(directory, self.manifest, tile_batch, threads)
         self._model = og.Model(str(directory))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
 
 from hvlc.errors import UserError
@@ -18,12 +19,17 @@ _TOKENS = {
 }
 
 
-def _tower(directory: Path) -> SiglipVisionModel:
-    """The vision half of a SigLIP2 checkpoint, without its pooling head."""
+def _check_directory(directory: Path, family: str) -> None:
+    """Refuse what is no checkpoint, before transformers asks a hub for it."""
     if not (directory / "config.json").is_file():
         raise UserError(
-            "checkpoint.missing", f"{directory} holds no config.json", "name a SigLIP2 checkpoint directory"
+            "checkpoint.missing", f"{directory} holds no config.json", f"name a {family} checkpoint directory"
         )
+
+
+def _tower(directory: Path) -> SiglipVisionModel:
+    """The vision half of a SigLIP2 checkpoint, without its pooling head."""
+    _check_directory(directory, "SigLIP2")
     tower = SiglipVisionModel.from_pretrained(directory, dtype=torch.float32)
     tower.config.vision_use_head = False
     headless = SiglipVisionModel(tower.config)
@@ -44,6 +50,7 @@ def assemble(
             tokenizer lacks a vision token.
     """
     base, large = _tower(Path(base_dir)), _tower(Path(large_dir))
+    _check_directory(Path(llm_dir), "Qwen3")
     llm = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in _TOKENS.items()}
@@ -59,8 +66,9 @@ def assemble(
             tie_word_embeddings=llm.config.tie_word_embeddings,
             **ids,
         )
-    except ValueError as error:
-        raise UserError("checkpoint.towers", str(error), "choose two SigLIP2 checkpoints of one resolution") from error
+    except (ValueError, StrictDataclassError) as error:
+        cause = str(error.__cause__ or error)
+        raise UserError("checkpoint.towers", cause, "choose two SigLIP2 checkpoints of one resolution") from error
     model = HyperVLForConditionalGeneration(config)
     model.model.branches["base"].tower.load_state_dict(base.state_dict())
     model.model.branches["large"].tower.load_state_dict(large.state_dict())

@@ -1,0 +1,65 @@
+"""The shipped checkpoint: transformers, package and the client without hvlc say the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvlc.evaluation.documents import DocumentsTask
+from hvlc.models.hypervl.reference import Reference
+from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.zoo import nano_checkpoint
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = 64
+CLIENT_DOCUMENTS = 3
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """The checkpoint in transformers."""
+    return Reference(nano_checkpoint())
+
+
+@pytest.mark.parametrize("vrc", [True, False], ids=["vrc", "full-size"])
+@pytest.mark.parametrize("encoder", ["base", "large"])
+def test_float32_package_gives_the_tokens_of_transformers(
+    packages: dict[str, Path], reference: Reference, encoder: str, vrc: bool
+) -> None:
+    torch.manual_seed(0)
+    model, task = VisionLanguageModel(packages["float32"]), DocumentsTask(DOCUMENTS)
+    different = []
+    for index in range(DOCUMENTS):
+        example = task.example(index)
+        settings = {"encoder": encoder, "vrc": vrc, "max_new_tokens": 24}
+        ours = model.answer(example.question, example.images, **settings)
+        theirs = reference.answer(example.question, example.images, **settings)
+        assert ours.prompt_tokens == theirs.prompt_tokens
+        if ours.tokens != theirs.tokens:
+            different.append((index, ours.text, theirs.text))
+    assert different == []
+
+
+@pytest.mark.parametrize("recipe", ["float32", "w4a16"])
+@pytest.mark.parametrize("encoder", ["base", "large"])
+def test_client_without_hvlc_gives_the_answers_of_hvlc_run(
+    packages: dict[str, Path], tmp_path: Path, recipe: str, encoder: str
+) -> None:
+    model, task = VisionLanguageModel(packages[recipe]), DocumentsTask(CLIENT_DOCUMENTS)
+    for index in range(CLIENT_DOCUMENTS):
+        example = task.example(index)
+        image = tmp_path / f"{index}.png"
+        example.images[0].save(image)
+        command = [sys.executable, "-I", str(ROOT / "examples" / "ask_package.py"), str(packages[recipe])]
+        command += [example.question, str(image), "--encoder", encoder]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        ours = model.answer(example.question, example.images, encoder=encoder, vrc=True, max_new_tokens=64)
+        assert printed.rstrip("\n") == ours.text
+
+
+def test_client_imports_nothing_of_hvlc() -> None:
+    source = (ROOT / "examples" / "ask_package.py").read_text("utf-8")
+    assert "import hvlc" not in source
+    assert "from hvlc" not in source
