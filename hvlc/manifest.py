@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
 from hvlc.spec import StrictModel
 
 MANIFEST = "hvlc.json"
+_PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+_REQUIRED = ("front", "stitch", "embedding", "model", "vision")
 
 
 class ComponentEntry(StrictModel):
@@ -22,7 +24,7 @@ class ComponentEntry(StrictModel):
         outputs: names in order.
     """
 
-    file: str
+    file: str = Field(pattern=_PLAIN_NAME)
     role: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -113,6 +115,19 @@ class Manifest(StrictModel):
     context_length: int
     bits_per_decoder_weight: float | None
     files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        missing = [name for name in _REQUIRED if name not in self.components]
+        if missing:
+            raise ValueError(f"no component {', '.join(missing)}")
+        named = {entry.file for entry in self.components.values()} | set(self.encoders.values())
+        if not named <= set(self.files):
+            raise ValueError(f"no file {', '.join(sorted(named - set(self.files)))}")
+        chosen = {self.policy.default, *(rule.encoder for rule in self.policy.rules)}
+        if not chosen <= set(self.encoders):
+            raise ValueError(f"the policy names unknown encoders {', '.join(sorted(chosen - set(self.encoders)))}")
+        return self
 
     @property
     def total_bytes(self) -> int:

@@ -1,12 +1,9 @@
-"""A bundle to a package directory: whole or not at all."""
+"""Fills a directory with a package: graphs, weights, tokenizer, configuration, manifest."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,66 +17,6 @@ from hvlc.package.onnx_files import write_components
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _TOOLS = ("hvlc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers")
-_PARTIAL = ".partial-"
-
-
-@contextlib.contextmanager
-def atomic_directory(output: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary sibling that becomes `output` when the block ends well, and vanishes when it does not.
-
-    Leftovers of killed runs for the same output are swept first.
-
-    Raises:
-        UserError: `output` exists and `force` is off, its parent is missing, or the disk is full.
-    """
-    check_output(output, force=force)
-    for leftover in output.parent.glob(f".{output.name}{_PARTIAL}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}{_PARTIAL}", dir=output.parent))
-    except OSError as error:
-        raise _as_user_error(error, output) from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        _replace(partial, output)
-    except OSError as error:
-        raise _as_user_error(error, output) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_output(output: Path, *, force: bool) -> None:
-    """Refuse an output that would overwrite something, before any work.
-
-    Raises:
-        UserError: see the message.
-    """
-    if not output.parent.is_dir():
-        raise UserError("output.parent", f"{output.parent} is no directory", "create it first")
-    if output.exists() and not force:
-        raise UserError("output.exists", f"{output} exists", "choose another output or pass --force")
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not (output / MANIFEST).is_file():
-        raise UserError(
-            "output.foreign", f"{output} is no hvlc package", "--force replaces packages only; choose another output"
-        )
-
-
-def _replace(partial: Path, output: Path) -> None:
-    """Rename into place; an old package is moved aside first and deleted after."""
-    if not output.exists():
-        partial.rename(output)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}{_PARTIAL}old-", dir=output.parent))
-    output.rename(aside / "old")
-    partial.rename(output)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _as_user_error(error: OSError, output: Path) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError("output.disk_full", f"the disk of {output} is full", "free space or choose another disk")
-    return UserError("output.write", f"cannot write {output}: {error.strerror or error}", "check permissions and path")
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -14,7 +14,8 @@ from hvlc.bundle import Bundle, Role
 from hvlc.checkpoint import Checkpoint, digest_file
 from hvlc.errors import UserError
 from hvlc.manifest import MANIFEST, Manifest, Sources
-from hvlc.package.writer import atomic_directory, check_output, tool_versions, write_package
+from hvlc.package.atomic import atomic_directory, check_output
+from hvlc.package.writer import tool_versions, write_package
 from hvlc.plan import Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path

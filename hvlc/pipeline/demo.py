@@ -55,7 +55,7 @@ def ask(package: Path, count: int) -> Iterator[Asked]:
 
 
 def measure(output: Path, packages: dict[str, Path], count: int, progress: Progress) -> list[Evaluation]:
-    """Evaluate both packages with both encoders (float32 also without compressor) and write report.html and report.md."""
+    """Evaluate both packages with both encoders, float32 also without compressor; write report.html and report.md."""
     task = open_task("documents", count)
     store = output / "evaluations"
     store.mkdir(exist_ok=True)
