@@ -386,7 +386,21 @@ def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     from hvlc.pipeline.build import require_compile
 
     require_compile("training")
+    from hvlc.errors import UserError
+    from hvlc.training.nano import MINUTES
     from hvlc.training.nano import train as train_nano
 
-    train_nano(output, work, seed=seed)
-    _show({"checkpoint": str(output)}, as_json, lambda console: console.print(f"checkpoint: {output}"))
+    if output.exists():
+        raise UserError("output.exists", f"{output} exists", "choose another output")
+    stages = list(MINUTES)
+
+    def report(update: Any) -> None:
+        left = (1 - update.over) * MINUTES[update.stage] + sum(
+            MINUTES[s] for s in stages[stages.index(update.stage) + 1 :]
+        )
+        values = " ".join(f"{name} {value:.3f}" for name, value in update.values.items())
+        click.echo(f"{update.stage} {update.over:4.0%} {values} | about {left:.0f} min left", err=True)
+
+    scores = train_nano(output, work, seed=seed, progress=report)
+    data = {"checkpoint": str(output), "scores": scores}
+    _show(data, as_json, lambda console: console.print(f"checkpoint: {output} (scores in its README.md)"))

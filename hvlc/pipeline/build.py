@@ -128,11 +128,11 @@ def require_compile(work: str) -> None:
 
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _Stages) -> tuple[Bundle, Plan]:
     """Export, run the structural passes, resolve the recipe."""
+    stages.enter("export")
     require_compile("a build")
     from hvlc.calibration.solvers import SOLVERS
     from hvlc.export import export_bundle
 
-    stages.enter("export")
     bundle = export_bundle(checkpoint)
     stages.enter("passes")
     for step in structural_passes(bundle.facts, target):
@@ -163,7 +163,8 @@ def _quantize(bundle: Bundle, plan: Plan) -> None:
     from hvlc.passes.select_encoder import SelectEncoder
 
     QuantizeWeights(plan, SOLVERS).run(bundle)
-    SelectEncoder().run(bundle)
+    facts: dict[str, Any] = bundle.facts
+    SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)
 
 
 def _check_disk(output: Path, bundle: Bundle, plan: Plan) -> None:

@@ -188,7 +188,7 @@ class Recipe:
             total = reading_loss(logits, targets)
             return total, {"loss": total.item(), "characters": right.item()}
 
-        optimizer = Optimizer([tower], 2e-3, plain=[head], floor=0.25)
+        optimizer = Optimizer([tower], 3e-3, plain=[head], floor=0.1)
         self._run(f"read-{branch}", {"tower": tower, "head": head}, optimizer, lambda _: next(pages), loss)
 
     def answer(self) -> None:
@@ -196,18 +196,18 @@ class Recipe:
         branch, language = self.model.model.branches["large"], self.model.model.language_model
         head = self.heads["large"]
         seed = f"{self.seed} answer"
-        easy = self._batches(seed + " easy", shrunk=1.0, cells=100)
+        easy = self._batches(seed + " easy", shrunk=1.0, cells=64)
         full = self._batches(seed + " full", shrunk=0.6)
         rng = random.Random(seed)
 
         def draw(over: float) -> Batch:
-            return next(easy if rng.random() > over / 0.4 else full)
+            return next(easy if rng.random() > over / 0.25 else full)
 
         def loss(batch: Batch, over: float) -> Loss:
             answers = run(self.model, batch, "large")
             reading = self._reading(batch, answers, "large")
             values = {"loss": answers.loss.item(), "reading": reading.item(), "tokens": answers.accuracy}
-            return answers.loss + max(0.1, 0.5 - over) * reading, values
+            return answers.loss + max(0.2, 1.0 - over) * reading, values
 
         optimizer = Optimizer([branch, language], 1.5e-3, plain=[head])
         modules = {"branch": branch, "language": language, "head": head}

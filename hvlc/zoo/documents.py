@@ -28,7 +28,7 @@ KINDS = ("receipt", "form", "table", "screen")
 GENERATOR_VERSION = 1
 
 #: Text sizes in pixels per em, smallest and largest.
-TEXT_SIZES = (12, 24)
+TEXT_SIZES = (11, 17)
 
 #: No side of an image is longer than this, in pixels.
 LONGEST_SIDE = 500
@@ -36,7 +36,6 @@ LONGEST_SIDE = 500
 _FONT_FILES = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
-    "DejaVuSerif.ttf",
     "DejaVuSansMono.ttf",
 )
 
