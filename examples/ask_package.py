@@ -26,6 +26,16 @@ def session(package: Path, file: str) -> ort.InferenceSession:
     return ort.InferenceSession(package / file, providers=["CPUExecutionProvider"])
 
 
+def load_pixels(path: Path) -> np.ndarray:
+    """uint8 [height, width, 3]: upright, 16-bit greys scaled, transparency on white."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
 def visual_tokens(
     package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None
 ) -> tuple[np.ndarray, int, int]:
@@ -70,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     manifest = json.loads((arguments.package / "hvlc.json").read_text("utf-8"))
-    pixels = np.asarray(ImageOps.exif_transpose(Image.open(arguments.image)).convert("RGB"))
+    pixels = load_pixels(arguments.image)
     features, rows, columns = visual_tokens(arguments.package, manifest, pixels, arguments.encoder)
 
     model = og.Model(str(arguments.package))

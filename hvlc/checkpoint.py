@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class StoredTensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def read(self) -> np.ndarray:
         """A view of the mapped bytes; pages are loaded as they are touched."""
@@ -65,7 +66,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise UserError("checkpoint.truncated", f"{path} is cut short or no safetensors file", "fetch it again")
         try:
             header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise UserError("checkpoint.truncated", f"{path} has a damaged header", "fetch it again") from error
     if not isinstance(header, dict):
         raise UserError("checkpoint.truncated", f"{path} has a damaged header", "fetch it again")
@@ -86,7 +87,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = entry["dtype"], tuple(int(d) for d in entry["shape"])
+            dtype, shape = str(entry["dtype"]), tuple(int(d) for d in entry["shape"])
             begin, end = (int(v) for v in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("checkpoint.truncated", f"{path}: damaged entry of {name}", "fetch it again") from error
@@ -94,7 +95,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 "checkpoint.dtype", f"{path}: {name} is {dtype}", "convert it to float32, float16 or bfloat16"
             )
-        wanted = int(np.prod(shape, dtype=np.int64)) * _DTYPES[dtype].itemsize
+        wanted = math.prod(shape) * _DTYPES[dtype].itemsize
         if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted or start + end > size:
             raise UserError("checkpoint.truncated", f"{path}: {name} lies outside the file", "fetch it again")
         tensors[name] = StoredTensor(name, _DTYPES[dtype], shape, buffer, start + begin)
@@ -105,7 +106,7 @@ def read_json(path: Path, code: str) -> Any:
     """Parsed JSON of a file, any failure as a `UserError` with `code`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error
 
 
@@ -164,6 +165,7 @@ class Checkpoint:
             "generation_config.json",
             "tokenizer.json",
             "tokenizer_config.json",
+            "special_tokens_map.json",
             "chat_template.jinja",
         ]
         names += ["processor_config.json", "preprocessor_config.json"]
@@ -181,12 +183,13 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
         raise UserError(
             "checkpoint.weights", f"{directory} holds no model.safetensors", "save the model as safetensors"
         )
-    weight_map = read_json(index, "checkpoint.config").get("weight_map")
-    if not isinstance(weight_map, dict):
+    content = read_json(index, "checkpoint.config")
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError("checkpoint.config", f"{index} has no weight_map", "save the model again")
     files = []
     for name in sorted(set(weight_map.values())):
-        path = directory / str(name)
+        path = directory / name
         if path.parent.resolve() != directory.resolve():
             raise UserError(
                 "checkpoint.escape", f"{index} points outside the checkpoint: {name}", "do not trust this file"

@@ -17,15 +17,12 @@ def check_bundle(bundle: Bundle) -> None:
 def check_model(model: ir.Model) -> None:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    known: set[str] = set()
-    for value in [*proto.graph.input, *proto.graph.initializer]:
-        known.add(value.name)
-    _check_order(proto.graph, known)
+    _check_order(proto.graph, set())
 
 
 def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:
     """Names are defined once and before use, also across subgraphs."""
-    known = known | {v.name for v in graph.initializer}
+    known = known | {v.name for v in [*graph.initializer, *graph.input]}
     for node in graph.node:
         missing = [name for name in node.input if name and name not in known]
         assert not missing, f"{node.name} reads {missing} before anything makes them"

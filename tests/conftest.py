@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time by sharing it
 
 settings.register_profile("hvlc", deadline=None, derandomize=True, database=None)
 settings.load_profile("hvlc")

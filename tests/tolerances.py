@@ -8,6 +8,9 @@ GRAPH_FLOAT32 = 5e-5
 #: weights; one grey level is 8e-3.
 PIXELS = 1e-4
 
+#: The same for sides of thousands of pixels: positions of samples are float32, so at row 10000 they carry 1e-3 pixels.
+PIXELS_EXTREME = 1e-3
+
 #: MatMulNBits against a float64 product with the dequantized weights, relative to the largest output: float32 sums
 #: of up to 200 terms.
 QUANTIZED_PRODUCT = 1e-5

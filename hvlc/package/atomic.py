@@ -68,11 +68,13 @@ def _replace(partial: Path, output: Path) -> None:
         partial.rename(output)
         return
     aside = _sibling(output, _PREVIOUS)
-    kept = output.rename(aside / "package")
+    kept = aside / "package"
     try:
+        output.rename(kept)
         partial.rename(output)
-    except OSError:
-        kept.rename(output)
+    except BaseException:  # Ctrl-C too
+        if kept.exists():
+            kept.rename(output)
         raise
     finally:
         if output.exists():

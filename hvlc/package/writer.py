@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.bundle import Bundle, Role
-from hvlc.checkpoint import digest_file
+from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
 from hvlc.manifest import MANIFEST, ComponentEntry, EncoderPolicy, FileEntry, Manifest, Sources, TileRule, Tokens
 from hvlc.package.genai import genai_config, passthrough
@@ -38,9 +38,15 @@ def token_texts(source: Path, ids: list[int]) -> list[str]:
     """The texts of added tokens.
 
     Raises:
-        UserError: an id is no added token of the tokenizer.
+        UserError: the tokenizer is damaged, or an id is none of its added tokens.
     """
-    added = {t["id"]: t["content"] for t in json.loads((source / "tokenizer.json").read_text("utf-8"))["added_tokens"]}
+    content = read_json(source / "tokenizer.json", "checkpoint.tokenizer")
+    try:
+        added = {t["id"]: t["content"] for t in content["added_tokens"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "checkpoint.tokenizer", f"{source / 'tokenizer.json'} has no added tokens", "save the tokenizer again"
+        ) from error
     missing = [i for i in ids if i not in added]
     if missing:
         raise UserError(

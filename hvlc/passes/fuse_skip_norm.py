@@ -71,10 +71,14 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     graph.insert_before(add, fused)
     for output in fused.outputs:
         output.name = ""
-    fused.outputs[0].name, fused.outputs[0].shape = normed.name, normed.shape
-    ir.convenience.replace_all_uses_with(normed, fused.outputs[0], replace_graph_outputs=True)
+    _take_over(normed, fused.outputs[0])
     graph.remove(norm, safe=True)
     if total.uses() or total.is_graph_output():
-        fused.outputs[_SUM_OUTPUT].name = total.name
-        ir.convenience.replace_all_uses_with(total, fused.outputs[_SUM_OUTPUT], replace_graph_outputs=True)
+        _take_over(total, fused.outputs[_SUM_OUTPUT])
     graph.remove(add, safe=True)
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Give `new` the name, type, shape and readers of `old`."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -117,20 +117,25 @@ def _decide_lookup(
     head_rule = _first_rule(recipe, heads[0]) if heads else None
     spec = head_rule.quantize if head_rule else None
     if spec is not None:
-        verdict = _lookup_verdict(target, spec)
+        verdict = _lookup_verdict(place, target, spec)
         if verdict:
             return _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", spec, target)
         if rule is None or rule.quantize is None:
             return _assignment(place, Action.KEEP, verdict.reason)
     if rule is None or rule.quantize is None:
         return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
-    verdict = _lookup_verdict(target, rule.quantize)
+    verdict = _lookup_verdict(place, target, rule.quantize)
     return _assignment(place, Action.QUANTIZE, spec=rule.quantize, target=target) if verdict else verdict.reason
 
 
-def _lookup_verdict(target: Target, spec: WeightSpec) -> Verdict:
+def _lookup_verdict(place: _Place, target: Target, spec: WeightSpec) -> Verdict:
     op = target.takes_op("GatherBlockQuantized", "com.microsoft")
-    return target.takes_gather(spec.bits) if op else op
+    if not op:
+        return op
+    width = place.dims[1]
+    if width % spec.block_size:  # the operator would return the padding of the last block too
+        return Verdict(False, f"rows of {width} are no whole number of blocks of {spec.block_size}")
+    return target.takes_gather(spec.bits)
 
 
 def _assignment(

@@ -81,7 +81,8 @@ def _asymmetric(blocks: np.ndarray, format: WeightFormat) -> tuple[np.ndarray, n
     best_error = np.full(low.shape, np.inf, np.float32)
     for shrink in _SHRINK:
         scales = rounded_scales((high - low) * shrink / top, format.scale_type)
-        zeros = np.clip(np.rint(-low * shrink / scales), 0, top).astype(np.float32)
+        safe = np.where(scales == 0, np.float32(1), scales)  # a block of zeros
+        zeros = np.clip(np.rint(-low * shrink / safe), 0, top).astype(np.float32)
         error = _error(blocks, scales, zeros[..., None], format.bits)
         better = error < best_error
         best = (np.where(better, scales, best[0]), np.where(better, zeros, best[1]))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import NormalizedConfigManager
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
@@ -33,8 +34,9 @@ def export(checkpoint: Checkpoint) -> Bundle:
     """
     try:
         config = HyperVLConfig.from_dict(dict(checkpoint.config))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError("checkpoint.config", f"{checkpoint.directory}: {error}", "correct config.json") from error
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        cause = f"{checkpoint.directory}: {error.__cause__ or error}"
+        raise UserError("checkpoint.config", cause, "correct config.json") from error
     shape = _decoder_shape(config)
     bundle = Bundle("hypervl")
     for branch in BRANCHES:

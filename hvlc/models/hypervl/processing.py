@@ -93,6 +93,8 @@ class HyperVLImageProcessor(BaseImageProcessor):
         """Antialiased bilinear resize of float `[1, 3, h, w]`, without rounding to grey levels."""
         if pixels.shape[-2:] == (height, width):
             return pixels
+        if width == 1 < height:  # torch 2.13 repeats the first row of such a result; turned, it is right
+            return self.resize(pixels.mT.contiguous(), 1, height).mT
         return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:

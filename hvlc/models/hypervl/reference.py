@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hvlc.errors import UserError
 from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.models.hypervl.processing import cap_scale
 from hvlc.results import Answered
 
 
@@ -81,7 +82,7 @@ class Reference:
             text=self.processor.tokenizer.decode(tokens, skip_special_tokens=True),
             tokens=tuple(tokens),
             encoder=branch if images else "",
-            scales=tuple(scales),
+            scales=tuple(self._used(image, scale) for image, scale in zip(images, scales, strict=True)),
             tiles=len(inputs["pixel_values"]) if images else 0,
             visual_tokens=sum(rows * columns for rows, columns in grids),
             prompt_tokens=prompt_tokens,
@@ -94,6 +95,11 @@ class Reference:
             return [1.0] * len(images)
         proxies = self.processor.image_processor.proxies(images)
         return self.model.predict_scale(**proxies).tolist()
+
+    def _used(self, image: Image.Image, scale: float) -> float:
+        """The scale after the bound of visual tokens."""
+        cut = self.processor.image_processor
+        return float(cap_scale(image.height, image.width, scale, cut.cell_size, cut.max_visual_tokens))
 
     def _text(self, prompt: str, images: int) -> str:
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]

@@ -15,7 +15,6 @@ from hvlc.models.hypervl.configuration import BRANCHES
 from hvlc.models.hypervl.modeling import pixel_shuffle, stitch
 from tests.tiny import picture, tiny_config, tiny_model, tiny_processor
 
-
 UNSAID = {"dtype": None}  # stated once a model was saved
 
 
@@ -52,7 +51,9 @@ def test_saving_and_loading_keeps_every_bit(tmp_path: Path, tied: bool) -> None:
     saved.save_pretrained(tmp_path)
     loaded = HyperVLForConditionalGeneration.from_pretrained(tmp_path)
     for part in ("base_vision_config", "large_vision_config", "text_config", "resolution_config"):
-        assert getattr(loaded.config, part).to_diff_dict() | UNSAID == getattr(saved.config, part).to_diff_dict() | UNSAID
+        assert (
+            getattr(loaded.config, part).to_diff_dict() | UNSAID == getattr(saved.config, part).to_diff_dict() | UNSAID
+        )
     assert loaded.config.image_token_id == saved.config.image_token_id
     before, after = saved.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()

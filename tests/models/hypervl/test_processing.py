@@ -87,3 +87,12 @@ def test_several_images_follow_each_other() -> None:
     alone = [images.tiles(p, s) for p, s in zip(pictures, [0.5, 1.0], strict=True)]
     assert torch.equal(both["pixel_values"], torch.cat([tiles for tiles, _ in alone]))
     assert both["image_grids"].tolist() == [list(grid) for _, grid in alone]
+
+
+@pytest.mark.parametrize("size", [(2, 1), (7, 1), (1, 4), (1, 1), (3, 2)])
+def test_resizing_is_pillows_also_where_torch_is_wrong(size: tuple[int, int]) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (20, 9)).astype(np.float32)
+    expected = Image.fromarray(grey).resize(size[::-1], Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(grey).expand(1, 3, 20, 9)
+    found = HyperVLImageProcessor(TILE, CELL, PROXY).resize(pixels, *size)[0, 0]
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)

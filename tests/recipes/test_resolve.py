@@ -1,0 +1,184 @@
+"""A plan says what happens to every weight, or all that is wrong at once."""
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvlc.bundle import Bundle, Role
+from hvlc.calibration.solvers import SOLVERS
+from hvlc.checkpoint import Checkpoint
+from hvlc.errors import TargetError, UserError
+from hvlc.export import export_bundle
+from hvlc.plan import Action, Plan, ScaleType, WeightFormat
+from hvlc.recipes.resolve import resolve
+from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
+from hvlc.target import Target, load_target, shipped_targets
+from tests.tiny import save_tiny
+
+CPU = load_target("cpu")
+EMBEDDING = "model.language_model.embed_tokens.weight"
+Resolve = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def tied(tiny_checkpoint: Path) -> Bundle:
+    return export_bundle(Checkpoint.open(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def untied(untied_checkpoint: Path) -> Bundle:
+    return export_bundle(Checkpoint.open(untied_checkpoint))
+
+
+def recipe(*rules: dict[str, Any]) -> Recipe:
+    return Recipe.parse({"schema_version": 1, "name": "mine", "description": "", "rules": rules}, "mine.yaml")
+
+
+def decoder(**quantize: Any) -> dict[str, Any]:
+    return {"role": "decoder", "quantize": {"bits": 4, "block_size": 32, **quantize}}
+
+
+def without(target: Target, **changes: Any) -> Target:
+    return Target.parse(target.model_dump(mode="json") | changes, "mine.toml")
+
+
+def weights_of(bundle: Bundle) -> int:
+    roles = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)
+    return sum(
+        node.op_type in ("MatMul", "Gather") and any(v and v.const_value and len(v.shape) == 2 for v in node.inputs)
+        for component in bundle.components.values()
+        if component.role in roles
+        for node in component.graph
+    )
+
+
+@pytest.mark.parametrize("target", shipped_targets())
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_decides_every_weight(tied: Bundle, name: str, target: str) -> None:
+    plan = resolve(load_recipe(name), tied, load_target(target), SOLVERS)
+    assert len(plan.assignments) == weights_of(tied) > 30
+    for assignment in plan.assignments:
+        assert (assignment.action is Action.QUANTIZE) or assignment.reason
+        assert (assignment.format is None) is (assignment.action is Action.KEEP)
+        assert assignment.out_features * assignment.in_features == assignment.elements
+
+
+def test_w4a16_leaves_no_decoder_matrix_in_float(tied: Bundle) -> None:
+    plan = resolve(load_recipe("w4a16"), tied, CPU, SOLVERS)
+    decoder_actions = {a.action for a in plan.assignments if a.role is Role.DECODER}
+    assert decoder_actions == {Action.QUANTIZE}
+    assert plan.bits_per_weight(Role.DECODER) == pytest.approx(4.5)
+    assert plan.bits_per_weight(Role.EMBEDDING) is None
+
+
+def table(plan: Plan):
+    return next(a for a in plan.assignments if a.role is Role.EMBEDDING)
+
+
+def test_a_tied_table_shares_the_heads_bytes(tied: Bundle) -> None:
+    found = table(resolve(recipe(decoder()), tied, CPU, SOLVERS))
+    assert (found.action, found.stored_bytes, found.weight) == (Action.TIE, 0, EMBEDDING)
+    assert found.reason == "shares the bytes of lm_head"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gather_bits": []}, "looks up no bits only, not 4"),
+        ({"contrib_ops": ["MatMulNBits"], "gather_bits": []}, "does not take com.microsoft.GatherBlockQuantized"),
+    ],
+)
+def test_a_target_without_look_up_keeps_the_table_with_the_reason(tied: Bundle, change: dict, reason: str) -> None:
+    found = table(resolve(recipe(decoder()), tied, without(CPU, **change), SOLVERS))
+    assert found.action is Action.KEEP
+    assert reason in found.reason
+
+
+def test_a_table_of_rows_that_do_not_fill_their_blocks_is_kept(tied: Bundle) -> None:
+    found = table(resolve(recipe(decoder(block_size=128)), tied, CPU, SOLVERS))
+    assert (found.action, found.reason) == (Action.KEEP, "rows of 64 are no whole number of blocks of 128")
+
+
+def test_an_untied_table_follows_its_own_rule(untied: Bundle) -> None:
+    assert table(resolve(recipe(decoder()), untied, CPU, SOLVERS)).reason == "no rule asks for it"
+    own = {"role": "embedding", "quantize": {"bits": 4, "block_size": 16}}
+    assert table(resolve(recipe(decoder(), own), untied, CPU, SOLVERS)).action is Action.QUANTIZE
+
+
+def test_the_first_rule_that_matches_decides(tied: Bundle) -> None:
+    kept = {"role": "decoder", "weights": "*.down_proj.*", "reason": "sensitive"}
+    plan = resolve(recipe(kept, decoder()), tied, CPU, SOLVERS)
+    down = [a for a in plan.assignments if ".down_proj." in a.weight]
+    assert {(a.action, a.reason) for a in down} == {(Action.KEEP, "sensitive")}
+    assert sum(a.action is Action.QUANTIZE for a in plan.assignments) == 6 * 2 + 1
+
+
+def test_all_that_the_target_refuses_is_named(tied: Bundle) -> None:
+    with pytest.raises(TargetError) as error:
+        resolve(recipe(decoder(block_size=24)), tied, CPU, SOLVERS)
+    assert (error.value.code, error.value.exit_code) == ("plan.target", 3)
+    assert "q_proj.weight: cpu takes blocks of 16, 32, 64, 128, 256, not 24" in error.value.cause
+    assert f"and {7 * 2 + 1 - 5} more" in error.value.cause
+
+
+def test_zero_points_need_a_target_that_takes_them(tied: Bundle) -> None:
+    formats = [f.model_dump(mode="json") | {"zero_points": False} for f in CPU.block_formats]
+    with pytest.raises(TargetError, match="takes no zero points at 4 bits"):
+        resolve(recipe(decoder(symmetric=False)), tied, without(CPU, block_formats=formats), SOLVERS)
+
+
+def test_a_target_without_negative_scales_gets_none(tied: Bundle) -> None:
+    formats = [f.model_dump(mode="json") | {"negative_scales": False} for f in CPU.block_formats]
+    plan = resolve(recipe(decoder()), tied, without(CPU, block_formats=formats), SOLVERS)
+    assert {a.format.negative_scales for a in plan.assignments if a.format} == {False}
+
+
+def test_an_unknown_solver_offers_the_nearest(tied: Bundle) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(recipe(decoder(solver="rnt")), tied, CPU, SOLVERS)
+    assert (error.value.code, error.value.fix) == ("recipe.solver", "did you mean 'rtn'?")
+
+
+def test_a_rule_that_matches_nothing_is_an_error_unless_optional(tied: Bundle) -> None:
+    lost = {"role": "decoder", "weights": "*.gate_projection.*", "reason": "typo"}
+    with pytest.raises(UserError, match=r"match no weight: decoder '\*\.gate_projection\.\*'"):
+        resolve(recipe(lost, decoder()), tied, CPU, SOLVERS)
+    resolve(recipe(lost | {"optional": True}, decoder()), tied, CPU, SOLVERS)
+
+
+def test_resolving_changes_nothing(tied: Bundle) -> None:
+    before = {n: [node.op_type for node in c.graph] for n, c in tied.components.items()}
+    resolve(load_recipe("w4a16"), tied, CPU, SOLVERS)
+    assert before == {n: [node.op_type for node in c.graph] for n, c in tied.components.items()}
+
+
+@pytest.mark.parametrize("scale_type", ScaleType)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dims", [(3, 32), (5, 100), (4, 200)])
+def test_planned_bytes_are_those_of_the_arrays(
+    dims: tuple[int, int], bits: int, symmetric: bool, scale_type: ScaleType
+) -> None:
+    import numpy as np
+
+    from hvlc.passes.quantize_weights import _packed_zeros
+
+    format = WeightFormat(bits, 32, symmetric, scale_type)
+    levels = SOLVERS["rtn"](np.arange(prod(dims), dtype=np.float32).reshape(dims), format)
+    arrays = [levels.packed(), levels.stored_scales()] + ([] if symmetric else [_packed_zeros(levels, format)])
+    assert sum(a.nbytes for a in arrays) == format.bytes(*dims)
+
+
+def test_hidden_sizes_that_do_not_fill_a_block_still_answer(tmp_path: Path) -> None:
+    from hvlc.pipeline.build import BuildRequest, build
+    from hvlc.runtime.generation import VisionLanguageModel
+    from tests.tiny import picture
+
+    checkpoint = save_tiny(tmp_path / "checkpoint", hidden=48, num_attention_heads=3, num_key_value_heads=1)
+    build(BuildRequest(checkpoint, "cpu", "w4a16", tmp_path / "package"))
+    package = VisionLanguageModel(tmp_path / "package")
+    asked: dict[str, Any] = {"encoder": "base", "vrc": False, "max_new_tokens": 2}
+    assert len(package.answer("What?", [picture(40, 40)], **asked).tokens) > 0
