@@ -90,7 +90,7 @@ class EncoderPolicy(StrictModel):
 
 
 class Sources(StrictModel):
-    """What the package was made from: hex SHA-256 of each input and the versions of the tools."""
+    """What the package was made from: hex SHA-256 of each input and of hvlc's own code, and the tools' versions."""
 
     model_type: str
     checkpoint: str
@@ -98,6 +98,7 @@ class Sources(StrictModel):
     recipe: str
     target_name: str
     target: str
+    code: str
     versions: dict[str, str]
 
 

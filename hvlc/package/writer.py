@@ -1,9 +1,11 @@
 """Fills a directory with a package: graphs, weights, tokenizer, configuration, manifest."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,14 @@ def tool_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[tool] = version(tool)
     return found
+
+
+def code_digest() -> str:
+    """Hex SHA-256 of hvlc's code, recipes and targets: what can change a package besides its inputs."""
+    root = Path(str(resources.files("hvlc")))
+    paths = sorted(p for p in root.rglob("*") if p.suffix in (".py", ".yaml", ".toml") and p.is_file())
+    lines = [f"{p.relative_to(root).as_posix()} {digest_file(p)}" for p in paths]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def write_package(

@@ -15,7 +15,7 @@ from hvlc.checkpoint import Checkpoint, digest_file
 from hvlc.errors import UserError
 from hvlc.manifest import MANIFEST, Manifest, Sources
 from hvlc.package.atomic import atomic_directory, check_output
-from hvlc.package.writer import tool_versions, write_package
+from hvlc.package.writer import code_digest, tool_versions, write_package
 from hvlc.plan import Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path
@@ -74,6 +74,7 @@ def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
         recipe=digest_file(recipe_path(request.recipe)),
         target_name=load_target(request.target).name,
         target=digest_file(target_path(request.target)),
+        code=code_digest(),
         versions=tool_versions(),
     )
 
