@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Skip, lazy_tensor
+from hvlc.bundle import Component, Role, Skip, lazy_tensor
 from hvlc.errors import HvlcError
 from hvlc.graph import MICROSOFT
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
@@ -52,6 +52,7 @@ class QuantizeWeights(ComponentPass):
         solvers: name to function.
     """
 
+    roles = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
     plan: Plan
     solvers: Mapping[str, Callable[[np.ndarray, WeightFormat], Levels]]
     _solved: dict[str, _Solved] = field(default_factory=dict, repr=False, compare=False)

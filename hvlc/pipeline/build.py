@@ -4,19 +4,20 @@ import hashlib
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvlc.built import BuildResult
-from hvlc.bundle import Bundle, Role
+from hvlc.bundle import Bundle, JournalEntry, Role
 from hvlc.checkpoint import Checkpoint, digest_file
 from hvlc.errors import UserError
 from hvlc.manifest import MANIFEST, Manifest, Sources
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.writer import code_digest, tool_versions, write_package
-from hvlc.plan import Plan
+from hvlc.plan import Action, Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path
 from hvlc.target import Target, load_target, target_path
@@ -47,22 +48,22 @@ class BuildRequest:
 
 
 class _Stages:
-    """Announces and times the stages."""
+    """Announces and times the stages, and keeps the journal that their passes write to."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress or (lambda stage, index: None)
-        self._current = ""
-        self._started = 0.0
+        self.journal: list[JournalEntry] = []
         self.seconds: dict[str, float] = {}
 
-    def enter(self, name: str) -> None:
-        self.finish()
-        self._current, self._started = name, time.perf_counter()
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int], None]]:
+        """A stage; the yielded function takes the number of things it made or changed."""
         self._progress(name, STAGES.index(name))
-
-    def finish(self) -> None:
-        if self._current:
-            self.seconds[self._current] = time.perf_counter() - self._started
+        started = time.perf_counter()
+        counts: list[int] = []
+        yield counts.append
+        self.seconds[name] = time.perf_counter() - started
+        self.journal.append(JournalEntry(name, "*", sum(counts), (), self.seconds[name]))
 
 
 def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
@@ -89,20 +90,20 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         TargetError: the target cannot take what the recipe asks for.
     """
     stages = _Stages(progress)
-    stages.enter("open")
-    check_output(request.output, force=request.force)
-    recipe, target = load_recipe(request.recipe), load_target(request.target)
-    checkpoint = Checkpoint.open(request.checkpoint)
-    sources = sources_of(request, checkpoint)
+    with stages.stage("open") as count:
+        check_output(request.output, force=request.force)
+        recipe, target = load_recipe(request.recipe), load_target(request.target)
+        checkpoint = Checkpoint.open(request.checkpoint)
+        sources = sources_of(request, checkpoint)
+        count(len(checkpoint.tensors))
     bundle, plan = _planned(checkpoint, recipe, target, stages)
     _check_disk(request.output, bundle, plan)
-    stages.enter("quantize")
-    _quantize(bundle, plan)
-    stages.enter("package")
-    with atomic_directory(request.output, force=request.force) as partial:
+    with stages.stage("quantize") as count:
+        count(_quantize(bundle, plan))
+    with stages.stage("package") as count, atomic_directory(request.output, force=request.force) as partial:
         manifest = write_package(bundle, checkpoint.directory, partial, sources, plan.bits_per_weight(Role.DECODER))
-    stages.finish()
-    return BuildResult(request.output, manifest, plan, tuple(bundle.journal), stages.seconds)
+        count(len(manifest.files))
+    return BuildResult(request.output, manifest, plan, tuple(stages.journal), stages.seconds)
 
 
 def plan_build(checkpoint: Path, target: str, recipe: str) -> Plan:
@@ -111,9 +112,7 @@ def plan_build(checkpoint: Path, target: str, recipe: str) -> Plan:
     Raises:
         UserError, TargetError: whatever would stop the build.
     """
-    stages = _Stages(None)
-    stages.enter("open")
-    return _planned(Checkpoint.open(checkpoint), load_recipe(recipe), load_target(target), stages)[1]
+    return _planned(Checkpoint.open(checkpoint), load_recipe(recipe), load_target(target), _Stages())[1]
 
 
 def require_compile(work: str) -> None:
@@ -129,17 +128,22 @@ def require_compile(work: str) -> None:
 
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _Stages) -> tuple[Bundle, Plan]:
     """Export, run the structural passes, resolve the recipe."""
-    stages.enter("export")
-    require_compile("a build")
-    from hvlc.calibration.solvers import SOLVERS
-    from hvlc.export import export_bundle
+    with stages.stage("export") as count:
+        require_compile("a build")
+        from hvlc.calibration.solvers import SOLVERS
+        from hvlc.export import export_bundle
 
-    bundle = export_bundle(checkpoint)
-    stages.enter("passes")
-    for step in structural_passes(bundle.facts, target):
-        step.run(bundle)
-    stages.enter("plan")
-    return bundle, resolve(recipe, bundle, target, SOLVERS)
+        bundle = export_bundle(checkpoint)
+        bundle.journal = stages.journal
+        count(len(bundle.components))
+    with stages.stage("passes") as count:
+        for step in structural_passes(bundle.facts, target):
+            step.run(bundle)
+            count(1)
+    with stages.stage("plan") as count:
+        plan = resolve(recipe, bundle, target, SOLVERS)
+        count(len(plan.assignments))
+    return bundle, plan
 
 
 def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
@@ -158,7 +162,8 @@ def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
     ]
 
 
-def _quantize(bundle: Bundle, plan: Plan) -> None:
+def _quantize(bundle: Bundle, plan: Plan) -> int:
+    """Perform the plan, then join the encoders as they are by then; returns the number of quantized places."""
     from hvlc.calibration.solvers import SOLVERS
     from hvlc.passes.quantize_weights import QuantizeWeights
     from hvlc.passes.select_encoder import SelectEncoder
@@ -166,6 +171,7 @@ def _quantize(bundle: Bundle, plan: Plan) -> None:
     QuantizeWeights(plan, SOLVERS).run(bundle)
     facts: dict[str, Any] = bundle.facts
     SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)
+    return sum(a.action is not Action.KEEP for a in plan.assignments)
 
 
 def _check_disk(output: Path, bundle: Bundle, plan: Plan) -> None:
@@ -185,7 +191,7 @@ def _check_disk(output: Path, bundle: Bundle, plan: Plan) -> None:
     if needed > free:
         raise UserError(
             "output.disk_full",
-            f"the package needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free",
+            f"the package needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
             "free space or choose another disk",
         )
 

@@ -82,11 +82,14 @@ def build_record(result: BuildResult) -> dict[str, Any]:
 
 def build_tables(result: BuildResult) -> Group:
     """What a build did: the journal, the plan, the package."""
-    journal = _table("step", "component", "changed", "declined", "most common reason")
+    journal = _table("step", "component", "changed", "declined", "seconds", "most common reason")
     for entry in result.journal:
         reasons = [s.reason for s in entry.skipped]
         reason = max(set(reasons), key=reasons.count) if reasons else ""
-        journal.add_row(entry.step, entry.component, str(entry.changed), str(len(reasons)), Text(reason))
+        stage = entry.step in result.seconds
+        step = Text(entry.step if stage else f"  {entry.step}", style="bold" if stage else "", no_wrap=True)
+        declined = str(len(reasons) or "")
+        journal.add_row(step, entry.component, str(entry.changed), declined, f"{entry.seconds:.2f}", Text(reason))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
     size, total = _megabytes(result.manifest.total_bytes), sum(result.seconds.values())
     summary = f"{result.output}: {size} MB in {total:.1f} s ({seconds})"

@@ -1,0 +1,57 @@
+"""The build's journal and what makes a package current."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hvlc.manifest import MANIFEST, Manifest
+from hvlc.pipeline import build as building
+from hvlc.pipeline.build import STAGES, BuildRequest, build, is_current
+
+
+@pytest.fixture
+def request_for(tiny_checkpoint: Path, tmp_path: Path) -> BuildRequest:
+    return BuildRequest(tiny_checkpoint, "cpu", "w4a16", tmp_path / "package")
+
+
+def test_every_stage_is_announced_in_order_and_has_a_line_in_the_journal(request_for: BuildRequest) -> None:
+    announced: list[tuple[str, int]] = []
+    result = build(request_for, lambda stage, index: announced.append((stage, index)))
+    assert announced == [(stage, index) for index, stage in enumerate(STAGES)]
+    assert [entry.step for entry in result.journal if entry.step in STAGES] == list(STAGES)
+    assert set(result.seconds) == set(STAGES)
+    steps = [entry.step for entry in result.journal]
+    assert steps.index("TileImages") < steps.index("passes") < steps.index("QuantizeWeights") < steps.index("quantize")
+
+
+def test_a_package_is_current_until_an_input_or_the_code_changes(
+    request_for: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_current(request_for)
+    build(request_for)
+    assert is_current(request_for)
+    other = BuildRequest(request_for.checkpoint, "cpu", "w4a16-rtn", request_for.output)
+    assert not is_current(other)
+    monkeypatch.setattr(building, "code_digest", lambda: "changed")
+    assert not is_current(request_for)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: m["components"].pop("front"), "no component front"),
+        (lambda m: m["components"]["front"].update(file="../front.onnx"), "file"),
+        (lambda m: m["components"]["front"].update(file="other.onnx"), "no file other.onnx"),
+        (lambda m: m["encoders"].update(huge="huge.onnx"), "no file huge.onnx"),
+        (lambda m: m["policy"].update(default="huge"), "unknown encoders huge"),
+    ],
+)
+def test_a_manifest_that_does_not_hang_together_is_refused(tiny_w4a16: Path, tmp_path: Path, change, word: str) -> None:
+    from hvlc.errors import UserError
+
+    content = json.loads((tiny_w4a16 / MANIFEST).read_text("utf-8"))
+    change(content)
+    (tmp_path / MANIFEST).write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError, match=word):
+        Manifest.load(tmp_path)
