@@ -189,7 +189,7 @@ def test_large_matrices_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 
     weight, format = normal(7, 32), WeightFormat(4, 16, symmetric=False)
     whole = round_to_nearest(weight, format)
-    monkeypatch.setattr(rtn, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(rtn, "_AT_ONCE", 64)
     parts = round_to_nearest(weight, format)
     np.testing.assert_array_equal(parts.levels, whole.levels)
     np.testing.assert_array_equal(parts.zero_points, whole.zero_points)

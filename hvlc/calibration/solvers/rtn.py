@@ -6,7 +6,7 @@ from hvlc.plan import WeightFormat
 from hvlc.quantized import Levels, blocked, rounded_scales
 
 _SHRINK = np.linspace(1.0, 0.75, 11, dtype=np.float32)
-_ROWS_AT_ONCE = 1 << 21  # elements; keeps the working set of a large head in tens of megabytes
+_AT_ONCE = 1 << 18  # elements; the working set stays in the cache, whatever the matrix
 
 
 def round_to_nearest(weight: np.ndarray, format: WeightFormat) -> Levels:
@@ -23,7 +23,7 @@ def round_to_nearest(weight: np.ndarray, format: WeightFormat) -> Levels:
     Returns:
         Levels of `[out, ceil(in / block_size), block_size]`.
     """
-    step = max(1, _ROWS_AT_ONCE // max(1, weight.shape[1]))
+    step = max(1, _AT_ONCE // max(1, weight.shape[1]))
     parts = [_rows(weight[i : i + step], format) for i in range(0, weight.shape[0], step)]
     zeros = None if format.symmetric else np.concatenate([p.zero_points for p in parts])
     return Levels(np.concatenate([p.levels for p in parts]), np.concatenate([p.scales for p in parts]), zeros, format)
@@ -46,8 +46,13 @@ def _levels(blocks: np.ndarray, scales: np.ndarray, zero: np.ndarray | np.float3
 
 def _error(blocks: np.ndarray, scales: np.ndarray, zero: np.ndarray | np.float32, bits: int) -> np.ndarray:
     """Squared error of each block."""
-    values = (_levels(blocks, scales, zero, bits).astype(np.float32) - zero) * scales[..., None]
-    return np.square(values - blocks).sum(-1)
+    safe = np.where(scales == 0, np.float32(1), scales)[..., None]
+    values = blocks / safe
+    np.rint(values, out=values)
+    np.clip(values, -zero, 2**bits - 1 - zero, out=values)
+    values *= scales[..., None]
+    values -= blocks
+    return np.einsum("rbi,rbi->rb", values, values)
 
 
 def _symmetric(blocks: np.ndarray, format: WeightFormat) -> np.ndarray:
