@@ -68,18 +68,13 @@ def segment(question: str, answer: str) -> tuple[list[int], list[int]]:
     return ids, [IGNORED] * (len(asked) - 1) + answered
 
 
-def pack(
-    pages: Sequence[Page], segments: Sequence[Sequence[tuple[str, str]]], length_multiple: int = 16
-) -> Batch:
+def pack(pages: Sequence[Page], segments: Sequence[Sequence[tuple[str, str]]], length_multiple: int = 16) -> Batch:
     """Joins documents with their (question, answer) pairs into one batch."""
     rows = [_pack_row(p.grid, pairs) for p, pairs in zip(pages, segments, strict=True)]
     longest = max(len(ids) for ids, *_ in rows)
     length = -(-longest // length_multiple) * length_multiple
     fills = (tokens.special_token_id(tokens.END_OF_TEXT), 0, -1, IGNORED)
-    columns = [
-        torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in rows])
-        for k, fill in enumerate(fills)
-    ]
+    columns = [torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in rows]) for k, fill in enumerate(fills)]
     return Batch(
         torch.cat([p.tiles for p in pages]),
         torch.cat([p.targets for p in pages]),
@@ -139,11 +134,27 @@ class Answers:
         return float((self.logits.argmax(-1) == self.targets).float().mean())
 
 
-def run(model: HyperVLForConditionalGeneration, batch: Batch, branch: str, *, autocast: bool = True) -> Answers:
-    """Teacher-forced forward of a packed batch, in bfloat16 unless `autocast` is off."""
+def run(
+    model: HyperVLForConditionalGeneration,
+    batch: Batch,
+    branch: str,
+    *,
+    autocast: bool = True,
+    frozen: bool = False,
+) -> Answers:
+    """Teacher-forced forward of a packed batch.
+
+    Args:
+        model: Both branches and the language model.
+        batch: Documents with their questions.
+        branch: "base" or "large".
+        autocast: Computes in bfloat16.
+        frozen: Keeps no gradient of the tower.
+    """
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         part = model.model.branches[branch]
-        patches = part.tower(batch.tiles).last_hidden_state
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            patches = part.tower(batch.tiles).last_hidden_state
         visual = part.projector(pixel_shuffle(patches, part.shuffle_factor))
         embeds = model.model.merge(batch.input_ids, model.model.stitch(visual, batch.grids))
         hidden = model.model.language_model(
@@ -180,9 +191,7 @@ class Diet:
     documents: int = 16
 
 
-def batches(
-    seed: str, processor: HyperVLImageProcessor, patch: int, diet: Diet, pool: int = 96
-) -> Iterator[Batch]:
+def batches(seed: str, processor: HyperVLImageProcessor, patch: int, diet: Diet, pool: int = 96) -> Iterator[Batch]:
     """Endless packed batches of train documents, of similar length each.
 
     Args:
@@ -194,7 +203,7 @@ def batches(
     """
     rng = random.Random(seed)
     while True:
-        samples = []
+        samples: list[tuple[Page, Sequence[tuple[str, str]]]] = []
         while len(samples) < pool:
             document = render("train", rng.getrandbits(40))
             seen = page(document, random_scale(document, rng, diet.shrunk), processor, patch)

@@ -80,9 +80,7 @@ def measure(
             scale = float(model.predict_scale(seen["proxy_values"], seen["image_sizes"])[0])
         said, used = answer(model, processor, document, question, branch, scale)
         right, tokens, scales = right + (said == question.answer), tokens + used, scales + scale
-    return Score(
-        branch, compressed, count, right / count, wilson(right, count), tokens / count, scales / count
-    )
+    return Score(branch, compressed, count, right / count, wilson(right, count), tokens / count, scales / count)
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:

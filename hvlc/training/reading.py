@@ -121,7 +121,8 @@ def window(document: Document, scale: float, rng: random.Random, processor: Hype
     """One tile-sized window of a document at a random place."""
     tile = processor.tile_size
     pixels = processor.to_pixels(document.image)
-    size = scaled_size(*pixels.shape[-2:], scale)
+    height, width = pixels.shape[-2:]
+    size = scaled_size(height, width, scale)
     pixels = processor.normalize(processor.resize(pixels, *size))
     top, left = (rng.randint(0, max(0, extent - tile)) for extent in size)
     seen = pixels[..., top : top + tile, left : left + tile]

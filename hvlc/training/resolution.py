@@ -95,9 +95,7 @@ def label(
         numbers = batch.segments[batch.targets != IGNORED].view(len(seen), -1)
         for row, scale in enumerate(group):
             losses[scale] = float(loss[row].mean())
-            right[scale] = tuple(
-                bool(hit[row][numbers[row] == n].all()) for n in range(1, len(asked) + 1)
-            )
+            right[scale] = tuple(bool(hit[row][numbers[row] == n].all()) for n in range(1, len(asked) + 1))
     return Label(index, losses, right)
 
 
@@ -212,7 +210,7 @@ def choose_offset(
     *,
     keep: float,
     split: str = "calibration",
-    offsets: Sequence[float] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
+    offsets: Sequence[float] = (-0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3),
 ) -> tuple[Setting, list[Setting]]:
     """The smallest offset that keeps the share `keep` of the right answers on labelled documents.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +87,8 @@ class Stage(Generic[Batch]):
         """Resumes if there is something to resume, then trains until the time is over."""
         if self.path.exists():
             self._resume()
+        if self.spent >= self.seconds:
+            return
         saved = reported = clock = time.monotonic()
         sums: dict[str, list[float]] = {}
         with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -139,7 +140,7 @@ class Stage(Generic[Batch]):
         }
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def _resume(self) -> None:
         state = load(self.path)

@@ -1,17 +1,10 @@
-"""The small trained reference checkpoint and the documents it reads; no torch."""
+"""The reference checkpoint that hvlc ships, and the documents it was trained on."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
-from hvlc.errors import HvlcError
-
 
 def nano_checkpoint() -> Path:
-    """Directory of the shipped hypervl-nano checkpoint.
-
-    Raises:
-        HvlcError: the installation lacks it.
-    """
-    directory = Path(__file__).parent / "hypervl-nano"
-    if not (directory / "config.json").is_file():
-        raise HvlcError("zoo.missing", f"{directory} holds no checkpoint", "install hvlc again, or hvlc train nano")
-    return directory
+    """Directory of `hypervl-nano`: safetensors, configuration, tokenizer, processor, model card."""
+    return Path(__file__).parent / "hypervl-nano"

@@ -361,25 +361,19 @@ def _draw(content: _Content, style: _Style) -> Document:
     )
 
 
-def _columns(
-    content: _Content, style: _Style, font: ImageFont.FreeTypeFont
-) -> dict[int, list[int]]:
+def _columns(content: _Content, style: _Style, font: ImageFont.FreeTypeFont) -> dict[int, list[int]]:
     """Left edges of the columns, then the right edge of the last, by number of cells; 0 is the margin."""
     edges: dict[int, list[int]] = {}
     for count in {len(row.cells) for row in content.rows}:
         xs = [0]
         for column in range(count):
-            widest = max(
-                font.getlength(row.cells[column]) for row in content.rows if len(row.cells) == count
-            )
+            widest = max(font.getlength(row.cells[column]) for row in content.rows if len(row.cells) == count)
             xs.append(xs[-1] + round(widest) + 1 + (style.gap if column < count - 1 else 0))
         edges[count] = xs
     return edges
 
 
-def _draw_row(
-    canvas: _Canvas, row: _Row, style: _Style, kind: str, xs: list[int], top: float, width: int
-) -> None:
+def _draw_row(canvas: _Canvas, row: _Row, style: _Style, kind: str, xs: list[int], top: float, width: int) -> None:
     left, right = style.margin, width - style.margin
     box = (2, round(top) + 1, width - 3, round(top + style.pitch) - 1)
     ink, line = style.ink, _blend(style.paper, style.ink, 0.35)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from hvlc.zoo import tokenizer as tokens  # noqa: E402
+from hvlc.zoo import tokenizer as tokens
 
 
 @pytest.fixture(scope="module")
