@@ -5,6 +5,7 @@ refuses unknown keys and any number that is not finite: what was not measured is
 """
 
 import contextlib
+import math
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from hvlc.errors import UserError
 
 #: Raised whenever a change makes older files unreadable.
 SCHEMA_VERSION: Final = 1
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 class Record(BaseModel):
@@ -230,6 +233,18 @@ class Evaluation(Record):
     def label(self) -> str:
         """Name, encoder and compressor, e.g. "w4a16 · base · VRC"."""
         return " · ".join([self.name, self.encoder, *(["VRC"] if self.vrc else [])])
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Ends of Wilson's 95 % interval of a share of `n`, 0 to 1.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    spread = _Z * _Z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    # The ends are exactly 0 and 1 there; in floats they miss by an ulp.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def token_rate(examples: Iterable[ExampleResult]) -> float | None:

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hvlc.results import Score
+from hvlc.results import Score, wilson
 
 #: Similarities whose distance reaches this count as 0 (Biten et al. 2019, section 4).
 ANLS_THRESHOLD = 0.5
-
-#: Two-sided 95 % quantile of the standard normal distribution.
-_Z = 1.959963984540054
 
 _RESAMPLES = 2000
 
@@ -73,23 +70,13 @@ def _similarity(predicted: str, answer: str) -> float:
 def proportion(successes: int, n: int) -> Score:
     """A share with its Wilson 95 % interval, which stays honest near 0 and 1 and for small n.
 
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
-
     Raises:
         ValueError: `n` is 0, or `successes` is not within 0 and `n`.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a proportion")
-    low, high = _wilson(successes / n, n)
+    low, high = wilson(successes / n, n)
     return Score(value=successes / n, low=low, high=high, n=n, method="wilson")
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    spread = _Z * _Z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    # The ends are exactly 0 and 1 there; in floats they miss by an ulp.
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def mean_score(values: Sequence[float], seed: int = 0) -> Score:
@@ -108,7 +95,7 @@ def mean_score(values: Sequence[float], seed: int = 0) -> Score:
         raise ValueError("a score is outside 0 and 1, or NaN")
     mean, n = min(1.0, math.fsum(scores.tolist()) / scores.size), int(scores.size)
     if scores.min() == scores.max():
-        low, high = _wilson(mean, n)
+        low, high = wilson(mean, n)
         return Score(value=mean, low=low, high=high, n=n, method="wilson")
     generator = np.random.default_rng(seed)
     # One resample at a time: memory stays flat in n.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.models.hypervl.processing import HyperVLProcessor
+from hvlc.results import wilson
 from hvlc.zoo.documents import Document, Question, examples
 
 
@@ -80,12 +80,4 @@ def measure(
             scale = float(model.predict_scale(seen["proxy_values"], seen["image_sizes"])[0])
         said, used = answer(model, processor, document, question, branch, scale)
         right, tokens, scales = right + (said == question.answer), tokens + used, scales + scale
-    return Score(branch, compressed, count, right / count, wilson(right, count), tokens / count, scales / count)
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share; 95 % by default."""
-    share, square = right / count, z * z
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    spread = z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    return Score(branch, compressed, count, right / count, wilson(right / count, count), tokens / count, scales / count)

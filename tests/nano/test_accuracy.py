@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
@@ -44,5 +45,18 @@ def test_decoder_weights_are_four_bits_on_disk(packages: dict[str, Path]) -> Non
     bits = Manifest.load(packages["w4a16"]).bits_per_decoder_weight
     assert bits is not None
     assert bits <= BITS_LIMIT
-    sizes = {name: (path / "model.onnx.data").stat().st_size for name, path in packages.items()}
-    assert sizes["w4a16"] < sizes["float32"] * BITS_LIMIT / 32 * 1.2
+    graph = onnx.load(packages["w4a16"] / "model.onnx", load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert not [node for node in graph.node if node.op_type == "MatMul"]
+    weights = sum(_attribute(node, "K") * _attribute(node, "N") for node in products)
+    stored = sum(_stored_bytes(i) for i in graph.initializer if i.name.endswith((".int4", ".scales")))
+    assert 8 * stored / weights == pytest.approx(bits)
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next(a.i for a in node.attribute if a.name == name)
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int:
+    places = {entry.key: entry.value for entry in tensor.external_data}
+    return int(places["length"]) if places else len(tensor.raw_data)

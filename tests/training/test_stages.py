@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hvlc.training import attention, card, nano, resolution, stages  # noqa: E402
-from hvlc.training.measuring import Score, wilson  # noqa: E402
+from hvlc.training.measuring import Score  # noqa: E402
 from hvlc.training.optimizing import Optimizer  # noqa: E402
 from hvlc.training.stages import Stage  # noqa: E402
 
@@ -97,13 +97,6 @@ def test_every_stage_runs_and_moves_its_part(tmp_path, monkeypatch):
     again.run()
     for name, parameter in again.model.named_parameters():
         torch.testing.assert_close(parameter, recipe.model.get_parameter(name), msg=name)
-
-
-def test_wilson_interval():
-    low, high = wilson(230, 256)
-    assert (round(low, 4), round(high, 4)) == (0.8553, 0.9297)
-    assert wilson(0, 10)[0] == 0.0
-    assert wilson(10, 10)[1] == 1.0
 
 
 def test_card_tells_scores_and_digests():
