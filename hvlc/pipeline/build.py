@@ -197,11 +197,14 @@ def _check_disk(output: Path, bundle: Bundle, plan: Plan) -> None:
 
 
 def is_current(request: BuildRequest) -> bool:
-    """Whether `request.output` already holds exactly what this request would build."""
+    """Whether `request.output` already holds exactly what this request would build; a damaged package is not."""
     if not (request.output / MANIFEST).is_file():
         return False
-    manifest = Manifest.load(request.output)
-    manifest.verify(request.output)
+    try:
+        manifest = Manifest.load(request.output)
+        manifest.verify(request.output)
+    except UserError:
+        return False
     return manifest.sources == sources_of(request, Checkpoint.open(request.checkpoint))
 
 

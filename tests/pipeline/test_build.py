@@ -33,7 +33,11 @@ def test_a_package_is_current_until_an_input_or_the_code_changes(
     assert is_current(request_for)
     other = BuildRequest(request_for.checkpoint, "cpu", "w4a16-rtn", request_for.output)
     assert not is_current(other)
-    monkeypatch.setattr(building, "code_digest", lambda: "changed")
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "code_digest", lambda: "changed")
+        assert not is_current(request_for)
+    with (request_for.output / "model.onnx").open("ab") as file:
+        file.write(b"x")
     assert not is_current(request_for)
 
 
