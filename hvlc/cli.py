@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         _report_error("usage", error.format_message(), "see hvlc --help", as_json)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        _report_error("interrupted", "stopped before the end", "nothing was written; run it again", as_json)
+        _report_error("interrupted", "stopped before the end", "run it again; nothing half-written was left", as_json)
         sys.exit(_INTERRUPTED)
     except Exception as error:
         if debug:

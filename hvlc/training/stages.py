@@ -89,6 +89,15 @@ class Stage(Generic[Batch]):
             self._resume()
         if self.spent >= self.seconds:
             return
+        try:
+            self._train()
+        except KeyboardInterrupt:
+            self.save()  # what was learned so far is taken up again
+            raise
+        self.save()
+
+    def _train(self) -> None:
+        """Updates until the time is over; saved now and then, in case the process is killed."""
         saved = reported = clock = time.monotonic()
         sums: dict[str, list[float]] = {}
         with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -108,7 +117,6 @@ class Stage(Generic[Batch]):
                 if now - saved > SAVE_EVERY:
                     self.save()
                     saved = time.monotonic()
-        self.save()
 
     def _draw(self) -> list[Batch]:
         return [self.draw(self.spent / self.seconds) for _ in range(self.workers)]

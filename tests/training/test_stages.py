@@ -46,6 +46,26 @@ def test_stage_learns_and_resumes(tmp_path, monkeypatch, workers):
     assert len(longer.curve) > len(first.curve)
 
 
+def test_an_interrupted_stage_keeps_what_it_learned(tmp_path):
+    first = _stage(tmp_path, 60.0)
+    draws = 0
+
+    def interrupt(over, draw=first.draw):
+        nonlocal draws
+        draws += 1
+        if draws > 10:
+            raise KeyboardInterrupt
+        return draw(over)
+
+    first.draw = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    resumed = _stage(tmp_path, first.spent)
+    resumed.run()
+    assert resumed.optimizer.updates == first.optimizer.updates > 0
+    torch.testing.assert_close(resumed.modules["layer"].weight, first.modules["layer"].weight)
+
+
 def test_two_workers_take_the_mean_gradient(tmp_path):
     stage = _stage(tmp_path, 1.0, 2)
     batches = [torch.randn(16, 4), torch.randn(16, 4)]
