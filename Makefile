@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= build/demo
-# Further arguments for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Further arguments for pip, for instance an --extra-index-url that has CPU-only builds of torch.
 PIP_ARGS ?=
 
 # onnxruntime and onnxruntime-genai report usage unless told not to.
