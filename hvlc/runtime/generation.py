@@ -152,14 +152,17 @@ class VisionLanguageModel:
         """int32 token ids with every image expanded to rows of placeholders.
 
         Raises:
-            UserError: the prompt brings image placeholders of its own.
+            UserError: the prompt brings image placeholders of its own, or the package's template drops images.
         """
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
         message = {"role": "user", "content": content if images else prompt}
         text = self._tokenizer.apply_chat_template(json.dumps([message]), add_generation_prompt=True)
         tokens = self.manifest.tokens
         parts = text.split(tokens.image_text)
-        if len(parts) != len(images) + 1:
+        if len(parts) <= len(images):
+            cause = f"the package's chat template shows {len(parts) - 1} of {len(images)} images"
+            raise UserError("package.template", cause, "build it from a checkpoint whose template renders images")
+        if len(parts) > len(images) + 1:
             raise UserError(
                 "request.placeholder", f"the prompt itself contains {tokens.image_text}", "remove it from the prompt"
             )

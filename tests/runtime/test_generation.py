@@ -133,6 +133,15 @@ def test_a_request_that_cannot_be_answered_is_refused(package, case: str) -> Non
     assert error.value.code == code
 
 
+def test_a_package_whose_template_drops_images_says_so(tiny_float32: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(tiny_float32, tmp_path / "package")
+    (copied / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] }}{% endfor %}", "utf-8")
+    model = VisionLanguageModel(copied, verify=False, threads=1)
+    with pytest.raises(UserError, match="shows 0 of 1 images") as error:
+        model.start("What?", [picture(30, 30)])
+    assert error.value.code == "package.template"
+
+
 def test_the_context_can_be_filled_to_the_last_token(package) -> None:
     used = package.start("", max_new_tokens=1).prompt_tokens
     generation = package.start("x" * (CONTEXT - used - 1), max_new_tokens=1)

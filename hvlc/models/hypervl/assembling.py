@@ -18,6 +18,18 @@ _TOKENS = {
     "vision_end_token_id": "<|vision_end|>",
 }
 
+# Qwen3's own template drops images: it is a text model's. This is Qwen's chat format with them.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def _check_directory(directory: Path, family: str) -> None:
     """Refuse what is no checkpoint, before transformers asks a hub for it."""
@@ -43,7 +55,8 @@ def assemble(
     """Build a HyperVL from SigLIP2-Base, SigLIP2-Large and Qwen3 checkpoint directories.
 
     Towers and language model keep their weights; projectors and resolution compressor start fresh
-    and need training. The tokenizer must have Qwen3's vision tokens.
+    and need training. The tokenizer must have Qwen3's vision tokens; its chat template is replaced by one
+    that renders images.
 
     Raises:
         UserError: a directory is no checkpoint, the towers disagree on tile or patch size, or the
@@ -76,5 +89,6 @@ def assemble(
     model.lm_head.load_state_dict(llm.lm_head.state_dict())
     model.tie_weights()
     model.generation_config = llm.generation_config
+    tokenizer.chat_template = _CHAT_TEMPLATE
     images = HyperVLImageProcessor(config.tile_size, config.cell_size, config.resolution_config.proxy_size)
     return model.eval(), HyperVLProcessor(images, tokenizer)

@@ -56,7 +56,11 @@ def save_llm(tmp_path: Path) -> Save:
         randomize(llm, 5)
         llm.tie_weights()
         llm.save_pretrained(tmp_path / "llm")
-        build_nano_tokenizer().save_pretrained(tmp_path / "llm")
+        tokenizer = build_nano_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['content'] if m['content'] is string else '' }}{% endfor %}"
+        )
+        tokenizer.save_pretrained(tmp_path / "llm")
         if lacking:
             for file in (tmp_path / "llm").glob("*.json"):
                 file.write_text(file.read_text("utf-8").replace(lacking, "<|other|>"), "utf-8")
@@ -87,15 +91,19 @@ def test_every_weight_is_kept(save_tower: Save, save_llm: Save, tied: bool) -> N
 
 def test_what_is_assembled_can_be_saved_built_upon_and_asked(save_tower: Save, save_llm: Save, tmp_path: Path) -> None:
     from hvlc.models.hypervl.reference import Reference
+    from hvlc.pipeline.build import BuildRequest, build
+    from hvlc.runtime.generation import VisionLanguageModel
     from tests.tiny import picture
 
     model, processor = assemble(save_tower("base", 32), save_tower("large", 48), save_llm())
     model.save_pretrained(tmp_path / "joined")
     processor.save_pretrained(tmp_path / "joined")
-    answered = Reference(tmp_path / "joined").answer(
-        "What?", [picture(30, 40)], encoder="base", vrc=True, max_new_tokens=2
-    )
+    package = build(BuildRequest(tmp_path / "joined", "cpu", "float32", tmp_path / "package")).output
+    asked = {"encoder": "base", "vrc": True, "max_new_tokens": 3}
+    reference = Reference(tmp_path / "joined").answer("What?", [picture(30, 40)], **asked)
+    answered = VisionLanguageModel(package, threads=1).answer("What?", [picture(30, 40)], **asked)
     assert answered.visual_tokens > 0
+    assert (answered.tokens, answered.prompt_tokens) == (reference.tokens, reference.prompt_tokens)
 
 
 def test_a_whole_siglip_checkpoint_gives_its_vision_half(save_tower: Save, save_llm: Save, tmp_path: Path) -> None:
