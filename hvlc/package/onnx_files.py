@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import STORAGE, Bundle, Component
 
-_INLINE_BYTES = 1024  # smaller tensors stay in the ONNX file: external shape constants do not load (genai.md, 7.2)
+_INLINE_BYTES = 1024  # smaller tensors stay in the ONNX file: onnxruntime cannot load shape constants from outside
 _PAGE = 4096
 _ALIGN_LARGE, _LARGE = _PAGE, 1 << 20
 

@@ -2,7 +2,7 @@
 
 `Add -> RMSNormalization` becomes SkipSimplifiedLayerNormalization and `Add -> LayerNormalization`
 SkipLayerNormalization, which also give the sum: exact up to the order of the additions.
-Qualcomm's compiler rejects both operators (docs/npu.md), so the target decides.
+Qualcomm's compiler (onnxruntime-qnn 2.7, tried on one-node models) rejects both, so the target decides.
 """
 
 from dataclasses import dataclass

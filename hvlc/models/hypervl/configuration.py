@@ -116,7 +116,7 @@ class HyperVLConfig(PreTrainedConfig):
 
 
 def paper_config() -> HyperVLConfig:
-    """The size of the paper: SigLIP2-Base and -Large at patch 16, Qwen3-1.7B (hypervl.md, section 1).
+    """The size of the paper: SigLIP2-Base and -Large at patch 16, Qwen3-1.7B (docs/hypervl.md).
 
     The tile side of 256 is a choice (the paper's is not known): stock SigLIP2 checkpoints exist at it.
     """

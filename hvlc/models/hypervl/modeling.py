@@ -122,7 +122,7 @@ class HyperVLResolutionCompressor(PreTrainedModel):
     """Predicts how far an image may be shrunk before its answers suffer.
 
     The network sees a fixed-size proxy and answers with the wanted absolute size in units of the
-    proxy (the rescaled target of hypervl.md, section 3.3), so that equal text gets equal pixels
+    proxy (docs/hypervl.md, "What the compressor predicts"), so that equal text gets equal pixels
     whatever the image's size.
     """
 
