@@ -225,7 +225,7 @@ def evaluate(
     """Measure the package (or checkpoint) in DIRECTORY on a task."""
     from hvlc.evaluation.tasks import open_task
     from hvlc.pipeline.evaluate import Setting, against, encoders_of, evaluate_directory, write_report
-    from hvlc.report.terminal import comparison_table
+    from hvlc.report.terminal import comparison_table, evaluation_table
 
     task = open_task(task_name, count)
     settings = [Setting(encoder, not no_vrc) for encoder in encoders or encoders_of(directory)]
@@ -247,7 +247,8 @@ def evaluate(
     if output:
         write_report(output / "report.html", shown, task, f"{directory.name} on {task.name}", {})
     data = [e.model_dump(mode="json", exclude={"examples"}) for e in shown]
-    _show(data, as_json, lambda console: console.print(comparison_table(shown)))
+    table = evaluation_table(shown[0]) if len(shown) == 1 else comparison_table(shown)
+    _show(data, as_json, lambda console: console.print(table))
 
 
 class _Counter:

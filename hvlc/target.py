@@ -60,7 +60,6 @@ class Target(StrictModel):
         name: as given on the command line.
         description: one line.
         execution_provider: onnxruntime's name of the provider.
-        provider_options: passed to it.
         evidence: how the target as a whole was tried.
         contrib_ops: com.microsoft operators that run on it.
         refused_ops: standard operators that do not.
@@ -73,7 +72,6 @@ class Target(StrictModel):
     name: str
     description: str
     execution_provider: str
-    provider_options: dict[str, str] = Field(default_factory=dict)
     evidence: Evidence
     contrib_ops: tuple[str, ...]
     refused_ops: tuple[str, ...] = ()

@@ -22,15 +22,12 @@ def passthrough(hidden_size: int) -> Component:
     return Component("vision", Role.VISION_ROUTER, b.model(), "front")
 
 
-def genai_config(
-    facts: Mapping[str, Any], files: Mapping[str, str], provider_options: list[dict[str, Any]]
-) -> dict[str, Any]:
+def genai_config(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """The configuration as a JSON value.
 
     Args:
         facts: the bundle's facts.
         files: file name of each component.
-        provider_options: execution provider entry of the decoder; empty for CPU.
     """
     session: dict[str, Any] = {"provider_options": []}
     decoder = {
@@ -40,7 +37,7 @@ def genai_config(
         "num_attention_heads": facts["num_heads"],
         "num_hidden_layers": facts["num_layers"],
         "num_key_value_heads": facts["num_kv_heads"],
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": provider_options},
+        "session_options": {"log_id": "onnxruntime-genai", **session},
         "inputs": {
             "inputs_embeds": "inputs_embeds",
             "attention_mask": "attention_mask",

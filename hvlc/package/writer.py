@@ -90,7 +90,7 @@ def write_package(
     bundle.add(passthrough(facts["hidden_size"]))
     copy_tokenizer(checkpoint_directory, partial)
     files = write_components(bundle, partial)
-    (partial / "genai_config.json").write_text(_json(genai_config(facts, files, [])), "utf-8")
+    (partial / "genai_config.json").write_text(_json(genai_config(facts, files)), "utf-8")
     manifest = Manifest(
         schema_version=1,
         sources=sources,
@@ -102,7 +102,7 @@ def write_package(
             cell_size=facts["cell_size"],
             max_visual_tokens=facts["max_visual_tokens"],
             min_scale=facts["min_scale"],
-            resolution_compressor=True,
+            resolution_compressor=facts["resolution_compressor"],
         ),
         tokens=_tokens(facts, checkpoint_directory),
         hidden_size=facts["hidden_size"],

@@ -36,6 +36,7 @@ class CompressResolution(BundlePass):
     def transform(self, bundle: Bundle) -> Outcome:
         """Replace the front's chosen scale by `scale > 0 ? scale : compressor(image)`."""
         if "resolution" not in bundle.components:
+            bundle.facts.setdefault("resolution_compressor", False)
             return Outcome(0, (Skip("front", "the model has no resolution compressor"),))
         front = bundle.components["front"].graph
         network = bundle.components.pop("resolution").graph
@@ -57,6 +58,7 @@ class CompressResolution(BundlePass):
             node.outputs[0].name = f"{node.name}_out"
         chosen.replace_input_with(0, choice.outputs[0])
         front.insert_before(chosen, [asked, choice])
+        bundle.facts["resolution_compressor"] = True
         return Outcome(1)
 
     def _branch(self, front: ir.Graph, network: ir.Graph, pixels: ir.Value, size: ir.Value) -> ir.Graph:

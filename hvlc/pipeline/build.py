@@ -13,7 +13,7 @@ from typing import Any
 from hvlc.built import BuildResult
 from hvlc.bundle import Bundle, JournalEntry, Role
 from hvlc.checkpoint import Checkpoint, digest_file
-from hvlc.errors import UserError
+from hvlc.errors import TargetError, UserError
 from hvlc.manifest import MANIFEST, Manifest, Sources
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.writer import code_digest, tool_versions, write_package
@@ -22,6 +22,7 @@ from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path
 from hvlc.target import Target, load_target, target_path
 
+_EXECUTION_PROVIDER = "cpu"  # the only one so far
 STAGES = ("open", "export", "passes", "plan", "quantize", "package")
 
 #: Called with the stage's name and its position when it starts.
@@ -141,9 +142,32 @@ def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _St
             step.run(bundle)
             count(1)
     with stages.stage("plan") as count:
+        _check_target(bundle, target)
         plan = resolve(recipe, bundle, target, SOLVERS)
         count(len(plan.assignments))
     return bundle, plan
+
+
+def _check_target(bundle: Bundle, target: Target) -> None:
+    """Hold every node against the target, before anything is written.
+
+    Raises:
+        TargetError: the target needs what hvlc cannot emit yet, or refuses operators; all of them at once.
+    """
+    problems = []
+    if target.execution_provider != _EXECUTION_PROVIDER:
+        problems.append(f"packages for the execution provider {target.execution_provider!r} cannot be written yet")
+    if target.fixed_shapes:
+        problems.append("it needs fixed shapes, and sequences and tiles are dynamic")
+    refused: dict[str, int] = {}
+    for component in bundle.components.values():
+        for node in component.graph.all_nodes():
+            verdict = target.takes_op(node.op_type, node.domain)
+            if not verdict:
+                refused[verdict.reason] = refused.get(verdict.reason, 0) + 1
+    problems += [f"{reason} ({count} nodes)" for reason, count in sorted(refused.items())]
+    if problems:
+        raise TargetError("target.refused", f"target {target.name}: {'; '.join(problems)}", "choose another target")
 
 
 def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:

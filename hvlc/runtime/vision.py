@@ -68,9 +68,10 @@ class Vision:
         limit = self._manifest.tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
         if limit < 1:
             raise UserError("request.max_visual_tokens", f"{limit} visual tokens hold no image", "ask for 1 or more")
+        asked = compress and self._manifest.tiles.resolution_compressor
         feeds = {
             "image": image,
-            "scale": np.array([_ASK_COMPRESSOR if compress else _FULL_SIZE], np.float32),
+            "scale": np.array([_ASK_COMPRESSOR if asked else _FULL_SIZE], np.float32),
             "max_visual_tokens": np.array([limit], np.int64),
         }
         tiles, grid, scale = self._front.run(["pixel_values", "grid", "used_scale"], feeds)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
@@ -231,9 +230,3 @@ def _groups(
         longest = max(longest, length)
     if group:
         yield group
-
-
-def freeze(module: nn.Module, frozen: bool = True) -> None:
-    """Excludes a module from training, or includes it again."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(not frozen)

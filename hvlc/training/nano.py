@@ -22,7 +22,7 @@ from transformers import Qwen3Config, SiglipVisionConfig
 from hvlc.models.hypervl.configuration import HyperVLConfig, HyperVLResolutionConfig
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
 from hvlc.models.hypervl.processing import HyperVLImageProcessor, HyperVLProcessor
-from hvlc.training import attention, card, resolution, stages
+from hvlc.training import attention, card, resolution
 from hvlc.training.alignment import dual_consistency_loss
 from hvlc.training.answering import Answers, Batch, Diet, batches, run
 from hvlc.training.optimizing import Optimizer
@@ -319,12 +319,6 @@ class Recipe:
 
         optimizer = Optimizer([compressor], rate, muon=False, warmup=50)
         self._run(name, {"compressor": compressor}, optimizer, lambda _: next(proxies), loss)
-
-    def restore(self, stage: str, **modules: nn.Module) -> None:
-        """Loads what a finished stage saved into `modules`, by the names it used."""
-        state = stages.load(self.work / f"{stage}.pt")
-        for name, module in modules.items():
-            module.load_state_dict(state["modules"][name])
 
     def _batches(self, seed: str, shrunk: float, cells: int = 400) -> Iterator[Batch]:
         diet = Diet(shrunk, cells, BATCH.tokens, BATCH.documents)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hvlc.errors import TargetError
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.pipeline import build as building
 from hvlc.pipeline.build import STAGES, BuildRequest, build, is_current
+from hvlc.target import target_path
 
 
 @pytest.fixture
@@ -39,6 +41,28 @@ def test_a_package_is_current_until_an_input_or_the_code_changes(
     with (request_for.output / "model.onnx").open("ab") as file:
         file.write(b"x")
     assert not is_current(request_for)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (('execution_provider = "cpu"', 'execution_provider = "qnn"'), "'qnn' cannot be written yet"),
+        (("schema_version = 1", "schema_version = 1\nfixed_shapes = true"), "needs fixed shapes"),
+        (('    "GroupQueryAttention",\n', ""), r"GroupQueryAttention \(2 nodes\)"),
+        (("schema_version = 1", 'schema_version = 1\nrefused_ops = ["Resize"]'), r"does not take Resize \(2 nodes\)"),
+    ],
+)
+def test_what_a_target_cannot_take_is_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, change: tuple[str, str], word: str
+) -> None:
+    text = target_path("cpu").read_text("utf-8")
+    assert change[0] in text
+    (tmp_path / "mine.toml").write_text(text.replace(*change, 1), "utf-8")
+    request = BuildRequest(tiny_checkpoint, str(tmp_path / "mine.toml"), "w4a16", tmp_path / "package")
+    with pytest.raises(TargetError, match=word) as error:
+        build(request)
+    assert (error.value.code, error.value.exit_code) == ("target.refused", 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.toml"]
 
 
 @pytest.mark.parametrize(
