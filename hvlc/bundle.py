@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import numpy as np
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
@@ -144,31 +143,3 @@ class Bundle:
         changed = sum(c for c, _ in result)
         skipped = tuple(s for _, some in result for s in some)
         self.journal.append(JournalEntry(name, component, changed, skipped, time.perf_counter() - started))
-
-
-STORAGE = "storage"
-"""Key in a tensor's metadata: tensors with equal values are stored once, whatever shape they view the bytes as."""
-
-
-def lazy_tensor(
-    name: str,
-    dtype: ir.DataType,
-    shape: tuple[int, ...],
-    evaluate: Callable[[], np.ndarray],
-    storage: str | None = None,
-) -> ir.LazyTensor:
-    """An initializer that is computed when it is written, one at a time.
-
-    Args:
-        name: initializer name.
-        dtype: element type.
-        shape: dimensions.
-        evaluate: gives the values; called on every access, nothing is kept.
-        storage: identity of the bytes; tensors of equal storage share one place on disk.
-    """
-
-    def tensor() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(evaluate()), dtype=dtype, shape=ir.Shape(shape), name=name)
-
-    metadata = {STORAGE: storage} if storage else None
-    return ir.LazyTensor(tensor, dtype, ir.Shape(shape), cache=False, name=name, metadata_props=metadata)

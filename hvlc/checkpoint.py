@@ -6,7 +6,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from hvlc.errors import UserError
+from hvlc.errors import HvlcError, UserError, raise_all
 
 _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -25,6 +25,16 @@ _DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
 }
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
 _HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
 
 
@@ -54,6 +64,13 @@ class StoredTensor:
     def read(self) -> np.ndarray:
         """A view of the mapped bytes; pages are loaded as they are touched."""
         return np.frombuffer(self.buffer, self.dtype, self.size, self.offset).reshape(self.shape)
+
+    def release(self) -> None:
+        """Give the pages that were read back to the system; they stay in its cache, and views stay valid."""
+        first = -(-self.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (self.offset + self.size * self.dtype.itemsize - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.buffer.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -89,7 +106,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
         try:
             dtype, shape = str(entry["dtype"]), tuple(int(d) for d in entry["shape"])
             begin, end = (int(v) for v in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError("checkpoint.truncated", f"{path}: damaged entry of {name}", "fetch it again") from error
         if dtype not in _DTYPES:
             raise UserError(
@@ -125,12 +142,14 @@ class Checkpoint:
         config: parsed config.json.
         tensors: every stored tensor by name.
         files: the weight files, sorted.
+        problems: what exporting found wrong with the tensors, so that all of it can be told at once.
     """
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...]
+    problems: list[HvlcError] = field(default_factory=list, compare=False)
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -146,10 +165,22 @@ class Checkpoint:
             raise UserError(
                 "checkpoint.config", f"{directory / 'config.json'} names no model_type", "use a transformers config"
             )
-        files = _weight_files(directory)
-        tensors: dict[str, StoredTensor] = {}
+        files, index = _weight_files(directory)
+        found: dict[str, dict[str, StoredTensor]] = {}
+        damaged: list[HvlcError] = []
         for file in files:
-            tensors.update(_open_file(file))
+            try:
+                found[file.name] = _open_file(file)
+            except UserError as error:
+                damaged.append(error)
+        raise_all(damaged)
+        lost = [f"{name} in {file}" for name, file in index.items() if name not in found[Path(file).name]]
+        if lost:
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            cause = f"the index of {directory} names what is not there: {', '.join(lost[:3])}{more}"
+            raise UserError("checkpoint.weights", cause, "fetch the checkpoint again")
+        tensors = {name: tensor for some in found.values() for name, tensor in some.items()}
+        tensors |= {name: found[Path(file).name][name] for name, file in index.items()}
         return cls(directory, config, tensors, files)
 
     @property
@@ -158,27 +189,23 @@ class Checkpoint:
         return str(self.config["model_type"])
 
     @cached_property
+    def file_digests(self) -> dict[str, tuple[int, str]]:
+        """Bytes and hex SHA-256 of every file that the build reads, by name."""
+        paths = [p for p in (self.directory / n for n in _SETTINGS) if p.is_file()] + list(self.files)
+        return {p.name: (p.stat().st_size, digest_file(p)) for p in paths}
+
+    @property
     def digest(self) -> str:
         """Hex SHA-256 over the names and contents of every file that the build reads."""
-        names = [
-            "config.json",
-            "generation_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "chat_template.jinja",
-        ]
-        names += ["processor_config.json", "preprocessor_config.json"]
-        paths = [p for p in (self.directory / n for n in names) if p.is_file()] + list(self.files)
-        lines = [f"{p.name} {digest_file(p)}" for p in paths]
+        lines = [f"{name} {sha256}" for name, (_, sha256) in self.file_digests.items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _weight_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, single or sharded."""
+def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """The safetensors files of a checkpoint, single or sharded, and which shard the index says holds a tensor."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
-        return (single,)
+        return (single,), {}
     if not index.is_file():
         raise UserError(
             "checkpoint.weights", f"{directory} holds no model.safetensors", "save the model as safetensors"
@@ -187,7 +214,8 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError("checkpoint.config", f"{index} has no weight_map", "save the model again")
-    files = []
+    files: list[Path] = []
+    missing: list[HvlcError] = []
     for name in sorted(set(weight_map.values())):
         path = directory / name
         if path.parent.resolve() != directory.resolve():
@@ -195,6 +223,7 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
                 "checkpoint.escape", f"{index} points outside the checkpoint: {name}", "do not trust this file"
             )
         if not path.is_file():
-            raise UserError("checkpoint.weights", f"shard {name} is missing", "fetch the checkpoint again")
+            missing.append(UserError("checkpoint.weights", f"shard {name} is missing", "fetch the checkpoint again"))
         files.append(path)
-    return tuple(files)
+    raise_all(missing)
+    return tuple(files), weight_map

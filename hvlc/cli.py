@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     except HvlcError as error:
         if debug:
             raise
-        _report_error(error.code, error.cause, error.fix, as_json)
+        _report_error(error.code, error.cause, error.fix, as_json, error.problems)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
@@ -52,9 +53,13 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _report_error(code: str, cause: str, fix: str, as_json: bool) -> None:
+def _report_error(code: str, cause: str, fix: str, as_json: bool, problems: Sequence[HvlcError] = ()) -> None:
+    """Print an error; JSON has every problem of one that stands for several, the text the first ones."""
     if as_json:
-        click.echo(json.dumps({"error": {"code": code, "cause": cause, "fix": fix}}))
+        error: dict[str, Any] = {"code": code, "cause": cause, "fix": fix}
+        if problems:
+            error["problems"] = [{"code": p.code, "cause": p.cause, "fix": p.fix} for p in problems]
+        click.echo(json.dumps({"error": error}))
     else:
         click.echo(f"error [{code}] {cause}\n  try: {fix}", err=True)
 
@@ -74,7 +79,7 @@ def _console(*, stderr: bool = False) -> Any:
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[str, int], None]]:
+def _progress(label: str, total: int) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with time left on a terminal; silence elsewhere."""
     from rich.progress import (
         BarColumn,
@@ -95,7 +100,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[str, int], None]]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
         task = bars.add_task(label, total=total)
-        yield lambda text, done: bars.update(task, description=f"{label} {text}", completed=done)
+        yield lambda text, done, total: bars.update(task, description=f"{label} {text}", completed=done, total=total)
 
 
 def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,23 +114,67 @@ def cli(debug: bool) -> None:
     """Compile small vision-language models into onnxruntime-genai packages for phones."""
 
 
+class _Size(click.ParamType[int]):
+    """Bytes, as "2GB", "512 MiB" or a plain number."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of a text."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+        if not found or found[2].lower() not in self._UNITS:
+            self.fail(f"{value!r} is no size: write 2GB, 512MB or 1GiB", param, ctx)
+        return int(float(found[1]) * self._UNITS[found[2].lower()])
+
+
+def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `build` and `plan` share."""
+    options = (
+        click.argument("checkpoint", type=_DIRECTORY, required=False),
+        click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file."),
+        click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file."),
+        click.option("--force", is_flag=True, help="Replace an existing package."),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Threads that evaluate weights (default: every processor)."
+        ),
+        click.option(
+            "--max-memory", type=_Size(), help="Memory the build may take, e.g. 2GB; refused when too little."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @cli.command()
-@click.argument("checkpoint", type=_DIRECTORY, required=False)
-@click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file.")
-@click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file.")
+@_build_options
 @click.option("-o", "--output", type=_DIRECTORY, required=True, help="Directory to write.")
-@click.option("--force", is_flag=True, help="Replace an existing package.")
 @_json_option
-def build(checkpoint: Path | None, target: str, recipe: str, output: Path, force: bool, as_json: bool) -> None:
+def build(output: Path, as_json: bool, **options: Any) -> None:
     """Turn CHECKPOINT (default: the shipped hypervl-nano) into a package."""
-    from hvlc.pipeline.build import STAGES, BuildRequest
+    from hvlc.pipeline.build import STAGES
     from hvlc.pipeline.build import build as run_build
     from hvlc.report.builds import build_record, build_tables
 
-    request = BuildRequest(_checkpoint(checkpoint), target, recipe, output, force)
     with _progress("build", len(STAGES)) as step:
-        result = run_build(request, step)
+        result = run_build(_build_request(output, **options), step)
     _show(build_record(result), as_json, lambda console: console.print(build_tables(result)))
+
+
+def _build_request(output: Path, checkpoint: Path | None, **options: Any) -> Any:
+    from hvlc.pipeline.build import BuildRequest
+
+    return BuildRequest(_checkpoint(checkpoint), output=output, **options)
 
 
 def _checkpoint(given: Path | None) -> Path:
@@ -137,17 +186,17 @@ def _checkpoint(given: Path | None) -> Path:
 
 
 @cli.command()
-@click.argument("checkpoint", type=_DIRECTORY, required=False)
-@click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file.")
-@click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file.")
+@_build_options
+@click.option("-o", "--output", type=_DIRECTORY, help="Directory that a build would write.")
 @_json_option
-def plan(checkpoint: Path | None, target: str, recipe: str, as_json: bool) -> None:
-    """Show what a build would do to every weight, without building."""
+def plan(output: Path | None, as_json: bool, **options: Any) -> None:
+    """Show what a build would do to every weight and what it would take, without building."""
     from hvlc.pipeline.build import plan_build
     from hvlc.report.builds import plan_record, plan_table
 
-    planned = plan_build(_checkpoint(checkpoint), target, recipe)
-    _show(plan_record(planned), as_json, lambda console: console.print(plan_table(planned)))
+    planned = plan_build(_build_request(output or Path("package"), **options), anywhere=output is None)
+    plan, estimate = planned.plan, planned.estimate
+    _show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate)))
 
 
 @cli.command()
@@ -174,11 +223,11 @@ def run(
     as_json: bool,
 ) -> None:
     """Ask the package in DIRECTORY a question; the answer streams."""
-    from hvlc.runtime.generation import VisionLanguageModel
+    from hvlc.runtime.generation import open_model
     from hvlc.runtime.images import load_image
 
     loaded = [load_image(path) for path in images]
-    model = VisionLanguageModel(directory, tile_batch=tile_batch)
+    model = open_model(directory, tile_batch=tile_batch)
     generation = model.start(
         prompt,
         loaded,
@@ -233,8 +282,9 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
     models = [*([reference] if reference else []), directory]
     found = []
-    with _progress("eval", (count or len(task)) * len(settings) * len(models)) as step:
-        counter = _Counter(step)
+    total = (count or len(task)) * len(settings) * len(models)
+    with _progress("eval", total) as step:
+        counter = _Counter(step, total)
         for model in models:
             name = model.resolve().name
             clashes = model is reference and name == directory.resolve().name
@@ -254,13 +304,14 @@ def evaluate(
 class _Counter:
     """Adds up the examples of several evaluations for one bar."""
 
-    def __init__(self, step: Callable[[str, int], None]) -> None:
+    def __init__(self, step: Callable[[str, int, int], None], total: int) -> None:
         self._step = step
+        self._total = total
         self._done = 0
 
     def __call__(self, label: str, done: int, total: int) -> None:
         self._done += 1
-        self._step(label, self._done)
+        self._step(label, self._done, self._total)
 
 
 @cli.command()
@@ -278,11 +329,11 @@ def demo(output: Path, count: int, as_json: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     quiet = _console(stderr=True)
     with _progress("build", len(STAGES)) as step:
-        packages = demonstration.build_packages(output, lambda recipe: lambda stage, i: step(f"{recipe} {stage}", i))
+        packages = demonstration.build_packages(output, lambda recipe: lambda what, *at: step(f"{recipe} {what}", *at))
     for asked in demonstration.ask(packages["w4a16"], 3):
         quiet.print(f"  {asked.question}  [bold]{asked.answer}[/bold]  (expected {asked.expected})")
     with _progress("eval", count * 6) as step:
-        evaluations = demonstration.measure(output, packages, count, _Counter(step))
+        evaluations = demonstration.measure(output, packages, count, _Counter(step, count * 6))
     page = output / "report.html"
     data = {"report": str(page), "evaluations": [e.model_dump(mode="json", exclude={"examples"}) for e in evaluations]}
 
@@ -295,27 +346,51 @@ def demo(output: Path, count: int, as_json: bool) -> None:
 
 @cli.command()
 @_MODEL
+@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="How many weights to list.")
 @_json_option
-def inspect(directory: Path, as_json: bool) -> None:
-    """Show the components, files and sources of the package in DIRECTORY."""
+def inspect(directory: Path, top: int, as_json: bool) -> None:
+    """Show the components, files and sources of the package in DIRECTORY, and where every byte goes."""
     from hvlc.manifest import Manifest
+    from hvlc.package.contents import contents_of
     from hvlc.report.builds import manifest_tables
+    from hvlc.report.contents import contents_record, contents_tables
 
     manifest = Manifest.load(directory)
-    _show(manifest.model_dump(mode="json"), as_json, lambda console: console.print(manifest_tables(manifest)))
+    contents = contents_of(directory, manifest)
+    data = manifest.model_dump(mode="json") | {"contents": contents_record(contents, top)}
+    _show(data, as_json, lambda console: console.print(manifest_tables(manifest), contents_tables(contents, top)))
 
 
 @cli.command()
 @_MODEL
+@click.option(
+    "--rebuild", "checkpoint", type=_DIRECTORY, help="Build again from this CHECKPOINT and compare every byte."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of the new build (default: every processor).")
 @_json_option
-def verify(directory: Path, as_json: bool) -> None:
-    """Hold every file of the package in DIRECTORY against its digest."""
+def verify(directory: Path, checkpoint: Path | None, threads: int | None, as_json: bool) -> None:
+    """Hold every file of the package in DIRECTORY against its digest, or against a new build."""
     from hvlc.manifest import Manifest
 
+    if checkpoint is not None:
+        _verify_rebuilt(directory, checkpoint, threads, as_json)
+        return
     manifest = Manifest.load(directory)
     manifest.verify(directory)
     text = f"{len(manifest.files)} files are as they were built"
     _show({"files": len(manifest.files), "valid": True}, as_json, lambda console: console.print(text))
+
+
+def _verify_rebuilt(directory: Path, checkpoint: Path, threads: int | None, as_json: bool) -> None:
+    from hvlc.pipeline.build import STAGES
+    from hvlc.pipeline.rebuild import rebuild
+
+    with _progress("rebuild", len(STAGES)) as step:
+        made = rebuild(directory, checkpoint, threads=threads, progress=step)
+    data = {"files": made.files, "bytes": made.bytes, "identical": True, "changed_tools": made.changed_tools}
+    lines = [f"{made.files} files ({made.bytes / 1e6:.2f} MB) of a new build are identical to the last byte"]
+    lines += [f"although {name} was {then} and is {now}" for name, (then, now) in made.changed_tools.items()]
+    _show(data, as_json, lambda console: console.print("\n".join(lines)))
 
 
 @cli.group()

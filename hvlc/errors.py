@@ -5,7 +5,9 @@ Exit codes: 0 good, 1 our bug, 2 the user's input, 3 the model cannot be compile
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+_SHOWN = 12  # of many problems, in the text; all are in the error itself
 
 
 class HvlcError(Exception):
@@ -15,10 +17,12 @@ class HvlcError(Exception):
         code: dotted name, stable across versions, e.g. "checkpoint.truncated".
         cause: what is wrong, with the values.
         fix: what the user can do about it.
+        problems: the single errors, when this one stands for several.
         exit_code: process exit code.
     """
 
     exit_code = 1
+    problems: tuple["HvlcError", ...] = ()
 
     def __init__(self, code: str, cause: str, fix: str) -> None:
         super().__init__(f"[{code}] {cause}; {fix}")
@@ -43,6 +47,57 @@ class GateError(HvlcError):
     """A gate on accuracy, size or speed is broken."""
 
     exit_code = 4
+
+
+class Collector:
+    """Collects what is wrong, so that a user learns all of it at once; our own bugs pass through.
+
+    Attributes:
+        problems: in the order they were found.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[HvlcError] = []
+
+    def __enter__(self) -> "Collector":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        """Keep an error that was raised inside; what follows the raise in the block is skipped."""
+        if isinstance(error, UserError | TargetError):
+            self.problems += error.problems or (error,)
+            return True
+        return False
+
+    def raise_all(self) -> None:
+        """Raise what was collected, if anything."""
+        raise_all(self.problems)
+
+
+def raise_all(problems: Sequence[HvlcError]) -> None:
+    """Raise what was found: nothing, the only problem itself, or one error that lists all of them.
+
+    Raises:
+        UserError: at least one of several is the input's fault.
+        TargetError: all of several are the target's.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if not problems:
+        return
+    kind = TargetError if all(isinstance(p, TargetError) for p in problems) else UserError
+    lines = [f"[{p.code}] {p.cause}" for p in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"and {len(problems) - _SHOWN} more (--json lists all)")
+    codes = {p.code for p in problems}
+    fixes = list(dict.fromkeys(p.fix for p in problems))
+    error = kind(
+        problems[0].code if len(codes) == 1 else "several",
+        "\n  ".join([f"{len(problems)} problems:", *lines]),
+        "; ".join(fixes[:_SHOWN]),
+    )
+    error.problems = tuple(problems)
+    raise error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,15 +1,16 @@
 """A small builder over onnx_ir: operators by name, weights bound lazily to the checkpoint."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from hvlc.bundle import lazy_tensor
-from hvlc.checkpoint import Checkpoint, StoredTensor
+from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
+from hvlc.lazy import Computed, Expression, LazyTensor, Stored
 
 OPSET = 23
 IR_VERSION = 11
@@ -84,52 +85,66 @@ class GraphBuilder:
         """Whether the checkpoint stores this parameter."""
         return self._checkpoint is not None and name in self._checkpoint.tensors
 
-    def weight(
-        self, name: str, shape: tuple[int, ...], *, transpose: bool = False, storage: str | None = None
-    ) -> ir.Value:
+    def weight(self, name: str, shape: tuple[int, ...], *, transpose: bool = False) -> ir.Value:
         """A float32 initializer bound to a parameter of the checkpoint.
+
+        A parameter that is missing, of another shape or of integers is added to the checkpoint's problems, and the
+        graph goes on with zeros of the expected shape: a caller that sees the problems learns all of them at once.
 
         Args:
             name: dotted parameter name, also the initializer's.
             shape: the parameter's expected dimensions, as stored.
             transpose: whether the graph wants the two axes swapped.
-            storage: identity of the bytes when another component shares them.
-
-        Raises:
-            UserError: the parameter is missing or has another shape.
         """
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        stored = self.stored(name)
-        if stored.shape != shape:
-            raise UserError(
-                "checkpoint.weights",
-                f"{name} is {list(stored.shape)}, the config asks for {list(shape)}",
-                "match config and weights",
-            )
+        expression = self.parameter(name, shape)
+        return self.initializer(name, expression.transpose() if transpose else expression)
 
-        def evaluate() -> np.ndarray:
-            values = stored.read().astype(np.float32)
-            return values.T if transpose else values
-
-        return self.computed(name, shape[::-1] if transpose else shape, evaluate, storage)
-
-    def stored(self, name: str) -> StoredTensor:
-        """A parameter of the checkpoint.
+    def parameter(self, name: str, shape: tuple[int, ...] | None = None) -> Expression:
+        """A parameter of the checkpoint as float32; problems are collected as in `weight` when a shape is given.
 
         Raises:
-            UserError: it is missing.
+            UserError: it is missing, and no shape says how to go on.
         """
         found = self._checkpoint.tensors.get(name) if self._checkpoint else None
+        integers = found is not None and found.dtype.kind in "iu"
+        if found is not None and not integers and shape in (None, found.shape):
+            return Stored(found).cast(np.float32)
         if found is None:
-            raise UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
-        return found
+            problem = UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
+        elif integers:  # levels of some quantized format, whose scales nobody would apply
+            cause, fix = f"{name} is {found.dtype}, a float is expected", "save it as float32, float16 or bfloat16"
+            problem = UserError("checkpoint.dtype", cause, fix)
+        else:
+            cause = f"{name} is {list(found.shape)}, the config asks for {list(shape or ())}"
+            problem = UserError("checkpoint.weights", cause, "match config and weights")
+        if shape is None or self._checkpoint is None:
+            raise problem
+        if problem.cause not in [p.cause for p in self._checkpoint.problems]:
+            self._checkpoint.problems.append(problem)
+        return Computed(partial(np.zeros, shape, np.float32), (), shape, np.dtype(np.float32))
 
     def computed(
-        self, name: str, shape: tuple[int, ...], evaluate: Callable[[], np.ndarray], storage: str | None = None
+        self, name: str, shape: tuple[int, ...], function: Callable[..., np.ndarray], *parameters: str
     ) -> ir.Value:
-        """A float32 initializer that is computed when it is written."""
-        return self._tape.initializer(lazy_tensor(name, ir.DataType.FLOAT, shape, evaluate, storage))
+        """A float32 initializer that is computed from parameters when it is written.
+
+        Args:
+            name: initializer name.
+            shape: dimensions of the result.
+            function: gets the parameters as float32 arrays.
+            parameters: dotted names.
+
+        Raises:
+            UserError: a parameter is missing.
+        """
+        inputs = tuple(self.parameter(parameter) for parameter in parameters)
+        return self.initializer(name, Computed(function, inputs, shape, np.dtype(np.float32)))
+
+    def initializer(self, name: str, expression: Expression) -> ir.Value:
+        """An initializer whose values are a lazy expression."""
+        return self._tape.initializer(LazyTensor(name, expression))
 
     def linear(self, x: ir.Value, path: str, in_features: int, out_features: int) -> ir.Value:
         """`x @ W.T (+ b)` of the torch Linear at `path`; the bias is added when the checkpoint has one."""

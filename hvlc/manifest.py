@@ -1,7 +1,9 @@
-"""The package's manifest: every component, the tile rule, the encoder policy, digests and versions."""
+"""The package's manifest: every component, what a host must know to drive them, digests and versions."""
 
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +13,29 @@ from hvlc.spec import StrictModel
 
 MANIFEST = "hvlc.json"
 _PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
-_REQUIRED = ("front", "stitch", "embedding", "model", "vision")
+
+
+class Kind(StrEnum):
+    """What a package is for."""
+
+    VISION_LANGUAGE = "vision-language"
+    LANGUAGE = "language"
+    VISION = "vision"
+
+
+#: Components that a package of a kind must have.
+_COMPONENTS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.VISION_LANGUAGE: ("front", "stitch", "embedding", "model", "vision"),
+    Kind.LANGUAGE: ("model",),
+    Kind.VISION: ("vision",),
+}
+
+#: Facts that a package of a kind must have; it may not have the others'.
+_FACTS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.VISION_LANGUAGE: ("encoders", "policy", "tiles", "tokens", "context_length", "trained_context_length"),
+    Kind.LANGUAGE: ("context_length", "trained_context_length"),
+    Kind.VISION: ("preprocessing",),
+}
 
 
 class ComponentEntry(StrictModel):
@@ -89,6 +113,26 @@ class EncoderPolicy(StrictModel):
         return next((r.encoder for r in self.rules if visual_tokens > r.above_visual_tokens), self.default)
 
 
+class Preprocessing(StrictModel):
+    """How an image becomes the `pixel_values` of a vision tower; None where the checkpoint does not say.
+
+    Attributes:
+        image_size: side in pixels of the square image.
+        patch_size: side in pixels of a patch.
+        mean: of each channel, subtracted after rescaling.
+        std: of each channel, divided by after that.
+        rescale_factor: that the 8-bit values are multiplied with.
+        resample: Pillow's name of the filter that resizes.
+    """
+
+    image_size: int
+    patch_size: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    rescale_factor: float | None
+    resample: str | None
+
+
 class Sources(StrictModel):
     """What the package was made from: hex SHA-256 of each input and of hvlc's own code, and the tools' versions."""
 
@@ -103,29 +147,61 @@ class Sources(StrictModel):
 
 
 class Manifest(StrictModel):
-    """Everything a host must know to drive the package."""
+    """Everything a host must know to drive the package.
+
+    Attributes:
+        schema_version: of this file format.
+        kind: what the package is for, which says what else is there.
+        sources: what it was made from.
+        components: the graphs by name.
+        encoders: file of each vision encoder; only where there is a choice.
+        policy: which encoder answers.
+        tiles: how images become visual tokens.
+        tokens: of the image placeholders.
+        preprocessing: how images become the input of a vision tower.
+        hidden_size: width of the language model, or of a vision tower's features.
+        context_length: longest sequence of the language model in tokens, answer included.
+        trained_context_length: the checkpoint's own, which may be longer.
+        bits_per_decoder_weight: stored bits on average; None when nothing was quantized.
+        files: every file of the package.
+    """
 
     schema_version: int = Field(ge=1, le=1)
+    kind: Kind
     sources: Sources
     components: dict[str, ComponentEntry]
-    encoders: dict[str, str]
-    policy: EncoderPolicy
-    tiles: TileRule
-    tokens: Tokens
+    encoders: dict[str, str] = Field(default_factory=dict)
+    policy: EncoderPolicy | None = None
+    tiles: TileRule | None = None
+    tokens: Tokens | None = None
+    preprocessing: Preprocessing | None = None
     hidden_size: int
-    context_length: int
+    context_length: int | None = None
+    trained_context_length: int | None = None
     bits_per_decoder_weight: float | None
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Self:
-        missing = [name for name in _REQUIRED if name not in self.components]
+    def _has_what_its_kind_needs(self) -> Self:
+        missing = [name for name in _COMPONENTS[self.kind] if name not in self.components]
         if missing:
             raise ValueError(f"no component {', '.join(missing)}")
+        needed = set(_FACTS[self.kind])
+        facts = {name: getattr(self, name) for names in _FACTS.values() for name in names}
+        lacking = sorted(name for name in needed if facts[name] in (None, {}))
+        if lacking:
+            raise ValueError(f"a {self.kind} package needs {', '.join(lacking)}")
+        foreign = sorted(name for name in facts.keys() - needed if facts[name] not in (None, {}))
+        if foreign:
+            raise ValueError(f"a {self.kind} package has no {', '.join(foreign)}")
+        return self
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
         named = {entry.file for entry in self.components.values()} | set(self.encoders.values())
         if not named <= set(self.files):
             raise ValueError(f"no file {', '.join(sorted(named - set(self.files)))}")
-        chosen = {self.policy.default, *(rule.encoder for rule in self.policy.rules)}
+        chosen = {self.policy.default, *(rule.encoder for rule in self.policy.rules)} if self.policy else set()
         if not chosen <= set(self.encoders):
             raise ValueError(f"the policy names unknown encoders {', '.join(sorted(chosen - set(self.encoders)))}")
         return self
@@ -140,14 +216,18 @@ class Manifest(StrictModel):
         """Read a package's manifest.
 
         Raises:
-            UserError: no package there, or its manifest is damaged or of another version.
+            UserError: no package there, or its manifest is damaged, of another version or from before there were kinds.
         """
         path = directory / MANIFEST
         if not path.is_file():
             raise UserError(
                 "package.missing", f"{directory} holds no {MANIFEST}", "name a directory that hvlc build wrote"
             )
-        return cls.parse(read_json(path, "package.manifest"), str(path))
+        content: Any = read_json(path, "package.manifest")
+        if isinstance(content, dict) and "kind" not in content:
+            cause = f"{path} does not say what kind of package this is: an older hvlc wrote it"
+            raise UserError("package.manifest", cause, "build the package again")
+        return cls.parse(content, str(path))
 
     def verify(self, directory: Path) -> None:
         """Hold every file against its digest.

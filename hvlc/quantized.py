@@ -1,9 +1,14 @@
 """Block-wise integer weights as numbers, and as onnxruntime's packed bytes."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil
 
 import numpy as np
 
+from hvlc.errors import HvlcError
+from hvlc.lazy import Box, Expression
 from hvlc.plan import ScaleType, WeightFormat
 
 
@@ -37,27 +42,128 @@ class Levels:
 
     def stored_scales(self) -> np.ndarray:
         """`[out, blocks]` in the stored scale type."""
-        return self.scales.astype(np.float16 if self.format.scale_type is ScaleType.FLOAT16 else np.float32)
+        return self.scales.astype(scale_dtype(self.format))
+
+    def packed_zero_points(self) -> np.ndarray:
+        """uint8 `[out, ceil(blocks * bits / 8)]`, low nibble first.
+
+        Raises:
+            HvlcError: the solver gave none (its bug).
+        """
+        zeros = self.zero_points
+        if zeros is None:
+            raise HvlcError(
+                "solver.zero_points", "the solver gave no zero points for an asymmetric format", "report it"
+            )
+        if zeros.shape[1] % 2 and self.format.bits == 4:
+            zeros = np.pad(zeros, ((0, 0), (0, 1)))
+        return _pack(zeros, self.format.bits)
 
 
 def _pack(levels: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return levels
-    return levels[..., 0::2] | (levels[..., 1::2] << 4)
+    pairs = np.ascontiguousarray(levels).view("<u2")
+    return (pairs | pairs >> 4).astype(np.uint8)
 
 
-def blocked(weight: np.ndarray, block_size: int) -> np.ndarray:
-    """float32 `[out, in]` to `[out, blocks, block_size]`, the last block padded with zeros."""
-    rows, columns = weight.shape
-    missing = -columns % block_size
-    padded = np.pad(weight, ((0, 0), (0, missing))) if missing else weight
-    return padded.reshape(rows, -1, block_size)
+def scale_dtype(format: WeightFormat) -> np.dtype:
+    """numpy dtype of the stored scales."""
+    return np.dtype(np.float16 if format.scale_type is ScaleType.FLOAT16 else np.float32)
 
 
-def rounded_scales(scales: np.ndarray, scale_type: ScaleType) -> np.ndarray:
-    """float32 scales as they will be read back; none becomes zero or infinite by rounding to float16."""
-    if scale_type is ScaleType.FLOAT32:
-        return scales.astype(np.float32)
-    limits = np.finfo(np.float16)
-    magnitude = np.clip(np.abs(scales), float(limits.smallest_subnormal), float(limits.max))
-    return np.copysign(magnitude, scales).astype(np.float16).astype(np.float32)
+@dataclass(frozen=True)
+class Solver:
+    """Chooses the levels of a weight matrix, some rows at a time.
+
+    Attributes:
+        name: as recipes give it.
+        solve: gets rows float32 `[rows, in]`, row-major; a row's levels do not depend on the rows beside it.
+        seconds: for one weight on one core, measured (docs/memory.md); plans estimate with it.
+    """
+
+    name: str
+    solve: Callable[[np.ndarray, WeightFormat], Levels]
+    seconds: float
+
+    def __call__(self, weight: np.ndarray, format: WeightFormat) -> Levels:
+        """Levels of these rows."""
+        return self.solve(weight, format)
+
+
+class Stream(StrEnum):
+    """What is stored of a quantized matrix, in the order of a data file."""
+
+    LEVELS = "levels"
+    SCALES = "scales"
+    ZERO_POINTS = "zero_points"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A weight matrix that is quantized when it is written, some rows at a time.
+
+    Attributes:
+        weight: float32 `[out, in]`.
+        format: what it becomes.
+        solver: who chooses the levels.
+    """
+
+    weight: Expression
+    format: WeightFormat
+    solver: Solver
+
+    def rows(self, start: int, stop: int) -> Levels:
+        """The levels of rows `start` to `stop`."""
+        return self.solver(np.ascontiguousarray(self.weight.rows(start, stop)), self.format)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What is stored."""
+        return (Stream.LEVELS, Stream.SCALES) if self.format.symmetric else tuple(Stream)
+
+    def stream(self, stream: Stream) -> "StoredPart":
+        """One of its stored tensors."""
+        return StoredPart(self, stream)
+
+
+def stored_array(levels: Levels, stream: Stream) -> np.ndarray:
+    """The bytes-to-be of one stream."""
+    match stream:
+        case Stream.LEVELS:
+            return levels.packed()
+        case Stream.SCALES:
+            return levels.stored_scales()
+        case Stream.ZERO_POINTS:
+            return levels.packed_zero_points()
+
+
+@dataclass(frozen=True)
+class StoredPart(Expression):
+    """Packed levels uint8 `[out, blocks, block_size * bits / 8]`, scales `[out, blocks]`, or packed zero points."""
+
+    of: Quantization
+    stream: Stream
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """As onnxruntime stores it."""
+        rows, columns = self.of.weight.shape
+        format = self.of.format
+        blocks = ceil(columns / format.block_size)
+        if self.stream is Stream.LEVELS:
+            return rows, blocks, format.block_size * format.bits // 8
+        return (rows, blocks if self.stream is Stream.SCALES else ceil(blocks * format.bits / 8))
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        """uint8, or the scale type."""
+        return scale_dtype(self.of.format) if self.stream is Stream.SCALES else np.dtype(np.uint8)
+
+    def parts(self) -> Iterator[Expression]:
+        """The weight."""
+        yield self.of.weight
+
+    def box(self, box: Box) -> np.ndarray:
+        """Solves the box's rows."""
+        return stored_array(self.of.rows(box[0].start, box[0].stop), self.stream)[(slice(None), *box[1:])]

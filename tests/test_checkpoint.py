@@ -126,7 +126,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def sharded(directory: Path, weight_map: Any) -> Path:
-    files = {f"model-{i}.safetensors": container(entry(), EIGHT) for i in (1, 2)}
+    held = {"model-1.safetensors": "w", "model-2.safetensors": "v"}
+    files = {file: container({name: entry()["w"]}, EIGHT) for file, name in held.items()}
     index = json.dumps({"weight_map": weight_map}).encode()
     return write(directory, {**files, "model.safetensors.index.json": index})
 

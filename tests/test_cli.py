@@ -184,7 +184,7 @@ def test_a_bug_exits_with_one_and_asks_for_a_report(hvlc: Hvlc, monkeypatch, tin
         cli.main(["--debug", "verify", str(tiny_w4a16)])
 
 
-@pytest.mark.parametrize("target", ["hvlc.package.onnx_files._DataFile.place", "hvlc.package.writer._sync"])
+@pytest.mark.parametrize("target", ["hvlc.package.streaming._Output.write", "hvlc.package.writer._sync"])
 def test_a_full_disk_during_the_build_leaves_nothing(hvlc, monkeypatch, tiny_checkpoint, work, target: str) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -210,7 +210,7 @@ def test_a_tampered_package_is_refused(hvlc: Hvlc, tiny_w4a16: Path, work: Path)
 
 STOPPED_AT = {
     "export": ("hvlc.export", "export_bundle"),
-    "the first weight": ("hvlc.package.onnx_files", "_write"),
+    "the first weight": ("hvlc.package.onnx_files", "write_data"),
     "the last file": ("hvlc.package.writer", "_sync"),
 }
 SCRIPT = """

@@ -22,7 +22,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export", "passes", "calibration", "package", "runtime", "evaluation", "report", "training"),
     ("models", "zoo"),
     ("built",),
-    ("checkpoint", "bundle", "graph", "manifest", "target", "plan", "quantized", "results"),
+    ("bundle", "graph", "manifest", "lock", "target", "plan", "quantized", "results"),
+    ("lazy",),
+    ("checkpoint",),
     ("spec",),
     ("errors",),
     ("__init__",),  # hvlc itself: the version
@@ -30,9 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 #: Sibling imports that are meant: (module, imported part) and why. Unused entries fail the test.
 SIBLINGS: dict[tuple[str, str], str] = {
-    ("hvlc.graph", "bundle"): "a builder's initializers are the lazy tensors of a bundle",
-    ("hvlc.graph", "checkpoint"): "and read a checkpoint when they are evaluated",
-    ("hvlc.manifest", "checkpoint"): "files of a package are digested as those of a checkpoint are",
+    ("hvlc.lock", "manifest"): "a lock lists files as the manifest does",
     ("hvlc.plan", "bundle"): "a plan assigns the weights of a bundle",
     ("hvlc.quantized", "plan"): "the format of a weight is what a plan assigned",
 }
@@ -45,6 +45,8 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "transformers": ("hvlc.export", "hvlc.models", "hvlc.training", "hvlc.calibration.neural_compressor"),
     "optimum": ("hvlc.export", "hvlc.models", "hvlc.training"),
     "neural_compressor": ("hvlc.calibration.neural_compressor",),
+    "numba": ("hvlc.calibration.solvers.kernels",),
+    "psutil": ("hvlc.pipeline.memory",),
 }
 
 #: Confined packages used elsewhere: (module, package) and why. Unused entries fail the test.

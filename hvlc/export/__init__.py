@@ -9,8 +9,14 @@ from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
+from hvlc.export.settings import refuse_quantized
+from hvlc.manifest import Kind
 
-_TASK = "image-text-to-text"
+_TASKS = {
+    Kind.VISION_LANGUAGE: "image-text-to-text",
+    Kind.LANGUAGE: "text-generation",
+    Kind.VISION: "image-feature-extraction",
+}
 
 
 def known_families() -> list[str]:
@@ -22,7 +28,7 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
     """Export a checkpoint through the family of its model_type.
 
     Raises:
-        UserError: no family exports this model_type, or the checkpoint is damaged.
+        UserError: no family exports this model_type, or the checkpoint is damaged or quantized.
     """
     if checkpoint.model_type not in known_families():
         raise UserError(
@@ -30,17 +36,20 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
             f"no family exports model_type {checkpoint.model_type!r}",
             nearest(checkpoint.model_type, known_families()),
         )
+    refuse_quantized(checkpoint)
     family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
-    _check_task(checkpoint.model_type)
     bundle: Bundle = family.export(checkpoint)
+    _check_task(checkpoint.model_type, Kind(str(bundle.facts["kind"])))
     bundle.check_wires()
     return bundle
 
 
-def _check_task(model_type: str) -> None:
+def _check_task(model_type: str, kind: Kind) -> None:
     """Hold the registration together: optimum's loading class for the task must know this model_type."""
-    loader = TasksManager.get_model_class_for_task(_TASK)
-    registered = {config.model_type for config in loader._model_mapping}
+    loader = TasksManager.get_model_class_for_task(_TASKS[kind])
+    # Going through the mapping itself would import the configuration of every model in transformers: 2 s.
+    known = loader._model_mapping
+    registered = {*known._model_mapping, *(config.model_type for config in known._extra_content)}
     if model_type not in registered:
         raise UserError(
             "checkpoint.model_type", f"{loader.__name__} does not know {model_type!r}", "register the model class"

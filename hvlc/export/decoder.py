@@ -1,7 +1,8 @@
-"""Decoders of the Llama shape (Llama, Qwen2, Qwen3, SmolLM): pre-norm, GQA, gated MLP, rotary positions.
+"""Decoders of the Llama shape (Llama, Qwen2, Qwen3, SmolLM3): pre-norm, GQA, gated MLP, rotary positions.
 
-Which parts a decoder has (query/key norms, biases) is read from the parameters it stores. Attention
-is onnxruntime's GroupQueryAttention, which keeps the KV cache in place and rotates queries and keys.
+Which parts a decoder has (query/key norms, biases) is said by its configuration and held against the parameters
+it stores. Attention is onnxruntime's GroupQueryAttention, which keeps the KV cache in place and rotates queries
+and keys.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from hvlc.export.settings import refuse_surplus
 from hvlc.graph import MICROSOFT, GraphBuilder
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Dimensions of a decoder.
+    """Dimensions and parts of a decoder.
 
     Attributes:
         layers: number of layers.
@@ -27,6 +29,10 @@ class DecoderShape:
         vocabulary: rows of the embedding.
         epsilon: of the RMS norms.
         context: longest sequence in tokens.
+        rotary: for each layer, whether it rotates queries and keys; a NoPE layer does not.
+        windows: for each layer, how many positions a token sees, itself included; None for all before it.
+        biases: names of the projections that add a bias.
+        head_norms: whether queries and keys are normalized per head (Qwen3).
     """
 
     layers: int
@@ -38,15 +44,29 @@ class DecoderShape:
     vocabulary: int
     epsilon: float
     context: int
+    rotary: tuple[bool, ...]
+    windows: tuple[int | None, ...]
+    biases: frozenset[str] = frozenset()
+    head_norms: bool = False
 
 
 def _rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: float) -> ir.Value:
     return b.op("RMSNormalization", x, b.weight(f"{path}.weight", (width,)), axis=-1, epsilon=epsilon, name=path)
 
 
+def _linear(b: GraphBuilder, x: ir.Value, path: str, into: int, out: int, shape: DecoderShape) -> ir.Value:
+    """The projection at `path`, with a bias exactly where the configuration has one."""
+    if path.rpartition(".")[2] not in shape.biases:
+        refuse_surplus(b, f"{path}.bias")
+    else:
+        b.parameter(f"{path}.bias", (out,))  # a missing one is a problem, not a projection without bias
+    return b.linear(x, path, into, out)
+
+
 def _head_norm(b: GraphBuilder, x: ir.Value, path: str, heads: int, shape: DecoderShape) -> ir.Value:
-    """Qwen3's per-head query/key norm on float `[batch, sequence, heads * head_size]`, if the layer has one."""
-    if not b.has(f"{path}.weight"):
+    """Qwen3's per-head query/key norm on float `[batch, sequence, heads * head_size]`, if the decoder has one."""
+    if not shape.head_norms:
+        refuse_surplus(b, f"{path}.weight")
         return x
     split = b.op("Reshape", x, b.ints(0, 0, heads, shape.head_size))
     normed = _rms_norm(b, split, path, shape.head_size, shape.epsilon)
@@ -58,58 +78,78 @@ def _attention(
     x: ir.Value,
     path: str,
     shape: DecoderShape,
+    index: int,
     past: Sequence[ir.Value],
-    shared: tuple[ir.Value, ...],
+    lengths: tuple[ir.Value, ir.Value],
+    tables: tuple[ir.Value, ...],
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Grouped-query attention; returns the projected output and the present key and value."""
+    """Grouped-query attention of layer `index`; returns the projected output and the present key and value."""
     query_width, kv_width = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    q = b.linear(x, f"{path}.q_proj", shape.hidden, query_width)
-    k = b.linear(x, f"{path}.k_proj", shape.hidden, kv_width)
-    v = b.linear(x, f"{path}.v_proj", shape.hidden, kv_width)
+    q = _linear(b, x, f"{path}.q_proj", shape.hidden, query_width, shape)
+    k = _linear(b, x, f"{path}.k_proj", shape.hidden, kv_width, shape)
+    v = _linear(b, x, f"{path}.v_proj", shape.hidden, kv_width, shape)
     q = _head_norm(b, q, f"{path}.q_norm", shape.heads, shape)
     k = _head_norm(b, k, f"{path}.k_norm", shape.kv_heads, shape)
+    rotates, window = shape.rotary[index], shape.windows[index]
+    # onnxruntime 1.31 counts the token itself into the window, as transformers does (tests/export/test_families.py).
+    limited = {} if window is None else {"local_window_size": window}
     attended, key, value = b.ops(
         "GroupQueryAttention",
-        [q, k, v, *past, *shared],
+        [q, k, v, *past, *lengths, *(tables if rotates else ())],
         3,
         domain=MICROSOFT,
         name=path,
         num_heads=shape.heads,
         kv_num_heads=shape.kv_heads,
         scale=shape.head_size**-0.5,
-        do_rotary=1,
+        do_rotary=int(rotates),
         rotary_interleaved=0,
+        **limited,
     )
-    return b.linear(attended, f"{path}.o_proj", query_width, shape.hidden), key, value
+    return _linear(b, attended, f"{path}.o_proj", query_width, shape.hidden, shape), key, value
 
 
 def _mlp(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
     """`down(silu(gate(x)) * up(x))`."""
-    gate = b.linear(x, f"{path}.gate_proj", shape.hidden, shape.intermediate)
-    up = b.linear(x, f"{path}.up_proj", shape.hidden, shape.intermediate)
+    gate = _linear(b, x, f"{path}.gate_proj", shape.hidden, shape.intermediate, shape)
+    up = _linear(b, x, f"{path}.up_proj", shape.hidden, shape.intermediate, shape)
     gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
-    return b.linear(gated, f"{path}.down_proj", shape.intermediate, shape.hidden)
+    return _linear(b, gated, f"{path}.down_proj", shape.intermediate, shape.hidden, shape)
 
 
 def decoder(
-    b: GraphBuilder, prefix: str, head: str, shape: DecoderShape, rotary: tuple[np.ndarray, np.ndarray]
+    b: GraphBuilder,
+    prefix: str,
+    head: str,
+    shape: DecoderShape,
+    rotary: tuple[np.ndarray, np.ndarray],
+    table: str | None = None,
 ) -> ir.Model:
-    """The decoder as onnxruntime-genai drives it: embeddings and KV cache in, last logits and KV cache out.
+    """The decoder as onnxruntime-genai drives it: embeddings or tokens and KV cache in, last logits and KV cache out.
 
     Args:
         b: an empty graph.
         prefix: dotted name of the decoder in the checkpoint.
         head: dotted name of the parameter of the language-model head (the embedding when tied).
-        shape: dimensions.
+        shape: dimensions and parts.
         rotary: cosine and sine tables, float32 `[context, head_size / 2]`.
+        table: dotted name of the embedding to look tokens up in; None when another graph does that.
 
     Returns:
-        Inputs `inputs_embeds` float `[batch, sequence, hidden]`, `attention_mask` int64 `[batch, total]`,
-        `past_key_values.N.key|value`; outputs `logits` float `[batch, 1, vocabulary]` (the last position
-        only: an unpruned head on a long image prompt is gigabytes), `present.N.key|value`.
+        Inputs `inputs_embeds` float `[batch, sequence, hidden]` (or `input_ids` int64 `[batch, sequence]` with a
+        table), `attention_mask` int64 `[batch, total]`, `past_key_values.N.key|value`; outputs `logits` float
+        `[batch, 1, vocabulary]` (the last position only: an unpruned head on a long image prompt is gigabytes),
+        `present.N.key|value`.
+
+    Raises:
+        UserError: the checkpoint stores a bias, norm or layer that its configuration does not have.
     """
     cache = ["batch", shape.kv_heads, "past", shape.head_size]
-    x = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden])
+    if table is None:
+        x = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden])
+    else:
+        ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+        x = _look_up(b, table, ids, shape.vocabulary, shape.hidden)
     mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
     past = [
         tuple(b.input(f"past_key_values.{i}.{part}", ir.DataType.FLOAT, cache) for part in ("key", "value"))
@@ -119,28 +159,43 @@ def decoder(
     lengths = b.op("Cast", lengths, to=int(ir.DataType.INT32))
     total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
     total = b.op("Cast", total, to=int(ir.DataType.INT32))
-    cos, sin = (
-        b.constant(table, name) for table, name in zip(rotary, ("rotary.cos_cache", "rotary.sin_cache"), strict=True)
-    )
+    names = ("rotary.cos_cache", "rotary.sin_cache") if any(shape.rotary) else ()
+    tables = tuple(b.constant(rows, name) for name, rows in zip(names, rotary, strict=False))
     present = []
     for index in range(shape.layers):
         layer = f"{prefix}.layers.{index}"
         normed = _rms_norm(b, x, f"{layer}.input_layernorm", shape.hidden, shape.epsilon)
-        attended, *kv = _attention(b, normed, f"{layer}.self_attn", shape, past[index], (lengths, total, cos, sin))
+        attended, *kv = _attention(b, normed, f"{layer}.self_attn", shape, index, past[index], (lengths, total), tables)
         x = b.op("Add", x, attended, name=f"{layer}.residual1")
         normed = _rms_norm(b, x, f"{layer}.post_attention_layernorm", shape.hidden, shape.epsilon)
         x = b.op("Add", x, _mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")
         present.append(kv)
+    refuse_surplus(b, f"{prefix}.layers.{shape.layers}.input_layernorm.weight")
     x = _rms_norm(b, x, f"{prefix}.norm", shape.hidden, shape.epsilon)
     last = b.op("Slice", x, b.ints(-1), b.ints(np.iinfo(np.int64).max), b.ints(1))
-    weight = b.weight(head, (shape.vocabulary, shape.hidden), transpose=True)
-    logits = b.op("MatMul", last, weight, name="lm_head")
+    logits = b.op("MatMul", last, _head_weight(b, head, table, shape), name="lm_head")
     b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
     grown = ["batch", shape.kv_heads, "total", shape.head_size]
     for index, kv in enumerate(present):
         for part, value in zip(("key", "value"), kv, strict=True):
             b.output(value, f"present.{index}.{part}", ir.DataType.FLOAT, grown)
     return b.model()
+
+
+def _head_weight(b: GraphBuilder, head: str, table: str | None, shape: DecoderShape) -> ir.Value:
+    """The head's weight float `[hidden, vocabulary]`.
+
+    One graph cannot hold a tied table twice under one name, so the head's view of it gets the name that the head
+    has when it is not tied; both are expressions over the same stored tensor.
+    """
+    refuse_surplus(b, "lm_head.bias")
+    if head != table:
+        return b.weight(head, (shape.vocabulary, shape.hidden), transpose=True)
+    return b.initializer("lm_head.weight", b.parameter(head, (shape.vocabulary, shape.hidden)).transpose())
+
+
+def _look_up(b: GraphBuilder, table: str, ids: ir.Value, vocabulary: int, hidden: int) -> ir.Value:
+    return b.op("Gather", b.weight(table, (vocabulary, hidden)), ids, axis=0, name="embed_tokens")
 
 
 def embedding(b: GraphBuilder, name: str, vocabulary: int, hidden: int, image_token_id: int) -> ir.Model:
@@ -151,7 +206,7 @@ def embedding(b: GraphBuilder, name: str, vocabulary: int, hidden: int, image_to
     """
     ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
     features = b.input("image_features", ir.DataType.FLOAT, ["visual_tokens", hidden])
-    tokens = b.op("Gather", b.weight(name, (vocabulary, hidden)), ids, axis=0, name="embed_tokens")
+    tokens = _look_up(b, name, ids, vocabulary, hidden)
     mask = b.op("Equal", ids, b.constant(np.array(image_token_id, np.int64)))
     positions = b.op("Transpose", b.op("NonZero", mask), perm=[1, 0])
     merged = b.op("ScatterND", tokens, positions, features, name="merge_image_features")

@@ -16,27 +16,26 @@ def _convolution(
     b: GraphBuilder, x: ir.Value, path: str, epsilon: float, *, stride: int = 1, relu6: bool = True
 ) -> ir.Value:
     """Convolution with its batch norm folded in, and ReLU6; depthwise where the stored kernel says so."""
-    weight = b.stored(f"{path}.convolution.weight")
-    gamma, beta, mean, variance = (
-        b.stored(f"{path}.normalization.{part}") for part in ("weight", "bias", "running_mean", "running_var")
-    )
-    out, per_group, kernel, _ = weight.shape
+    kernel_name, norm = f"{path}.convolution.weight", f"{path}.normalization"
+    shape = b.parameter(kernel_name).shape
+    out, per_group, kernel, _ = shape
 
-    def factor() -> np.ndarray:
-        return gamma.read().astype(np.float32) / np.sqrt(variance.read().astype(np.float32) + np.float32(epsilon))
+    def factor(gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        return gamma / np.sqrt(variance + np.float32(epsilon))
 
-    def folded_weight() -> np.ndarray:
-        return weight.read().astype(np.float32) * factor()[:, None, None, None]
+    def folded_weight(weight: np.ndarray, gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        return weight * factor(gamma, variance)[:, None, None, None]
 
-    def folded_bias() -> np.ndarray:
-        return beta.read().astype(np.float32) - mean.read().astype(np.float32) * factor()
+    def folded_bias(beta: np.ndarray, mean: np.ndarray, gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        return beta - mean * factor(gamma, variance)
 
+    scaling = (f"{norm}.weight", f"{norm}.running_var")
     padding = (kernel - 1) // 2
     x = b.op(
         "Conv",
         x,
-        b.computed(f"{path}.convolution.weight", weight.shape, folded_weight),
-        b.computed(f"{path}.convolution.bias", (out,), folded_bias),
+        b.computed(kernel_name, shape, folded_weight, kernel_name, *scaling),
+        b.computed(f"{path}.convolution.bias", (out,), folded_bias, f"{norm}.bias", f"{norm}.running_mean", *scaling),
         kernel_shape=[kernel, kernel],
         strides=[stride, stride],
         pads=[padding] * 4,
@@ -52,8 +51,8 @@ def _inverted_residual(b: GraphBuilder, x: ir.Value, path: str, epsilon: float, 
     y = _convolution(b, x, f"{path}.expand_1x1", epsilon)
     y = _convolution(b, y, f"{path}.conv_3x3", epsilon, stride=stride)
     y = _convolution(b, y, f"{path}.reduce_1x1", epsilon, relu6=False)
-    into = b.stored(f"{path}.expand_1x1.convolution.weight").shape[1]
-    out = b.stored(f"{path}.reduce_1x1.convolution.weight").shape[0]
+    into = b.parameter(f"{path}.expand_1x1.convolution.weight").shape[1]
+    out = b.parameter(f"{path}.reduce_1x1.convolution.weight").shape[0]
     return b.op("Add", x, y, name=f"{path}.residual") if stride == 1 and into == out else y
 
 
@@ -81,13 +80,13 @@ def resolution_compressor(b: GraphBuilder, path: str, proxy_size: int, epsilon: 
     """
     proxy = b.input("proxy_values", ir.DataType.FLOAT, [1, 3, proxy_size, proxy_size])
     features = _backbone(b, proxy, f"{path}.backbone", epsilon)
-    width = b.stored(f"{path}.backbone.conv_1x1.convolution.weight").shape[0]
+    width = b.parameter(f"{path}.backbone.conv_1x1.convolution.weight").shape[0]
     weight = b.weight(f"{path}.attention.weight", (1, width, 1, 1))
     scores = b.op("Conv", features, weight, b.weight(f"{path}.attention.bias", (1,)), kernel_shape=[1, 1])
     weights = b.op("Softmax", b.op("Reshape", scores, b.ints(1, 1, -1)), axis=-1)
     flat = b.op("Reshape", features, b.ints(1, width, -1))
     pooled = b.op("ReduceSum", b.op("Mul", flat, weights), b.ints(-1), keepdims=0)
-    hidden = b.stored(f"{path}.linear_1.weight").shape[0]
+    hidden = b.parameter(f"{path}.linear_1.weight").shape[0]
     x = b.op("Relu", b.linear(pooled, f"{path}.linear_1", width, hidden))
     x = b.linear(x, f"{path}.linear_2", hidden, 1)
     b.output(b.op("Reshape", x, b.ints(-1)), "log_size", ir.DataType.FLOAT, [1])

@@ -1,4 +1,4 @@
-"""SigLIP/SigLIP2 vision towers of fixed resolution, built directly (transformers SiglipVisionModel)."""
+"""SigLIP/SigLIP2 vision towers of fixed resolution, built directly (transformers' Siglip- and Siglip2VisionModel)."""
 
 import math
 from typing import Any
@@ -7,7 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.errors import UserError
+from hvlc.export.settings import refuse_surplus
 from hvlc.graph import GraphBuilder
+from hvlc.lazy import Computed
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": {"approximate": "tanh"}, "gelu": {}}
 
@@ -30,57 +32,120 @@ def _layer_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: fl
     return b.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon, name=path)
 
 
+def linear(b: GraphBuilder, x: ir.Value, path: str, into: int, out: int) -> ir.Value:
+    """A torch Linear that has a bias: one that is not stored is a problem, not a product without it."""
+    b.parameter(f"{path}.bias", (out,))
+    return b.linear(x, path, into, out)
+
+
 def _encoder_layer(b: GraphBuilder, x: ir.Value, path: str, config: Any) -> ir.Value:
     """Pre-norm attention and MLP, float `[tiles, patches, width]`."""
     width, heads = config.hidden_size, config.num_attention_heads
     y = _layer_norm(b, x, f"{path}.layer_norm1", width, config.layer_norm_eps)
-    q, k, v = (b.linear(y, f"{path}.self_attn.{p}_proj", width, width) for p in "qkv")
-    attended = b.op(
-        "Attention",
-        q,
-        k,
-        v,
-        q_num_heads=heads,
-        kv_num_heads=heads,
-        scale=1 / math.sqrt(width // heads),
-        name=f"{path}.self_attn",
-    )
-    x = b.op("Add", x, b.linear(attended, f"{path}.self_attn.out_proj", width, width), name=f"{path}.residual1")
+    q, k, v = (linear(b, y, f"{path}.self_attn.{p}_proj", width, width) for p in "qkv")
+    attended = b.op("Attention", q, k, v, name=f"{path}.self_attn", **_heads(width, heads))
+    x = b.op("Add", x, linear(b, attended, f"{path}.self_attn.out_proj", width, width), name=f"{path}.residual1")
     y = _layer_norm(b, x, f"{path}.layer_norm2", width, config.layer_norm_eps)
-    y = activation(b, b.linear(y, f"{path}.mlp.fc1", width, config.intermediate_size), config.hidden_act)
-    y = b.linear(y, f"{path}.mlp.fc2", config.intermediate_size, width)
-    return b.op("Add", x, y, name=f"{path}.residual2")
+    return b.op("Add", x, _mlp(b, y, f"{path}.mlp", config), name=f"{path}.residual2")
+
+
+def _mlp(b: GraphBuilder, x: ir.Value, path: str, config: Any) -> ir.Value:
+    y = activation(b, linear(b, x, f"{path}.fc1", config.hidden_size, config.intermediate_size), config.hidden_act)
+    return linear(b, y, f"{path}.fc2", config.intermediate_size, config.hidden_size)
 
 
 def tower(b: GraphBuilder, pixel_values: ir.Value, prefix: str, config: Any) -> ir.Value:
-    """Patch features of a tile batch.
+    """Patch features of a batch of square images.
 
     Args:
         b: the graph under construction.
-        pixel_values: float `[tiles, 3, T, T]`.
-        prefix: dotted name of the SiglipVisionModel in the checkpoint.
-        config: its SiglipVisionConfig.
+        pixel_values: float `[images, 3, S, S]`.
+        prefix: what the names of the vision model's parameters begin with in the checkpoint, the dot included.
+        config: its SiglipVisionConfig, or a Siglip2VisionConfig, whose images are square grids of `num_patches`.
 
     Returns:
-        float `[tiles, (T / patch) ** 2, width]`, row-major patches, after the final layer norm.
+        float `[images, patches, width]`, row-major patches, after the final layer norm.
+
+    Raises:
+        UserError: the activation is not exported, or more layers are stored than configured.
     """
-    width, patch = config.hidden_size, config.patch_size
-    patches = (config.image_size // patch) ** 2
-    conv = f"{prefix}.embeddings.patch_embedding"
-    x = b.op(
-        "Conv",
-        pixel_values,
-        b.weight(f"{conv}.weight", (width, config.num_channels, patch, patch)),
-        b.weight(f"{conv}.bias", (width,)),
-        strides=[patch, patch],
-        kernel_shape=[patch, patch],
-        name=conv,
-    )
+    width, patches = config.hidden_size, patches_per_side(config) ** 2
+    x = _patch_embedding(b, pixel_values, f"{prefix}embeddings.patch_embedding", config)
     x = b.op("Transpose", b.op("Reshape", x, b.ints(0, width, patches)), perm=[0, 2, 1])
-    x = b.op("Add", x, b.weight(f"{prefix}.embeddings.position_embedding.weight", (patches, width)))
+    # transformers resizes Siglip2's positions to the grid of each image: on the grid that they were learned for,
+    # that is the identity, down to the bit (bilinear, half-pixel centres).
+    x = b.op("Add", x, b.weight(f"{prefix}embeddings.position_embedding.weight", (patches, width)))
     for index in range(config.num_hidden_layers):
-        x = _encoder_layer(b, x, f"{prefix}.encoder.layers.{index}", config)
-    return _layer_norm(b, x, f"{prefix}.post_layernorm", width, config.layer_norm_eps)
+        x = _encoder_layer(b, x, f"{prefix}encoder.layers.{index}", config)
+    refuse_surplus(b, f"{prefix}encoder.layers.{config.num_hidden_layers}.layer_norm1.weight")
+    return _layer_norm(b, x, f"{prefix}post_layernorm", width, config.layer_norm_eps)
+
+
+def counts_patches(config: Any) -> bool:
+    """Whether this is a Siglip2, which takes flattened patches and counts them instead of naming an image size."""
+    return hasattr(type(config), "num_patches")
+
+
+def patches_per_side(config: Any) -> int:
+    """Patches along one side of the image."""
+    if counts_patches(config):
+        return math.isqrt(config.num_patches)
+    return int(config.image_size) // int(config.patch_size)
+
+
+def _patch_embedding(b: GraphBuilder, pixel_values: ir.Value, path: str, config: Any) -> ir.Value:
+    """float `[images, 3, S, S]` to float `[images, width, side, side]`."""
+    width, channels, patch = config.hidden_size, config.num_channels, config.patch_size
+    name = f"{path}.weight"
+    if counts_patches(config):
+        # A Linear over patches that the image processor flattens as [row, column, channel]: the same as a convolution.
+        rows = b.parameter(name, (width, patch * patch * channels)).reshape(width, patch, patch, channels)
+        kernel = b.initializer(name, rows.transpose(0, 3, 1, 2))
+    else:
+        kernel = b.weight(name, (width, channels, patch, patch))
+    bias = b.weight(f"{path}.bias", (width,))
+    return b.op("Conv", pixel_values, kernel, bias, strides=[patch, patch], kernel_shape=[patch, patch], name=path)
+
+
+def pooled(b: GraphBuilder, x: ir.Value, prefix: str, config: Any) -> ir.Value:
+    """The attention pooling head: one learned probe looks at all patches.
+
+    Args:
+        b: the graph under construction.
+        x: float `[images, patches, width]`, as `tower` returns it.
+        prefix: as `tower` takes it.
+        config: as `tower` takes it.
+
+    Returns:
+        float `[images, width]`.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    path = f"{prefix}head.attention"
+    weights = b.parameter(f"{path}.in_proj_weight", (3 * width, width))  # of query, key and value, one below the other
+    biases = b.parameter(f"{path}.in_proj_bias", (3 * width,))
+    probe = b.parameter(f"{prefix}head.probe", (1, 1, width))
+
+    def query(probe: np.ndarray, weights: np.ndarray, biases: np.ndarray) -> np.ndarray:
+        return probe @ weights.T + biases
+
+    # The probe is the same for every image, so its query is a constant.
+    parts = (probe, weights.narrow(0, 0, width), biases.narrow(0, 0, width))
+    q = b.initializer(f"{prefix}head.query", Computed(query, parts, (1, 1, width), np.dtype(np.float32)))
+    images = b.op("Concat", b.op("Shape", x, start=0, end=1), b.ints(1, 1), axis=0)
+    kv = []
+    for index, part in enumerate((f"{path}.k_proj", f"{path}.v_proj"), 1):
+        rows = (0, index * width, (index + 1) * width)
+        y = b.op("MatMul", x, b.initializer(f"{part}.weight", weights.narrow(*rows).transpose()), name=part)
+        kv.append(b.op("Add", y, b.initializer(f"{part}.bias", biases.narrow(*rows)), name=f"{part}.bias_add"))
+    x = b.op("Attention", b.op("Expand", q, images), *kv, name=path, **_heads(width, heads))
+    x = linear(b, x, f"{path}.out_proj", width, width)
+    y = _layer_norm(b, x, f"{prefix}head.layernorm", width, config.layer_norm_eps)
+    x = b.op("Add", x, _mlp(b, y, f"{prefix}head.mlp", config), name=f"{prefix}head.residual")
+    return b.op("Squeeze", x, b.ints(1))
+
+
+def _heads(width: int, heads: int) -> dict[str, Any]:
+    return {"q_num_heads": heads, "kv_num_heads": heads, "scale": 1 / math.sqrt(width // heads)}
 
 
 def pixel_shuffle(b: GraphBuilder, x: ir.Value, side: int, factor: int, width: int) -> ir.Value:

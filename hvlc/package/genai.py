@@ -1,7 +1,8 @@
-"""genai_config.json of a package with host-run vision encoders (onnxruntime-genai 0.18).
+"""genai_config.json of a package (onnxruntime-genai 0.18).
 
-`type: gemma3` selects the plain vision state: one run, one-dimensional positions, rewind works, and no
-token id is baked in. Unknown keys below the root are errors there; unknown scalars at the root are not.
+With host-run vision encoders, `type: gemma3` selects the plain vision state: one run, one-dimensional positions,
+rewind works, and no token id is baked in. A text decoder has the type of its family. Unknown keys below the root
+are errors there; unknown scalars at the root are not.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component, Role
 from hvlc.graph import GraphBuilder
-from hvlc.manifest import MANIFEST
+from hvlc.manifest import MANIFEST, Kind
+
+_VISION_TYPE = "gemma3"
 
 
 def passthrough(hidden_size: int) -> Component:
@@ -22,60 +25,27 @@ def passthrough(hidden_size: int) -> Component:
     return Component("vision", Role.VISION_ROUTER, b.model(), "front")
 
 
-def genai_config(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+def genai_config(model_type: str, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """The configuration as a JSON value.
 
     Args:
+        model_type: of the checkpoint; the type of a text decoder.
         facts: the bundle's facts.
         files: file name of each component.
     """
-    session: dict[str, Any] = {"provider_options": []}
-    decoder = {
-        "filename": files["model"],
-        "head_size": facts["head_size"],
-        "hidden_size": facts["hidden_size"],
-        "num_attention_heads": facts["num_heads"],
-        "num_hidden_layers": facts["num_layers"],
-        "num_key_value_heads": facts["num_kv_heads"],
-        "session_options": {"log_id": "onnxruntime-genai", **session},
-        "inputs": {
-            "inputs_embeds": "inputs_embeds",
-            "attention_mask": "attention_mask",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-    }
-    vision = {
-        "filename": files["vision"],
-        "inputs": {"pixel_values": "pixel_values"},
-        "outputs": {"image_features": "image_features"},
-        "session_options": {"session.disable_prepacking": "1", **session},
-    }
-    embedding = {
-        "filename": files["embedding"],
-        "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
-        "outputs": {"inputs_embeds": "inputs_embeds"},
-        "session_options": session,
-    }
+    sees = facts["kind"] == Kind.VISION_LANGUAGE
     eos, pad = facts["eos_token_id"], facts["pad_token_id"]
     first_eos = eos[0] if isinstance(eos, list) else eos
     return {
         "model": {
-            "type": "gemma3",
+            "type": _VISION_TYPE if sees else model_type,
             "bos_token_id": first_eos if facts["bos_token_id"] is None else facts["bos_token_id"],
             "eos_token_id": eos,
             "pad_token_id": first_eos if pad is None else pad,
             "vocab_size": facts["vocab_size"],
             "context_length": facts["context_length"],
-            "image_token_id": facts["image_token_id"],
-            "decoder": decoder,
-            "vision": vision,
-            "embedding": embedding,
+            "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids"),
+            **(_vision(facts, files) if sees else {}),
         },
         "search": {
             "max_length": facts["context_length"],
@@ -87,4 +57,51 @@ def genai_config(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str
             "temperature": 1.0,
         },
         "vlm_manifest": MANIFEST,
+    }
+
+
+def _session() -> dict[str, Any]:
+    """Said for every graph: one without its own would inherit the decoder's."""
+    return {"provider_options": []}
+
+
+def _decoder(facts: Mapping[str, Any], file: str, reads: str) -> dict[str, Any]:
+    return {
+        "filename": file,
+        "head_size": facts["head_size"],
+        "hidden_size": facts["hidden_size"],
+        "num_attention_heads": facts["num_heads"],
+        "num_hidden_layers": facts["num_layers"],
+        "num_key_value_heads": facts["num_kv_heads"],
+        "session_options": {"log_id": "onnxruntime-genai", **_session()},
+        "inputs": {
+            reads: reads,
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+
+
+def _vision(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """What a model that sees has besides the decoder."""
+    return {
+        "image_token_id": facts["image_token_id"],
+        "vision": {
+            "filename": files["vision"],
+            "inputs": {"pixel_values": "pixel_values"},
+            "outputs": {"image_features": "image_features"},
+            "session_options": {"session.disable_prepacking": "1", **_session()},
+        },
+        "embedding": {
+            "filename": files["embedding"],
+            "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+            "outputs": {"inputs_embeds": "inputs_embeds"},
+            "session_options": _session(),
+        },
     }

@@ -1,87 +1,77 @@
-"""Components to ONNX files with external data, every tensor evaluated, written and dropped in turn."""
+"""Components to ONNX files with external data: the layout first, then the graphs, then the bytes."""
 
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
-from hvlc.bundle import STORAGE, Bundle, Component
+from hvlc.bundle import Bundle, Component
+from hvlc.lazy import expression_of
+from hvlc.package.streaming import Layout, QuantizedUnit, Written, check_finite, unit_of, write_data
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the ONNX file: onnxruntime cannot load shape constants from outside
-_PAGE = 4096
-_ALIGN_LARGE, _LARGE = _PAGE, 1 << 20
 
 
-@dataclass
-class _DataFile:
-    """One external data file; remembers where each stored tensor lies."""
-
-    path: Path
-    file: BinaryIO
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def place(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
-        """Offset and length of the tensor, written on first sight."""
-        key = tensor.metadata_props.get(STORAGE) or f"id:{id(tensor)}"
-        if key not in self.places:
-            data = tensor.tobytes()
-            self.places[key] = (self._aligned(len(data)), len(data))
-            self.file.write(data)
-        return self.places[key]
-
-    def _aligned(self, length: int) -> int:
-        position = self.file.tell()
-        padding = -position % (_ALIGN_LARGE if length >= _LARGE else 64)
-        self.file.write(b"\0" * padding)
-        return position + padding
+def data_file(group: str) -> str:
+    """Name of the external data file of a data group."""
+    return f"{group}.onnx.data"
 
 
-def write_components(bundle: Bundle, directory: Path) -> dict[str, str]:
+def write_components(
+    bundle: Bundle, directory: Path, threads: int, written: Written
+) -> tuple[dict[str, str], dict[str, str]]:
     """Write every component; those of one data group share one `GROUP.onnx.data`.
 
+    Args:
+        bundle: the finished components.
+        directory: where to write.
+        threads: how many evaluate weights.
+        written: told the bytes of external data written so far.
+
     Returns:
-        File name of each component.
+        File name of each component, and hex SHA-256 of each data file.
+
+    Raises:
+        UserError: a weight is not finite.
     """
-    files = {}
-    groups: dict[str, list[Component]] = {}
+    files: dict[str, str] = {}
+    layouts: dict[str, Layout] = {}
     for component in bundle.components.values():
-        groups.setdefault(component.data_group, []).append(component)
-    for group, components in groups.items():
-        path = directory / f"{group}.onnx.data"
-        with path.open("wb") as handle:
-            data = _DataFile(path, handle)
-            for component in components:
-                files[component.name] = _write(component, directory, data)
-        if not path.stat().st_size:
-            path.unlink()
-    return files
+        layout = layouts.setdefault(component.data_group, Layout())
+        files[component.name] = _write_graph(component, directory, layout)
+    digests: dict[str, str] = {}
+    before = 0
+    for group, layout in layouts.items():
+        if layout.total:
+            path = directory / data_file(group)
+            digests[path.name] = write_data(path, layout, threads, partial(_add, written, before))
+            before += layout.total
+    return files, digests
 
 
-def _write(component: Component, directory: Path, data: _DataFile) -> str:
-    """Write one component's graph, its large tensors into the data file."""
+def _add(written: Written, before: int, done: int) -> None:
+    written(before + done)
+
+
+def _write_graph(component: Component, directory: Path, layout: Layout) -> str:
+    """Write one component's graph; its large tensors get a place in the layout."""
     name = f"{component.name}.onnx"
     kept = {}
-    for value in _initializers(component.graph):
+    for value in initializers(component.graph):
         tensor = value.const_value
         if tensor is None:
             continue
         kept[value] = tensor
-        if tensor.nbytes < _INLINE_BYTES:
-            value.const_value = ir.Tensor(
-                tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name
-            )
+        expression, dims = expression_of(tensor), ir.Shape(tensor.shape.numpy())
+        # A small stream of a quantized matrix lies in the data file anyway, with the rest of its unit.
+        if tensor.nbytes < _INLINE_BYTES and not isinstance(unit_of(expression)[0], QuantizedUnit):
+            values = check_finite(tensor.numpy(), expression)
+            value.const_value = ir.Tensor(values, dtype=tensor.dtype, shape=dims, name=value.name)
         else:
-            offset, length = data.place(tensor)
+            offset, length = layout.add(expression)
             value.const_value = ir.ExternalTensor(
-                data.path.name,
-                offset,
-                length,
-                tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
-                name=str(value.name),
-                base_dir=directory,
+                data_file(component.data_group), offset, length, tensor.dtype, shape=dims, name=str(value.name)
             )
     try:
         onnx.save_model(ir.to_proto(component.model), directory / name)
@@ -91,7 +81,7 @@ def _write(component: Component, directory: Path, data: _DataFile) -> str:
     return name
 
 
-def _initializers(graph: ir.Graph) -> list[ir.Value]:
+def initializers(graph: ir.Graph) -> list[ir.Value]:
     """Initializers of a graph and of all its subgraphs."""
     found = list(graph.initializers.values())
     for node in graph.all_nodes():

@@ -1,10 +1,11 @@
-"""Fills a directory with a package: graphs, weights, tokenizer, configuration, manifest."""
+"""Fills a directory with a package: graphs, weights and manifest; tokenizer and configuration where text is."""
 
 import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +14,21 @@ from typing import Any
 from hvlc.bundle import Bundle, Role
 from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST, ComponentEntry, EncoderPolicy, FileEntry, Manifest, Sources, TileRule, Tokens
+from hvlc.lock import LOCK, Lock, Provenance
+from hvlc.manifest import (
+    MANIFEST,
+    ComponentEntry,
+    EncoderPolicy,
+    FileEntry,
+    Kind,
+    Manifest,
+    Preprocessing,
+    TileRule,
+    Tokens,
+)
 from hvlc.package.genai import genai_config, passthrough
 from hvlc.package.onnx_files import write_components
+from hvlc.package.streaming import Written
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _TOOLS = ("hvlc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers")
@@ -25,15 +38,37 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the tokenizer and chat template.
 
     Raises:
+        UserError: the checkpoint has no tokenizer.json, or its tokenizer_config.json is damaged.
+    """
+    check_tokenizer(source)
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, directory / path.name)
+    _drop_empty_template(directory / "tokenizer_config.json")
+
+
+def check_tokenizer(source: Path) -> None:
+    """Hold a checkpoint against what a package that speaks needs.
+
+    Raises:
         UserError: the checkpoint has no tokenizer.json.
     """
     if not (source / "tokenizer.json").is_file():
         raise UserError(
             "checkpoint.tokenizer", f"{source} holds no tokenizer.json", "save the tokenizer beside the model"
         )
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+
+
+def _drop_empty_template(path: Path) -> None:
+    """Leave out a chat template that is null, as transformers writes it: onnxruntime-genai 0.18 wants text or none."""
+    config = read_json(path, "checkpoint.tokenizer") if path.is_file() else {}
+    if isinstance(config, dict) and "chat_template" in config and config["chat_template"] is None:
+        del config["chat_template"]
+        path.write_text(_json(config), "utf-8")
+
+
+def tokenizer_files(source: Path) -> list[Path]:
+    """The files of a checkpoint that go into the package as they are."""
+    return [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
 
 
 def token_texts(source: Path, ids: list[int]) -> list[str]:
@@ -75,7 +110,13 @@ def code_digest() -> str:
 
 
 def write_package(
-    bundle: Bundle, checkpoint_directory: Path, partial: Path, sources: Sources, bits_per_decoder_weight: float | None
+    bundle: Bundle,
+    checkpoint_directory: Path,
+    partial: Path,
+    provenance: Callable[[], Provenance],
+    bits_per_decoder_weight: float | None,
+    threads: int,
+    written: Written,
 ) -> Manifest:
     """Fill `partial` with the package and its manifest.
 
@@ -83,39 +124,73 @@ def write_package(
         bundle: the finished components.
         checkpoint_directory: where the tokenizer is.
         partial: an empty directory.
-        sources: digests of the inputs.
+        provenance: what it is made from; asked for last, because digests may still be on the way.
         bits_per_decoder_weight: stored bits on average, None when nothing was quantized.
+        threads: how many evaluate weights.
+        written: told the bytes of external data written so far.
+
+    Raises:
+        UserError: the tokenizer is damaged, or a weight is not finite.
     """
     facts: dict[str, Any] = bundle.facts
-    bundle.add(passthrough(facts["hidden_size"]))
-    copy_tokenizer(checkpoint_directory, partial)
-    files = write_components(bundle, partial)
-    (partial / "genai_config.json").write_text(_json(genai_config(facts, files)), "utf-8")
+    kind = Kind(facts["kind"])
+    if kind is Kind.VISION_LANGUAGE:
+        bundle.add(passthrough(facts["hidden_size"]))
+    if kind is not Kind.VISION:
+        copy_tokenizer(checkpoint_directory, partial)
+    files, digests = write_components(bundle, partial, threads, written)
+    if kind is not Kind.VISION:
+        config = genai_config(bundle.model_type, facts, files)
+        (partial / "genai_config.json").write_text(_json(config), "utf-8")
+    origin, entries = provenance(), _entries(partial, digests)
+    (partial / LOCK).write_text(_json(Lock.of(origin, entries).model_dump(mode="json")), "utf-8")
+    entries |= _entries(partial, {name: entry.sha256 for name, entry in entries.items()})
     manifest = Manifest(
         schema_version=1,
-        sources=sources,
+        kind=kind,
+        sources=origin.sources,
         components=_components(bundle, files),
-        encoders={name: files[f"vision_{name}"] for name in facts["encoders"]},
-        policy=EncoderPolicy(default=facts["default_encoder"]),
-        tiles=TileRule(
-            tile_size=facts["tile_size"],
-            cell_size=facts["cell_size"],
-            max_visual_tokens=facts["max_visual_tokens"],
-            min_scale=facts["min_scale"],
-            resolution_compressor=facts["resolution_compressor"],
-        ),
-        tokens=_tokens(facts, checkpoint_directory),
         hidden_size=facts["hidden_size"],
-        context_length=facts["context_length"],
         bits_per_decoder_weight=bits_per_decoder_weight,
-        files=_digests(partial),
+        files=entries,
+        **_facts(kind, facts, files, checkpoint_directory),
     )
     (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
     _sync(partial)
     return manifest
 
 
-def _tokens(facts: dict[str, Any], checkpoint_directory: Path) -> Tokens:
+def _facts(kind: Kind, facts: Mapping[str, Any], files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
+    """What only some kinds have in their manifest."""
+    if kind is Kind.VISION:
+        return {
+            "preprocessing": Preprocessing(
+                image_size=facts["image_size"],
+                patch_size=facts["patch_size"],
+                mean=facts["image_mean"],
+                std=facts["image_std"],
+                rescale_factor=facts["rescale_factor"],
+                resample=facts["resample"],
+            )
+        }
+    context = {name: facts[name] for name in ("context_length", "trained_context_length")}
+    if kind is Kind.LANGUAGE:
+        return context
+    return context | {
+        "encoders": {name: files[f"vision_{name}"] for name in facts["encoders"]},
+        "policy": EncoderPolicy(default=facts["default_encoder"]),
+        "tiles": TileRule(
+            tile_size=facts["tile_size"],
+            cell_size=facts["cell_size"],
+            max_visual_tokens=facts["max_visual_tokens"],
+            min_scale=facts["min_scale"],
+            resolution_compressor=facts["resolution_compressor"],
+        ),
+        "tokens": _tokens(facts, checkpoint),
+    }
+
+
+def _tokens(facts: Mapping[str, Any], checkpoint_directory: Path) -> Tokens:
     image, row = facts["image_token_id"], facts["row_token_id"]
     texts = token_texts(checkpoint_directory, [image, row])
     start, end = facts["vision_start_token_id"], facts["vision_end_token_id"]
@@ -134,9 +209,10 @@ def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEnt
     return entries
 
 
-def _digests(directory: Path) -> dict[str, FileEntry]:
+def _entries(directory: Path, digests: Mapping[str, str]) -> dict[str, FileEntry]:
+    """Every file but the manifest; those digested while they were written are not read again."""
     paths = sorted(p for p in directory.iterdir() if p.name != MANIFEST)
-    return {p.name: FileEntry(bytes=p.stat().st_size, sha256=digest_file(p)) for p in paths}
+    return {p.name: FileEntry(bytes=p.stat().st_size, sha256=digests.get(p.name) or digest_file(p)) for p in paths}
 
 
 def _json(value: Any) -> str:

@@ -2,21 +2,26 @@
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvlc.built import BuildResult
+from hvlc.built import BuildResult, Estimate
 from hvlc.bundle import Bundle, JournalEntry, Role
 from hvlc.checkpoint import Checkpoint, digest_file
-from hvlc.errors import TargetError, UserError
-from hvlc.manifest import MANIFEST, Manifest, Sources
+from hvlc.errors import Collector, HvlcError, TargetError, UserError
+from hvlc.lock import Provenance
+from hvlc.manifest import MANIFEST, Kind, Manifest, Sources
 from hvlc.package.atomic import atomic_directory, check_output
-from hvlc.package.writer import code_digest, tool_versions, write_package
+from hvlc.package.writer import check_tokenizer, code_digest, tokenizer_files, tool_versions, write_package
+from hvlc.pipeline.estimate import estimate, needs_of
+from hvlc.pipeline.memory import MemoryWatch, current_memory
 from hvlc.plan import Action, Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path
@@ -25,8 +30,8 @@ from hvlc.target import Target, load_target, target_path
 _EXECUTION_PROVIDER = "cpu"  # the only one so far
 STAGES = ("open", "export", "passes", "plan", "quantize", "package")
 
-#: Called with the stage's name and its position when it starts.
-Progress = Callable[[str, int], None]
+#: Called with what is being done, how far it is, and how far it goes.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class BuildRequest:
         recipe: name or path of a recipe.
         output: directory to write.
         force: replace an existing package.
+        threads: that evaluate weights; None is one for each processor. The package does not depend on it.
+        max_memory: bytes of unshared memory that the build may take; fewer threads are used where that helps.
     """
 
     checkpoint: Path
@@ -46,25 +53,48 @@ class BuildRequest:
     recipe: str
     output: Path
     force: bool = False
+    threads: int | None = None
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A build that is ready to be written: every decision is made, no weight was read.
+
+    Attributes:
+        checkpoint: the input.
+        bundle: the finished graphs, their weights lazy.
+        plan: every weight's fate.
+        estimate: what writing takes.
+    """
+
+    checkpoint: Checkpoint
+    bundle: Bundle
+    plan: Plan
+    estimate: Estimate
 
 
 class _Stages:
     """Announces and times the stages, and keeps the journal that their passes write to."""
 
     def __init__(self, progress: Progress | None = None) -> None:
-        self._progress = progress or (lambda stage, index: None)
+        self._progress = progress or (lambda what, done, total: None)
         self.journal: list[JournalEntry] = []
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int], None]]:
         """A stage; the yielded function takes the number of things it made or changed."""
-        self._progress(name, STAGES.index(name))
+        self._progress(name, STAGES.index(name), len(STAGES))
         started = time.perf_counter()
         counts: list[int] = []
         yield counts.append
         self.seconds[name] = time.perf_counter() - started
         self.journal.append(JournalEntry(name, "*", sum(counts), (), self.seconds[name]))
+
+    def written(self, done: int, total: int) -> None:
+        """Progress inside the last stage, in bytes."""
+        self._progress(f"{STAGES[-1]} (MB)", done // 1_000_000, -(-total // 1_000_000))
 
 
 def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
@@ -81,6 +111,16 @@ def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
     )
 
 
+def provenance_of(request: BuildRequest, checkpoint: Checkpoint) -> Provenance:
+    """What a build is made from, in enough detail to make it again."""
+    return Provenance(
+        sources_of(request, checkpoint),
+        checkpoint.file_digests,
+        recipe_path(request.recipe).read_text("utf-8"),
+        target_path(request.target).read_text("utf-8"),
+    )
+
+
 def build(request: BuildRequest, progress: Progress | None = None) -> BuildResult:
     """Turn a checkpoint into a package.
 
@@ -88,32 +128,41 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
 
     Raises:
         UserError: bad input, an existing output, a full disk.
-        TargetError: the target cannot take what the recipe asks for.
+        TargetError: the target cannot take what the recipe asks for. Several problems come in one error.
     """
     stages = _Stages(progress)
-    with stages.stage("open") as count:
-        check_output(request.output, force=request.force)
-        recipe, target = load_recipe(request.recipe), load_target(request.target)
-        checkpoint = Checkpoint.open(request.checkpoint)
-        sources = sources_of(request, checkpoint)
-        count(len(checkpoint.tensors))
-    bundle, plan = _planned(checkpoint, recipe, target, stages)
-    _check_disk(request.output, bundle, plan)
-    with stages.stage("quantize") as count:
-        count(_quantize(bundle, plan))
-    with stages.stage("package") as count, atomic_directory(request.output, force=request.force) as partial:
-        manifest = write_package(bundle, checkpoint.directory, partial, sources, plan.bits_per_weight(Role.DECODER))
-        count(len(manifest.files))
-    return BuildResult(request.output, manifest, plan, tuple(stages.journal), stages.seconds)
+    with MemoryWatch(request.max_memory) as memory, ThreadPoolExecutor(1) as digesting:
+        prepared = _prepare(request, stages, digesting)
+        estimate, checkpoint = prepared.estimate, prepared.checkpoint
+        provenance = digesting.submit(provenance_of, request, checkpoint)
+
+        def written(done: int) -> None:
+            memory.check()
+            stages.written(done, estimate.disk_bytes)
+
+        with stages.stage("package") as count, atomic_directory(request.output, force=request.force) as partial:
+            bits = prepared.plan.bits_per_weight(Role.DECODER)
+            manifest = write_package(
+                prepared.bundle, checkpoint.directory, partial, provenance.result, bits, estimate.threads, written
+            )
+            count(len(manifest.files))
+    return BuildResult(
+        request.output, manifest, prepared.plan, tuple(stages.journal), stages.seconds, memory.peak, estimate
+    )
 
 
-def plan_build(checkpoint: Path, target: str, recipe: str) -> Plan:
-    """The plan of a build, without building.
+def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywhere: bool = False) -> Prepared:
+    """Everything that a build decides, without building.
+
+    Args:
+        request: of the build.
+        progress: told of the stages.
+        anywhere: the output is not settled yet; its disk is looked at, it is not.
 
     Raises:
-        UserError, TargetError: whatever would stop the build.
+        UserError, TargetError: whatever would stop the build, all of it at once.
     """
-    return _planned(Checkpoint.open(checkpoint), load_recipe(recipe), load_target(target), _Stages())[1]
+    return _prepare(request, _Stages(progress), anywhere=anywhere)
 
 
 def require_compile(work: str) -> None:
@@ -127,24 +176,85 @@ def require_compile(work: str) -> None:
         raise UserError("install.compile", f"{work} needs {', '.join(missing)}", "pip install 'hvlc[compile]'")
 
 
-def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _Stages) -> tuple[Bundle, Plan]:
-    """Export, run the structural passes, resolve the recipe."""
-    with stages.stage("export") as count:
-        require_compile("a build")
-        from hvlc.calibration.solvers import SOLVERS
+def _prepare(
+    request: BuildRequest, stages: _Stages, background: Executor | None = None, *, anywhere: bool = False
+) -> Prepared:
+    """Open, export, run the passes, resolve the recipe, perform the plan lazily; every problem is found here."""
+    found = Collector()
+    with stages.stage("open") as count:
+        checkpoint = recipe = target = None
+        with found:
+            require_compile("a build")
+        with found:
+            if not anywhere:
+                check_output(request.output, force=request.force)
+        with found:
+            recipe = load_recipe(request.recipe)
+        with found:
+            target = load_target(request.target)
+        with found:
+            checkpoint = Checkpoint.open(request.checkpoint)
+        if checkpoint is None or recipe is None or target is None:
+            found.raise_all()
+            raise HvlcError("build.open", "an input is missing without a problem", "report it")
+        if background:
+            background.submit(lambda: checkpoint.file_digests)  # reads every file once, while graphs are made
+        count(len(checkpoint.tensors))
+    bundle, plan = _planned(checkpoint, recipe, target, stages, found)
+    if bundle is None or plan is None:
+        found.raise_all()
+        raise HvlcError("build.plan", "there is no plan and no problem", "report it")
+    with stages.stage("quantize") as count:
+        count(_quantize(bundle, plan))
+        with found:
+            if bundle.facts["kind"] != Kind.VISION:
+                check_tokenizer(checkpoint.directory)
+        needs, base = needs_of(bundle), current_memory().unshared
+        copied = tokenizer_files(checkpoint.directory)
+        expected = [estimate(needs, checkpoint, copied, threads, base) for threads in _thread_counts(request)]
+    fitting = [e for e in expected if request.max_memory is None or e.memory_bytes <= request.max_memory]
+    with found:
+        _check_memory(expected[-1], request.max_memory)
+    with found:
+        _check_disk(request.output, expected[0].disk_bytes)
+    found.raise_all()
+    return Prepared(checkpoint, bundle, plan, fitting[0])
+
+
+def _thread_counts(request: BuildRequest) -> list[int]:
+    """Numbers of threads to try, most first."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return list(range(request.threads or available, 0, -1))
+
+
+def _planned(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, stages: _Stages, found: Collector
+) -> tuple[Bundle | None, Plan | None]:
+    """Export, run the structural passes, resolve the recipe; None for what could not be made."""
+    with stages.stage("export") as count, found:
         from hvlc.export import export_bundle
 
-        bundle = export_bundle(checkpoint)
-        bundle.journal = stages.journal
-        count(len(bundle.components))
+        bundle = None
+        with found:
+            bundle = export_bundle(checkpoint)
+            bundle.journal = stages.journal
+            count(len(bundle.components))
+        found.problems += checkpoint.problems
+    if bundle is None:
+        return None, None
     with stages.stage("passes") as count:
         for step in structural_passes(bundle.facts, target):
             step.run(bundle)
             count(1)
+    plan = None
     with stages.stage("plan") as count:
-        _check_target(bundle, target)
-        plan = resolve(recipe, bundle, target, SOLVERS)
-        count(len(plan.assignments))
+        from hvlc.calibration.solvers import SOLVERS
+
+        with found:
+            _check_target(bundle, target)
+        with found:
+            plan = resolve(recipe, bundle, target, SOLVERS)
+            count(len(plan.assignments))
     return bundle, plan
 
 
@@ -171,12 +281,14 @@ def _check_target(bundle: Bundle, target: Target) -> None:
 
 
 def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
-    """The passes before quantization, in order."""
+    """The passes before quantization, in order: what makes tokens of images is for models that see and speak."""
     from hvlc.passes.compress_resolution import CompressResolution
     from hvlc.passes.fuse_skip_norm import FuseSkipNorm
     from hvlc.passes.stitch_tiles import StitchTiles
     from hvlc.passes.tile_images import TileImages
 
+    if facts["kind"] != Kind.VISION_LANGUAGE:
+        return [FuseSkipNorm(target)]
     mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
     return [
         TileImages(facts["tile_size"], facts["cell_size"], mean, std),
@@ -187,36 +299,49 @@ def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
 
 
 def _quantize(bundle: Bundle, plan: Plan) -> int:
-    """Perform the plan, then join the encoders as they are by then; returns the number of quantized places."""
+    """Perform the plan, then join what is equal by then; returns the number of quantized places."""
     from hvlc.calibration.solvers import SOLVERS
+    from hvlc.passes.pack_projections import PackProjections
     from hvlc.passes.quantize_weights import QuantizeWeights
     from hvlc.passes.select_encoder import SelectEncoder
 
     QuantizeWeights(plan, SOLVERS).run(bundle)
+    PackProjections().run(bundle)
     facts: dict[str, Any] = bundle.facts
-    SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)
+    if facts["kind"] == Kind.VISION_LANGUAGE:
+        SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)
     return sum(a.action is not Action.KEEP for a in plan.assignments)
 
 
-def _check_disk(output: Path, bundle: Bundle, plan: Plan) -> None:
+def _check_disk(output: Path, needed: int) -> None:
     """Refuse before the work when the package cannot fit.
 
     Raises:
         UserError: too little free space.
     """
-    planned = {(a.component, a.weight) for a in plan.assignments}
-    rest = sum(
-        value.const_value.nbytes
-        for component in bundle.components.values()
-        for value in component.graph.initializers.values()
-        if value.const_value is not None and (component.name, value.name) not in planned
-    )
-    needed, free = plan.stored_bytes + rest, shutil.disk_usage(output.parent).free
+    if not output.parent.is_dir():
+        return  # a problem of its own
+    free = shutil.disk_usage(output.parent).free
     if needed > free:
         raise UserError(
             "output.disk_full",
             f"the package needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free",
             "free space or choose another disk",
+        )
+
+
+def _check_memory(least: Estimate, allowed: int | None) -> None:
+    """Refuse before the work when the build would take more memory than it may.
+
+    Raises:
+        UserError: even with one thread.
+    """
+    if allowed is not None and least.memory_bytes > allowed:
+        raise UserError(
+            "memory.limit",
+            f"the build takes about {least.memory_bytes / 1e6:.0f} MB of memory, --max-memory allows "
+            f"{allowed / 1e6:.0f} MB",
+            f"allow {least.memory_bytes * 1.05 / 1e6:.0f} MB",
         )
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from hvlc.checkpoint import read_json
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer
 from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import evaluate
 from hvlc.evaluation.task import Task
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.build import require_compile, source_digest
 from hvlc.report.page import write_page
 from hvlc.results import Evaluation, read_evaluation, write_evaluation
@@ -32,7 +33,7 @@ def open_answerer(directory: Path, name: str) -> Answerer:
     """A package through onnxruntime, or a checkpoint through transformers.
 
     Raises:
-        UserError: the directory is neither.
+        UserError: the directory is neither, or it cannot see.
     """
     if _is_package(directory):
         from hvlc.runtime.generation import VisionLanguageModel
@@ -48,17 +49,30 @@ def _is_package(directory: Path) -> bool:
     """Whether this is a package, else a checkpoint.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or it cannot see: every task asks about images.
     """
     if (directory / MANIFEST).is_file():
+        kind = Manifest.load(directory).kind
+        if kind is not Kind.VISION_LANGUAGE:
+            cause = f"{directory} is a {kind} package, and every task asks about images"
+            raise UserError("eval.kind", cause, "name a vision-language package")
         return True
-    if (directory / "config.json").is_file():
-        return False
-    raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
+    if not (directory / "config.json").is_file():
+        raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
+    config = read_json(directory / "config.json", "checkpoint.config")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != "hypervl":
+        cause = f"{directory} is a checkpoint of model_type {model_type!r}, and every task asks about images"
+        raise UserError("eval.kind", cause, "name a hypervl checkpoint or a vision-language package")
+    return False
 
 
 def encoders_of(directory: Path) -> tuple[str, ...]:
-    """The vision encoders of a package or checkpoint."""
+    """The vision encoders of a package or checkpoint.
+
+    Raises:
+        UserError: it is neither, or it cannot see.
+    """
     if _is_package(directory):
         return tuple(Manifest.load(directory).encoders)
     require_compile("a checkpoint's answers")

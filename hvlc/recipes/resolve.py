@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role
-from hvlc.errors import HvlcError, TargetError, UserError, nearest
+from hvlc.errors import HvlcError, TargetError, UserError, nearest, raise_all
+from hvlc.lazy import Expression, expression_of
 from hvlc.plan import Action, Assignment, Plan
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec
 from hvlc.target import Target, Verdict
@@ -25,6 +26,25 @@ class _Place:
     @property
     def is_lookup(self) -> bool:
         return self.node.op_type == "Gather"
+
+    @property
+    def role(self) -> Role:
+        """What recipes call it; a table is an embedding also where it lies in the decoder's graph."""
+        return Role.EMBEDDING if self.is_lookup else self.component.role
+
+    def shares(self, other: "_Place") -> bool:
+        """Whether both hold the same values, each in its own orientation."""
+        if self.weight is other.weight or self.weight.name == other.weight.name:
+            return True
+        one, two = (p.values if p.is_lookup else p.values.transpose() for p in (self, other))
+        return one == two
+
+    @property
+    def values(self) -> Expression:
+        """The weight's values."""
+        if self.weight.const_value is None:
+            raise HvlcError("plan.weight", f"{self.weight.name} has no value", "report it")
+        return expression_of(self.weight.const_value)
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -63,14 +83,16 @@ def resolve(recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[st
 
     Raises:
         UserError: a rule matches nothing or names an unknown solver.
-        TargetError: the target cannot take what a rule asks for.
+        TargetError: the target cannot take what a rule asks for. Several problems come in one error.
     """
     known = sorted(solvers)
-    for asked in [r.quantize for r in recipe.rules if r.quantize]:
-        if asked.solver not in known:
-            raise UserError("recipe.solver", f"no solver {asked.solver!r}", nearest(asked.solver, known))
+    problems: list[HvlcError] = [
+        UserError("recipe.solver", f"no solver {asked!r}", nearest(asked, known))
+        for asked in dict.fromkeys(r.quantize.solver for r in recipe.rules if r.quantize)
+        if asked not in known
+    ]
     assignments: list[Assignment] = []
-    problems: list[str] = []
+    refused: dict[str, list[str]] = {}
     used: set[Rule | None] = set()
     places = [p for c in bundle.components.values() if c.role in _RESOLVED_ROLES for p in _places(c)]
     for place in places:
@@ -78,23 +100,24 @@ def resolve(recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[st
         used.add(rule)
         decision = _decide(place, rule, target, places, recipe)
         if isinstance(decision, str):
-            problems.append(f"{place.weight.name}: {decision}")
+            refused.setdefault(decision, []).append(str(place.weight.name))
         else:
             assignments.append(decision)
+    for reason, weights in refused.items():
+        more = f" and {len(weights) - 1} more weights" if len(weights) > 1 else ""
+        cause = f"{weights[0]}{more}: {reason}"
+        problems.append(TargetError("plan.target", cause, "choose another recipe or target"))
     unused = [r for r in recipe.rules if r not in used and not r.optional]
     if unused:
         names = "; ".join(f"{r.role} {r.weights!r}" for r in unused)
-        raise UserError(
-            "recipe.rule", f"recipe {recipe.name}: rules that match no weight: {names}", "correct or drop them"
-        )
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise TargetError("plan.target", shown, "choose another recipe or target")
+        cause = f"recipe {recipe.name}: rules that match no weight: {names}"
+        problems.append(UserError("recipe.rule", cause, "correct or drop them"))
+    raise_all(problems)
     return Plan(recipe.name, target.name, tuple(assignments), recipe.activations == "float")
 
 
 def _first_rule(recipe: Recipe, place: _Place) -> Rule | None:
-    rules = (r for r in recipe.rules if r.matches(place.component.role, str(place.weight.name)))
+    rules = (r for r in recipe.rules if r.matches(place.role, str(place.weight.name)))
     return next(rules, None)
 
 
@@ -113,7 +136,7 @@ def _decide_lookup(
     place: _Place, rule: Rule | None, target: Target, places: list[_Place], recipe: Recipe
 ) -> Assignment | str:
     """An embedding table: shares the head's bytes when tied and the target can look them up, else follows its rule."""
-    heads = [p for p in places if not p.is_lookup and p.weight.name == place.weight.name]
+    heads = [p for p in places if not p.is_lookup and p.dims == place.dims and place.shares(p)]
     head_rule = _first_rule(recipe, heads[0]) if heads else None
     spec = head_rule.quantize if head_rule else None
     if spec is not None:
@@ -145,7 +168,7 @@ def _assignment(
     rows, columns = place.dims
     return Assignment(
         component=place.component.name,
-        role=place.component.role,
+        role=place.role,
         node=str(place.node.name),
         weight=str(place.weight.name),
         out_features=rows,

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hvlc.built import BuildResult
+from hvlc.built import BuildResult, Estimate
 from hvlc.manifest import Manifest
 from hvlc.plan import Action, Plan
 from hvlc.results import Answered
@@ -24,11 +25,12 @@ def named_table(rows: Mapping[str, str]) -> Table:
     return table
 
 
-def plan_record(plan: Plan) -> dict[str, Any]:
+def plan_record(plan: Plan, estimate: Estimate) -> dict[str, Any]:
     """A plan as JSON values."""
     return {
         "recipe": plan.recipe,
         "target": plan.target,
+        "estimate": asdict(estimate),
         "stored_bytes": plan.stored_bytes,
         "assignments": [
             {
@@ -46,8 +48,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_table(plan: Plan) -> Group:
-    """A plan, one line for each kind of assignment in each component."""
+def plan_table(plan: Plan, estimate: Estimate) -> Group:
+    """A plan, one line for each kind of assignment in each component, and what performing it takes."""
     table = _table("component", "action", "format", "matrices", "weights", "MB", "why")
     groups: dict[tuple[str, Action, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for a in plan.assignments:
@@ -57,7 +59,12 @@ def plan_table(plan: Plan) -> Group:
         totals[2] += a.stored_bytes
     for (component, action, format, reason), (count, elements, size) in groups.items():
         table.add_row(component, action, format, str(count), f"{elements:,}", _megabytes(size), Text(reason))
-    return Group(Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"), table)
+    threads = f"{estimate.threads} thread{'s' if estimate.threads > 1 else ''}"
+    expected = (
+        f"expected: {_megabytes(estimate.disk_bytes)} MB on disk, {estimate.memory_bytes / 1e6:.0f} MB of memory, "
+        f"about {max(1, round(estimate.seconds))} s of weights with {threads}"
+    )
+    return Group(Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"), table, Text(expected))
 
 
 def build_record(result: BuildResult) -> dict[str, Any]:
@@ -67,6 +74,8 @@ def build_record(result: BuildResult) -> dict[str, Any]:
         "bytes": result.manifest.total_bytes,
         "bits_per_decoder_weight": result.manifest.bits_per_decoder_weight,
         "seconds": dict(result.seconds),
+        "peak_memory_bytes": asdict(result.memory),
+        "estimate": asdict(result.estimate),
         "journal": [
             {
                 "step": e.step,
@@ -92,24 +101,24 @@ def build_tables(result: BuildResult) -> Group:
         journal.add_row(step, entry.component, str(entry.changed), declined, f"{entry.seconds:.2f}", Text(reason))
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
     size, total = _megabytes(result.manifest.total_bytes), sum(result.seconds.values())
-    summary = f"{result.output}: {size} MB in {total:.1f} s ({seconds})"
-    return Group(journal, plan_table(result.plan), Text(summary))
+    memory = result.memory
+    summary = (
+        f"{result.output}: {size} MB in {total:.1f} s ({seconds}); peak memory {memory.unshared / 1e6:.0f} MB "
+        f"unshared, {memory.total / 1e6:.0f} MB with mapped files"
+    )
+    return Group(journal, plan_table(result.plan, result.estimate), Text(summary))
 
 
 def manifest_tables(manifest: Manifest) -> Group:
     """A package: where it comes from, its components, where every byte goes."""
     sources = manifest.sources
     facts = {
+        "kind": str(manifest.kind),
         "model": sources.model_type,
         "recipe": f"{sources.recipe_name} ({sources.recipe[:16]})",
         "target": f"{sources.target_name} ({sources.target[:16]})",
         "checkpoint": sources.checkpoint[:16],
-        "default encoder": manifest.policy.default,
-        "tiles": f"{manifest.tiles.tile_size} px, {manifest.tiles.cell_size} px per visual token",
-        "context": f"{manifest.context_length} tokens",
-        "decoder": "float32"
-        if manifest.bits_per_decoder_weight is None
-        else f"{manifest.bits_per_decoder_weight:.2f} bits per weight",
+        **_kind_facts(manifest),
         "versions": ", ".join(f"{name} {version}" for name, version in sources.versions.items()),
     }
     components = _table("component", "role", "inputs", "outputs")
@@ -119,6 +128,24 @@ def manifest_tables(manifest: Manifest) -> Group:
     for name, file in sorted(manifest.files.items(), key=lambda item: -item[1].bytes):
         files.add_row(name, f"{file.bytes:,}", f"{100 * file.bytes / manifest.total_bytes:.1f} %")
     return Group(named_table(facts), components, files)
+
+
+def _kind_facts(manifest: Manifest) -> dict[str, str]:
+    """What only some kinds of packages have."""
+    facts = {}
+    if manifest.policy:
+        facts["default encoder"] = manifest.policy.default
+    if manifest.tiles:
+        facts["tiles"] = f"{manifest.tiles.tile_size} px, {manifest.tiles.cell_size} px per visual token"
+    if manifest.preprocessing:
+        facts["images"] = f"{manifest.preprocessing.image_size} px, patches of {manifest.preprocessing.patch_size} px"
+    if manifest.context_length is not None:
+        trained = manifest.trained_context_length
+        longer = f" of the checkpoint's {trained}" if trained != manifest.context_length else ""
+        facts["context"] = f"{manifest.context_length} tokens{longer}"
+        bits = manifest.bits_per_decoder_weight
+        facts["decoder"] = "float32" if bits is None else f"{bits:.2f} bits per weight"
+    return facts
 
 
 def answer_table(answered: Answered) -> Table:

@@ -11,9 +11,10 @@ import onnxruntime_genai as og
 from PIL import Image
 
 from hvlc.errors import UserError
-from hvlc.manifest import Manifest
+from hvlc.manifest import Kind, Manifest
 from hvlc.results import Answered
 from hvlc.runtime.images import to_array
+from hvlc.runtime.prompt import has_template, open_tokenizer, opening_tokens, templated
 from hvlc.runtime.vision import Tiled, Vision
 
 
@@ -69,32 +70,32 @@ class Generation:
         )
 
 
-class VisionLanguageModel:
-    """A package, opened and verified.
+class LanguageModel:
+    """A package that answers text with text, opened and verified.
 
     Args:
         directory: what `hvlc build` wrote.
         name: label in reports; the directory's name when empty.
         verify: hold every file against its digest first.
-        tile_batch: tiles per encoder run.
-        threads: threads of the vision sessions; 0 lets onnxruntime choose.
 
     Raises:
-        UserError: no package, or a file was changed.
+        UserError: no package, one of another kind, or a file was changed.
     """
 
-    def __init__(
-        self, directory: Path, *, name: str = "", verify: bool = True, tile_batch: int = 4, threads: int = 0
-    ) -> None:
+    kind = Kind.LANGUAGE
+
+    def __init__(self, directory: Path, *, name: str = "", verify: bool = True) -> None:
         self.manifest = Manifest.load(directory)
+        if self.manifest.kind is not self.kind:
+            cause = f"{directory} is a {self.manifest.kind} package, not a {self.kind} one"
+            raise UserError("package.kind", cause, "name a package of that kind; hvlc inspect shows it")
         if verify:
             self.manifest.verify(directory)
         self.directory = directory
         self.name = name or directory.resolve().name
         self.runs_on = "onnxruntime CPU"
-        self._vision = Vision(directory, self.manifest, tile_batch, threads)
         self._model = og.Model(str(directory))
-        self._tokenizer = og.Tokenizer(self._model)
+        self._tokenizer = open_tokenizer(self._model, directory)
         config = json.loads((directory / "genai_config.json").read_text("utf-8"))
         eos = config["model"]["eos_token_id"]
         self._end_tokens = frozenset(eos if isinstance(eos, list) else [eos])
@@ -107,6 +108,95 @@ class VisionLanguageModel:
         for _ in generation:
             pass
         return generation.answered
+
+    def start(
+        self,
+        prompt: str,
+        images: Sequence[Image.Image] = (),
+        *,
+        encoder: str = "auto",
+        vrc: bool = True,
+        max_visual_tokens: int | None = None,
+        max_new_tokens: int = 128,
+    ) -> Generation:
+        """Run the prefill; the answer streams from the returned generation.
+
+        Args:
+            prompt: the question, without template.
+            images: none.
+            encoder: "auto": there is none.
+            vrc: of no effect without images.
+            max_visual_tokens: None.
+            max_new_tokens: bound of generated tokens.
+
+        Raises:
+            UserError: something about images was asked for, or the prompt is empty or too long.
+        """
+        started = time.perf_counter()
+        asked = [*(["an image"] if images else []), *(["an encoder"] if encoder != "auto" else [])]
+        asked += ["a bound of visual tokens"] if max_visual_tokens is not None else []
+        if asked:
+            cause = f"{self.directory} is a {self.kind} package, and the request has {' and '.join(asked)}"
+            raise UserError("request.image", cause, "ask without, or build a vision-language checkpoint")
+        ids = self.prompt_ids(prompt)
+        self._check_length(len(ids), max_new_tokens)
+        generator = self._generator(len(ids) + max_new_tokens)
+        generator.append_tokens(ids)
+        stream = self._tokenizer.create_stream()
+        return Generation(generator, stream, len(ids), "", (), self._end_tokens, max_new_tokens, started)
+
+    def prompt_ids(self, prompt: str, images: Sequence[Tiled] = ()) -> np.ndarray:
+        """int32 token ids: through the package's chat template, or as plain text to go on with if it has none.
+
+        Raises:
+            UserError: there is nothing to go on with, or the template cannot be rendered.
+        """
+        if has_template(self.directory):
+            ids = self._tokenizer.encode(templated(self._tokenizer, prompt)).tolist()
+        else:
+            ids = opening_tokens(self.directory) + self._tokenizer.encode(prompt).tolist()
+        if not ids:
+            raise UserError("request.empty", "the prompt has no token to go on with", "give a prompt")
+        return np.array(ids, np.int32)
+
+    def _generator(self, max_length: int) -> og.Generator:
+        params = og.GeneratorParams(self._model)
+        params.set_search_options(max_length=max_length, do_sample=False)
+        return og.Generator(self._model, params)
+
+    def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        limit = self.manifest.context_length
+        if max_new_tokens < 1:
+            raise UserError("request.max_new_tokens", f"{max_new_tokens} new tokens are no answer", "ask for 1 or more")
+        if limit is not None and prompt_tokens + max_new_tokens > limit:
+            raise UserError(
+                "request.too_long",
+                f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {limit}",
+                "shorten the prompt or lower --max-visual-tokens or --max-new-tokens",
+            )
+
+
+class VisionLanguageModel(LanguageModel):
+    """A package that answers about images, opened and verified.
+
+    Args:
+        directory: what `hvlc build` wrote.
+        name: label in reports; the directory's name when empty.
+        verify: hold every file against its digest first.
+        tile_batch: tiles per encoder run.
+        threads: threads of the vision sessions; 0 lets onnxruntime choose.
+
+    Raises:
+        UserError: no package, one of another kind, or a file was changed.
+    """
+
+    kind = Kind.VISION_LANGUAGE
+
+    def __init__(
+        self, directory: Path, *, name: str = "", verify: bool = True, tile_batch: int = 4, threads: int = 0
+    ) -> None:
+        super().__init__(directory, name=name, verify=verify)
+        self._vision = Vision(directory, self.manifest, tile_batch, threads)
 
     def start(
         self,
@@ -141,23 +231,20 @@ class VisionLanguageModel:
         tensors["num_image_tokens"] = np.array([sum(t.visual_tokens for t in tiled)], np.int64)
         if tiled:
             tensors["host_image_features"] = np.concatenate([self._vision.encode(t, chosen) for t in tiled])
-        params = og.GeneratorParams(self._model)
-        params.set_search_options(max_length=len(ids) + max_new_tokens, do_sample=False)
-        generator = og.Generator(self._model, params)
+        generator = self._generator(len(ids) + max_new_tokens)
         generator.set_inputs(tensors)
         stream, used = self._tokenizer.create_stream(), chosen if tiled else ""
         return Generation(generator, stream, len(ids), used, tiled, self._end_tokens, max_new_tokens, started)
 
-    def prompt_ids(self, prompt: str, images: Sequence[Tiled]) -> np.ndarray:
+    def prompt_ids(self, prompt: str, images: Sequence[Tiled] = ()) -> np.ndarray:
         """int32 token ids with every image expanded to rows of placeholders.
 
         Raises:
             UserError: the prompt brings image placeholders of its own, or the package's template drops images.
         """
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
-        message = {"role": "user", "content": content if images else prompt}
-        text = self._tokenizer.apply_chat_template(json.dumps([message]), add_generation_prompt=True)
-        tokens = self.manifest.tokens
+        text = templated(self._tokenizer, content if images else prompt)
+        tokens = self._vision.tokens
         parts = text.split(tokens.image_text)
         if len(parts) <= len(images):
             cause = f"the package's chat template shows {len(parts) - 1} of {len(images)} images"
@@ -173,13 +260,24 @@ class VisionLanguageModel:
                 ids += ([tokens.image] * images[index].columns + [tokens.row]) * images[index].rows
         return np.array(ids, np.int32)
 
-    def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        limit = self.manifest.context_length
-        if max_new_tokens < 1:
-            raise UserError("request.max_new_tokens", f"{max_new_tokens} new tokens are no answer", "ask for 1 or more")
-        if prompt_tokens + max_new_tokens > limit:
-            raise UserError(
-                "request.too_long",
-                f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {limit}",
-                "shorten the prompt or lower --max-visual-tokens or --max-new-tokens",
-            )
+
+def open_model(directory: Path, *, name: str = "", tile_batch: int = 4) -> LanguageModel:
+    """The model of a package that answers.
+
+    Args:
+        directory: what `hvlc build` wrote.
+        name: label in reports; the directory's name when empty.
+        tile_batch: tiles per encoder run, where there are encoders.
+
+    Raises:
+        UserError: no package, a vision package, or a file was changed.
+    """
+    kind = Manifest.load(directory).kind
+    if kind is Kind.VISION:
+        cause = f"{directory} is a vision package: it turns pixels into features and answers nothing"
+        raise UserError(
+            "package.kind", cause, "run its vision.onnx with onnxruntime (hvlc inspect shows what it takes)"
+        )
+    if kind is Kind.LANGUAGE:
+        return LanguageModel(directory, name=name)
+    return VisionLanguageModel(directory, name=name, tile_batch=tile_batch)

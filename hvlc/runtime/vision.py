@@ -43,9 +43,19 @@ class Vision:
         manifest: its manifest.
         tile_batch: tiles per encoder run; peak memory is set by one batch, whatever the image.
         threads: threads per session; 0 lets onnxruntime choose.
+
+    Attributes:
+        tokens: of the image placeholders.
+
+    Raises:
+        UserError: the package is of a kind that has no tiles.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, tile_batch: int = 4, threads: int = 0) -> None:
+        if manifest.tiles is None or manifest.policy is None or manifest.tokens is None:
+            raise UserError("package.kind", f"{directory} has no tiles", "name a vision-language package")
+        self.tokens = manifest.tokens
+        self._tiles, self._policy = manifest.tiles, manifest.policy
         self._directory = directory
         self._manifest = manifest
         self._tile_batch = tile_batch
@@ -65,10 +75,10 @@ class Vision:
         Raises:
             UserError: the bound is below 1.
         """
-        limit = self._manifest.tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
+        limit = self._tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
         if limit < 1:
             raise UserError("request.max_visual_tokens", f"{limit} visual tokens hold no image", "ask for 1 or more")
-        asked = compress and self._manifest.tiles.resolution_compressor
+        asked = compress and self._tiles.resolution_compressor
         feeds = {
             "image": image,
             "scale": np.array([_ASK_COMPRESSOR if asked else _FULL_SIZE], np.float32),
@@ -99,7 +109,7 @@ class Vision:
         """
         encoders: Mapping[str, str] = self._manifest.encoders
         if encoder == "auto":
-            return self._manifest.policy.choose(visual_tokens)
+            return self._policy.choose(visual_tokens)
         if encoder not in encoders:
             raise UserError(
                 "request.encoder", f"the package has no encoder {encoder!r}", nearest(encoder, [*encoders, "auto"])

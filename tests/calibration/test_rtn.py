@@ -1,5 +1,8 @@
 """Rounding to nearest: held against slow textbook loops and closed forms."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -8,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hvlc.calibration.solvers.rtn import round_to_nearest
+from hvlc.calibration.solvers import kernels
+from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.plan import ScaleType, WeightFormat
-from hvlc.quantized import Levels, rounded_scales
+from hvlc.quantized import Levels
 from tests.tolerances import SOLVER_ERROR
 
 FORMATS = [
@@ -86,6 +90,13 @@ def test_representable_asymmetric_weights_are_exact(format: WeightFormat) -> Non
     np.testing.assert_array_equal(round_to_nearest(weight, format).dequantize(32), weight)
 
 
+def stored(scale: float, format: WeightFormat) -> float:
+    """A scale as it is read back."""
+    if format.scale_type is ScaleType.FLOAT32:
+        return float(np.float32(scale))
+    return float(np.float16(np.copysign(np.clip(abs(scale), 2**-24, 65504), scale)))
+
+
 def squared(weight: np.ndarray, levels: Levels) -> float:
     return float(np.square(levels.dequantize(weight.shape[1]).astype(np.float64) - weight).sum())
 
@@ -99,7 +110,7 @@ def test_never_worse_than_the_largest_weight_on_the_last_level(weight: np.ndarra
         for start in range(0, len(row), block):
             values = row[start : start + block].astype(np.float64)
             largest = np.array([np.abs(values).max() / (half - 1)], np.float32)
-            scale = float(rounded_scales(largest, format.scale_type)[0]) or 1.0
+            scale = stored(float(largest[0]), format) or 1.0
             plain += float(np.square(np.clip(np.rint(values / scale), -half, half - 1) * scale - values).sum())
     found = squared(weight, round_to_nearest(weight, format))
     assert found <= plain * (1 + SOLVER_ERROR) + 1e-9
@@ -184,12 +195,77 @@ def test_rows_do_not_know_each_other(format: WeightFormat) -> None:
     np.testing.assert_array_equal(together, alone)
 
 
-def test_large_matrices_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hvlc.calibration.solvers import rtn
-
-    weight, format = normal(7, 32), WeightFormat(4, 16, symmetric=False)
+@pytest.mark.parametrize("columns", [32, 64, 2048])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_many_blocks_are_solved_as_few_are(columns: int, symmetric: bool) -> None:
+    """The kernel lays blocks out in groups; a block that ends one, or is alone in one, is like any other."""
+    weight, format = normal(2 * 4096 // columns + 3, columns), WeightFormat(4, 32, symmetric)
     whole = round_to_nearest(weight, format)
-    monkeypatch.setattr(rtn, "_AT_ONCE", 64)
-    parts = round_to_nearest(weight, format)
-    np.testing.assert_array_equal(parts.levels, whole.levels)
-    np.testing.assert_array_equal(parts.zero_points, whole.zero_points)
+    alone = [round_to_nearest(np.ascontiguousarray(row[None]), format) for row in weight]
+    np.testing.assert_array_equal(whole.levels, np.concatenate([a.levels for a in alone]))
+    np.testing.assert_array_equal(whole.scales, np.concatenate([a.scales for a in alone]))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_minmax_gives_the_bytes_of_onnxruntimes_quantizer(block: int, rows: int) -> None:
+    from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+
+    weight = normal(rows, 512) * np.float32(0.02)
+    weight[0, :block] = 0
+    weight[-1, :3], weight[-1, -3:] = [0.5, -0.5, 0.25], [-0.5, 0.25, 0.5]  # of two equals the negative one decides
+    blocks = 512 // block
+    packed, scales = np.zeros((rows, blocks, block // 2), np.uint8), np.zeros(rows * blocks, np.float32)
+    zeros = np.zeros((rows, (blocks + 1) // 2), np.uint8)
+    quantize_matmul_4bits(packed, np.ascontiguousarray(weight.T), scales, zeros, block, rows, 512, True)
+    levels = extreme_on_last_level(weight, WeightFormat(4, block, True, ScaleType.FLOAT32))
+    np.testing.assert_array_equal(levels.packed(), packed)
+    np.testing.assert_array_equal(levels.stored_scales().reshape(-1), scales)
+
+
+def test_the_search_beats_the_plain_rule() -> None:
+    weight, format = normal(64, 256), WeightFormat(4, 32)
+    assert squared(weight, round_to_nearest(weight, format)) < 0.9 * squared(
+        weight, extreme_on_last_level(weight, format)
+    )
+
+
+def test_scales_round_to_float16_as_numpy_rounds() -> None:
+    """Every exponent, values between, on and just beside two neighbours, both signs."""
+    halves = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    between = (halves[1:] + halves[:-1]) / 2
+    values = np.concatenate([halves, between, between * (1 + 1e-6), between * (1 - 1e-6)]).astype(np.float32)
+    values = np.concatenate([values, -values])
+    rounded = values.copy()
+    kernels._to_half(rounded)
+    np.testing.assert_array_equal(rounded, values.astype(np.float16).astype(np.float32))
+
+
+def test_every_processor_gives_the_same_bytes() -> None:
+    """Compiled for the plainest processor of this architecture, without its vector extensions."""
+    script = (
+        "import hashlib, numpy as np\n"
+        "from hvlc.calibration.solvers.rtn import round_to_nearest\n"
+        "from hvlc.plan import WeightFormat\n"
+        "w = np.random.default_rng(3).normal(size=(96, 160)).astype(np.float32)\n"
+        "found = [round_to_nearest(w, WeightFormat(b, 32, s)) for b in (4, 8) for s in (True, False)]\n"
+        "print(hashlib.sha256(b''.join(f.packed().tobytes() + f.scales.tobytes() for f in found)).hexdigest())\n"
+    )
+    digests = set()
+    for processor in ("generic", "host"):
+        settings = {} if processor == "host" else {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+        run = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, **settings}, capture_output=True, text=True, check=True
+        )
+        digests.add(run.stdout)
+    assert len(digests) == 1
+
+
+def test_kernels_work_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **options: object) -> object:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(kernels, "njit", refuse)
+    assert kernels.compiled(len)([1, 2]) == 2

@@ -97,8 +97,9 @@ def _stored(built: BuildResult) -> dict[str, int]:
         file = built.output / built.manifest.components[component].file
         for tensor in onnx.load(file, load_external_data=False).graph.initializer:
             stem, _, suffix = tensor.name.rpartition(".")
-            weight = stem if suffix in ("int4", "int8", "scales", "zero_points") else tensor.name
-            if weight not in names:
+            kind = suffix.removesuffix("_rows")
+            weight = stem if kind in ("int4", "int8", "scales", "zero_points") else tensor.name
+            if not set(_joined(weight)) <= names:
                 continue
             place = {e.key: e.value for e in tensor.external_data}
             key = (place["location"], place["offset"]) if place else (component, tensor.name)
@@ -106,6 +107,13 @@ def _stored(built: BuildResult) -> dict[str, int]:
                 places[key] = int(place["length"]) if place else len(tensor.raw_data)
                 sizes[component] = sizes.get(component, 0) + places[key]
     return sizes
+
+
+def _joined(weight: str) -> list[str]:
+    """The weights behind "a.q_proj+k_proj+v_proj.weight"."""
+    path, _, leaf = weight.rpartition(".")
+    head, _, projections = path.rpartition(".")
+    return [f"{head}.{p}.{leaf}" for p in projections.split("+")] if "+" in projections else [weight]
 
 
 def test_planned_bytes_are_the_bytes_on_disk(built: BuildResult) -> None:

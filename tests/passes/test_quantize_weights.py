@@ -14,6 +14,7 @@ from hvlc.errors import HvlcError
 from hvlc.graph import GraphBuilder
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
+from hvlc.quantized import Solver
 from tests.running import OPTIMIZATIONS, session
 from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
@@ -111,7 +112,9 @@ def test_the_comparison_sees_one_wrong_level() -> None:
         levels.levels[0, 0, 0] ^= 1
         return levels
 
-    QuantizeWeights(Plan("recipe", "cpu", (assignment(weight, format),)), {"rtn": wrong}).run(bundle)
+    QuantizeWeights(Plan("recipe", "cpu", (assignment(weight, format),)), {"rtn": Solver("wrong", wrong, 0)}).run(
+        bundle
+    )
     x = np.ones((1, 32), np.float32)
     (y,) = session(bundle.components["graph"].model).run(None, {"x": x})
     expected = x @ round_to_nearest(weight, format).dequantize(32).T

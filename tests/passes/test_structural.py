@@ -80,7 +80,7 @@ def test_the_fused_graph_adds_no_weights_to_the_disk(tiny_checkpoint: Path, tmp_
             SELECT.run(bundle)
         directory = tmp_path / str(fused)
         directory.mkdir()
-        write_components(bundle, directory)
+        write_components(bundle, directory, 1, lambda done: None)
         sizes.append({p.name: p.stat().st_size for p in directory.glob("*.data")})
     assert sizes[0] == sizes[1]
 

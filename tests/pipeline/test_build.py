@@ -18,9 +18,13 @@ def request_for(tiny_checkpoint: Path, tmp_path: Path) -> BuildRequest:
 
 
 def test_every_stage_is_announced_in_order_and_has_a_line_in_the_journal(request_for: BuildRequest) -> None:
-    announced: list[tuple[str, int]] = []
-    result = build(request_for, lambda stage, index: announced.append((stage, index)))
-    assert announced == [(stage, index) for index, stage in enumerate(STAGES)]
+    announced: list[tuple[str, int, int]] = []
+    result = build(request_for, lambda what, done, total: announced.append((what, done, total)))
+    assert announced[: len(STAGES)] == [(stage, index, len(STAGES)) for index, stage in enumerate(STAGES)]
+    written = announced[len(STAGES) :]
+    assert {what for what, _, _ in written} == {"package (MB)"}
+    assert [done for _, done, _ in written] == sorted(done for _, done, _ in written)
+    assert written[-1][1] <= written[-1][2]
     assert [entry.step for entry in result.journal if entry.step in STAGES] == list(STAGES)
     assert set(result.seconds) == set(STAGES)
     steps = [entry.step for entry in result.journal]

@@ -1,13 +1,9 @@
-"""Solvers: float matrix in, integer levels and scales out."""
+"""Solvers choose the levels of a weight matrix."""
 
-from collections.abc import Callable
+from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
+from hvlc.quantized import Solver
 
-import numpy as np
-
-from hvlc.calibration.solvers.rtn import round_to_nearest
-from hvlc.plan import WeightFormat
-from hvlc.quantized import Levels
-
-Solver = Callable[[np.ndarray, WeightFormat], Levels]
-
-SOLVERS: dict[str, Solver] = {"rtn": round_to_nearest}
+SOLVERS = {
+    solver.name: solver
+    for solver in (Solver("rtn", round_to_nearest, 7e-9), Solver("minmax", extreme_on_last_level, 2e-9))
+}

@@ -1,0 +1,12 @@
+"""SigLIP (and SigLIP2 of fixed resolution): the vision tower; the text tower is left out."""
+
+from transformers import SiglipConfig
+
+from hvlc.bundle import Bundle
+from hvlc.checkpoint import Checkpoint
+from hvlc.export.vision import vision_bundle
+
+
+def export(checkpoint: Checkpoint) -> Bundle:
+    """The bundle of the vision tower; see `vision_bundle`."""
+    return vision_bundle(checkpoint, SiglipConfig)

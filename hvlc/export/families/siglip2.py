@@ -1,0 +1,12 @@
+"""SigLIP2 for any grid (NaFlex): the vision tower on a square grid; the text tower is left out."""
+
+from transformers import Siglip2Config
+
+from hvlc.bundle import Bundle
+from hvlc.checkpoint import Checkpoint
+from hvlc.export.vision import vision_bundle
+
+
+def export(checkpoint: Checkpoint) -> Bundle:
+    """The bundle of the vision tower; see `vision_bundle`."""
+    return vision_bundle(checkpoint, Siglip2Config)

@@ -1,0 +1,278 @@
+"""Text decoders: a checkpoint of one of the Llama-shaped families becomes one graph from tokens to logits.
+
+A family says what its configuration means; everything else is shared. What a graph cannot express, or what the
+configuration says and nobody here reads, is refused: a decoder that is almost right is worse than none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from optimum.utils import NormalizedConfigManager
+from transformers import PreTrainedConfig
+
+from hvlc.bundle import Bundle, Component, Role
+from hvlc.checkpoint import Checkpoint
+from hvlc.errors import HvlcError, UserError
+from hvlc.export.decoder import DecoderShape, decoder
+from hvlc.export.settings import end_tokens, read_config, require_positive
+from hvlc.graph import GraphBuilder
+from hvlc.manifest import Kind
+
+PREFIX = "model"
+_TABLE = f"{PREFIX}.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+
+#: Longest context that is exported: the rotary tables of more positions are larger than the layers of a small model.
+CONTEXT_LIMIT = 32768
+
+#: Frequencies that do not change with the length of the sequence, so that tables can hold them.
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+_DIMENSIONS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+#: Settings that change what a decoder computes, and the values with which they do not. Some belong to other
+#: families: transformers would ignore them here, and the checkpoint would not be what it says.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "pretraining_tp": (None, 0, 1),
+    "rope_interleaved": (None, False),
+    "use_mrope": (None, False),
+    "alibi": (None, False),
+    "is_causal": (None, True),
+    "use_bidirectional_attention": (None, False),
+    "add_cross_attention": (None, False),
+    "is_encoder_decoder": (None, False),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "logit_scale": (None, 1),
+    "logits_scaling": (None, 1),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "attention_multiplier": (None,),
+    "scale_emb": (None, 1),
+    "scale_depth": (None,),
+    "clip_qkv": (None,),
+    "qk_norm": (None, False),
+    "use_qk_norm": (None, False),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+}
+
+#: The same for settings that some of the families read: refused where the family's class does not have them.
+_NEUTRAL_ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "use_sliding_window": (None, False),
+    "sliding_window": (None,),
+    "no_rope_layers": (None,),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the decoders of one model_type have in common.
+
+    Attributes:
+        config: transformers' configuration class.
+        rotary: transformers' rotary embedding, for the inverse frequencies and the scaling of its values.
+        biases: names of the projections that have a bias, by configuration.
+        head_norms: whether queries and keys are normalized per head.
+        rotates: for each layer, whether it rotates queries and keys; every layer does when None.
+    """
+
+    config: type[PreTrainedConfig]
+    rotary: type[torch.nn.Module]
+    biases: Callable[[Any], frozenset[str]]
+    head_norms: bool = False
+    rotates: Callable[[Any], tuple[bool, ...]] | None = None
+
+
+def configured_biases(config: Any) -> frozenset[str]:
+    """Biases as `attention_bias` and `mlp_bias` switch them; a family without one of them never has it."""
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if config.attention_bias else ()
+    mlp = ("gate_proj", "up_proj", "down_proj") if getattr(config, "mlp_bias", False) else ()
+    return frozenset((*attention, *mlp))
+
+
+def language_bundle(checkpoint: Checkpoint, family: Family) -> Bundle:
+    """The bundle of a text decoder: one component "model"; weights stay in the checkpoint until they are written.
+
+    Raises:
+        UserError: the configuration is not valid or asks for what is not exported.
+    """
+    config = read_config(family.config, checkpoint)
+    shape = decoder_shape(config, family, checkpoint.config, checkpoint.problems)
+    b = GraphBuilder("decoder", checkpoint)
+    head = head_parameter(b, config, _TABLE)
+    model = decoder(b, PREFIX, head, shape, rotary_tables(config, family, shape, checkpoint.problems), _TABLE)
+    bundle = Bundle(checkpoint.model_type)
+    bundle.add(Component("model", Role.DECODER, model, "model"))
+    bundle.facts.update(language_facts(config, shape))
+    bundle.facts.update(kind=Kind.LANGUAGE, eos_token_id=end_tokens(checkpoint.directory, config))
+    return bundle
+
+
+def head_parameter(b: GraphBuilder, config: Any, table: str) -> str:
+    """Name of the parameter that the language-model head reads.
+
+    A stored head wins over `tie_word_embeddings`, as in transformers: it ties only what is equal or absent.
+    """
+    return table if config.tie_word_embeddings and not b.has(_HEAD) else _HEAD
+
+
+def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], problems: list[HvlcError]) -> DecoderShape:
+    """Dimensions and parts of a decoder, through optimum's normalized view of whatever the architecture calls them.
+
+    Args:
+        config: transformers' configuration.
+        family: what it means.
+        stored: the same as config.json has it, with what transformers' class does not know.
+        problems: gets everything that is refused.
+
+    Raises:
+        UserError: a dimension is no whole number above 0.
+    """
+    require_positive(config, *_DIMENSIONS)
+    normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    heads, layers = normalized.num_attention_heads, normalized.num_layers
+    head_size = getattr(config, "head_dim", None) or normalized.hidden_size // heads
+    if head_size < 1:
+        raise _refusal("checkpoint.config", f"heads are {head_size} wide")
+    shape = DecoderShape(
+        layers=layers,
+        hidden=normalized.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=heads,
+        kv_heads=normalized.num_key_value_heads,
+        head_size=head_size,
+        vocabulary=normalized.vocab_size,
+        epsilon=config.rms_norm_eps,
+        context=min(config.max_position_embeddings, CONTEXT_LIMIT),
+        rotary=_rotations(config, family, layers, problems),
+        windows=_windows(config, layers, problems),
+        biases=family.biases(config),
+        head_norms=family.head_norms,
+    )
+    _refuse_unread(config, stored, problems)
+    _refuse_dimensions(shape, problems)
+    return shape
+
+
+def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcError]) -> tuple[bool, ...]:
+    """Which layers rotate queries and keys."""
+    rotations = family.rotates(config) if family.rotates else (True,) * layers
+    if len(rotations) < layers:
+        cause = f"rotation is configured for {len(rotations)} of {layers} layers"
+        problems.append(_refusal("checkpoint.config", cause))
+        return (True,) * layers
+    return rotations
+
+
+def _windows(config: Any, layers: int, problems: list[HvlcError]) -> tuple[int | None, ...]:
+    """How many positions each layer's tokens see."""
+    kinds = getattr(config, "layer_types", None) or [_FULL] * layers
+    window = getattr(config, "sliding_window", None)
+    known = {_FULL, _SLIDING} if hasattr(type(config), "layer_types") else {_FULL}
+    unknown = sorted({str(kind) for kind in kinds} - known)
+    if unknown:
+        problems.append(_refusal("export.attention", f"layer_types holds {', '.join(unknown)}"))
+    if len(kinds) < layers:
+        problems.append(_refusal("checkpoint.config", f"layer_types names {len(kinds)} of {layers} layers"))
+        kinds = [_FULL] * layers
+    if _SLIDING not in known & set(kinds):
+        return (None,) * layers
+    if not (isinstance(window, int) and window > 0):
+        problems.append(_refusal("checkpoint.config", f"sliding attention with a sliding_window of {window}"))
+        window = None
+    return tuple(window if kind == _SLIDING else None for kind in kinds[:layers])
+
+
+def _refuse_unread(config: Any, stored: Mapping[str, Any], problems: list[HvlcError]) -> None:
+    """Everything in the configuration that changes the numbers and that nobody here reads."""
+    if config.hidden_act != "silu":
+        problems.append(_refusal("export.activation", f"hidden_act is {config.hidden_act!r}, exported is 'silu'"))
+    elsewhere = {k: v for k, v in _NEUTRAL_ELSEWHERE.items() if not hasattr(type(config), k)}
+    for key, neutral in {**_NEUTRAL, **elsewhere}.items():
+        if key in stored and stored[key] not in neutral:
+            expected = " or ".join(repr(value) for value in neutral)
+            problems.append(_refusal("export.config", f"{key} is {stored[key]!r}, exported is {expected}"))
+
+
+def _refuse_dimensions(shape: DecoderShape, problems: list[HvlcError]) -> None:
+    """What onnxruntime's GroupQueryAttention does not take."""
+    if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
+        cause = f"{shape.heads} query heads are no multiple of {shape.kv_heads} key/value heads"
+        problems.append(_refusal("export.heads", cause))
+    # "head_size shall be a multiple of 16" with rotation, of 8 without (onnxruntime 1.31, CPU)
+    multiple = 16 if any(shape.rotary) else 8
+    if shape.head_size % multiple:
+        cause = f"heads are {shape.head_size} wide, onnxruntime takes multiples of {multiple}"
+        problems.append(_refusal("export.head_size", cause))
+
+
+def _refusal(code: str, cause: str) -> UserError:
+    return UserError(code, f"config.json: {cause}", "a later version may take it; choose another checkpoint")
+
+
+def rotary_tables(
+    config: Any, family: Family, shape: DecoderShape, problems: list[HvlcError]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine tables float32 `[context, head_size / 2]`, with transformers' own frequencies.
+
+    Args:
+        config: transformers' configuration.
+        family: knows the rotary embedding.
+        shape: of the decoder.
+        problems: gets what a table cannot express; the tables are zeros then.
+
+    Raises:
+        UserError: transformers cannot read the rotary settings.
+    """
+    settings = config.rope_parameters or {}
+    kind = settings.get("rope_type")
+    partial = settings.get("partial_rotary_factor") or 1
+    if kind not in _STATIC_ROPE:
+        problems.append(_refusal("export.rope", f"rope_type {kind!r} is none of {', '.join(_STATIC_ROPE)}"))
+    if partial != 1:
+        problems.append(_refusal("export.rope", f"partial_rotary_factor is {partial}, exported is 1"))
+    if kind not in _STATIC_ROPE or partial != 1:
+        empty = np.zeros((shape.context, shape.head_size // 2), np.float32)
+        return empty, empty
+    try:
+        rotary: Any = family.rotary(config=config)
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        cause = f"config.json: the rotary settings {settings} lack or contradict {error}"
+        raise UserError("checkpoint.config", cause, "correct config.json") from error
+    positions = torch.arange(shape.context).float()
+    angles = torch.outer(positions, rotary.inv_freq.float())
+    scaling = rotary.attention_scaling
+    cos, sin = (angles.cos() * scaling).numpy(), (angles.sin() * scaling).numpy()
+    if not np.isfinite(cos).all():
+        problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite angles"))
+    return cos, sin
+
+
+def language_facts(config: Any, shape: DecoderShape) -> dict[str, Any]:
+    """What package and runtime must know of a decoder besides its graph."""
+    return {
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "hidden_size": shape.hidden,
+        "num_layers": shape.layers,
+        "num_heads": shape.heads,
+        "num_kv_heads": shape.kv_heads,
+        "head_size": shape.head_size,
+        "vocab_size": shape.vocabulary,
+        "context_length": shape.context,
+        "trained_context_length": config.max_position_embeddings,
+    }

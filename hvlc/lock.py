@@ -1,0 +1,89 @@
+"""The package's lock: what it was made from, in enough detail to make it again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from hvlc.checkpoint import read_json
+from hvlc.errors import UserError
+from hvlc.manifest import FileEntry, Sources
+from hvlc.spec import StrictModel
+
+LOCK = "hvlc.lock.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a build was made from.
+
+    Attributes:
+        sources: digests of the inputs, for the manifest.
+        checkpoint: bytes and hex SHA-256 of every file of the checkpoint that is read.
+        recipe: text of the recipe.
+        target: text of the target.
+    """
+
+    sources: Sources
+    checkpoint: Mapping[str, tuple[int, str]]
+    recipe: str
+    target: str
+
+
+class Lock(StrictModel):
+    """Inputs, versions and digests of a build; it names no path, machine or time.
+
+    Attributes:
+        schema_version: of the file.
+        model_type: transformers' name of the architecture.
+        checkpoint: every file of the checkpoint that was read.
+        recipe: the recipe's YAML, as it was.
+        target: the target's TOML, as it was.
+        code: hex SHA-256 of hvlc's own code, recipes and targets.
+        versions: of the tools that shape a package.
+        outputs: every file of the package but the lock and the manifest.
+    """
+
+    schema_version: int = Field(ge=1, le=1)
+    model_type: str
+    checkpoint: dict[str, FileEntry]
+    recipe: str
+    target: str
+    code: str
+    versions: dict[str, str]
+    outputs: dict[str, FileEntry]
+
+    @classmethod
+    def of(cls, provenance: Provenance, outputs: Mapping[str, FileEntry]) -> Self:
+        """The lock of a package.
+
+        Args:
+            provenance: what it was made from.
+            outputs: every file so far.
+        """
+        sources = provenance.sources
+        checkpoint = {n: FileEntry(bytes=size, sha256=sha256) for n, (size, sha256) in provenance.checkpoint.items()}
+        return cls(
+            schema_version=1,
+            model_type=sources.model_type,
+            checkpoint=checkpoint,
+            recipe=provenance.recipe,
+            target=provenance.target,
+            code=sources.code,
+            versions=sources.versions,
+            outputs=dict(outputs),
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read a package's lock.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        path = directory / LOCK
+        if not path.is_file():
+            raise UserError("package.lock", f"{directory} holds no {LOCK}", "build the package again")
+        return cls.parse(read_json(path, "package.lock"), str(path))

@@ -1,0 +1,120 @@
+"""What a build will take, told before it starts: disk to the byte of the weights, memory and time as estimates."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from hvlc.built import Estimate
+from hvlc.bundle import Bundle
+from hvlc.checkpoint import Checkpoint
+from hvlc.lazy import expression_of
+from hvlc.package.onnx_files import initializers
+from hvlc.package.streaming import CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
+
+# Measured on one core of a 2023 server processor (docs/memory.md); the probe scales them to this machine.
+_PROBE_SECONDS = 0.55e-3
+_COPY = 1.2e-9  # seconds an element: widen, check, write and digest
+_DIGEST = 0.65e-9  # seconds a byte of the checkpoint
+_GRAPH_BYTES = 320  # of a node in a file
+_WORKING = 16  # bytes an element of a job in flight: float32, a contiguous copy of it, levels, checks
+_FIXED = 70 << 20  # machine code of the kernels, file formats, buffers
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the weights of a bundle come to.
+
+    Attributes:
+        data_bytes: external data of all components.
+        graph_bytes: graphs and small tensors, roughly.
+        seconds: of one core of the reference machine.
+        waiting_bytes: most that is held back while a matrix is written (its scales).
+        row: elements of the longest row.
+    """
+
+    data_bytes: int
+    graph_bytes: int
+    seconds: float
+    waiting_bytes: int
+    row: int
+
+
+def needs_of(bundle: Bundle) -> Needs:
+    """Add up a finished bundle; nothing is evaluated."""
+    layouts: dict[str, Layout] = {}
+    graph_bytes = 0
+    for component in bundle.components.values():
+        layout = layouts.setdefault(component.data_group, Layout())
+        graph_bytes += _GRAPH_BYTES * len(component.graph)
+        for value in initializers(component.graph):
+            if value.const_value is not None:
+                graph_bytes += 100
+                layout.add(expression_of(value.const_value))
+    units = [unit for layout in layouts.values() for unit in layout.units.values()]
+    return Needs(
+        sum(layout.total for layout in layouts.values()),
+        graph_bytes,
+        sum(_seconds(unit) for unit in units),
+        max((sum(unit.sizes()[1:]) for unit in units), default=0),
+        max((_row(unit) for unit in units), default=1),
+    )
+
+
+def _seconds(unit: Unit) -> float:
+    match unit:
+        case QuantizedUnit(matrices):
+            return sum((_COPY + m.solver.seconds) * m.weight.shape[0] * m.weight.shape[1] for m in matrices)
+        case PlainUnit(expression):
+            return _COPY * unit.sizes()[0] / max(1, expression.dtype.itemsize)
+    raise TypeError(type(unit))
+
+
+def _row(unit: Unit) -> int:
+    match unit:
+        case QuantizedUnit(matrices):
+            return max(m.weight.shape[1] for m in matrices)
+        case PlainUnit(expression):
+            return int(np.prod(expression.shape[0 if expression.whole else 1 :]))
+    raise TypeError(type(unit))
+
+
+@cache
+def machine_factor() -> float:
+    """How much longer this machine takes than the reference, from the best of a few short runs."""
+    values, out = np.linspace(-8, 8, 1 << 16, dtype=np.float32), np.empty(1 << 16, np.float32)
+
+    def once() -> float:
+        started = time.perf_counter()
+        for _ in range(16):
+            np.multiply(values, np.float32(1.7), out=out)
+            np.floor(out, out=out)
+            np.add(out, values, out=out)
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(5)) / _PROBE_SECONDS
+
+
+def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threads: int, base: int) -> Estimate:
+    """What the build will take.
+
+    Args:
+        needs: of the bundle.
+        checkpoint: digested whole.
+        copied: files that go into the package as they are.
+        threads: how many evaluate weights.
+        base: bytes of unshared memory before the weights are touched.
+    """
+    job = max(CHUNK, needs.row) * _WORKING
+    memory = base + _FIXED + (threads + 2) * job + 2 * needs.waiting_bytes + 2 * needs.graph_bytes
+    digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files)
+    disk = needs.data_bytes + needs.graph_bytes + sum(path.stat().st_size for path in copied)
+    return Estimate(
+        disk_bytes=disk,
+        memory_bytes=memory,
+        seconds=machine_factor() * (needs.seconds + digest) / threads,
+        threads=threads,
+    )

@@ -1,0 +1,82 @@
+"""Proof that a package came from a checkpoint: the locked build is made again and every byte compared."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvlc.checkpoint import Checkpoint
+from hvlc.errors import UserError
+from hvlc.lock import Lock
+from hvlc.manifest import Manifest
+from hvlc.package.writer import code_digest, tool_versions
+from hvlc.pipeline.build import BuildRequest, Progress, build
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A package that was made again.
+
+    Attributes:
+        files: how many are identical.
+        bytes: how many are identical.
+        changed_tools: name to version then and now, where they differ; "hvlc's code" stands for its digest.
+    """
+
+    files: int
+    bytes: int
+    changed_tools: dict[str, tuple[str, str]]
+
+
+def rebuild(
+    package: Path, checkpoint: Path, *, threads: int | None = None, progress: Progress | None = None
+) -> Rebuilt:
+    """Make a package again from its lock and hold every file against it.
+
+    The second package lies beside the first while it is compared, and is removed in the end.
+
+    Raises:
+        UserError: the package is damaged, the checkpoint is another one, or a byte differs.
+    """
+    manifest = Manifest.load(package)
+    manifest.verify(package)
+    lock = Lock.load(package)
+    _check_inputs(lock, Checkpoint.open(checkpoint))
+    with tempfile.TemporaryDirectory(prefix=f".{package.name}.rebuild-", dir=package.resolve().parent) as work:
+        recipe, target = Path(work) / "recipe.yaml", Path(work) / "target.toml"
+        recipe.write_text(lock.recipe, "utf-8")
+        target.write_text(lock.target, "utf-8")
+        request = BuildRequest(checkpoint, str(target), str(recipe), Path(work) / "package", threads=threads)
+        made = build(request, progress)
+        new = Lock.load(made.output)
+    changed = changed_tools(lock)
+    different = sorted(
+        name for name in {*lock.outputs, *new.outputs} if lock.outputs.get(name) != new.outputs.get(name)
+    )
+    if different:
+        tools = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in changed.items())
+        raise UserError(
+            "package.rebuild",
+            f"a new build differs in {', '.join(different)}{f' ({tools})' if tools else ''}",
+            "install the locked versions and try again" if tools else "report it: the same inputs gave other bytes",
+        )
+    return Rebuilt(len(lock.outputs), sum(entry.bytes for entry in lock.outputs.values()), changed)
+
+
+def changed_tools(lock: Lock) -> dict[str, tuple[str, str]]:
+    """What is installed in another version than the one that is locked."""
+    then = {**lock.versions, "hvlc's code": lock.code[:16]}
+    now = {**tool_versions(), "hvlc's code": code_digest()[:16]}
+    names = sorted({*then, *now})
+    return {n: (then.get(n, "absent"), now.get(n, "absent")) for n in names if then.get(n) != now.get(n)}
+
+
+def _check_inputs(lock: Lock, checkpoint: Checkpoint) -> None:
+    found = checkpoint.file_digests
+    locked = {name: (entry.bytes, entry.sha256) for name, entry in lock.checkpoint.items()}
+    different = sorted(name for name in {*found, *locked} if found.get(name) != locked.get(name))
+    if different:
+        raise UserError(
+            "package.inputs",
+            f"{checkpoint.directory} is another checkpoint than the package was built from: {', '.join(different)}",
+            "name the checkpoint that the lock describes",
+        )
