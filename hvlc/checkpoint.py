@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,7 @@ _SETTINGS = (
     "processor_config.json",
     "preprocessor_config.json",
 )
+_AT_ONCE = 1 << 20  # bytes of a file that is digested
 _HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
 
 
@@ -127,10 +129,19 @@ def read_json(path: Path, code: str) -> Any:
         raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error
 
 
-def digest_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest_file(path: Path, given_up: threading.Event | None = None) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        InterruptedError: `given_up` was set on the way.
+    """
+    digest, buffer = hashlib.sha256(), bytearray(_AT_ONCE)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            if given_up and given_up.is_set():
+                raise InterruptedError(f"{path} is no longer wanted")
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,7 @@ class Checkpoint:
         tensors: every stored tensor by name.
         files: the weight files, sorted.
         problems: what exporting found wrong with the tensors, so that all of it can be told at once.
+        given_up: set it to end digesting in another thread, when its result is no longer wanted.
     """
 
     directory: Path
@@ -150,6 +162,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...]
     problems: list[HvlcError] = field(default_factory=list, compare=False)
+    given_up: threading.Event = field(default_factory=threading.Event, compare=False)
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -188,11 +201,19 @@ class Checkpoint:
         """transformers' name of the architecture."""
         return str(self.config["model_type"])
 
+    def digest_files(self) -> None:
+        """Read every file that the build reads; `file_digests` is at hand from then on.
+
+        Raises:
+            InterruptedError: given up on the way.
+        """
+        len(self.file_digests)
+
     @cached_property
     def file_digests(self) -> dict[str, tuple[int, str]]:
         """Bytes and hex SHA-256 of every file that the build reads, by name."""
         paths = [p for p in (self.directory / n for n in _SETTINGS) if p.is_file()] + list(self.files)
-        return {p.name: (p.stat().st_size, digest_file(p)) for p in paths}
+        return {p.name: (p.stat().st_size, digest_file(p, self.given_up)) for p in paths}
 
     @property
     def digest(self) -> str:

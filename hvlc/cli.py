@@ -188,15 +188,16 @@ def _checkpoint(given: Path | None) -> Path:
 @cli.command()
 @_build_options
 @click.option("-o", "--output", type=_DIRECTORY, help="Directory that a build would write.")
+@click.option("--weights", "each", is_flag=True, help="List every weight, not one line for each kind.")
 @_json_option
-def plan(output: Path | None, as_json: bool, **options: Any) -> None:
+def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None:
     """Show what a build would do to every weight and what it would take, without building."""
     from hvlc.pipeline.build import plan_build
     from hvlc.report.builds import plan_record, plan_table
 
     planned = plan_build(_build_request(output or Path("package"), **options), anywhere=output is None)
     plan, estimate = planned.plan, planned.estimate
-    _show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate)))
+    _show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate, each=each)))
 
 
 @cli.command()

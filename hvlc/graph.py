@@ -85,6 +85,11 @@ class GraphBuilder:
         """Whether the checkpoint stores this parameter."""
         return self._checkpoint is not None and name in self._checkpoint.tensors
 
+    def stored_size(self, name: str, axis: int, otherwise: int) -> int:
+        """One dimension as the checkpoint has it, for sizes that no config gives; `otherwise` where it has none."""
+        found = self._checkpoint.tensors.get(name) if self._checkpoint else None
+        return found.shape[axis] if found is not None and len(found.shape) > axis else otherwise
+
     def weight(self, name: str, shape: tuple[int, ...], *, transpose: bool = False) -> ir.Value:
         """A float32 initializer bound to a parameter of the checkpoint.
 
@@ -126,7 +131,7 @@ class GraphBuilder:
         return Computed(partial(np.zeros, shape, np.float32), (), shape, np.dtype(np.float32))
 
     def computed(
-        self, name: str, shape: tuple[int, ...], function: Callable[..., np.ndarray], *parameters: str
+        self, name: str, shape: tuple[int, ...], function: Callable[..., np.ndarray], *parameters: Expression
     ) -> ir.Value:
         """A float32 initializer that is computed from parameters when it is written.
 
@@ -134,13 +139,9 @@ class GraphBuilder:
             name: initializer name.
             shape: dimensions of the result.
             function: gets the parameters as float32 arrays.
-            parameters: dotted names.
-
-        Raises:
-            UserError: a parameter is missing.
+            parameters: what it needs.
         """
-        inputs = tuple(self.parameter(parameter) for parameter in parameters)
-        return self.initializer(name, Computed(function, inputs, shape, np.dtype(np.float32)))
+        return self.initializer(name, Computed(function, parameters, shape, np.dtype(np.float32)))
 
     def initializer(self, name: str, expression: Expression) -> ir.Value:
         """An initializer whose values are a lazy expression."""

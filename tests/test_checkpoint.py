@@ -36,6 +36,7 @@ LIES: dict[str, bytes] = {
     "negative shape": container(entry(shape=(-2, -1)), EIGHT),
     "backwards": container(entry(offsets=(8, 0)), EIGHT),
     "product that overflows": container(entry(shape=(2**32, 2**32), offsets=(0, 0)), EIGHT),
+    "endless shape": container(entry(shape=(float("inf"),)), EIGHT),
     "no offsets": container({"w": {"dtype": "F32", "shape": [2]}}, EIGHT),
     "entry of another type": container({"w": 1}, EIGHT),
     "offsets of another type": container(entry(offsets="ab"), EIGHT),

@@ -1,7 +1,14 @@
-"""Output directories that appear whole or not at all, and replace an older package without losing it."""
+"""Output directories that appear whole or not at all, and replace an older package without losing it.
+
+A temporary sibling is locked by the process that fills it. The system releases the lock when the process ends,
+however it ends, so what a killed run left is told from what a living one is filling, also between containers whose
+process ids repeat.
+"""
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -23,17 +30,12 @@ def atomic_directory(output: Path, *, force: bool) -> Iterator[Path]:
     """
     check_output(output, force=force)
     try:
-        partial = _sibling(output, _PARTIAL)
+        with _sibling(output, _PARTIAL) as partial:
+            yield partial
+            partial.chmod(0o755)
+            _replace(partial, output)
     except OSError as error:
         raise _as_user_error(error, output) from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        _replace(partial, output)
-    except OSError as error:
-        raise _as_user_error(error, output) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -57,9 +59,19 @@ def check_output(output: Path, *, force: bool) -> None:
         raise UserError("output.foreign", f"{output} is no hvlc package", fix)
 
 
-def _sibling(output: Path, kind: str) -> Path:
-    """A new hidden directory beside `output` that names its kind and this process."""
-    return Path(tempfile.mkdtemp(prefix=f".{output.name}.{kind}-{os.getpid()}-", dir=output.parent))
+@contextlib.contextmanager
+def _sibling(output: Path, kind: str) -> Iterator[Path]:
+    """A new hidden directory beside `output`, locked while the block runs and removed after."""
+    with _locked(output.parent, wait=True):
+        path = Path(tempfile.mkdtemp(prefix=f".{output.name}.{kind}-", dir=output.parent))
+        lock = contextlib.ExitStack()
+        lock.enter_context(_locked(path, wait=False))
+    try:
+        yield path
+    finally:
+        if output.exists() or not (path / "package").exists():  # a package that could not be put back stays
+            shutil.rmtree(path, ignore_errors=True)
+        lock.close()
 
 
 def _replace(partial: Path, output: Path) -> None:
@@ -67,43 +79,43 @@ def _replace(partial: Path, output: Path) -> None:
     if not output.exists():
         partial.rename(output)
         return
-    aside = _sibling(output, _PREVIOUS)
-    kept = aside / "package"
-    try:
-        output.rename(kept)
-        partial.rename(output)
-    except BaseException:  # Ctrl-C too
-        if kept.exists():
-            kept.rename(output)
-        raise
-    finally:
-        if output.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+    with _sibling(output, _PREVIOUS) as aside:
+        kept = aside / "package"
+        try:
+            output.rename(kept)
+            partial.rename(output)
+        except BaseException:  # Ctrl-C too
+            if kept.exists():
+                kept.rename(output)
+            raise
 
 
 def _clean_up(output: Path) -> None:
     """Remove the leftovers of processes that are gone; put a package back that one had moved aside."""
-    for kind in (_PREVIOUS, _PARTIAL):
-        start = f".{output.name}.{kind}-"
-        found = [p for p in output.parent.iterdir() if p.name.startswith(start)] if output.parent.is_dir() else []
-        for leftover in found:
-            if _is_running(leftover.name.removeprefix(start).split("-")[0]):
-                continue
-            if kind == _PREVIOUS and not output.exists() and (leftover / "package").is_dir():
-                (leftover / "package").rename(output)
-            shutil.rmtree(leftover, ignore_errors=True)
+    if not output.parent.is_dir():
+        return
+    with contextlib.suppress(PermissionError), _locked(output.parent, wait=True):
+        for kind in (_PREVIOUS, _PARTIAL):
+            for leftover in sorted(output.parent.glob(f".{glob.escape(output.name)}.{kind}-*")):
+                with contextlib.suppress(BlockingIOError), _locked(leftover, wait=False):
+                    if kind == _PREVIOUS and not output.exists() and (leftover / "package").is_dir():
+                        (leftover / "package").rename(output)
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_running(pid: str) -> bool:
-    if not pid.isdigit():
-        return False
+@contextlib.contextmanager
+def _locked(directory: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the advisory lock of a directory.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is off.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _as_user_error(error: OSError, output: Path) -> UserError:

@@ -38,24 +38,27 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the tokenizer and chat template.
 
     Raises:
-        UserError: the checkpoint has no tokenizer.json, or its tokenizer_config.json is damaged.
+        UserError: its tokenizer_config.json is damaged.
     """
-    check_tokenizer(source)
     for path in tokenizer_files(source):
         shutil.copyfile(path, directory / path.name)
     _drop_empty_template(directory / "tokenizer_config.json")
 
 
-def check_tokenizer(source: Path) -> None:
-    """Hold a checkpoint against what a package that speaks needs.
+def check_tokenizer(source: Path, facts: Mapping[str, Any]) -> None:
+    """Hold a checkpoint's tokenizer against what its kind of package needs.
 
     Raises:
-        UserError: the checkpoint has no tokenizer.json.
+        UserError: the checkpoint has no tokenizer.json, or it is damaged or lacks an image token.
     """
+    if facts["kind"] == Kind.VISION:
+        return
     if not (source / "tokenizer.json").is_file():
         raise UserError(
             "checkpoint.tokenizer", f"{source} holds no tokenizer.json", "save the tokenizer beside the model"
         )
+    if facts["kind"] == Kind.VISION_LANGUAGE:
+        token_texts(source, [facts["image_token_id"], facts["row_token_id"]])
 
 
 def _drop_empty_template(path: Path) -> None:

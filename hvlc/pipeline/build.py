@@ -2,15 +2,14 @@
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hvlc.built import BuildResult, Estimate
 from hvlc.bundle import Bundle, JournalEntry, Role
@@ -20,7 +19,7 @@ from hvlc.lock import Provenance
 from hvlc.manifest import MANIFEST, Kind, Manifest, Sources
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.writer import check_tokenizer, code_digest, tokenizer_files, tool_versions, write_package
-from hvlc.pipeline.estimate import estimate, needs_of
+from hvlc.pipeline.estimate import estimate, needs_of, processors
 from hvlc.pipeline.memory import MemoryWatch, current_memory
 from hvlc.plan import Action, Plan
 from hvlc.recipes.resolve import resolve
@@ -28,6 +27,7 @@ from hvlc.recipes.schema import Recipe, load_recipe, recipe_path
 from hvlc.target import Target, load_target, target_path
 
 _EXECUTION_PROVIDER = "cpu"  # the only one so far
+_MOST_THREADS = 64
 STAGES = ("open", "export", "passes", "plan", "quantize", "package")
 
 #: Called with what is being done, how far it is, and how far it goes.
@@ -97,6 +97,39 @@ class _Stages:
         self._progress(f"{STAGES[-1]} (MB)", done // 1_000_000, -(-total // 1_000_000))
 
 
+class _Digesting:
+    """Digests a checkpoint in the background, which reads every file once while graphs are made."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1)
+        self._work: Future[Checkpoint] | None = None
+        self._checkpoint: Checkpoint | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._checkpoint:
+            self._checkpoint.given_up.set()  # at the good end nobody listens any more
+        self._executor.shutdown()
+
+    def start(self, checkpoint: Checkpoint) -> None:
+        """Begin."""
+
+        def digest() -> Checkpoint:
+            checkpoint.digest_files()
+            return checkpoint
+
+        self._checkpoint = checkpoint
+        self._work = self._executor.submit(digest)
+
+    def finished(self) -> Checkpoint:
+        """The checkpoint, once its digests are known."""
+        if self._work is None:
+            raise HvlcError("build.digest", "digesting was never started", "report it")
+        return self._work.result()
+
+
 def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
     """Digests of a build's inputs: equal sources make an equal package."""
     return Sources(
@@ -131,10 +164,9 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         TargetError: the target cannot take what the recipe asks for. Several problems come in one error.
     """
     stages = _Stages(progress)
-    with MemoryWatch(request.max_memory) as memory, ThreadPoolExecutor(1) as digesting:
-        prepared = _prepare(request, stages, digesting)
+    with MemoryWatch(request.max_memory) as memory, _Digesting() as digesting:
+        prepared = _prepare(request, stages, digesting.start)
         estimate, checkpoint = prepared.estimate, prepared.checkpoint
-        provenance = digesting.submit(provenance_of, request, checkpoint)
 
         def written(done: int) -> None:
             memory.check()
@@ -143,7 +175,13 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         with stages.stage("package") as count, atomic_directory(request.output, force=request.force) as partial:
             bits = prepared.plan.bits_per_weight(Role.DECODER)
             manifest = write_package(
-                prepared.bundle, checkpoint.directory, partial, provenance.result, bits, estimate.threads, written
+                prepared.bundle,
+                checkpoint.directory,
+                partial,
+                lambda: provenance_of(request, digesting.finished()),
+                bits,
+                estimate.threads,
+                written,
             )
             count(len(manifest.files))
     return BuildResult(
@@ -177,7 +215,11 @@ def require_compile(work: str) -> None:
 
 
 def _prepare(
-    request: BuildRequest, stages: _Stages, background: Executor | None = None, *, anywhere: bool = False
+    request: BuildRequest,
+    stages: _Stages,
+    opened: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    *,
+    anywhere: bool = False,
 ) -> Prepared:
     """Open, export, run the passes, resolve the recipe, perform the plan lazily; every problem is found here."""
     found = Collector()
@@ -197,8 +239,7 @@ def _prepare(
         if checkpoint is None or recipe is None or target is None:
             found.raise_all()
             raise HvlcError("build.open", "an input is missing without a problem", "report it")
-        if background:
-            background.submit(lambda: checkpoint.file_digests)  # reads every file once, while graphs are made
+        opened(checkpoint)
         count(len(checkpoint.tensors))
     bundle, plan = _planned(checkpoint, recipe, target, stages, found)
     if bundle is None or plan is None:
@@ -207,8 +248,7 @@ def _prepare(
     with stages.stage("quantize") as count:
         count(_quantize(bundle, plan))
         with found:
-            if bundle.facts["kind"] != Kind.VISION:
-                check_tokenizer(checkpoint.directory)
+            check_tokenizer(checkpoint.directory, bundle.facts)
         needs, base = needs_of(bundle), current_memory().unshared
         copied = tokenizer_files(checkpoint.directory)
         expected = [estimate(needs, checkpoint, copied, threads, base) for threads in _thread_counts(request)]
@@ -223,8 +263,7 @@ def _prepare(
 
 def _thread_counts(request: BuildRequest) -> list[int]:
     """Numbers of threads to try, most first."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return list(range(request.threads or available, 0, -1))
+    return list(range(min(request.threads or processors(), _MOST_THREADS), 0, -1))
 
 
 def _planned(

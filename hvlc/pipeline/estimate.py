@@ -1,5 +1,6 @@
 """What a build will take, told before it starts: disk to the byte of the weights, memory and time as estimates."""
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hvlc.package.streaming import CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 _PROBE_SECONDS = 0.55e-3
 _COPY = 1.2e-9  # seconds an element: widen, check, write and digest
 _DIGEST = 0.65e-9  # seconds a byte of the checkpoint
+_WRITE = 1.5e-9  # seconds a byte of the package: copy, digest, the system's own work
 _GRAPH_BYTES = 320  # of a node in a file
 _WORKING = 16  # bytes an element of a job in flight: float32, a contiguous copy of it, levels, checks
 _FIXED = 70 << 20  # machine code of the kernels, file formats, buffers
@@ -82,6 +84,11 @@ def _row(unit: Unit) -> int:
     raise TypeError(type(unit))
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def machine_factor() -> float:
     """How much longer this machine takes than the reference, from the best of a few short runs."""
@@ -110,11 +117,11 @@ def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threa
     """
     job = max(CHUNK, needs.row) * _WORKING
     memory = base + _FIXED + (threads + 2) * job + 2 * needs.waiting_bytes + 2 * needs.graph_bytes
-    digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files)
+    digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files) + _WRITE * needs.data_bytes
     disk = needs.data_bytes + needs.graph_bytes + sum(path.stat().st_size for path in copied)
     return Estimate(
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=machine_factor() * (needs.seconds + digest) / threads,
+        seconds=machine_factor() * (needs.seconds + digest) / min(threads, processors()),
         threads=threads,
     )

@@ -48,8 +48,39 @@ def plan_record(plan: Plan, estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def plan_table(plan: Plan, estimate: Estimate) -> Group:
-    """A plan, one line for each kind of assignment in each component, and what performing it takes."""
+def plan_table(plan: Plan, estimate: Estimate, *, each: bool = False) -> Group:
+    """A plan and what performing it takes.
+
+    Args:
+        plan: every weight's fate.
+        estimate: of the build.
+        each: one line for every weight, instead of one for each kind of assignment in each component.
+    """
+    return Group(
+        Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"),
+        _weights_table(plan) if each else _kinds_table(plan),
+        Text(_expected(estimate)),
+    )
+
+
+def _weights_table(plan: Plan) -> Table:
+    table = _table("component", "weight", "shape", "action", "format", "MB", "why")
+    for a in plan.assignments:
+        format = str(a.format) if a.format else "float32"
+        shape = Text(f"{a.out_features} x {a.in_features}", no_wrap=True)
+        table.add_row(
+            a.component,
+            Text(a.weight, overflow="fold"),
+            shape,
+            a.action,
+            format,
+            _megabytes(a.stored_bytes),
+            Text(a.reason),
+        )
+    return table
+
+
+def _kinds_table(plan: Plan) -> Table:
     table = _table("component", "action", "format", "matrices", "weights", "MB", "why")
     groups: dict[tuple[str, Action, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for a in plan.assignments:
@@ -59,12 +90,15 @@ def plan_table(plan: Plan, estimate: Estimate) -> Group:
         totals[2] += a.stored_bytes
     for (component, action, format, reason), (count, elements, size) in groups.items():
         table.add_row(component, action, format, str(count), f"{elements:,}", _megabytes(size), Text(reason))
+    return table
+
+
+def _expected(estimate: Estimate) -> str:
     threads = f"{estimate.threads} thread{'s' if estimate.threads > 1 else ''}"
-    expected = (
+    return (
         f"expected: {_megabytes(estimate.disk_bytes)} MB on disk, {estimate.memory_bytes / 1e6:.0f} MB of memory, "
         f"about {max(1, round(estimate.seconds))} s of weights with {threads}"
     )
-    return Group(Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"), table, Text(expected))
 
 
 def build_record(result: BuildResult) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Output appears whole or not at all, whatever goes wrong."""
 
 import errno
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,17 +131,32 @@ def test_a_missing_parent_is_refused(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_swept_and_those_of_a_living_one_kept(tmp_path: Path) -> None:
-    for name in (f".out.partial-{DEAD}-abc", f".out.partial-{os.getpid()}-abc", f".other.partial-{DEAD}-abc"):
+    for name in (".out.partial-dead", ".out.partial-alive", ".other.partial-dead", ".out*.partial-dead"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_text("half")
-    with atomic_directory(tmp_path / "out", force=False) as partial:
-        (partial / MANIFEST).write_text("new")
-    left = {p.name for p in tmp_path.iterdir()}
-    assert left == {"out", f".out.partial-{os.getpid()}-abc", f".other.partial-{DEAD}-abc"}
+    script = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", script, tmp_path / ".out.partial-alive"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None
+        living.stdout.readline()
+        with atomic_directory(tmp_path / "out", force=False) as partial:
+            (partial / MANIFEST).write_text("new")
+        left = {p.name for p in tmp_path.iterdir()}
+        living.kill()
+    assert left == {"out", ".out.partial-alive", ".other.partial-dead", ".out*.partial-dead"}
+    check_output(tmp_path / "out", force=True)
+    assert ".out.partial-alive" not in {p.name for p in tmp_path.iterdir()}
+
+
+def test_two_builds_of_one_output_do_not_sweep_each_other(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "out", force=False) as first:
+        (first / MANIFEST).write_text("first")
+        check_output(tmp_path / "out", force=False)
+        assert first.is_dir()
 
 
 def test_a_package_that_a_killed_run_had_moved_aside_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / f".out.previous-{DEAD}-abc"
+    aside = tmp_path / ".out.previous-dead"
     aside.mkdir()
     package(aside / "package")
     with pytest.raises(UserError, match=r"output\.exists"):

@@ -1,0 +1,214 @@
+"""Where every byte of a package goes, read from its graphs alone.
+
+The graphs may come from anywhere: what they say of external data is held against the files before it is believed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from hvlc.built import Content, Contents, Piece, Use
+from hvlc.errors import UserError
+from hvlc.manifest import MANIFEST, Manifest
+
+_LEVELS_SCALES_ZEROS = (Content.LEVELS, Content.SCALES, Content.ZERO_POINTS)
+#: Operators that read quantized weights, and the inputs with levels, scales and zero points.
+_QUANTIZED = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "DequantizeLinear": (0, 1, 2)}
+#: Operators whose output is their first input in another form: what reads it reads the weight.
+_FORMS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split"})
+_LARGEST_GAP = 4096  # that aligning a tensor leaves; more is data that no graph names
+_TOKENIZER = ("tokenizer", "special_tokens_map", "chat_template", "added_tokens", "vocab", "merges")
+
+
+@dataclass
+class _Range:
+    """A stretch of a data file as one or more initializers name it."""
+
+    content: Content
+    dtype: str
+    uses: list[Use] = field(default_factory=list)
+
+
+_Ranges = dict[str, dict[tuple[int, int], _Range]]  # by file, then by offset and length
+
+
+def contents_of(directory: Path, manifest: Manifest) -> Contents:
+    """Attribute every byte of the package's files.
+
+    Args:
+        directory: the package.
+        manifest: of it.
+
+    Raises:
+        UserError: a file is missing, lies outside the package, or is no graph; or a graph names data that is not
+            there.
+    """
+    sizes = _sizes(directory, manifest)
+    component_of = {entry.file: name for name, entry in manifest.components.items()}
+    ranges: _Ranges = {}
+    inside: dict[str, list[Piece]] = {}
+    for name in (name for name in sizes if name.endswith(".onnx")):
+        inside[name] = _graph(directory / name, component_of.get(name, name), sizes, ranges)
+    pieces: list[Piece] = []
+    for name, size in sizes.items():
+        if name in inside:
+            pieces += inside[name]
+        elif name in ranges:
+            pieces += _data(name, size, ranges[name])
+        else:
+            pieces.append(Piece(name, size, _plain(name)))
+    return Contents(tuple(piece for piece in pieces if piece.bytes or piece.uses))
+
+
+def _sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
+    """Size of every file of the package, its manifest last."""
+    sizes = {}
+    for name in (*manifest.files, MANIFEST):
+        path = directory / name
+        if path.resolve().parent != directory.resolve():
+            raise UserError("package.escape", f"{name} lies outside {directory}", "do not trust this package")
+        if not path.is_file():
+            raise UserError(
+                "package.incomplete", f"{name} is missing from {directory}", "build or copy the package again"
+            )
+        sizes[name] = path.stat().st_size
+    return sizes
+
+
+def _plain(name: str) -> Content:
+    """What a file without a graph is."""
+    if name.startswith(_TOKENIZER):
+        return Content.TOKENIZER
+    return Content.UNUSED if name.endswith(".data") else Content.CONFIGURATION
+
+
+def _graph(path: Path, component: str, sizes: Mapping[str, int], ranges: _Ranges) -> list[Piece]:
+    """The pieces of one graph file; what it names in data files goes into `ranges`."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise _damaged(path.name, "it is no ONNX file") from error
+    graphs = [graph for body in (model.graph, *model.functions) for graph in _nested(body)]
+    read: dict[str, tuple[Content, str]] = {}
+    aliases: dict[str, str] = {}
+    for graph in graphs:
+        _note_reads(graph, aliases, read)
+    pieces: list[Piece] = []
+    for tensor in (tensor for graph in graphs for tensor in _tensors(graph)):
+        dtype = _dtype(path.name, tensor)
+        kind = Content.FLOATS if "float" in dtype or dtype == "double" else Content.OTHER
+        content, width = read.get(tensor.name, (kind, dtype))
+        if content in (Content.LEVELS, Content.ZERO_POINTS):  # packed into bytes
+            dtype = width
+        use = Use(component, tensor.name, tuple(tensor.dims))
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            file, offset, length = _place(path.name, tensor, sizes)
+            ranges.setdefault(file, {}).setdefault((offset, length), _Range(content, dtype)).uses.append(use)
+        else:
+            size = len(tensor.raw_data)
+            pieces.append(Piece(path.name, size, content, dtype, None, (use,), (component,)))
+    rest = sizes[path.name] - sum(piece.bytes for piece in pieces)
+    return [*pieces, Piece(path.name, rest, Content.GRAPH, components=(component,))]
+
+
+_Body = onnx.GraphProto | onnx.FunctionProto
+
+
+def _nested(graph: _Body) -> Iterator[_Body]:
+    """A graph and all of its subgraphs, outer ones first."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nested(inner)
+
+
+def _tensors(graph: _Body) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a graph stores, in attributes too."""
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            alone = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            for sparse in (*alone, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+
+
+def _note_reads(graph: _Body, aliases: dict[str, str], read: dict[str, tuple[Content, str]]) -> None:
+    """Which values of a graph are read as levels, scales and zero points, and how wide a level is."""
+    for node in graph.node:
+        if node.op_type in _FORMS and node.input:
+            source = aliases.get(node.input[0], node.input[0])
+            aliases |= dict.fromkeys(node.output, source)
+        bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
+        for position, content in zip(_QUANTIZED.get(node.op_type, ()), _LEVELS_SCALES_ZEROS, strict=False):
+            if position < len(node.input):
+                name = node.input[position]
+                read[aliases.get(name, name)] = (content, f"int{bits}")
+
+
+def _dtype(file: str, tensor: onnx.TensorProto) -> str:
+    try:
+        return onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+    except ValueError as error:
+        raise _damaged(file, f"{tensor.name!r} has the unknown dtype {tensor.data_type}") from error
+
+
+def _place(file: str, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> tuple[str, int, int]:
+    """File, offset and length of external data, as far as they are true."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "").removeprefix("./")
+    if name not in sizes:
+        if name in ("", ".", "..") or any(separator in name for separator in "/\\\0"):
+            cause = f"{file} reads {tensor.name!r} from outside the package: {name!r}"
+            raise UserError("package.escape", cause, "do not trust this package")
+        cause = f"{file} reads {tensor.name!r} from {name!r}, which is no file of the package"
+        raise UserError("package.incomplete", cause, "build or copy the package again")
+    offset, length = (_count(file, tensor, entries.get(key)) for key in ("offset", "length"))
+    start = offset or 0
+    stop = sizes[name] if length is None else start + length
+    if not start <= stop <= sizes[name]:
+        raise _damaged(file, f"{tensor.name!r} lies at bytes {start} to {stop} of {name}, which has {sizes[name]}")
+    return name, start, stop - start
+
+
+def _count(file: str, tensor: onnx.TensorProto, text: str | None) -> int | None:
+    """A number of bytes that a graph gives as text."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise _damaged(file, f"{tensor.name!r} lies at {text[:40]!r}, which is no number of bytes")
+    return int(text)
+
+
+def _data(name: str, size: int, ranges: Mapping[tuple[int, int], _Range]) -> list[Piece]:
+    """The pieces of a data file; bytes that two overlapping ranges name count for the first."""
+    pieces: list[Piece] = []
+    position = 0
+    for offset, length in sorted(ranges, key=lambda place: (place[0], -place[1])):
+        if offset > position:
+            pieces.append(_gap(name, position, offset))
+        found = ranges[offset, length]
+        start = max(offset, position)
+        position = max(position, offset + length)
+        components = tuple(sorted({use.component for use in found.uses}))
+        piece = Piece(name, position - start, found.content, found.dtype, start, tuple(found.uses), components)
+        pieces.append(piece)
+    return [*pieces, _gap(name, position, size)]
+
+
+def _gap(name: str, start: int, stop: int) -> Piece:
+    content = Content.PADDING if stop - start < _LARGEST_GAP else Content.UNUSED
+    return Piece(name, stop - start, content, offset=start)
+
+
+def _damaged(file: str, cause: str) -> UserError:
+    return UserError("package.graph", f"{file}: {cause}", "build or copy the package again")
