@@ -83,7 +83,11 @@ def _attention(
     lengths: tuple[ir.Value, ir.Value],
     tables: tuple[ir.Value, ...],
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Grouped-query attention of layer `index`; returns the projected output and the present key and value."""
+    """Grouped-query attention of layer `index`; returns the projected output and the present key and value.
+
+    The last layer goes on with the last position only: its keys and values see the whole prompt, and nothing reads
+    the other positions' outputs (measured: docs/speed.md).
+    """
     query_width, kv_width = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     q = _linear(b, x, f"{path}.q_proj", shape.hidden, query_width, shape)
     k = _linear(b, x, f"{path}.k_proj", shape.hidden, kv_width, shape)
@@ -106,7 +110,14 @@ def _attention(
         rotary_interleaved=0,
         **limited,
     )
+    if index == shape.layers - 1:
+        attended = _last_position(b, attended)
     return _linear(b, attended, f"{path}.o_proj", query_width, shape.hidden, shape), key, value
+
+
+def _last_position(b: GraphBuilder, x: ir.Value) -> ir.Value:
+    """float `[batch, sequence, width]` to float `[batch, 1, width]`."""
+    return b.op("Slice", x, b.ints(-1), b.ints(np.iinfo(np.int64).max), b.ints(1))
 
 
 def _mlp(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
@@ -166,14 +177,15 @@ def decoder(
         layer = f"{prefix}.layers.{index}"
         normed = _rms_norm(b, x, f"{layer}.input_layernorm", shape.hidden, shape.epsilon)
         attended, *kv = _attention(b, normed, f"{layer}.self_attn", shape, index, past[index], (lengths, total), tables)
+        if index == shape.layers - 1:
+            x = _last_position(b, x)
         x = b.op("Add", x, attended, name=f"{layer}.residual1")
         normed = _rms_norm(b, x, f"{layer}.post_attention_layernorm", shape.hidden, shape.epsilon)
         x = b.op("Add", x, _mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")
         present.append(kv)
     refuse_surplus(b, f"{prefix}.layers.{shape.layers}.input_layernorm.weight")
     x = _rms_norm(b, x, f"{prefix}.norm", shape.hidden, shape.epsilon)
-    last = b.op("Slice", x, b.ints(-1), b.ints(np.iinfo(np.int64).max), b.ints(1))
-    logits = b.op("MatMul", last, _head_weight(b, head, table, shape), name="lm_head")
+    logits = b.op("MatMul", x, _head_weight(b, head, table, shape), name="lm_head")
     b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
     grown = ["batch", shape.kv_heads, "total", shape.head_size]
     for index, kv in enumerate(present):
