@@ -180,16 +180,10 @@ class Cast(Expression):
 
 
 @dataclass(frozen=True)
-class Transpose(Expression):
-    """Axes permuted: axis `i` is the source's axis `axes[i]`."""
+class _View(Expression):
+    """The values of one other expression, in other places."""
 
     of: Expression
-    axes: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The source's, permuted."""
-        return tuple(self.of.shape[axis] for axis in self.axes)
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
@@ -199,6 +193,18 @@ class Transpose(Expression):
     def parts(self) -> Iterator[Expression]:
         """The source."""
         yield self.of
+
+
+@dataclass(frozen=True)
+class Transpose(_View):
+    """Axes permuted: axis `i` is the source's axis `axes[i]`."""
+
+    axes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The source's, permuted."""
+        return tuple(self.of.shape[axis] for axis in self.axes)
 
     def box(self, box: Box) -> np.ndarray:
         """A permuted view of the source's box."""
@@ -209,10 +215,9 @@ class Transpose(Expression):
 
 
 @dataclass(frozen=True)
-class Narrow(Expression):
+class Narrow(_View):
     """A range of one axis."""
 
-    of: Expression
     axis: int
     start: int
     stop: int
@@ -222,35 +227,16 @@ class Narrow(Expression):
         """The source's, with one axis shorter."""
         return (*self.of.shape[: self.axis], self.stop - self.start, *self.of.shape[self.axis + 1 :])
 
-    @property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
-        """That of the source."""
-        return self.of.dtype
-
-    def parts(self) -> Iterator[Expression]:
-        """The source."""
-        yield self.of
-
     def box(self, box: Box) -> np.ndarray:
         """The source's box, moved."""
         return self.of.box(_moved(box, self.axis, self.start))
 
 
 @dataclass(frozen=True)
-class Reshape(Expression):
+class Reshape(_View):
     """The same values in row-major order under another shape."""
 
-    of: Expression
     shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
-        """That of the source."""
-        return self.of.dtype
-
-    def parts(self) -> Iterator[Expression]:
-        """The source."""
-        yield self.of
 
     def box(self, box: Box) -> np.ndarray:
         """Values from the source's rows that cover the box's rows."""

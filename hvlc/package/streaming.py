@@ -21,10 +21,11 @@ from hvlc.errors import HvlcError, UserError
 from hvlc.lazy import Concat, Expression, Reshape
 from hvlc.quantized import Quantization, StoredPart, stored_array
 
-#: Elements that one job evaluates: 1 MB of float32, so a job stays in the caches and memory stays small.
-CHUNK = 1 << 18
+#: Elements that one job evaluates: 4 MB of float32. Fewer make the threads wait for each other more often.
+CHUNK = 1 << 20
 _PAGE = 4096
 _LARGE, _ALIGNED = 1 << 20, 64  # large tensors start a page, so that they can be mapped
+AHEAD = 4  # results that a thread may be ahead of the writer, so that neither waits for the other
 _FLUSHED = 64 << 20  # bytes after which the disk is set to work
 
 #: Called with the bytes written so far.
@@ -244,7 +245,7 @@ def write_data(path: Path, layout: Layout, threads: int, written: Written) -> st
     jobs = [unit.jobs() for unit in units]
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as flusher, _Output(path, flusher) as output:
         try:
-            results = _in_order(pool, (job for some in jobs for job in some), threads + 1)
+            results = _in_order(pool, (job for some in jobs for job in some), AHEAD * threads)
             for unit, some in zip(units, jobs, strict=True):
                 _write_unit(output, unit, layout, (next(results) for _ in some), written)
         finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -14,16 +15,18 @@ from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.lazy import expression_of
 from hvlc.package.onnx_files import initializers
-from hvlc.package.streaming import CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
+from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 
 # Measured on one core of a 2023 server processor (docs/memory.md); the probe scales them to this machine.
-_PROBE_SECONDS = 0.55e-3
+_PROBE_SECONDS = 0.33e-3
 _COPY = 1.2e-9  # seconds an element: widen, check, write and digest
 _DIGEST = 0.65e-9  # seconds a byte of the checkpoint
 _WRITE = 1.5e-9  # seconds a byte of the package: copy, digest, the system's own work
 _GRAPH_BYTES = 320  # of a node in a file
+_RESULT = 4  # bytes an element of a result that waits to be written: at most float32
+_BESIDE = 0.4  # processors that digesting and writing keep busy beside the evaluating threads
 _WORKING = 16  # bytes an element of a job in flight: float32, a contiguous copy of it, levels, checks
-_FIXED = 70 << 20  # machine code of the kernels, file formats, buffers
+_FIXED = 40 << 20  # machine code of the kernels, file formats, buffers
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def processors() -> int:
 
 @cache
 def machine_factor() -> float:
-    """How much longer this machine takes than the reference, from the best of a few short runs."""
+    """How much longer this machine takes than the reference, from the median of a few short runs."""
     values, out = np.linspace(-8, 8, 1 << 16, dtype=np.float32), np.empty(1 << 16, np.float32)
 
     def once() -> float:
@@ -102,7 +105,7 @@ def machine_factor() -> float:
             np.add(out, values, out=out)
         return time.perf_counter() - started
 
-    return min(once() for _ in range(5)) / _PROBE_SECONDS
+    return median(once() for _ in range(9)) / _PROBE_SECONDS
 
 
 def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threads: int, base: int) -> Estimate:
@@ -115,13 +118,14 @@ def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threa
         threads: how many evaluate weights.
         base: bytes of unshared memory before the weights are touched.
     """
-    job = max(CHUNK, needs.row) * _WORKING
-    memory = base + _FIXED + (threads + 2) * job + 2 * needs.waiting_bytes + 2 * needs.graph_bytes
+    elements = max(CHUNK, needs.row)
+    jobs = threads * elements * (_WORKING + _RESULT * AHEAD)
+    memory = base + _FIXED + jobs + needs.waiting_bytes + 2 * needs.graph_bytes
     digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files) + _WRITE * needs.data_bytes
     disk = needs.data_bytes + needs.graph_bytes + sum(path.stat().st_size for path in copied)
     return Estimate(
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=machine_factor() * (needs.seconds + digest) / min(threads, processors()),
+        seconds=machine_factor() * (needs.seconds + digest) / min(threads + _BESIDE, processors()),
         threads=threads,
     )
