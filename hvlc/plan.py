@@ -67,6 +67,7 @@ class Assignment:
         reason: why it stays, or what it is tied to.
         format: the target format of a quantized weight.
         solver: who chooses the levels.
+        dtype: element type of a weight that stays in float.
     """
 
     component: str
@@ -79,6 +80,7 @@ class Assignment:
     reason: str = ""
     format: WeightFormat | None = None
     solver: str | None = None
+    dtype: str = "float32"
 
     @property
     def elements(self) -> int:
@@ -86,12 +88,17 @@ class Assignment:
         return self.out_features * self.in_features
 
     @property
+    def stored_as(self) -> str:
+        """The format, or the element type of what stays."""
+        return str(self.format or self.dtype)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes that this place adds to the package."""
         if self.action is Action.TIE:
             return 0
         if self.format is None:
-            return 4 * self.elements
+            return (4 if self.dtype == "float32" else 2) * self.elements
         return self.format.bytes(self.out_features, self.in_features)
 
 

@@ -65,6 +65,7 @@ class Target(StrictModel):
         refused_ops: standard operators that do not.
         block_formats: quantized matrix products.
         gather_bits: widths that the block-wise embedding look-up takes.
+        lookup_dtypes: element types of tables that a look-up (Gather) copies rows from.
         fixed_shapes: whether every dimension must be static.
     """
 
@@ -77,6 +78,7 @@ class Target(StrictModel):
     refused_ops: tuple[str, ...] = ()
     block_formats: tuple[BlockFormat, ...]
     gather_bits: tuple[int, ...] = ()
+    lookup_dtypes: tuple[str, ...] = ("float32",)
     fixed_shapes: bool = False
 
     @model_validator(mode="after")
@@ -115,6 +117,10 @@ class Target(StrictModel):
         return Verdict(
             bits in self.gather_bits, f"{self.name} looks up {_list(self.gather_bits)} bits only, not {bits}"
         )
+
+    def takes_lookup(self, dtype: str) -> Verdict:
+        """Whether an embedding look-up may copy rows of this element type."""
+        return Verdict(dtype in self.lookup_dtypes, f"{self.name} looks up no {dtype}")
 
 
 def _list(values: Iterable[int]) -> str:

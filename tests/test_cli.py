@@ -84,6 +84,7 @@ def test_every_command_prints_json(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16, imag
     assert hvlc(*ask, "--encoder", "base", "--no-vrc", "--max-visual-tokens", 2).json["visual_tokens"] <= 2
     assert hvlc("inspect", out, "--json").json["sources"]["recipe_name"] == "w4a16"
     assert hvlc("verify", out, "--json").json["valid"] is True
+    assert hvlc("verify", out, "--rebuild", tiny_checkpoint, "--json").json["identical"] is True
     assert hvlc("plan", tiny_checkpoint, "--recipe", "float32", "--json").json
     assert "w4a16" in hvlc("recipes", "list", "--json").json
     assert hvlc("recipes", "show", "w4a16", "--json").json["name"] == "w4a16"
@@ -94,6 +95,27 @@ def test_every_command_prints_json(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16, imag
     assert (work / "eval" / "report.html").is_file()
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mb", 512 * 10**6), ("9", 9)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert cli._Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "two", "2 TB", "-1GB", "1GB2"])
+def test_what_is_no_size_is_refused(hvlc: Hvlc, tiny_checkpoint: Path, text: str) -> None:
+    refused(hvlc("plan", tiny_checkpoint, "--max-memory", text), "usage")
+
+
+def test_a_plan_lists_every_weight(hvlc: Hvlc, tiny_checkpoint: Path) -> None:
+    planned = hvlc("plan", tiny_checkpoint, "--json").json
+    shown = hvlc("plan", tiny_checkpoint, "--weights").out
+    assert planned["estimate"]["disk_bytes"] > 0
+    assert all(a["format"] for a in planned["assignments"])
+    assert shown.count("quantize") == sum(a["action"] == "quantize" for a in planned["assignments"])
+    assert "expected:" in shown
+
+
 def test_every_command_prints_for_people(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16, image: Path, work: Path) -> None:
     assert hvlc("build", tiny_checkpoint, "-o", work / "out").code == 0
     answered = hvlc("run", work / "out", "--image", image, "--image", image, "--prompt", "?", "-v")
@@ -102,7 +124,9 @@ def test_every_command_prints_for_people(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16
     for arguments in (
         ("inspect", tiny_w4a16),
         ("verify", tiny_w4a16),
+        ("verify", tiny_w4a16, "--rebuild", tiny_checkpoint),
         ("plan", tiny_checkpoint),
+        ("plan", tiny_checkpoint, "--weights", "--max-memory", "4GB", "--threads", 1),
         ("recipes", "list"),
         ("recipes", "show", "w4a16"),
         ("targets", "list"),

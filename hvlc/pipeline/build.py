@@ -246,7 +246,7 @@ def _prepare(
         found.raise_all()
         raise HvlcError("build.plan", "there is no plan and no problem", "report it")
     with stages.stage("quantize") as count:
-        count(_quantize(bundle, plan))
+        count(_quantize(bundle, plan, target))
         with found:
             check_tokenizer(checkpoint.directory, bundle.facts)
         needs, base = needs_of(bundle), current_memory().unshared
@@ -337,15 +337,17 @@ def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
     ]
 
 
-def _quantize(bundle: Bundle, plan: Plan) -> int:
+def _quantize(bundle: Bundle, plan: Plan, target: Target) -> int:
     """Perform the plan, then join what is equal by then; returns the number of quantized places."""
     from hvlc.calibration.solvers import SOLVERS
+    from hvlc.passes.narrow_tables import NarrowTables
     from hvlc.passes.pack_projections import PackProjections
     from hvlc.passes.quantize_weights import QuantizeWeights
     from hvlc.passes.select_encoder import SelectEncoder
 
     QuantizeWeights(plan, SOLVERS).run(bundle)
     PackProjections().run(bundle)
+    NarrowTables(target).run(bundle)
     facts: dict[str, Any] = bundle.facts
     if facts["kind"] == Kind.VISION_LANGUAGE:
         SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)

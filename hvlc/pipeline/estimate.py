@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import onnx_ir as ir
 
 from hvlc.built import Estimate
 from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.lazy import expression_of
-from hvlc.package.onnx_files import initializers
+from hvlc.package.onnx_files import INLINE_BYTES, initializers
 from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 
 # Measured on one core of a 2023 server processor (docs/memory.md); the probe scales them to this machine.
@@ -22,7 +23,7 @@ _PROBE_SECONDS = 0.33e-3
 _COPY = 1.2e-9  # seconds an element: widen, check, write and digest
 _DIGEST = 0.65e-9  # seconds a byte of the checkpoint
 _WRITE = 1.5e-9  # seconds a byte of the package: copy, digest, the system's own work
-_GRAPH_BYTES = 320  # of a node in a file
+_NODE_BYTES, _ATTRIBUTE_BYTES, _REFERENCE_BYTES = 4, 24, 90  # in an ONNX file, roughly
 _RESULT = 4  # bytes an element of a result that waits to be written: at most float32
 _BESIDE = 0.4  # processors that digesting and writing keep busy beside the evaluating threads
 _WORKING = 16  # bytes an element of a job in flight: float32, a contiguous copy of it, levels, checks
@@ -54,10 +55,13 @@ def needs_of(bundle: Bundle) -> Needs:
     graph_bytes = 0
     for component in bundle.components.values():
         layout = layouts.setdefault(component.data_group, Layout())
-        graph_bytes += _GRAPH_BYTES * len(component.graph)
+        graph_bytes += sum(_node_bytes(node) for node in component.graph.all_nodes())
         for value in initializers(component.graph):
-            if value.const_value is not None:
-                graph_bytes += 100
+            if value.const_value is None:
+                continue
+            inline = value.const_value.nbytes < INLINE_BYTES
+            graph_bytes += len(str(value.name)) + (value.const_value.nbytes if inline else _REFERENCE_BYTES)
+            if not inline:
                 layout.add(expression_of(value.const_value))
     units = [unit for layout in layouts.values() for unit in layout.units.values()]
     return Needs(
@@ -67,6 +71,12 @@ def needs_of(bundle: Bundle) -> Needs:
         max((sum(unit.sizes()[1:]) for unit in units), default=0),
         max((_row(unit) for unit in units), default=1),
     )
+
+
+def _node_bytes(node: ir.Node) -> int:
+    """Of a node in a file: its names, and some bytes for each attribute and field."""
+    names = [node.name, node.op_type, node.domain, *(v.name for v in [*node.inputs, *node.outputs] if v is not None)]
+    return sum(len(name or "") + 2 for name in names) + _ATTRIBUTE_BYTES * len(node.attributes) + _NODE_BYTES
 
 
 def _seconds(unit: Unit) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.lock import Lock
+from hvlc.lock import LOCK, Lock
 from hvlc.manifest import Manifest
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.pipeline.build import BuildRequest, Progress, build
@@ -46,12 +46,11 @@ def rebuild(
         recipe.write_text(lock.recipe, "utf-8")
         target.write_text(lock.target, "utf-8")
         request = BuildRequest(checkpoint, str(target), str(recipe), Path(work) / "package", threads=threads)
-        made = build(request, progress)
-        new = Lock.load(made.output)
+        made = build(request, progress).manifest
     changed = changed_tools(lock)
-    different = sorted(
-        name for name in {*lock.outputs, *new.outputs} if lock.outputs.get(name) != new.outputs.get(name)
-    )
+    there = {name: entry for name, entry in manifest.files.items() if name != LOCK}
+    names = {*there, *lock.outputs, *made.files} - {LOCK}
+    different = sorted(n for n in names if not there.get(n) == lock.outputs.get(n) == made.files.get(n))
     if different:
         tools = "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in changed.items())
         raise UserError(

@@ -1,13 +1,13 @@
 """A recipe against a bundle and a target: the plan, or every problem at once."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import HvlcError, TargetError, UserError, nearest, raise_all
-from hvlc.lazy import Expression, expression_of
+from hvlc.lazy import Cast, Expression, expression_of
 from hvlc.plan import Action, Assignment, Plan
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec
 from hvlc.target import Target, Verdict
@@ -144,11 +144,20 @@ def _decide_lookup(
         if verdict:
             return _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", spec, target)
         if rule is None or rule.quantize is None:
-            return _assignment(place, Action.KEEP, verdict.reason)
+            return _kept_table(place, target, verdict.reason)
     if rule is None or rule.quantize is None:
-        return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
+        return _kept_table(place, target, rule.reason if rule and rule.reason else "no rule asks for it")
     verdict = _lookup_verdict(place, target, rule.quantize)
     return _assignment(place, Action.QUANTIZE, spec=rule.quantize, target=target) if verdict else verdict.reason
+
+
+def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
+    """A table in float keeps the element type that the checkpoint stores, where the target looks it up."""
+    values = place.values
+    stored = values.of.dtype if isinstance(values, Cast) else values.dtype
+    narrow = stored.itemsize < values.dtype.itemsize and target.takes_lookup(str(stored))
+    kept = _assignment(place, Action.KEEP, f"{reason}; kept as the checkpoint stores it" if narrow else reason)
+    return replace(kept, dtype=str(stored)) if narrow else kept
 
 
 def _lookup_verdict(place: _Place, target: Target, spec: WeightSpec) -> Verdict:

@@ -38,7 +38,7 @@ def plan_record(plan: Plan, estimate: Estimate) -> dict[str, Any]:
                 "weight": a.weight,
                 "shape": [a.out_features, a.in_features],
                 "action": a.action,
-                "format": str(a.format) if a.format else "float32",
+                "format": a.stored_as,
                 "solver": a.solver,
                 "reason": a.reason,
                 "bytes": a.stored_bytes,
@@ -66,14 +66,13 @@ def plan_table(plan: Plan, estimate: Estimate, *, each: bool = False) -> Group:
 def _weights_table(plan: Plan) -> Table:
     table = _table("component", "weight", "shape", "action", "format", "MB", "why")
     for a in plan.assignments:
-        format = str(a.format) if a.format else "float32"
         shape = Text(f"{a.out_features} x {a.in_features}", no_wrap=True)
         table.add_row(
             a.component,
             Text(a.weight, overflow="fold"),
             shape,
             a.action,
-            format,
+            a.stored_as,
             _megabytes(a.stored_bytes),
             Text(a.reason),
         )
@@ -84,7 +83,7 @@ def _kinds_table(plan: Plan) -> Table:
     table = _table("component", "action", "format", "matrices", "weights", "MB", "why")
     groups: dict[tuple[str, Action, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for a in plan.assignments:
-        totals = groups[a.component, a.action, str(a.format) if a.format else "float32", a.reason]
+        totals = groups[a.component, a.action, a.stored_as, a.reason]
         totals[0] += 1
         totals[1] += a.elements
         totals[2] += a.stored_bytes

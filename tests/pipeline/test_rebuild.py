@@ -1,0 +1,119 @@
+"""Rebuilding proves where a package comes from: equal to the last byte, or the file and the cause are named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hvlc.checkpoint import digest_file
+from hvlc.errors import UserError
+from hvlc.lock import LOCK, Lock
+from hvlc.manifest import MANIFEST
+from hvlc.pipeline import rebuild as rebuilding
+from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.rebuild import rebuild
+from hvlc.recipes.schema import recipe_path
+from hvlc.target import target_path
+
+
+@pytest.fixture
+def package(tiny_w4a16: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_w4a16, tmp_path / "package")
+
+
+def refused(package: Path, checkpoint: Path) -> UserError:
+    before = sorted(package.parent.iterdir())
+    with pytest.raises(UserError) as error:
+        rebuild(package, checkpoint)
+    assert sorted(package.parent.iterdir()) == before
+    return error.value
+
+
+def redigest(package: Path, *names: str) -> None:
+    """Make the manifest agree with changed files, as a careful forger would."""
+    manifest = json.loads((package / MANIFEST).read_text())
+    for name in names:
+        path = package / name
+        manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+    (package / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_the_same_checkpoint_gives_the_same_package(package: Path, tiny_checkpoint: Path) -> None:
+    made = rebuild(package, tiny_checkpoint, threads=1)
+    lock = Lock.load(package)
+    assert made.files == len(lock.outputs) == len(list(package.iterdir())) - 2
+    assert made.bytes == sum((package / name).stat().st_size for name in lock.outputs)
+    assert made.changed_tools == {}
+    assert [p.name for p in package.parent.iterdir()] == ["package"]
+
+
+def test_a_users_own_recipe_and_target_are_in_the_lock(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe, target = tmp_path / "mine.yaml", tmp_path / "mine.toml"
+    recipe.write_text(recipe_path("w4a16").read_text().replace("name: w4a16", "name: mine"))
+    target.write_text(target_path("cpu").read_text().replace('name = "cpu"', 'name = "mine"'))
+    build(BuildRequest(tiny_checkpoint, str(target), str(recipe), tmp_path / "package"))
+    recipe.unlink()
+    target.unlink()
+    assert rebuild(tmp_path / "package", tiny_checkpoint).files > 5
+
+
+def test_the_lock_names_no_path(package: Path, tiny_checkpoint: Path) -> None:
+    text = (package / LOCK).read_text()
+    assert str(tiny_checkpoint) not in text
+    assert str(tiny_checkpoint.parent) not in text
+    assert Lock.load(package).checkpoint.keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_another_checkpoint_is_named(package: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    error = refused(package, other)
+    assert error.code == "package.inputs"
+    assert error.cause.endswith(": model.safetensors")
+
+
+def test_a_forged_weight_is_found(package: Path, tiny_checkpoint: Path) -> None:
+    data = package / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(bytes(content))
+    assert refused(package, tiny_checkpoint).code == "package.digest"
+    redigest(package, data.name)
+    error = refused(package, tiny_checkpoint)
+    assert (error.code, "model.onnx.data" in error.cause) == ("package.rebuild", True)
+
+
+def test_a_package_that_disagrees_with_its_own_lock_is_found(package: Path, tiny_checkpoint: Path) -> None:
+    lock = json.loads((package / LOCK).read_text())
+    lock["outputs"]["model.onnx.data"]["sha256"] = "0" * 64
+    (package / LOCK).write_text(json.dumps(lock))
+    redigest(package, LOCK)
+    assert refused(package, tiny_checkpoint).code == "package.rebuild"
+
+
+def test_other_versions_are_told_when_the_bytes_agree_all_the_same(
+    package: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuilding, "tool_versions", lambda: {**Lock.load(package).versions, "numpy": "9.9"})
+    assert rebuild(package, tiny_checkpoint).changed_tools["numpy"][1] == "9.9"
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda package: (package / LOCK).unlink(), "package.incomplete"),
+        (lambda package: (package / LOCK).write_text("{"), "package.digest"),
+        (lambda package: ((package / LOCK).write_text("{"), redigest(package, LOCK)), "package.lock"),
+    ],
+    ids=["no lock", "a damaged lock", "a damaged lock with its digest"],
+)
+def test_a_package_without_a_sound_lock_is_refused(
+    package: Path, tiny_checkpoint: Path, damage: Callable[[Path], object], code: str
+) -> None:
+    damage(package)
+    assert refused(package, tiny_checkpoint).code == code
