@@ -254,7 +254,10 @@ def rotary_tables(
         cause = f"config.json: the rotary settings {settings} lack or contradict {error}"
         raise UserError("checkpoint.config", cause, "correct config.json") from error
     # Angles as transformers rounds them; their functions in double, so that every processor gives the same tables.
-    angles = np.outer(np.arange(shape.context, dtype=np.float32), rotary.inv_freq.float().numpy()).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        angles = np.outer(np.arange(shape.context, dtype=np.float32), rotary.inv_freq.float().numpy()).astype(
+            np.float64
+        )
     if not np.isfinite(angles).all():
         problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite angles"))
         return np.zeros_like(angles, np.float32), np.zeros_like(angles, np.float32)

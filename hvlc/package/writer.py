@@ -49,13 +49,16 @@ def check_tokenizer(source: Path, facts: Mapping[str, Any]) -> None:
     """Hold a checkpoint's tokenizer against what its kind of package needs.
 
     Raises:
-        UserError: the checkpoint has no tokenizer.json, or it is damaged or lacks an image token.
+        UserError: a file that onnxruntime-genai reads is missing, or it is damaged or lacks an image token.
     """
     if facts["kind"] == Kind.VISION:
         return
-    if not (source / "tokenizer.json").is_file():
+    missing = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (source / name).is_file()]
+    if missing:
         raise UserError(
-            "checkpoint.tokenizer", f"{source} holds no tokenizer.json", "save the tokenizer beside the model"
+            "checkpoint.tokenizer",
+            f"{source} holds no {' and no '.join(missing)}",
+            "save the tokenizer beside the model",
         )
     if facts["kind"] == Kind.VISION_LANGUAGE:
         token_texts(source, [facts["image_token_id"], facts["row_token_id"]])
