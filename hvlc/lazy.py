@@ -20,7 +20,7 @@ from hvlc.checkpoint import StoredTensor
 #: One slice an axis, with plain starts and stops.
 Box = tuple[slice, ...]
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -173,7 +173,7 @@ class Cast(Expression):
     def box(self, box: Box) -> np.ndarray:
         """Converted values, in memory of their own."""
         values = self.of.box(box)
-        if values.dtype == _BFLOAT16 and self.dtype == _FLOAT32:
+        if values.dtype == BFLOAT16 and self.dtype == _FLOAT32:
             # A bfloat16 is the upper half of a float32; unlike its astype, the shift runs without the GIL.
             return np.left_shift(values.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
         return values.astype(self.dtype)

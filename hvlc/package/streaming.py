@@ -18,7 +18,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError
-from hvlc.lazy import Concat, Expression, Reshape
+from hvlc.lazy import BFLOAT16, Concat, Expression, Reshape
 from hvlc.quantized import Quantization, StoredPart, stored_array
 
 #: Elements that one job evaluates: 4 MB of float32. Fewer make the threads wait for each other more often.
@@ -125,7 +125,7 @@ def check_finite(values: np.ndarray, source: Expression) -> np.ndarray:
     Raises:
         UserError: a value is neither.
     """
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if (values.dtype.kind == "f" or values.dtype == BFLOAT16) and not np.isfinite(values).all():
         names = ", ".join(dict.fromkeys(tensor.name for tensor in source.stored())) or "a constant"
         raise UserError("checkpoint.not_finite", f"{names} holds NaN or infinity", "repair or retrain the checkpoint")
     return values

@@ -130,7 +130,7 @@ def test_ratio_is_the_median_over_pairs() -> None:
 
 
 def test_build_summary_has_medians_and_ratios() -> None:
-    from build import summarize
+    from builds import summarize
 
     keys = ("wall", "cpu", "peak_rss", "peak_unshared", "written", "output")
     runs = {name: [dict.fromkeys(keys, value) for value in values] for name, values in _RUNS.items()}
@@ -153,7 +153,7 @@ def test_first_difference_of_token_sequences() -> None:
 
 @pytest.mark.slow
 def test_decode_compares_a_package_of_the_builder_with_itself(tmp_path: Path) -> None:
-    from build import peer_command
+    from builds import peer_command
     from make_checkpoint import make_checkpoint
     from shapes import SHAPES
 

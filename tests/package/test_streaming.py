@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -198,6 +199,17 @@ def test_no_more_results_are_held_than_a_few_for_each_thread(
     written(tmp_path / "data", layout, threads=2)
     assert finished == 600
     assert max(ahead) == 2 * streaming.AHEAD
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_every_float_type_is_looked_at(dtype: Any, value: float) -> None:
+    sound = np.ones((3, 2), dtype)
+    assert check_finite(sound, Constant(sound)) is sound
+    ill = sound.copy()
+    ill[1, 1] = value
+    with pytest.raises(UserError, match="not_finite"):
+        check_finite(ill, Constant(ill))
 
 
 @pytest.mark.parametrize("kind", ["plain", "quantized", "stacked", "computed"])

@@ -21,7 +21,8 @@ def test_the_planned_size_is_that_of_the_package(built: str, fixtures: pytest.Fi
     result: BuildResult = fixtures.getfixturevalue(built)
     size = sum(path.stat().st_size for path in result.output.iterdir())
     graphs = sum(path.stat().st_size for path in result.output.glob("*.onnx"))
-    assert abs(result.estimate.disk_bytes - size) < 0.3 * graphs + 20_000  # weights to the byte, graphs and configuration roughly
+    # Weights to the byte, graphs and configuration roughly.
+    assert abs(result.estimate.disk_bytes - size) < 0.3 * graphs + 20_000
 
 
 @pytest.fixture

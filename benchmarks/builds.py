@@ -1,6 +1,6 @@
 """Build time and memory of `hvlc build` beside onnxruntime-genai's builder, on the same checkpoint.
 
-    python benchmarks/build.py --shape qwen3-1.7b [--pairs 3] [--recipe genai-default] [--json]
+    python benchmarks/builds.py --shape qwen3-1.7b [--pairs 3] [--recipe genai-default] [--json]
 
 Both run as whole processes, in turn, and are sampled every 50 ms with all their children. The checkpoint is
 made once and read once before the first run, so that everyone finds it in the page cache. Ratios are medians
