@@ -86,15 +86,15 @@ def raise_all(problems: Sequence[HvlcError]) -> None:
     if not problems:
         return
     kind = TargetError if all(isinstance(p, TargetError) for p in problems) else UserError
-    lines = [f"[{p.code}] {p.cause}" for p in problems[:_SHOWN]]
+    fixes = {p.fix for p in problems}
+    lines = [f"[{p.code}] {p.cause}" + (f" ({p.fix})" if len(fixes) > 1 else "") for p in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"and {len(problems) - _SHOWN} more (--json lists all)")
     codes = {p.code for p in problems}
-    fixes = list(dict.fromkeys(p.fix for p in problems))
     error = kind(
         problems[0].code if len(codes) == 1 else "several",
         "\n  ".join([f"{len(problems)} problems:", *lines]),
-        "; ".join(fixes[:_SHOWN]),
+        fixes.pop() if len(fixes) == 1 else "correct each of them",
     )
     error.problems = tuple(problems)
     raise error
