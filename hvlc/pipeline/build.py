@@ -204,12 +204,12 @@ def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywh
 
 
 def require_compile(work: str) -> None:
-    """Refuse work that needs torch where it is not installed.
+    """Refuse work that needs what only building installs, where it is not installed.
 
     Raises:
-        UserError: torch, transformers or optimum is missing.
+        UserError: torch, transformers, optimum or numba is missing.
     """
-    missing = [name for name in ("torch", "transformers", "optimum") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "transformers", "optimum", "numba") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError("install.compile", f"{work} needs {', '.join(missing)}", "pip install 'hvlc[compile]'")
 
@@ -225,8 +225,10 @@ def _prepare(
     found = Collector()
     with stages.stage("open") as count:
         checkpoint = recipe = target = None
+        installed = False
         with found:
             require_compile("a build")
+            installed = True
         with found:
             if not anywhere:
                 check_output(request.output, force=request.force)
@@ -236,7 +238,7 @@ def _prepare(
             target = load_target(request.target)
         with found:
             checkpoint = Checkpoint.open(request.checkpoint)
-        if checkpoint is None or recipe is None or target is None:
+        if not installed or checkpoint is None or recipe is None or target is None:
             found.raise_all()
             raise HvlcError("build.open", "an input is missing without a problem", "report it")
         opened(checkpoint)

@@ -1,5 +1,6 @@
 """What is told before a build: the size it will have, the memory it may take, and every weight's fate."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,15 @@ def test_a_matrix_that_stays_says_why(tiny_checkpoint: Path, tmp_path: Path) -> 
     kept = [a for a in prepared.plan.assignments if a.action is Action.KEEP]
     assert kept
     assert all(a.reason for a in kept)
+
+
+def test_without_the_extra_a_build_says_what_to_install_and_what_else_is_wrong(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        build(request(tiny_checkpoint, tmp_path / "out"))
+    assert (error.value.code, error.value.fix) == ("install.compile", "pip install 'hvlc[compile]'")
+    with pytest.raises(UserError) as error:
+        build(request(tiny_checkpoint, tmp_path / "out", "no-such-recipe"))
+    assert [p.code for p in error.value.problems] == ["install.compile", "recipe.unknown"]
