@@ -113,9 +113,10 @@ class Quantization:
     format: WeightFormat
     solver: Solver
 
-    def rows(self, start: int, stop: int) -> Levels:
-        """The levels of rows `start` to `stop`."""
-        return self.solver(np.ascontiguousarray(self.weight.rows(start, stop)), self.format)
+    def solve(self, rows: np.ndarray) -> dict["Stream", np.ndarray]:
+        """What is stored of some rows of the weight."""
+        levels = self.solver(np.ascontiguousarray(rows), self.format)
+        return {stream: stored_array(levels, stream) for stream in self.streams}
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -166,4 +167,5 @@ class StoredPart(Expression):
 
     def box(self, box: Box) -> np.ndarray:
         """Solves the box's rows."""
-        return stored_array(self.of.rows(box[0].start, box[0].stop), self.stream)[(slice(None), *box[1:])]
+        rows = self.of.weight.rows(box[0].start, box[0].stop)
+        return self.of.solve(rows)[self.stream][(slice(None), *box[1:])]

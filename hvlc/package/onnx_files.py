@@ -10,7 +10,7 @@ from hvlc.bundle import Bundle, Component
 from hvlc.lazy import expression_of
 from hvlc.package.streaming import Layout, QuantizedUnit, Written, check_finite, unit_of, write_data
 
-INLINE_BYTES = 1024  # smaller tensors stay in the ONNX file: onnxruntime cannot load shape constants from outside
+_INLINE_BYTES = 1024  # smaller tensors stay in the ONNX file: onnxruntime cannot load shape constants from outside
 
 
 def data_file(group: str) -> str:
@@ -64,8 +64,7 @@ def _write_graph(component: Component, directory: Path, layout: Layout) -> str:
             continue
         kept[value] = tensor
         expression, dims = expression_of(tensor), ir.Shape(tensor.shape.numpy())
-        # A small stream of a quantized matrix lies in the data file anyway, with the rest of its unit.
-        if tensor.nbytes < INLINE_BYTES and not isinstance(unit_of(expression)[0], QuantizedUnit):
+        if is_inline(tensor):
             values = check_finite(tensor.numpy(), expression)
             value.const_value = ir.Tensor(values, dtype=tensor.dtype, shape=dims, name=value.name)
         else:
@@ -79,6 +78,14 @@ def _write_graph(component: Component, directory: Path, layout: Layout) -> str:
         for value, tensor in kept.items():
             value.const_value = tensor
     return name
+
+
+def is_inline(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor stays in its graph's file.
+
+    A small stream of a quantized matrix does not: it lies in the data file anyway, with the rest of its unit.
+    """
+    return tensor.nbytes < _INLINE_BYTES and not isinstance(unit_of(expression_of(tensor))[0], QuantizedUnit)
 
 
 def initializers(graph: ir.Graph) -> list[ir.Value]:

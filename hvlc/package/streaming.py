@@ -19,7 +19,7 @@ import numpy as np
 
 from hvlc.errors import HvlcError, UserError
 from hvlc.lazy import BFLOAT16, Concat, Expression, Reshape
-from hvlc.quantized import Quantization, StoredPart, stored_array
+from hvlc.quantized import Quantization, StoredPart
 
 #: Elements that one job evaluates: 4 MB of float32. Fewer make the threads wait for each other more often.
 CHUNK = 1 << 20
@@ -109,9 +109,8 @@ class QuantizedUnit:
 
 
 def _solve(matrix: Quantization, start: int, stop: int) -> Sequence[np.ndarray]:
-    weight = check_finite(matrix.weight.rows(start, stop), matrix.weight)
-    levels = matrix.solver(np.ascontiguousarray(weight), matrix.format)
-    return [stored_array(levels, stream) for stream in matrix.streams]
+    rows = check_finite(matrix.weight.rows(start, stop), matrix.weight)
+    return list(matrix.solve(rows).values())
 
 
 def _ranges(rows: int, row_size: int) -> Iterator[tuple[int, int]]:

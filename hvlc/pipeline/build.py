@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from hvlc.built import BuildResult, Estimate
 from hvlc.bundle import Bundle, JournalEntry, Role
-from hvlc.checkpoint import Checkpoint, digest_file
+from hvlc.checkpoint import Checkpoint
 from hvlc.errors import Collector, HvlcError, TargetError, UserError
 from hvlc.lock import Provenance
 from hvlc.manifest import MANIFEST, Kind, Manifest, Sources
@@ -58,6 +58,24 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
+class Document:
+    """A recipe or target as it was when the build read it; its file may change while the build runs.
+
+    Attributes:
+        name: as it calls itself.
+        text: of its file.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the file's bytes."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A build that is ready to be written: every decision is made, no weight was read.
 
@@ -66,12 +84,14 @@ class Prepared:
         bundle: the finished graphs, their weights lazy.
         plan: every weight's fate.
         estimate: what writing takes.
+        documents: the recipe and the target.
     """
 
     checkpoint: Checkpoint
     bundle: Bundle
     plan: Plan
     estimate: Estimate
+    documents: tuple[Document, Document]
 
 
 class _Stages:
@@ -130,28 +150,25 @@ class _Digesting:
         return self._work.result()
 
 
-def sources_of(request: BuildRequest, checkpoint: Checkpoint) -> Sources:
-    """Digests of a build's inputs: equal sources make an equal package."""
-    return Sources(
+def _documents(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
+    """The texts of a recipe and a target that were just read."""
+    texts = [path.read_bytes().decode() for path in (recipe_path(request.recipe), target_path(request.target))]
+    return Document(recipe.name, texts[0]), Document(target.name, texts[1])
+
+
+def _provenance(checkpoint: Checkpoint, recipe: Document, target: Document) -> Provenance:
+    """What a build is made from, in enough detail to make it again; equal sources make an equal package."""
+    sources = Sources(
         model_type=checkpoint.model_type,
         checkpoint=checkpoint.digest,
-        recipe_name=load_recipe(request.recipe).name,
-        recipe=digest_file(recipe_path(request.recipe)),
-        target_name=load_target(request.target).name,
-        target=digest_file(target_path(request.target)),
+        recipe_name=recipe.name,
+        recipe=recipe.sha256,
+        target_name=target.name,
+        target=target.sha256,
         code=code_digest(),
         versions=tool_versions(),
     )
-
-
-def provenance_of(request: BuildRequest, checkpoint: Checkpoint) -> Provenance:
-    """What a build is made from, in enough detail to make it again."""
-    return Provenance(
-        sources_of(request, checkpoint),
-        checkpoint.file_digests,
-        recipe_path(request.recipe).read_text("utf-8"),
-        target_path(request.target).read_text("utf-8"),
-    )
+    return Provenance(sources, checkpoint.file_digests, recipe.text, target.text)
 
 
 def build(request: BuildRequest, progress: Progress | None = None) -> BuildResult:
@@ -178,7 +195,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 prepared.bundle,
                 checkpoint.directory,
                 partial,
-                lambda: provenance_of(request, digesting.finished()),
+                lambda: _provenance(digesting.finished(), *prepared.documents),
                 bits,
                 estimate.threads,
                 written,
@@ -241,6 +258,7 @@ def _prepare(
         if not installed or checkpoint is None or recipe is None or target is None:
             found.raise_all()
             raise HvlcError("build.open", "an input is missing without a problem", "report it")
+        documents = _documents(request, recipe, target)
         opened(checkpoint)
         count(len(checkpoint.tensors))
     bundle, plan = _planned(checkpoint, recipe, target, stages, found)
@@ -260,7 +278,7 @@ def _prepare(
     with found:
         _check_disk(request.output, expected[0].disk_bytes)
     found.raise_all()
-    return Prepared(checkpoint, bundle, plan, fitting[0])
+    return Prepared(checkpoint, bundle, plan, fitting[0], documents)
 
 
 def _thread_counts(request: BuildRequest) -> list[int]:
@@ -397,7 +415,8 @@ def is_current(request: BuildRequest) -> bool:
         manifest.verify(request.output)
     except UserError:
         return False
-    return manifest.sources == sources_of(request, Checkpoint.open(request.checkpoint))
+    documents = _documents(request, load_recipe(request.recipe), load_target(request.target))
+    return manifest.sources == _provenance(Checkpoint.open(request.checkpoint), *documents).sources
 
 
 def source_digest(manifest: Manifest) -> str:

@@ -15,7 +15,7 @@ from hvlc.built import Estimate
 from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.lazy import expression_of
-from hvlc.package.onnx_files import INLINE_BYTES, initializers
+from hvlc.package.onnx_files import initializers, is_inline
 from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 
 # Measured on one core of a 2023 server processor (docs/memory.md); the probe scales them to this machine.
@@ -59,7 +59,7 @@ def needs_of(bundle: Bundle) -> Needs:
         for value in initializers(component.graph):
             if value.const_value is None:
                 continue
-            inline = value.const_value.nbytes < INLINE_BYTES
+            inline = is_inline(value.const_value)
             graph_bytes += len(str(value.name)) + (value.const_value.nbytes if inline else _REFERENCE_BYTES)
             if not inline:
                 layout.add(expression_of(value.const_value))

@@ -345,7 +345,7 @@ def test_memory_is_that_of_the_rows_in_flight(sparse: dict[str, Expression], tmp
     wide = Quantization(concat([sparse["wide"], sparse["wide"].narrow(0, 0, 4000)]), BYTES, minmax)
     tall = sparse["tall"].cast(np.float16)
     warm = Quantization(sparse["wide"].narrow(0, 0, 1), BYTES, minmax)
-    warm.rows(0, 1)  # compile the kernels first: their machine code is not the weights'
+    warm.solve(warm.weight.rows(0, 1))  # compile the kernels first: their machine code is not the weights'
     layout, _ = laid_out([*(wide.stream(stream) for stream in wide.streams), tall])
     assert layout.total > 150 * MB
     with MemoryWatch() as watch:

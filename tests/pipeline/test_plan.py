@@ -10,6 +10,7 @@ from hvlc.built import BuildResult, MemoryUse
 from hvlc.errors import UserError
 from hvlc.pipeline import memory
 from hvlc.pipeline.build import BuildRequest, build, plan_build
+from hvlc.pipeline.estimate import needs_of
 from hvlc.plan import Action
 
 
@@ -29,6 +30,15 @@ def test_the_planned_size_is_that_of_the_package(built: str, fixtures: pytest.Fi
 @pytest.fixture
 def fixtures(request: pytest.FixtureRequest) -> pytest.FixtureRequest:
     return request
+
+
+@pytest.mark.parametrize("built", ["float32_build", "w4a16_build"])
+def test_the_planned_weights_fill_their_files_to_the_byte(built: str, fixtures: pytest.FixtureRequest) -> None:
+    result: BuildResult = fixtures.getfixturevalue(built)
+    checkpoint = fixtures.getfixturevalue("tiny_checkpoint")
+    prepared = plan_build(request(checkpoint, Path("x"), result.plan.recipe), anywhere=True)
+    data = sum(path.stat().st_size for path in result.output.glob("*.onnx.data"))
+    assert needs_of(prepared.bundle).data_bytes == data
 
 
 def test_a_plan_is_that_of_the_build(tiny_checkpoint: Path, w4a16_build: BuildResult, tmp_path: Path) -> None:

@@ -59,6 +59,20 @@ def test_a_users_own_recipe_and_target_are_in_the_lock(tiny_checkpoint: Path, tm
     assert rebuild(tmp_path / "package", tiny_checkpoint).files > 5
 
 
+def test_a_recipe_that_changes_during_the_build_is_locked_as_it_was_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(recipe_path("w4a16").read_text())
+
+    def edit(what: str, done: int, total: int) -> None:
+        if what == "export":
+            recipe.write_text(recipe_path("float32").read_text())
+
+    result = build(BuildRequest(tiny_checkpoint, "cpu", str(recipe), tmp_path / "package"), edit)
+    assert Lock.load(result.output).recipe == recipe_path("w4a16").read_text()
+    assert result.manifest.sources.recipe == digest_file(recipe_path("w4a16"))
+    assert rebuild(result.output, tiny_checkpoint).files > 5
+
+
 def test_the_lock_names_no_path(package: Path, tiny_checkpoint: Path) -> None:
     text = (package / LOCK).read_text()
     assert str(tiny_checkpoint) not in text
