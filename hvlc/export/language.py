@@ -253,16 +253,13 @@ def rotary_tables(
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         cause = f"config.json: the rotary settings {settings} lack or contradict {error}"
         raise UserError("checkpoint.config", cause, "correct config.json") from error
-    # Angles as transformers rounds them; their functions in double, so that every processor gives the same tables.
-    with np.errstate(invalid="ignore"):
-        angles = np.outer(np.arange(shape.context, dtype=np.float32), rotary.inv_freq.float().numpy()).astype(
-            np.float64
-        )
-    if not np.isfinite(angles).all():
+    # torch's own functions: tables rounded otherwise parted greedy tokens from transformers' at near ties.
+    angles = torch.outer(torch.arange(shape.context).float(), rotary.inv_freq.float())
+    if not bool(angles.isfinite().all()):
         problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite angles"))
-        return np.zeros_like(angles, np.float32), np.zeros_like(angles, np.float32)
+        return np.zeros(angles.shape, np.float32), np.zeros(angles.shape, np.float32)
     scaling = rotary.attention_scaling
-    return (np.cos(angles) * scaling).astype(np.float32), (np.sin(angles) * scaling).astype(np.float32)
+    return (angles.cos() * scaling).numpy(), (angles.sin() * scaling).numpy()
 
 
 def language_facts(config: Any, shape: DecoderShape) -> dict[str, Any]:
