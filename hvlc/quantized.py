@@ -121,11 +121,40 @@ class Quantization:
     @property
     def streams(self) -> tuple[Stream, ...]:
         """What is stored."""
-        return (Stream.LEVELS, Stream.SCALES) if self.format.symmetric else tuple(Stream)
+        return streams_of(self.format)
 
     def stream(self, stream: Stream) -> "StoredPart":
         """One of its stored tensors."""
         return StoredPart(self, stream)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A weight matrix whose levels were chosen before: by a calibration, or by whoever made the checkpoint.
+
+    Attributes:
+        shape: `[out, in]`.
+        format: what it is.
+        stored: an expression for each stream of the format, in their order, shaped as onnxruntime stores them.
+    """
+
+    shape: tuple[int, int]
+    format: WeightFormat
+    stored: tuple[Expression, ...]
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What is stored."""
+        return streams_of(self.format)
+
+    def stream(self, stream: Stream) -> Expression:
+        """One of its stored tensors."""
+        return self.stored[self.streams.index(stream)]
+
+
+def streams_of(format: WeightFormat) -> tuple[Stream, ...]:
+    """What is stored of a matrix of this format."""
+    return (Stream.LEVELS, Stream.SCALES) if format.symmetric else tuple(Stream)
 
 
 def stored_array(levels: Levels, stream: Stream) -> np.ndarray:

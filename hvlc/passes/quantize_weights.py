@@ -5,17 +5,17 @@ The pass has no opinions; it does what the plan says, lazily: levels are compute
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError
 from hvlc.graph import MICROSOFT
-from hvlc.lazy import LazyTensor, expression_of
+from hvlc.lazy import Expression, LazyTensor, expression_of
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
-from hvlc.quantized import Quantization, Solver, Stream
+from hvlc.quantized import Quantization, Solved, Solver, Stream
 
 _FLOAT_COMPUTE, _INT8_COMPUTE = 1, 4  # accuracy_level of MatMulNBits
 
@@ -27,11 +27,14 @@ class QuantizeWeights(ComponentPass):
     Attributes:
         plan: what to do.
         solvers: name to function.
+        solved: levels that are known already, by node name within a component's name; the others are solved when
+            they are written.
     """
 
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
     plan: Plan
     solvers: Mapping[str, Solver]
+    solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
 
     def transform(self, component: Component) -> Outcome:
         """Perform the assignments of this component."""
@@ -55,9 +58,8 @@ class QuantizeWeights(ComponentPass):
         format = assignment.format
         if format is None or weight is None or weight.const_value is None:
             raise HvlcError("plan.incomplete", f"{assignment.weight} has no format or no value", "report it")
-        values = expression_of(weight.const_value)
-        solver = self.solvers[str(assignment.solver)]
-        quantization = Quantization(values if lookup else values.transpose(), format, solver)
+        known = self.solved.get((assignment.component, assignment.node))
+        quantization = known or self._unsolved(expression_of(weight.const_value), assignment, format, lookup)
         levels, scales, *zeros = _initializers(graph, assignment.weight, quantization, rows=lookup)
         scales = self._float_scales(graph, node, scales, format)
         if lookup:
@@ -67,6 +69,9 @@ class QuantizeWeights(ComponentPass):
         replace_node(node, new, {0: 0})
         if not weight.uses():
             del graph.initializers[str(weight.name)]
+
+    def _unsolved(self, values: Expression, assignment: Assignment, format: WeightFormat, lookup: bool) -> Quantization:
+        return Quantization(values if lookup else values.transpose(), format, self.solvers[str(assignment.solver)])
 
     def _float_scales(self, graph: ir.Graph, node: ir.Node, scales: ir.Value, format: WeightFormat) -> ir.Value:
         """Scales stored as float16 are widened once, at load: onnxruntime folds a Cast of a constant."""
@@ -103,7 +108,7 @@ def _lookup(node: ir.Node, levels: ir.Value, scales: ir.Value, zeros: list[ir.Va
     return ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name=str(node.name))
 
 
-def _initializers(graph: ir.Graph, weight: str, quantization: Quantization, *, rows: bool) -> list[ir.Value]:
+def _initializers(graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool) -> list[ir.Value]:
     """Packed levels, scales and, when asymmetric, zero points; `rows` is the look-up's 2-D view of the same bytes."""
     names = {
         Stream.LEVELS: f"int{quantization.format.bits}",
