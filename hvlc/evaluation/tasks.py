@@ -25,5 +25,5 @@ def open_task(name: str, count: int | None = None) -> Task:
         return DocumentsTask() if count is None else DocumentsTask(count)
     if name.endswith(".jsonl"):
         return JsonlTask(Path(name))
-    fix = f"{nearest(name, NAMED_TASKS)}, or give the path of a .jsonl file"
+    fix = f"{nearest(name, NAMED_TASKS)}, or give the path of a .jsonl file, or of a .txt file for a language model"
     raise UserError("task.unknown", f"there is no task {name!r}", fix)

@@ -11,11 +11,14 @@ import onnxruntime_genai as og
 from PIL import Image
 
 from hvlc.errors import UserError
+from hvlc.images import to_array
 from hvlc.manifest import Kind, Manifest
 from hvlc.results import Answered
-from hvlc.runtime.images import to_array
-from hvlc.runtime.prompt import has_template, open_tokenizer, opening_tokens, templated
+from hvlc.runtime.prompt import open_tokenizer, templated
 from hvlc.runtime.vision import Tiled, Vision
+from hvlc.tokenization import chat_template, opening_tokens
+
+_TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
 
 
 @dataclass
@@ -151,10 +154,10 @@ class LanguageModel:
         Raises:
             UserError: there is nothing to go on with, or the template cannot be rendered.
         """
-        if has_template(self.directory):
+        if chat_template(self.directory, _TOKENIZER):
             ids = self._tokenizer.encode(templated(self._tokenizer, prompt)).tolist()
         else:
-            ids = opening_tokens(self.directory) + self._tokenizer.encode(prompt).tolist()
+            ids = opening_tokens(self.directory, _TOKENIZER) + self._tokenizer.encode(prompt).tolist()
         if not ids:
             raise UserError("request.empty", "the prompt has no token to go on with", "give a prompt")
         return np.array(ids, np.int32)

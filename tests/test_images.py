@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hvlc import images
 from hvlc.errors import UserError
-from hvlc.runtime import images
-from hvlc.runtime.images import load_image, to_array
+from hvlc.images import load_image, to_array
 from tests.tiny import picture
 
 

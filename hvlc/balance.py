@@ -1,0 +1,70 @@
+"""What calibration inputs are like: how many, how long, of which shapes and kinds."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Counts of many things in a few numbers."""
+
+    least: int
+    median: float
+    most: int
+    total: int
+
+    @classmethod
+    def of(cls, counts: Iterable[int]) -> Self | None:
+        """The spread of some counts; None of none."""
+        found = list(counts)
+        return cls(min(found), median(found), max(found), sum(found)) if found else None
+
+
+@dataclass(frozen=True)
+class VisualSize:
+    """What an image is cut into.
+
+    Attributes:
+        tiles: that an encoder reads.
+        rows: of visual tokens.
+        columns: of visual tokens.
+    """
+
+    tiles: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of visual tokens."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What a calibration set is like.
+
+    Attributes:
+        name: of the set.
+        digest: hex SHA-256 of what the model is fed.
+        samples: how many.
+        kinds: samples of each kind, most first.
+        tokens: of a sequence, visual ones and separators of rows included; None where nothing reads tokens or the
+            size of images is not known.
+        aspects: images of each band of width to height, from narrow to wide; empty without images.
+        tiles: of an image; None where that is not known.
+        visual_tokens: of an image; None where that is not known.
+        warnings: what makes it lopsided, in words.
+    """
+
+    name: str
+    digest: str
+    samples: int
+    kinds: Mapping[str, int]
+    tokens: Spread | None
+    aspects: Mapping[str, int]
+    tiles: Spread | None
+    visual_tokens: Spread | None
+    warnings: tuple[str, ...]

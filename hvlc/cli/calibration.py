@@ -1,0 +1,42 @@
+"""Calibration inputs on the command line."""
+
+from pathlib import Path
+
+import click
+
+from hvlc.cli.common import DIRECTORY, json_option, progress, show
+
+
+@click.group()
+def calibration() -> None:
+    """Look at the inputs that a model is calibrated on."""
+
+
+@calibration.command(name="show")
+@click.argument("source")
+@click.option("--checkpoint", type=DIRECTORY, help="What is calibrated (default: the shipped hypervl-nano).")
+@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="How many at most.")
+@click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, help="Length of a window of text.")
+@json_option
+def show_calibration(source: str, checkpoint: Path | None, samples: int, tokens: int, as_json: bool) -> None:
+    """Check SOURCE and show how balanced it is.
+
+    SOURCE is "documents", "text", a .txt file, a .jsonl file, or a directory of texts or images. Lines of a .jsonl file
+    hold text, prompt, messages, or image and question. Images are counted at full size, before the resolution
+    compressor.
+    """
+    from hvlc.pipeline.balance import show_inputs
+    from hvlc.pipeline.build import require_compile
+    from hvlc.report.calibration import balance_record, balance_tables
+    from hvlc.zoo import nano_checkpoint
+
+    require_compile("calibration")
+    with progress("images", samples) as step:
+        balance = show_inputs(
+            source,
+            checkpoint or nano_checkpoint(),
+            samples=samples,
+            tokens=tokens,
+            progress=lambda done: step("", done, samples),
+        )
+    show(balance_record(balance), as_json, lambda console: console.print(balance_tables(balance)))

@@ -1,0 +1,80 @@
+"""What every command is made of: printing, progress bars and shared options."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+DIRECTORY = click.Path(path_type=Path, file_okay=True)
+
+
+def show(data: Any, as_json: bool, human: Callable[[Any], None]) -> None:
+    """Print `data` as JSON, or let `human` print it through a rich console."""
+    if as_json:
+        click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+        return
+    human(console())
+
+
+def console(*, stderr: bool = False) -> Any:
+    """A rich console without automatic colours; on stderr lines are not wrapped."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with time left on a terminal; silence elsewhere."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    terminal = console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda text, done, total: bars.update(task, description=f"{label} {text}", completed=done, total=total)
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option that every command takes: JSON instead of tables."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
+
+
+class Size(click.ParamType[int]):
+    """Bytes, as "2GB", "512 MiB" or a plain number."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of a text."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+        if not found or found[2].lower() not in self._UNITS:
+            self.fail(f"{value!r} is no size: write 2GB, 512MB or 1GiB", param, ctx)
+        return int(float(found[1]) * self._UNITS[found[2].lower()])

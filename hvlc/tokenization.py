@@ -1,0 +1,66 @@
+"""What the tokenizer files of a checkpoint or package say, without a library that reads them."""
+
+from pathlib import Path
+from typing import Any
+
+from hvlc.checkpoint import read_json
+from hvlc.errors import UserError
+
+
+def chat_template(directory: Path, code: str) -> str | None:
+    """The Jinja source of the chat template; None where there is none.
+
+    Args:
+        directory: a checkpoint or package.
+        code: of the error.
+
+    Raises:
+        UserError: the file that would hold it cannot be read.
+    """
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error
+    template = tokenizer_config(directory, code).get("chat_template")
+    if isinstance(template, list):  # several, each with a name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default", next(iter(named.values()), None))
+    return str(template) if template else None
+
+
+def tokenizer_config(directory: Path, code: str) -> dict[str, Any]:
+    """Content of tokenizer_config.json; {} where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = directory / "tokenizer_config.json"
+    content = read_json(path, code) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def opening_tokens(directory: Path, code: str) -> list[int]:
+    """Ids that the tokenizer puts before a plain text, such as a token of its beginning.
+
+    A chat template writes them itself, and onnxruntime-genai adds none.
+
+    Raises:
+        UserError: tokenizer.json cannot be read.
+    """
+    post: Any = read_json(directory / "tokenizer.json", code).get("post_processor") or {}
+    for processor in post.get("processors", [post]):
+        if processor.get("type") == "TemplateProcessing":
+            return _leading(processor)
+    return []
+
+
+def _leading(processor: dict[str, Any]) -> list[int]:
+    """Special tokens of a single-text template that stand before the text."""
+    ids: list[int] = []
+    for piece in processor["single"]:
+        if "SpecialToken" not in piece:
+            break
+        ids += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return ids

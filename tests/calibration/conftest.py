@@ -1,0 +1,45 @@
+"""Checkpoints whose tokenizers are known, and what `open_set` is told of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvlc.calibration.sources import Model
+from hvlc.manifest import Kind
+from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
+
+END = special_token_id("<|im_end|>")
+SEES: dict[str, Any] = {
+    "kind": Kind.VISION_LANGUAGE,
+    "eos_token_id": END,
+    "image_token_id": special_token_id("<|image_pad|>"),
+    "row_token_id": special_token_id("<|vision_pad|>"),
+    "context_length": 1024,
+}
+READS: dict[str, Any] = {"kind": Kind.LANGUAGE, "eos_token_id": [256, END], "context_length": 1024}
+LOOKS: dict[str, Any] = {"kind": Kind.VISION}
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte is a token; read only."""
+    directory = tmp_path_factory.mktemp("tokenizer") / "checkpoint"
+    build_nano_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def seeing(tokenizer_files: Path) -> Model:
+    return Model(tokenizer_files, SEES)
+
+
+@pytest.fixture
+def reading(tokenizer_files: Path) -> Model:
+    return Model(tokenizer_files, READS)
+
+
+@pytest.fixture
+def looking(tmp_path: Path) -> Model:
+    """An encoder alone: it has no tokenizer."""
+    return Model(tmp_path / "nothing", LOOKS)
