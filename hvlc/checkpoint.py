@@ -1,4 +1,4 @@
-"""Checkpoints: a directory of config.json and safetensors, opened without reading the weights."""
+"""Checkpoints, opened without reading the weights: a directory of config.json and safetensors, or a GGUF file."""
 
 import hashlib
 import json
@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError, raise_all
+from hvlc.gguf.file import GgufEntry, GgufFile, read_gguf
+from hvlc.gguf.names import derived_config, interleaved_heads, parameter_name
 
 _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -36,7 +38,10 @@ _SETTINGS = (
     "processor_config.json",
     "preprocessor_config.json",
 )
+_GGUF_DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16", "I8": "I8", "I32": "I32", "I64": "I64"}  # not in blocks
 _AT_ONCE = 1 << 20  # bytes of a file that is digested
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_GGUF = ".gguf"
 _HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
 
 
@@ -75,6 +80,21 @@ class StoredTensor:
             self.buffer.madvise(mmap.MADV_DONTNEED, first, length)
 
 
+@dataclass(frozen=True)
+class GgufTensor(StoredTensor):
+    """One tensor of a GGUF file: numbers, or uint8 `[..., bytes of a row]` whose rows are ggml's blocks.
+
+    Attributes:
+        kind: ggml's name of its type, e.g. "Q4_1".
+        columns: values of a row.
+        heads: how many heads have the halves of their rows interleaved; 0 for none.
+    """
+
+    kind: str = "F32"
+    columns: int = 0
+    heads: int = 0
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """Header, first data byte and file size of a safetensors file."""
     size = path.stat().st_size
@@ -92,7 +112,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, size
 
 
-def _open_file(path: Path) -> dict[str, StoredTensor]:
+def open_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file.
 
     Raises:
@@ -146,11 +166,11 @@ def digest_file(path: Path, given_up: threading.Event | None = None) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory.
+    """A checkpoint directory, or a GGUF file.
 
     Attributes:
-        directory: where it is.
-        config: parsed config.json.
+        directory: where config and tokenizer are; a GGUF file that was named itself has nothing beside it.
+        config: parsed config.json, or the same from a GGUF file's metadata.
         tensors: every stored tensor by name.
         files: the weight files, sorted.
         problems: what exporting found wrong with the tensors, so that all of it can be told at once.
@@ -168,22 +188,26 @@ class Checkpoint:
     def open(cls, directory: Path) -> "Checkpoint":
         """Read the config and the headers of the weight files.
 
+        Args:
+            directory: of config.json and safetensors; of one GGUF file, with config.json and tokenizer beside it or
+                not; or a GGUF file, whose neighbours are not looked at.
+
         Raises:
             UserError: no directory, no config, no weights, or a damaged file.
         """
+        gguf = _gguf_file(directory)
+        if gguf is not None:
+            return _open_gguf(directory, gguf)
         if not directory.is_dir():
-            raise UserError("checkpoint.missing", f"{directory} is no directory", "name a checkpoint directory")
-        config = read_json(directory / "config.json", "checkpoint.config")
-        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise UserError(
-                "checkpoint.config", f"{directory / 'config.json'} names no model_type", "use a transformers config"
-            )
+            cause = f"{directory} is no directory"
+            raise UserError("checkpoint.missing", cause, "name a checkpoint directory or a .gguf file")
+        config = _read_config(directory)
         files, index = _weight_files(directory)
         found: dict[str, dict[str, StoredTensor]] = {}
         damaged: list[HvlcError] = []
         for file in files:
             try:
-                found[file.name] = _open_file(file)
+                found[file.name] = open_tensors(file)
             except UserError as error:
                 damaged.append(error)
         raise_all(damaged)
@@ -195,6 +219,11 @@ class Checkpoint:
         tensors = {name: tensor for some in found.values() for name, tensor in some.items()}
         tensors |= {name: found[Path(file).name][name] for name, file in index.items()}
         return cls(directory, config, tensors, files)
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that it is, if it is one."""
+        return next((path for path in self.files if path.suffix == _GGUF), None)
 
     @property
     def model_type(self) -> str:
@@ -222,9 +251,57 @@ class Checkpoint:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _read_config(directory: Path) -> dict[str, Any]:
+    config = read_json(directory / "config.json", "checkpoint.config")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(
+            "checkpoint.config", f"{directory / 'config.json'} names no model_type", "use a transformers config"
+        )
+    return config
+
+
+def _gguf_file(given: Path) -> Path | None:
+    """The GGUF file that is meant: the given one, or that of a directory without safetensors.
+
+    Raises:
+        UserError: the directory holds several.
+    """
+    if given.suffix == _GGUF and given.is_file():
+        return given
+    if not given.is_dir() or any((given / name).is_file() for name in (_SINGLE, _INDEX)):
+        return None
+    found = sorted(path for path in given.iterdir() if path.suffix == _GGUF and path.is_file())
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError("checkpoint.weights", f"{given} holds several GGUF files: {names}", "name one of them")
+    return found[0] if found else None
+
+
+def _open_gguf(given: Path, path: Path) -> Checkpoint:
+    """A GGUF file as a checkpoint: config.json beside it wins over its own metadata."""
+    file = read_gguf(path)
+    if file.metadata.get("split.count", 0) not in (0, 1):
+        cause = f"{path} is one of {file.metadata['split.count']} parts"
+        raise UserError("checkpoint.weights", cause, "join them with llama.cpp's llama-gguf-split --merge")
+    config = _read_config(given) if (given / "config.json").is_file() else derived_config(file)
+    tensors = {}
+    for name, entry in file.entries.items():
+        tensor = _gguf_tensor(file, parameter_name(name) or name, entry)
+        tensors[tensor.name] = tensor
+    return Checkpoint(given, config, tensors, (path,))
+
+
+def _gguf_tensor(file: GgufFile, name: str, entry: GgufEntry) -> GgufTensor:
+    dtype = _GGUF_DTYPES.get(entry.kind)
+    shape = entry.shape if dtype else (*entry.shape[:-1], entry.row_bytes)
+    heads = interleaved_heads(file, entry.name)
+    found = _DTYPES[dtype or "U8"]
+    return GgufTensor(name, found, shape, file.buffer, entry.offset, entry.kind, entry.shape[-1], heads)
+
+
 def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """The safetensors files of a checkpoint, single or sharded, and which shard the index says holds a tensor."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    single, index = directory / _SINGLE, directory / _INDEX
     if single.is_file():
         return (single,), {}
     if not index.is_file():

@@ -206,7 +206,7 @@ def test_a_build_of_a_damaged_checkpoint_names_the_cause_and_leaves_nothing(
     damage(checkpoint)
     (tmp_path / "work").mkdir()
     with pytest.raises(UserError) as error:
-        build(BuildRequest(checkpoint, "cpu", "w4a16", tmp_path / "work" / "out"))
+        build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "work" / "out"))
     assert error.value.code == code
     assert word in error.value.cause
     assert list((tmp_path / "work").iterdir()) == []

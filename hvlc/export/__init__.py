@@ -9,8 +9,8 @@ from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
-from hvlc.export.settings import refuse_quantized
 from hvlc.manifest import Kind
+from hvlc.prequantized.reading import read_grouping
 
 _TASKS = {
     Kind.VISION_LANGUAGE: "image-text-to-text",
@@ -36,7 +36,7 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
             f"no family exports model_type {checkpoint.model_type!r}",
             nearest(checkpoint.model_type, known_families()),
         )
-    refuse_quantized(checkpoint)
+    read_grouping(checkpoint)  # a quantization that nobody reads is refused before anything is built
     family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
     bundle: Bundle = family.export(checkpoint)
     _check_task(checkpoint.model_type, Kind(str(bundle.facts["kind"])))

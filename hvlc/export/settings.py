@@ -1,6 +1,5 @@
 """What stands beside the weights of a checkpoint, and what of it is refused: configuration, generation, processor."""
 
-from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,26 +26,6 @@ def read_config(config_class: type[C], checkpoint: Checkpoint) -> C:
         cause = f"{checkpoint.directory}: {error.__cause__ or error}"
         raise UserError("checkpoint.config", cause, "correct config.json") from error
     return config
-
-
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse weights that another tool has quantized: their tensors are not the parameters they stand for.
-
-    Raises:
-        UserError: the configuration, or a part of it, names a quantization.
-    """
-    for where, part in _parts("config.json", checkpoint.config):
-        if part.get("quantization_config"):
-            cause = f"{where} has a quantization_config, which a later version may read"
-            raise UserError("checkpoint.quantized", cause, "name the float checkpoint that it was made from")
-
-
-def _parts(where: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The configuration and the configurations inside it, with their places."""
-    yield where, config
-    for name, value in config.items():
-        if name.endswith("_config") and isinstance(value, dict):
-            yield from _parts(f"{where}: {name}", value)
 
 
 def refuse_surplus(b: GraphBuilder, name: str) -> None:

@@ -1,0 +1,1 @@
+"""GGUF files: what their header says, and what transformers calls the things in it."""

@@ -1,0 +1,113 @@
+"""Matrices whose levels were chosen by whoever made the checkpoint: numbers, and the blocks they are made of."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hvlc.lazy import Box, Expression
+from hvlc.plan import WeightFormat
+from hvlc.quantized import Solved, Stream, pack_levels, pack_zero_points, scale_dtype, stream_dtype, stream_shape
+
+#: What a plan calls the solver of a matrix whose levels are taken as they are.
+STORED = "stored"
+
+_SMALLEST_BLOCK = 16  # of com.microsoft.MatMulNBits
+
+
+class Prequantized(Expression):
+    """A float32 matrix `[out, in]` that may have a block-wise form, from which it differs by float rounding at most.
+
+    Attributes:
+        origin: the format that it has in the checkpoint, for people.
+        format: its block-wise form, or None when it has none.
+        obstacle: why it has none.
+    """
+
+    origin: str
+    format: WeightFormat | None
+    obstacle: str = ""
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        """Of the values."""
+        return np.dtype(np.float32)
+
+    @abstractmethod
+    def levels(self, start: int, stop: int) -> np.ndarray:
+        """Levels of some rows, uint8 `[rows, blocks, block_size]`."""
+
+    @abstractmethod
+    def scales(self, start: int, stop: int) -> np.ndarray:
+        """Scales of some rows, float32 `[rows, blocks]`, exact in the format's scale type."""
+
+    @abstractmethod
+    def zero_points(self, start: int, stop: int) -> np.ndarray:
+        """Zero points of some rows, `[rows, blocks]`, only of asymmetric formats: uint8; of float zeros the value of
+        the middle level, float32.
+        """
+
+    def formats(self) -> Iterator[WeightFormat]:
+        """Its form, and the same in smaller blocks, which repeat scale and zero point: as exact."""
+        size = self.format.block_size if self.format else 0
+        while self.format and size >= _SMALLEST_BLOCK:
+            yield replace(self.format, block_size=size)
+            if size % 2:
+                return
+            size //= 2
+
+    def form(self, format: WeightFormat) -> Solved:
+        """It in one of `formats`."""
+        rows, columns = self.shape
+        parts = [TakenPart(self, format, stream) for stream in Stream]
+        return Solved((rows, columns), format, tuple(parts[:2] if format.symmetric else parts))
+
+
+@dataclass(frozen=True)
+class TakenPart(Expression):
+    """One stored tensor of a matrix whose levels are known."""
+
+    of: Prequantized
+    format: WeightFormat
+    stream: Stream
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """As onnxruntime stores it."""
+        rows, columns = self.of.shape
+        return stream_shape((rows, columns), self.format, self.stream)
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        """As onnxruntime stores it."""
+        return stream_dtype(self.format, self.stream)
+
+    def parts(self) -> Iterator[Expression]:
+        """The matrix."""
+        yield self.of
+
+    def box(self, box: Box) -> np.ndarray:
+        """The stream of the box's rows."""
+        rows = box[0].start, box[0].stop
+        match self.stream:
+            case Stream.LEVELS:
+                values = pack_levels(self._in_blocks(self.of.levels(*rows)), self.format.bits)
+            case Stream.SCALES:
+                values = self._repeated(self.of.scales(*rows)).astype(scale_dtype(self.format), copy=False)
+            case Stream.ZERO_POINTS:
+                values = pack_zero_points(self._repeated(self.of.zero_points(*rows)), self.format)
+        return values[(slice(None), *box[1:])]
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.of.shape[1] // self.format.block_size)
+
+    def _in_blocks(self, levels: np.ndarray) -> np.ndarray:
+        """Levels in blocks of the wanted size, without blocks that are padding alone."""
+        return np.ascontiguousarray(levels.reshape(len(levels), -1, self.format.block_size)[:, : self._blocks])
+
+    def _repeated(self, values: np.ndarray) -> np.ndarray:
+        """A value for each block of the wanted size."""
+        whole = self.of.format.block_size if self.of.format else self.format.block_size
+        return np.repeat(values, whole // self.format.block_size, 1)[:, : self._blocks]
