@@ -224,3 +224,142 @@ def asymmetric(
         scales[first : first + lanes] = best[:lanes]
         for lane in range(lanes):
             zero_points[first + lane] = np.uint8(best_zeros[lane])
+
+
+@compiled
+def _weighted_error(
+    values: np.ndarray, importance: np.ndarray, scale: np.float32, zero: np.float32, top: np.float32
+) -> np.float32:
+    """Weighted squared error of a block under a scale and zero point."""
+    inverse = np.float32(1) / scale if abs(scale) >= _NORMAL else np.float32(0)
+    error = np.float32(0)
+    for i in range(values.size):
+        level = min(max(np.floor(values[i] * inverse + zero + np.float32(0.5)), np.float32(0)), top)
+        missed = (level - zero) * scale - values[i]
+        error += importance[i] * missed * missed
+    return error
+
+
+@compiled
+def weighted_symmetric(
+    weight: np.ndarray,
+    importance: np.ndarray,
+    bits: int,
+    block_size: int,
+    shrink: np.ndarray,
+    negative: bool,
+    half_scales: bool,
+    scales: np.ndarray,
+) -> None:
+    """Scales as in `symmetric`, each column's error weighted by its importance.
+
+    Args:
+        weight: float32 `[out, in]`, whole blocks.
+        importance: float32 `[in]`.
+        bits: width of an element.
+        block_size: of a block.
+        shrink: float32 factors.
+        negative: whether a scale may be negative.
+        half_scales: round scales to float16.
+        scales: float32 `[out, blocks]`, filled.
+    """
+    half, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
+    tried = np.empty(2 * shrink.size, np.float32)
+    for row in range(weight.shape[0]):
+        for block in range(scales.shape[1]):
+            values = weight[row, block * block_size : (block + 1) * block_size]
+            weights = importance[block * block_size : (block + 1) * block_size]
+            extreme = np.float32(0)
+            for value in values:
+                if abs(value) > abs(extreme) or (abs(value) == abs(extreme) and value < 0):
+                    extreme = value
+            for i in range(shrink.size):
+                other = extreme / -half * shrink[i]
+                tried[2 * i] = abs(extreme) / (half - np.float32(1)) * shrink[i]
+                tried[2 * i + 1] = other if negative or other > 0 else tried[2 * i]
+            if half_scales:
+                _to_half(tried)
+            least, best = np.float32(np.inf), tried[0]
+            for scale in tried:
+                error = _weighted_error(values, weights, scale, half, top)
+                if error < least:
+                    least, best = error, scale
+            scales[row, block] = best
+
+
+@compiled
+def weighted_asymmetric(
+    weight: np.ndarray,
+    importance: np.ndarray,
+    bits: int,
+    block_size: int,
+    shrink: np.ndarray,
+    half_scales: bool,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+) -> None:
+    """Scales and zero points as in `asymmetric`, each column's error weighted by its importance.
+
+    Both ends of the range are shrunk on their own: inputs of little importance may be cut off at one end only.
+    """
+    top = np.float32(2**bits - 1)
+    tried = np.empty(1, np.float32)
+    for row in range(weight.shape[0]):
+        for block in range(scales.shape[1]):
+            values = weight[row, block * block_size : (block + 1) * block_size]
+            weights = importance[block * block_size : (block + 1) * block_size]
+            low, high = np.float32(0), np.float32(0)
+            for value in values:
+                low, high = min(low, value), max(high, value)
+            least, found = np.float32(np.inf), False
+            for above in shrink:
+                for below in shrink:
+                    tried[0] = high / top * above - low / top * below  # apart: the difference may overflow
+                    if half_scales:
+                        _to_half(tried)
+                    scale = tried[0]
+                    inverse = np.float32(1) / scale if abs(scale) >= _NORMAL else np.float32(0)
+                    zero = min(max(np.floor(-low * below * inverse + np.float32(0.5)), np.float32(0)), top)
+                    error = _weighted_error(values, weights, scale, zero, top)
+                    if error < least or not found:  # an overflowing square loses no block
+                        least, found, scales[row, block], zeros[row, block] = error, True, scale, zero
+
+
+@compiled
+def feed_back(
+    weight: np.ndarray,
+    target: np.ndarray,
+    feedback: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+    block_of: np.ndarray,
+    top: int,
+    levels: np.ndarray,
+    errors: np.ndarray,
+) -> None:
+    """Round some columns one after another, each error fed to the columns behind it.
+
+    Args:
+        weight: float32 `[out, columns]`.
+        target: float32 `[out, columns]`, the weight and the errors of all columns before; changed.
+        feedback: float32 `[columns, columns]`, strictly upper triangular.
+        scales: float32 `[out, blocks]`.
+        zeros: float32 `[out, blocks]`.
+        block_of: int64 `[columns]`, the block that a column's scale is of.
+        top: highest level.
+        levels: uint8 `[out, columns]`, filled.
+        errors: float32 `[out, columns]`, filled with `weight - rounded`.
+    """
+    columns = block_of.size
+    highest = np.float32(top)
+    for row in range(weight.shape[0]):
+        wanted = target[row]
+        for j in range(columns):
+            scale, zero = scales[row, block_of[j]], zeros[row, block_of[j]]
+            inverse = np.float32(1) / scale if abs(scale) >= _NORMAL else np.float32(0)
+            level = min(max(np.floor(wanted[j] * inverse + zero + np.float32(0.5)), np.float32(0)), highest)
+            levels[row, j] = np.uint8(level)
+            error = weight[row, j] - (level - zero) * scale
+            errors[row, j] = error
+            for k in range(j + 1, columns):
+                wanted[k] += error * feedback[j, k]

@@ -45,7 +45,7 @@ def extreme_on_last_level(weight: np.ndarray, format: WeightFormat) -> Levels:
 
 
 def _symmetric(weight: np.ndarray, format: WeightFormat, shrink: np.ndarray, signed: np.ndarray) -> Levels:
-    levels, scales = _room(weight, format)
+    levels, scales = room(weight, format)
     half_scales = format.scale_type is ScaleType.FLOAT16
     flat = levels.reshape(-1, format.block_size)
     kernels.symmetric(
@@ -55,7 +55,7 @@ def _symmetric(weight: np.ndarray, format: WeightFormat, shrink: np.ndarray, sig
 
 
 def _asymmetric(weight: np.ndarray, format: WeightFormat, shrink: np.ndarray) -> Levels:
-    levels, scales = _room(weight, format)
+    levels, scales = room(weight, format)
     zeros = np.empty(scales.shape, np.uint8)
     half_scales = format.scale_type is ScaleType.FLOAT16
     flat = levels.reshape(-1, format.block_size)
@@ -63,6 +63,14 @@ def _asymmetric(weight: np.ndarray, format: WeightFormat, shrink: np.ndarray) ->
     return Levels(levels, scales, zeros, format)
 
 
-def _room(weight: np.ndarray, format: WeightFormat) -> tuple[np.ndarray, np.ndarray]:
+def room(weight: np.ndarray, format: WeightFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Unfilled levels uint8 `[out, blocks, block_size]` and scales float32 `[out, blocks]` of a weight."""
     rows, blocks = weight.shape[0], -(-weight.shape[1] // format.block_size)
     return np.empty((rows, blocks, format.block_size), np.uint8), np.empty((rows, blocks), np.float32)
+
+
+def stored_zeros(zeros: np.ndarray, format: WeightFormat) -> np.ndarray | None:
+    """Zero points float32 `[out, blocks]` in the element type that they are stored in."""
+    if format.symmetric:
+        return None
+    return zeros if format.float_zeros else zeros.astype(np.uint8)

@@ -1,0 +1,160 @@
+"""GPTQ: levels chosen column by column, every error made good by the columns that are still to come.
+
+Frantar et al., "GPTQ" (arXiv 2210.17323), in the form of LDLQ (Chee et al., "QuIP", arXiv 2307.13304, theorem 6: the
+two are the same): with the Gram matrix `G = M D M^T`, `M` unit upper triangular, column `k` is rounded from
+`w_k + sum_{j<k} (w_j - q_j) M[j, k]`. That takes one Cholesky factorization and no inverse.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvlc.calibration.solvers import kernels
+from hvlc.calibration.statistics import InputStatistics, damped
+from hvlc.plan import ScaleType, WeightFormat
+from hvlc.quantized import Levels
+
+_SHRINK = np.linspace(1.0, 0.6, 12, dtype=np.float32)
+_STEP = 128  # columns between two products with the rest of the matrix
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """How GPTQ works.
+
+    Attributes:
+        damping: share of the Gram matrix's mean diagonal that is added to its diagonal. Calibration sees few tokens:
+            a tenth, not the usual hundredth, is what holds on text that it did not see (docs/quantization.md).
+        act_order: columns with the largest inputs first.
+    """
+
+    damping: float = 0.1
+    act_order: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping {self.damping} is not above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A Gram matrix made ready for many matrices that share an input.
+
+    Attributes:
+        gram: float32 `[padded, padded]`, damped and divided by its mean diagonal: levels do not depend on the size of
+            the inputs. The columns that pad the last block have inputs of their own.
+        order: int64 `[padded]`, the columns in the order of their turn.
+        feedback: `M` of the ordered matrix, float32 `[padded, padded]`, strictly upper triangular (its unit diagonal
+            left out).
+    """
+
+    gram: np.ndarray
+    order: np.ndarray
+    feedback: np.ndarray
+
+
+def factor(statistics: InputStatistics, block_size: int, options: GptqOptions) -> Factored:
+    """Damp, order and factor a Gram matrix, padded to whole blocks.
+
+    Inputs that never were anything but zero cost nothing whatever their weights; the damping keeps them in shape.
+    """
+    size = statistics.gram.shape[0]
+    padded = -(-size // block_size) * block_size
+    gram = np.eye(padded, dtype=np.float32)
+    gram[:size, :size] = damped(statistics, options.damping)
+    diagonal = np.diagonal(gram)
+    order = np.argsort(-diagonal, kind="stable") if options.act_order else np.arange(padded)
+    return Factored(gram, order, _feedback(gram, order))
+
+
+def _feedback(gram: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`M` without its diagonal: the Cholesky factor of the matrix read backwards, read backwards."""
+    backwards = order[::-1]
+    ordered = gram[np.ix_(backwards, backwards)]
+    lower = _cholesky(ordered)
+    lower /= np.diagonal(lower)
+    upper = np.ascontiguousarray(lower[::-1, ::-1])
+    np.fill_diagonal(upper, 0)
+    return upper
+
+
+def _cholesky(gram: np.ndarray) -> np.ndarray:
+    """The lower factor; the diagonal is raised while float32 has too few digits for a damping this small."""
+    lift = np.finfo(np.float32).eps * gram.shape[0]
+    while True:
+        try:
+            return np.linalg.cholesky(gram)
+        except np.linalg.LinAlgError:
+            gram[np.diag_indices(gram.shape[0])] += np.float32(lift)
+            lift *= 4
+
+
+def gptq(
+    weight: np.ndarray, format: WeightFormat, statistics: InputStatistics, options: GptqOptions | None = None
+) -> Levels:
+    """Levels by GPTQ, under scales that minimize each block's squared error weighted by its inputs' mean squares.
+
+    Args:
+        weight: float32 `[out, in]`.
+        format: bits, block size, symmetry and scale type.
+        statistics: of the inputs.
+        options: damping and order.
+
+    Returns:
+        Levels of `[out, ceil(in / block_size), block_size]`.
+    """
+    return prepare_gptq(statistics, format, options or GptqOptions())(weight)
+
+
+def prepare_gptq(
+    statistics: InputStatistics, format: WeightFormat, options: GptqOptions
+) -> Callable[[np.ndarray], Levels]:
+    """A function that solves matrices of one input."""
+    factored = factor(statistics, format.block_size, options)
+    return lambda weight: gptq_factored(weight, format, factored)
+
+
+def gptq_factored(weight: np.ndarray, format: WeightFormat, factored: Factored) -> Levels:
+    """`gptq` with the factorization done, for several matrices that share an input."""
+    rows, size, blocks = weight.shape[0], factored.order.size, factored.order.size // format.block_size
+    weight = np.pad(np.asarray(weight, np.float32), ((0, 0), (0, size - weight.shape[1])))
+    scales, zeros = _grids(weight, format, np.ascontiguousarray(np.diagonal(factored.gram)))
+    levels = np.empty((rows, size), np.uint8)
+    ordered, turned = weight[:, factored.order], levels[:, factored.order]
+    target, missed = ordered.copy(), np.empty((rows, _STEP), np.float32)
+    block_of = (factored.order // format.block_size).astype(np.int64)
+    top = 2**format.bits - 1
+    for first in range(0, size, _STEP):
+        last = min(first + _STEP, size)
+        errors = missed[:, : last - first]
+        kernels.feed_back(
+            ordered[:, first:last],
+            target[:, first:last],
+            factored.feedback[first:last, first:last],
+            scales,
+            zeros,
+            block_of[first:last],
+            top,
+            turned[:, first:last],
+            errors,
+        )
+        if last < size:
+            target[:, last:] += errors @ factored.feedback[first:last, last:]
+    levels[:, factored.order] = turned
+    stored_zeros = None if format.symmetric else zeros.astype(np.uint8)
+    return Levels(levels.reshape(rows, blocks, format.block_size), scales, stored_zeros, format)
+
+
+def _grids(weight: np.ndarray, format: WeightFormat, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points float32 `[out, blocks]` of least weighted squared error."""
+    shape = (weight.shape[0], weight.shape[1] // format.block_size)
+    scales, zeros = np.empty(shape, np.float32), np.full(shape, 2 ** (format.bits - 1), np.float32)
+    half = format.scale_type is ScaleType.FLOAT16
+    if format.symmetric:
+        kernels.weighted_symmetric(
+            weight, importance, format.bits, format.block_size, _SHRINK, format.negative_scales, half, scales
+        )
+    else:
+        kernels.weighted_asymmetric(weight, importance, format.bits, format.block_size, _SHRINK, half, scales, zeros)
+    return scales, zeros
