@@ -87,6 +87,12 @@ class Expression(ABC):
             return self
         return Narrow(self, axis, start, stop)
 
+    def scale(self, factors: "Expression", axis: int) -> "Expression":
+        """Multiplied along one axis by a factor for each position: `[shape[axis]]`, of the same dtype."""
+        if not 0 <= axis < len(self.shape) or factors.shape != (self.shape[axis],) or factors.dtype != self.dtype:
+            raise ValueError(f"{factors.shape} {factors.dtype} do not scale axis {axis} of {self.shape} {self.dtype}")
+        return Scaled(self, factors, axis)
+
     def reshape(self, *shape: int) -> "Expression":
         """The same values in row-major order under another shape."""
         if math.prod(shape) != math.prod(self.shape) or min(shape, default=0) < 0:
@@ -250,6 +256,35 @@ class Reshape(_View):
 
 
 @dataclass(frozen=True)
+class Scaled(Expression):
+    """Another expression multiplied along an axis by a factor for each position, rounded once."""
+
+    of: Expression
+    factors: Expression
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """That of the source."""
+        return self.of.shape
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        """That of the source."""
+        return self.of.dtype
+
+    def parts(self) -> Iterator[Expression]:
+        """The source and the factors."""
+        yield self.of
+        yield self.factors
+
+    def box(self, box: Box) -> np.ndarray:
+        """The source's box times the factors of its range."""
+        factors = self.factors.box((box[self.axis],))
+        return self.of.box(box) * factors.reshape(-1, *[1] * (len(box) - self.axis - 1))
+
+
+@dataclass(frozen=True)
 class Concat(Expression):
     """Expressions one after another along an axis."""
 
@@ -325,18 +360,28 @@ class LazyTensor(ir.LazyTensor):
     """An initializer whose values are an expression, computed anew on every access.
 
     Attributes:
-        expression: its values, of any shape with as many elements (a view of the same bytes).
+        expression: its values, of any shape with as many elements (a view of the same bytes); or the bytes uint8 of
+            values of another type, two to a byte where they have 4 bits.
     """
 
     __slots__ = ("expression",)
 
-    def __init__(self, name: str, expression: Expression, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        expression: Expression,
+        shape: tuple[int, ...] | None = None,
+        of_bytes: ir.DataType | None = None,
+    ) -> None:
         self.expression = expression
         dims = expression.shape if shape is None else shape
-        dtype = ir.DataType.from_numpy(expression.dtype)
+        dtype = of_bytes or ir.DataType.from_numpy(expression.dtype)
 
         def evaluate() -> ir.TensorProtocol:
-            values = np.ascontiguousarray(expression.read()).reshape(dims)
+            values = np.ascontiguousarray(expression.read())
+            if dtype.bitwidth == 4:
+                return ir.PackedTensor(values.reshape(-1), dtype, shape=ir.Shape(dims), name=name)
+            values = values.reshape(dims) if of_bytes is None else values.view(dtype.numpy()).reshape(dims)
             return ir.Tensor(values, dtype=dtype, shape=ir.Shape(dims), name=name)
 
         super().__init__(evaluate, dtype, ir.Shape(dims), cache=False, name=name)

@@ -124,7 +124,7 @@ def step(draw: st.DrawFn, expression: Expression, value: np.ndarray) -> Pair:
     """One more operation on an expression, and the same by numpy."""
     steps = ["cast", "transpose", "reshape", "wrap"]
     if value.ndim:
-        steps += ["narrow", "concat", "mixed"]
+        steps += ["narrow", "concat", "mixed", "scale"]
     if value.ndim == 2 and value.dtype == np.float32 and value.shape[1] and np.isfinite(value).all():
         steps += ["quantize"] * 2
     match draw(st.sampled_from(steps)):
@@ -151,6 +151,14 @@ def step(draw: st.DrawFn, expression: Expression, value: np.ndarray) -> Pair:
             halves = [expression.narrow(axis, middle, value.shape[axis]), expression.narrow(axis, 0, middle)]
             first, second = np.split(value, [middle], axis)
             return concat(halves, axis), np.concatenate([second, first], axis)
+        case "scale":
+            axis = draw(st.integers(0, value.ndim - 1))
+            scales = np.arange(1, value.shape[axis] + 1).astype(value.dtype)
+            scaled = value.copy()
+            along = np.moveaxis(scaled, axis, 0)
+            for position, scale in enumerate(scales):
+                along[position] *= scale
+            return expression.scale(Constant(scales), axis), scaled
         case "wrap":
             match draw(st.integers(0, 5)):
                 case 0:
@@ -284,6 +292,10 @@ BAD = {
     "a reshape to another size": lambda w: w.reshape(5, 5),
     "a reshape with a guess": lambda w: w.reshape(-1, 4),
     "a reshape to two negative sides": lambda w: w.reshape(-6, -4),
+    "factors of another length": lambda w: w.scale(Constant(np.ones(5, np.float32)), 0),
+    "factors of another rank": lambda w: w.scale(Constant(np.ones((6, 1), np.float32)), 0),
+    "factors of another dtype": lambda w: w.scale(Constant(np.ones(6, np.float16)), 0),
+    "factors for an axis that is not there": lambda w: w.scale(Constant(np.ones(6, np.float32)), 2),
     "a join of other columns": lambda w: concat([w, w.transpose()]),
     "a join of other dtypes": lambda w: concat([w, w.cast(np.float16)]),
     "a join of other ranks": lambda w: concat([w, w.reshape(24)]),

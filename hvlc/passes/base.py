@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.errors import HvlcError
+from hvlc.lazy import Expression, LazyTensor
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,26 @@ def replace_node(old: ir.Node, new: ir.Node, outputs: dict[int, int]) -> None:
         target.name, target.type, target.shape = source.name, source.type, source.shape
         ir.convenience.replace_all_uses_with(source, target, replace_graph_outputs=True)
     graph.remove(old, safe=True)
+
+
+def replace_weight(value: ir.Value, expression: Expression) -> None:
+    """Give an initializer other values of the same shape and dtype, under the same name."""
+    value.const_value = LazyTensor(str(value.name), expression)
+
+
+def add_weight(graph: ir.Graph, name: str, expression: Expression) -> ir.Value:
+    """A new initializer with lazy values."""
+    tensor = LazyTensor(name, expression)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """An initializer of this tensor, named like it; the one that the graph has under that name, when it has one."""
+    if tensor.name in graph.initializers:
+        return graph.initializers[str(tensor.name)]
+    dims = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=dims)
+    graph.register_initializer(value)
+    return value
