@@ -40,6 +40,8 @@ class BlockFormat(StrictModel):
         block_sizes: input channels that share one scale.
         zero_points: whether asymmetric blocks are taken.
         negative_scales: whether a scale may be negative.
+        float_zero_points: whether a zero point may be any float, so that a block may have a float minimum: the product
+            is one without zero points, and a product by the sums of each block's inputs.
         evidence: how this is known.
         source: where.
     """
@@ -48,6 +50,7 @@ class BlockFormat(StrictModel):
     block_sizes: tuple[int, ...]
     zero_points: bool
     negative_scales: bool
+    float_zero_points: bool = False
     evidence: Evidence
     source: str
 
@@ -66,6 +69,8 @@ class Target(StrictModel):
         block_formats: quantized matrix products.
         gather_bits: widths that the block-wise embedding look-up takes.
         lookup_dtypes: element types of tables that a look-up (Gather) copies rows from.
+        activation_dtypes: element types of static integer activations (QDQ form).
+        cache_dtypes: element types of a KV cache besides float.
         fixed_shapes: whether every dimension must be static.
     """
 
@@ -79,6 +84,8 @@ class Target(StrictModel):
     block_formats: tuple[BlockFormat, ...]
     gather_bits: tuple[int, ...] = ()
     lookup_dtypes: tuple[str, ...] = ("float32",)
+    activation_dtypes: tuple[str, ...] = ()
+    cache_dtypes: tuple[str, ...] = ()
     fixed_shapes: bool = False
 
     @model_validator(mode="after")
@@ -108,6 +115,11 @@ class Target(StrictModel):
             return Verdict(False, f"{self.name} takes no zero points at {bits} bits")
         return Verdict(True)
 
+    def takes_float_zero_points(self, bits: int) -> Verdict:
+        """Whether a block's zero point may be a float."""
+        taken = any(f.bits == bits and f.float_zero_points for f in self.block_formats)
+        return Verdict(taken, f"{self.name} takes no float zero points at {bits} bits")
+
     def takes_negative_scales(self, bits: int) -> bool:
         """Whether a block's scale may be negative, which lets its extreme value use all levels."""
         return any(f.bits == bits and f.negative_scales for f in self.block_formats)
@@ -117,6 +129,14 @@ class Target(StrictModel):
         return Verdict(
             bits in self.gather_bits, f"{self.name} looks up {_list(self.gather_bits)} bits only, not {bits}"
         )
+
+    def takes_activations(self, dtype: str) -> Verdict:
+        """Whether static integer activations of this element type may run here."""
+        return Verdict(dtype in self.activation_dtypes, f"{self.name} takes no static {dtype} activations")
+
+    def takes_cache(self, dtype: str) -> Verdict:
+        """Whether attention may store its keys and values in this element type."""
+        return Verdict(dtype in self.cache_dtypes, f"{self.name} keeps no KV cache of {dtype}")
 
     def takes_lookup(self, dtype: str) -> Verdict:
         """Whether an embedding look-up may copy rows of this element type."""

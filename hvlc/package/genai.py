@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component, Role
 from hvlc.graph import GraphBuilder
-from hvlc.manifest import MANIFEST, Kind
+from hvlc.manifest import FLOAT_PRODUCTS, MANIFEST, Kind
 
 _VISION_TYPE = "gemma3"
 
@@ -25,13 +25,16 @@ def passthrough(hidden_size: int) -> Component:
     return Component("vision", Role.VISION_ROUTER, b.model(), "front")
 
 
-def genai_config(model_type: str, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+def genai_config(
+    model_type: str, facts: Mapping[str, Any], files: Mapping[str, str], entries: Mapping[str, str]
+) -> dict[str, Any]:
     """The configuration as a JSON value.
 
     Args:
         model_type: of the checkpoint; the type of a text decoder.
         facts: the bundle's facts.
         files: file name of each component.
+        entries: session options of the decoder (`session_entries`).
     """
     sees = facts["kind"] == Kind.VISION_LANGUAGE
     eos, pad = facts["eos_token_id"], facts["pad_token_id"]
@@ -44,7 +47,7 @@ def genai_config(model_type: str, facts: Mapping[str, Any], files: Mapping[str, 
             "pad_token_id": first_eos if pad is None else pad,
             "vocab_size": facts["vocab_size"],
             "context_length": facts["context_length"],
-            "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids"),
+            "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries),
             **(_vision(facts, files) if sees else {}),
         },
         "search": {
@@ -65,7 +68,14 @@ def _session() -> dict[str, Any]:
     return {"provider_options": []}
 
 
-def _decoder(facts: Mapping[str, Any], file: str, reads: str) -> dict[str, Any]:
+def session_entries(component: Component) -> dict[str, str]:
+    """What a session has to be told so that the graph computes what it says: see `FLOAT_PRODUCTS`."""
+    rows = [n for n in component.graph if n.op_type == "DequantizeLinear" and "block_size" not in n.attributes]
+    fused = any(node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.INT8 for node in rows)
+    return dict([FLOAT_PRODUCTS]) if fused else {}
+
+
+def _decoder(facts: Mapping[str, Any], file: str, reads: str, entries: Mapping[str, str]) -> dict[str, Any]:
     return {
         "filename": file,
         "head_size": facts["head_size"],
@@ -73,7 +83,7 @@ def _decoder(facts: Mapping[str, Any], file: str, reads: str) -> dict[str, Any]:
         "num_attention_heads": facts["num_heads"],
         "num_hidden_layers": facts["num_layers"],
         "num_key_value_heads": facts["num_kv_heads"],
-        "session_options": {"log_id": "onnxruntime-genai", **_session()},
+        "session_options": {"log_id": "onnxruntime-genai", **entries, **_session()},
         "inputs": {
             reads: reads,
             "attention_mask": "attention_mask",

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc.errors import UserError, nearest
-from hvlc.manifest import Manifest
+from hvlc.manifest import FLOAT_PRODUCTS, Manifest
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
 
@@ -126,4 +126,5 @@ class Vision:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        options.add_session_config_entry(*FLOAT_PRODUCTS)
         return ort.InferenceSession(self._directory / file, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,165 @@
+"""Products and look-ups in QDQ form run as numpy computes them from the same levels, which are stored once."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from hvlc.bundle import Bundle
+from hvlc.calibration.solvers import SOLVERS
+from hvlc.calibration.solvers.rtn import round_to_nearest
+from hvlc.errors import UserError
+from hvlc.lazy import Constant
+from hvlc.package.onnx_files import write_components
+from hvlc.passes.quantize_weights import QuantizeWeights
+from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
+from hvlc.plan import Assignment, Plan, ScaleType, WeightFormat
+from hvlc.quantized import Solved, stored_array, streams_of
+from tests.passes.test_quantize_weights import assignment, lookup, matrix, product
+from tests.running import OPTIMIZATIONS, session
+from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
+
+COLUMNS = 96
+FORMATS = [
+    WeightFormat(bits, block, True, scale_type)
+    for bits in (4, 8)
+    for block in (16, 32, COLUMNS)
+    for scale_type in ScaleType
+]
+
+
+def quantize(bundle: Bundle, *assignments: Assignment, solved: dict[tuple[str, str], Solved] | None = None) -> ir.Graph:
+    QuantizeWeightsQDQ(Plan("recipe", "npu", assignments), SOLVERS, solved or {}).run(bundle)
+    return bundle.components["graph"].graph
+
+
+def ops(graph: ir.Graph) -> list[str]:
+    return [node.op_type for node in graph if node.op_type != "Cast"]
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.usefixtures("checked")
+def test_a_product_is_that_of_the_dequantized_matrix(format: WeightFormat) -> None:
+    weight, x = matrix(24, COLUMNS), matrix(3, COLUMNS)
+    bundle = product(weight)
+    graph = quantize(bundle, assignment(weight, format))
+    assert ops(graph) == ["DequantizeLinear", "Transpose", "MatMul"]
+    stored = graph.initializers[f"w.int{format.bits}"]
+    assert (str(stored.dtype), stored.const_value.shape.numpy()) == (f"INT{format.bits}", (24, COLUMNS))
+    assert stored.const_value.nbytes == 24 * COLUMNS * format.bits // 8
+    exact = x.astype(np.float64) @ round_to_nearest(weight, format).dequantize(COLUMNS).T.astype(np.float64)
+    y = session(bundle.components["graph"].model).run(None, {"x": x})[0]
+    assert np.abs(y - exact).max() <= QUANTIZED_PRODUCT * np.abs(exact).max()
+    if format.bits == 4 or format.block_size < COLUMNS:  # what is left out here: see the module's docstring
+        y = session(bundle.components["graph"].model, "optimized").run(None, {"x": x})[0]
+        assert np.abs(y - exact).max() <= QUANTIZED_PRODUCT * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("level", ["1", None])
+def test_an_optimizer_rounds_the_inputs_of_rows_of_8_bits_unless_told_not_to(level: str | None) -> None:
+    import onnxruntime as ort
+
+    weight, x = matrix(24, COLUMNS), matrix(3, COLUMNS)
+    format = WeightFormat(8, COLUMNS, True, ScaleType.FLOAT32)
+    bundle = product(weight)
+    quantize(bundle, assignment(weight, format))
+    options = ort.SessionOptions()
+    if level:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+    proto = ir.to_proto(bundle.components["graph"].model).SerializeToString()
+    (y,) = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    exact = x.astype(np.float64) @ round_to_nearest(weight, format).dequantize(COLUMNS).T.astype(np.float64)
+    is_float = np.abs(y - exact).max() <= QUANTIZED_PRODUCT * np.abs(exact).max()
+    assert is_float == (level is not None)
+
+
+@pytest.mark.parametrize("form", ["lazy", "solved"])
+def test_levels_are_those_of_the_weight_only_form(form: str) -> None:
+    weight, format = matrix(24, COLUMNS), WeightFormat(4, 32)
+    levels = round_to_nearest(weight, format)
+    stored = tuple(Constant(stored_array(levels, stream)) for stream in streams_of(format))
+    solved = {("graph", "product"): Solved((24, COLUMNS), format, stored)} if form == "solved" else {}
+    graph = quantize(product(weight), assignment(weight, format), solved=solved)
+    kept = graph.initializers["w.int4"].const_value.numpy().astype(np.int8)
+    np.testing.assert_array_equal(kept, levels.levels.reshape(24, COLUMNS).astype(np.int8) - 8)
+    np.testing.assert_array_equal(graph.initializers["w.scales"].const_value.numpy(), levels.stored_scales())
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_look_up_reads_the_bytes_of_the_head(tmp_path: Path) -> None:
+    table, format, ids = matrix(10, 128), WeightFormat(4, 32), np.array([0, 9, 3, 3])
+    bundle, head = lookup(table), product(table)
+    quantize(bundle, assignment(table, format))
+    quantize(head, assignment(table, format))
+    assert ops(bundle.components["graph"].graph) == ["GatherBlockQuantized"]
+    expected = round_to_nearest(table, format).dequantize(128)[ids]
+    for optimization in OPTIMIZATIONS:
+        (y,) = session(bundle.components["graph"].model, optimization).run(None, {"x": ids})
+        np.testing.assert_allclose(y, expected, atol=QUANTIZED_LOOKUP * np.abs(expected).max(), rtol=0)
+    table_bytes, head_bytes = (
+        [v.const_value.tobytes() for v in b.components["graph"].graph.initializers.values()] for b in (bundle, head)
+    )
+    assert table_bytes == head_bytes
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_package_holds_each_level_once(tmp_path: Path, bits: int) -> None:
+    import onnxruntime as ort
+
+    weight, format, x = matrix(256, COLUMNS), WeightFormat(bits, 32), matrix(3, COLUMNS)
+    bundle = product(weight)
+    quantize(bundle, assignment(weight, format))
+    files, _ = write_components(bundle, tmp_path, 1, lambda done: None)
+    assert (tmp_path / "graph.onnx.data").stat().st_size == 256 * COLUMNS * bits // 8 + 2 * 256 * COLUMNS // 32
+    (y,) = ort.InferenceSession(str(tmp_path / files["graph"])).run(None, {"x": x})
+    exact = x @ round_to_nearest(weight, format).dequantize(COLUMNS).T
+    assert np.abs(y - exact).max() <= QUANTIZED_PRODUCT * np.abs(exact).max()
+
+
+def shared_product(weight: np.ndarray) -> Bundle:
+    """Two products with one matrix."""
+    bundle = product(weight)
+    graph = bundle.components["graph"].graph
+    first = graph[0]
+    second = ir.node("MatMul", list(first.inputs), name="again")
+    second.outputs[0].name, second.outputs[0].type, second.outputs[0].shape = (
+        "z",
+        first.outputs[0].type,
+        first.outputs[0].shape,
+    )
+    graph.append(second)
+    graph.outputs.append(second.outputs[0])
+    return bundle
+
+
+@pytest.mark.parametrize("kind", [QuantizeWeights, QuantizeWeightsQDQ])
+@pytest.mark.parametrize("scale_type", ScaleType)
+@pytest.mark.usefixtures("checked")
+def test_a_matrix_that_two_products_read_is_stored_once(kind: Any, scale_type: ScaleType) -> None:
+    weight, x = matrix(24, 64), matrix(3, 64)
+    one = assignment(weight, WeightFormat(4, 32, True, scale_type))
+    bundle = shared_product(weight)
+    kind(Plan("recipe", "npu", (one, replace(one, node="again"))), SOLVERS).run(bundle)
+    assert bundle.journal[-1].changed == 2
+    assert len(bundle.components["graph"].graph.initializers) == 2
+    y, z = session(bundle.components["graph"].model).run(None, {"x": x})
+    np.testing.assert_array_equal(y, z)
+
+
+@pytest.mark.parametrize(
+    ("format", "complaint"),
+    [
+        (WeightFormat(4, 32, symmetric=False), "without zero points"),
+        (WeightFormat(4, 64), "rows of 96 are no whole number"),
+    ],
+)
+def test_what_the_form_cannot_hold_is_refused_before_anything_changes(format: WeightFormat, complaint: str) -> None:
+    weight = matrix(24, COLUMNS)
+    bundle = product(weight)
+    with pytest.raises(UserError, match=r"plan\.static") as error:
+        quantize(bundle, assignment(weight, format))
+    assert complaint in error.value.cause
+    assert ops(bundle.components["graph"].graph) == ["MatMul"]
