@@ -32,12 +32,14 @@ class Estimate:
         memory_bytes: peak of unshared memory.
         seconds: wall seconds of evaluating and writing, without imports.
         threads: that evaluate weights.
+        calibration_seconds: wall seconds before that, roughly; None where no solver needs data.
     """
 
     disk_bytes: int
     memory_bytes: int
     seconds: float
     threads: int
+    calibration_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ from onnx_ir import tape
 
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.lazy import Computed, Expression, LazyTensor, Stored
+from hvlc.lazy import Computed, Expression, LazyTensor
+from hvlc.prequantized.reading import is_stored, read_parameter
 
 OPSET = 23
 IR_VERSION = 11
+#: Last part of the names of nodes that cut a decoder's sequence to its last position.
+LAST_POSITION = "last_position"
 MICROSOFT = "com.microsoft"
 
 
@@ -83,11 +86,15 @@ class GraphBuilder:
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint stores this parameter."""
-        return self._checkpoint is not None and name in self._checkpoint.tensors
+        return self._checkpoint is not None and is_stored(self._checkpoint, name)
 
     def stored_size(self, name: str, axis: int, otherwise: int) -> int:
-        """One dimension as the checkpoint has it, for sizes that no config gives; `otherwise` where it has none."""
-        found = self._checkpoint.tensors.get(name) if self._checkpoint else None
+        """One dimension as the checkpoint has it, for sizes that no config gives; `otherwise` where it has none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        found = read_parameter(self._checkpoint, name) if self._checkpoint else None
         return found.shape[axis] if found is not None and len(found.shape) > axis else otherwise
 
     def weight(self, name: str, shape: tuple[int, ...], *, transpose: bool = False) -> ir.Value:
@@ -110,25 +117,33 @@ class GraphBuilder:
         """A parameter of the checkpoint as float32; problems are collected as in `weight` when a shape is given.
 
         Raises:
-            UserError: it is missing, and no shape says how to go on.
+            UserError: it is missing or cannot be read, and no shape says how to go on.
         """
-        found = self._checkpoint.tensors.get(name) if self._checkpoint else None
-        integers = found is not None and found.dtype.kind in "iu"
-        if found is not None and not integers and shape in (None, found.shape):
-            return Stored(found).cast(np.float32)
-        if found is None:
-            problem = UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
-        elif integers:  # levels of some quantized format, whose scales nobody would apply
-            cause, fix = f"{name} is {found.dtype}, a float is expected", "save it as float32, float16 or bfloat16"
-            problem = UserError("checkpoint.dtype", cause, fix)
-        else:
-            cause = f"{name} is {list(found.shape)}, the config asks for {list(shape or ())}"
-            problem = UserError("checkpoint.weights", cause, "match config and weights")
-        if shape is None or self._checkpoint is None:
-            raise problem
-        if problem.cause not in [p.cause for p in self._checkpoint.problems]:
-            self._checkpoint.problems.append(problem)
+        try:
+            return self._read(name, shape)
+        except UserError as problem:
+            if shape is None or self._checkpoint is None:
+                raise
+            if problem.cause not in [p.cause for p in self._checkpoint.problems]:
+                self._checkpoint.problems.append(problem)
         return Computed(partial(np.zeros, shape, np.float32), (), shape, np.dtype(np.float32))
+
+    def _read(self, name: str, shape: tuple[int, ...] | None) -> Expression:
+        """A parameter as float32.
+
+        Raises:
+            UserError: it is missing, of integers or of another shape.
+        """
+        found = read_parameter(self._checkpoint, name) if self._checkpoint else None
+        if found is None:
+            raise UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
+        if found.dtype.kind in "iu":  # levels of some quantized format, whose scales nobody would apply
+            cause, fix = f"{name} is {found.dtype}, a float is expected", "save it as float32, float16 or bfloat16"
+            raise UserError("checkpoint.dtype", cause, fix)
+        if shape not in (None, found.shape):
+            cause = f"{name} is {list(found.shape)}, the config asks for {list(shape or ())}"
+            raise UserError("checkpoint.weights", cause, "match config and weights")
+        return found.cast(np.float32)
 
     def computed(
         self, name: str, shape: tuple[int, ...], function: Callable[..., np.ndarray], *parameters: Expression
@@ -163,3 +178,17 @@ class GraphBuilder:
     def model(self) -> ir.Model:
         """The finished model."""
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="hvlc")
+
+
+def keep_positions(graph: ir.Graph) -> int:
+    """Take the cuts to the last position out of a decoder, of a bundle or of a package; returns how many there were."""
+    cuts = [n for n in graph if n.op_type == "Slice" and str(n.name).rpartition(".")[2] == LAST_POSITION]
+    for node in cuts:
+        source = node.inputs[0]
+        if source is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            graph.remove(node, safe=True)
+    for output in graph.outputs if cuts else ():
+        if output.name == "logits" and output.shape is not None:
+            output.shape = ir.Shape([output.shape[0], "sequence", output.shape[2]])
+    return len(cuts)

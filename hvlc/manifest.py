@@ -12,6 +12,10 @@ from hvlc.errors import UserError
 from hvlc.spec import StrictModel
 
 MANIFEST = "hvlc.json"
+
+#: A session option. Without it onnxruntime makes products with int8 activations of those in float that read rows of
+#: 8 bits with one scale each (`hvlc.passes.quantize_weights_qdq`); on other graphs it has no effect.
+FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 _PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
@@ -134,7 +138,10 @@ class Preprocessing(StrictModel):
 
 
 class Sources(StrictModel):
-    """What the package was made from: hex SHA-256 of each input and of hvlc's own code, and the tools' versions."""
+    """What the package was made from: hex SHA-256 of each input and of hvlc's own code, and the tools' versions.
+
+    The calibration set is named as its source is, without directory; it is None where no solver needed one.
+    """
 
     model_type: str
     checkpoint: str
@@ -144,6 +151,9 @@ class Sources(StrictModel):
     target: str
     code: str
     versions: dict[str, str]
+    calibration_name: str | None = None
+    calibration: str | None = None
+    calibration_samples: int | None = None
 
 
 class Manifest(StrictModel):

@@ -19,7 +19,8 @@ class Levels:
     Attributes:
         levels: unsigned levels uint8 `[out, blocks, block_size]`, 0 to `2**bits - 1`.
         scales: float32 `[out, blocks]`, already rounded to the stored scale type.
-        zero_points: uint8 `[out, blocks]`, or None for `2**(bits - 1)` everywhere.
+        zero_points: uint8 (float32 where the format has float zeros) `[out, blocks]`, or None for `2**(bits - 1)`
+            everywhere.
         format: what they are.
     """
 
@@ -38,14 +39,15 @@ class Levels:
 
     def packed(self) -> np.ndarray:
         """uint8 `[out, blocks, block_size * bits / 8]`, low nibble first (com.microsoft.MatMulNBits, input B)."""
-        return _pack(self.levels, self.format.bits)
+        return pack_levels(self.levels, self.format.bits)
 
     def stored_scales(self) -> np.ndarray:
         """`[out, blocks]` in the stored scale type."""
         return self.scales.astype(scale_dtype(self.format))
 
     def packed_zero_points(self) -> np.ndarray:
-        """uint8 `[out, ceil(blocks * bits / 8)]`, low nibble first.
+        """uint8 `[out, ceil(blocks * bits / 8)]`, low nibble first; of float zeros the value of the middle level,
+        float32 `[out, blocks]`.
 
         Raises:
             HvlcError: the solver gave none (its bug).
@@ -55,16 +57,48 @@ class Levels:
             raise HvlcError(
                 "solver.zero_points", "the solver gave no zero points for an asymmetric format", "report it"
             )
-        if zeros.shape[1] % 2 and self.format.bits == 4:
-            zeros = np.pad(zeros, ((0, 0), (0, 1)))
-        return _pack(zeros, self.format.bits)
+        if self.format.float_zeros:
+            zeros = (2 ** (self.format.bits - 1) - zeros) * self.scales
+        return pack_zero_points(zeros, self.format)
 
 
-def _pack(levels: np.ndarray, bits: int) -> np.ndarray:
+def _unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The first `count` elements of each packed row."""
+    if bits == 8:
+        return packed[..., :count]
+    pairs = np.stack([packed & 15, packed >> 4], -1)
+    return pairs.reshape(*packed.shape[:-1], -1)[..., :count]
+
+
+def unpacked(solved: "Solved") -> np.ndarray:
+    """float32 `[out, in]` of a solved matrix."""
+    format, (rows, columns) = solved.format, solved.shape
+    blocks = ceil(columns / format.block_size)
+    levels = _unpack(solved.stream(Stream.LEVELS).read(), format.bits, format.block_size)
+    scales = solved.stream(Stream.SCALES).read().astype(np.float32).reshape(rows, blocks)
+    if format.float_zeros:
+        values = Levels(levels, scales, None, format).dequantize(columns)
+        middle = np.repeat(solved.stream(Stream.ZERO_POINTS).read(), format.block_size, 1)
+        return values + middle[:, :columns]
+    zeros = None if format.symmetric else _unpack(solved.stream(Stream.ZERO_POINTS).read(), format.bits, blocks)
+    return Levels(levels, scales, zeros, format).dequantize(columns)
+
+
+def pack_levels(levels: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 with an even last axis, two 4-bit levels in a byte, low nibble first."""
     if bits == 8:
         return levels
     pairs = np.ascontiguousarray(levels).view("<u2")
     return (pairs | pairs >> 4).astype(np.uint8)
+
+
+def pack_zero_points(zeros: np.ndarray, format: WeightFormat) -> np.ndarray:
+    """Zero points `[out, blocks]` as they are stored: packed uint8 rows, or float32 (see `ZeroType`)."""
+    if format.float_zeros:
+        return zeros.astype(np.float32, copy=False)
+    if zeros.shape[1] % 2 and format.bits == 4:
+        zeros = np.pad(zeros, ((0, 0), (0, 1)))
+    return pack_levels(zeros, format.bits)
 
 
 def scale_dtype(format: WeightFormat) -> np.dtype:
@@ -129,6 +163,30 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Dequantized(Expression):
+    """What a quantized matrix stands for: float32 `[out, in]`, solved row by row as it is read."""
+
+    of: Quantization
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """That of the weight."""
+        return self.of.weight.shape
+
+    def parts(self) -> Iterator[Expression]:
+        """The weight."""
+        yield self.of.weight
+
+    def box(self, box: Box) -> np.ndarray:
+        """The box of its rows."""
+        rows = np.ascontiguousarray(self.of.weight.rows(box[0].start, box[0].stop))
+        if not rows.size:  # of which solvers need know nothing
+            return rows[(slice(None), *box[1:])]
+        return self.of.solver(rows, self.of.format).dequantize(rows.shape[1])[(slice(None), *box[1:])]
+
+
+@dataclass(frozen=True)
 class Solved:
     """A weight matrix whose levels were chosen before: by a calibration, or by whoever made the checkpoint.
 
@@ -157,6 +215,25 @@ def streams_of(format: WeightFormat) -> tuple[Stream, ...]:
     return (Stream.LEVELS, Stream.SCALES) if format.symmetric else tuple(Stream)
 
 
+def stream_shape(matrix: tuple[int, int], format: WeightFormat, stream: Stream) -> tuple[int, ...]:
+    """Dimensions of what is stored of a matrix `[out, in]`."""
+    rows, blocks = matrix[0], ceil(matrix[1] / format.block_size)
+    match stream:
+        case Stream.LEVELS:
+            return rows, blocks, format.block_size * format.bits // 8
+        case Stream.SCALES:
+            return rows, blocks
+        case Stream.ZERO_POINTS:
+            return rows, blocks if format.float_zeros else ceil(blocks * format.bits / 8)
+
+
+def stream_dtype(format: WeightFormat, stream: Stream) -> np.dtype:
+    """numpy dtype of what is stored."""
+    if stream is Stream.ZERO_POINTS and format.float_zeros:
+        return np.dtype(np.float32)
+    return scale_dtype(format) if stream is Stream.SCALES else np.dtype(np.uint8)
+
+
 def stored_array(levels: Levels, stream: Stream) -> np.ndarray:
     """The bytes-to-be of one stream."""
     match stream:
@@ -179,16 +256,12 @@ class StoredPart(Expression):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """As onnxruntime stores it."""
         rows, columns = self.of.weight.shape
-        format = self.of.format
-        blocks = ceil(columns / format.block_size)
-        if self.stream is Stream.LEVELS:
-            return rows, blocks, format.block_size * format.bits // 8
-        return (rows, blocks if self.stream is Stream.SCALES else ceil(blocks * format.bits / 8))
+        return stream_shape((rows, columns), self.of.format, self.stream)
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
         """uint8, or the scale type."""
-        return scale_dtype(self.of.format) if self.stream is Stream.SCALES else np.dtype(np.uint8)
+        return stream_dtype(self.of.format, self.stream)
 
     def parts(self) -> Iterator[Expression]:
         """The weight."""

@@ -82,6 +82,11 @@ def read_yaml(path: Path) -> Any:
         raise UserError("spec.unreadable", f"{path}: {error}", "check the path and the YAML syntax") from error
 
 
+def dump_yaml(data: Any) -> str:
+    """Plain values as YAML, keys in their order, the innermost collections on a line each."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
 def read_toml(path: Path) -> Any:
     """Parsed TOML.
 

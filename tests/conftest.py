@@ -59,7 +59,7 @@ def float32_build(tiny_checkpoint: Path) -> "BuildResult":
 
 @pytest.fixture(scope="session")
 def w4a16_build(tiny_checkpoint: Path) -> "BuildResult":
-    return _built(tiny_checkpoint, "w4a16", tiny_checkpoint.parent / "w4a16")
+    return _built(tiny_checkpoint, "w4a16-rtn", tiny_checkpoint.parent / "w4a16-rtn")
 
 
 @pytest.fixture(scope="session")

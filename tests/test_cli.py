@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from hvlc import cli
+from hvlc.cli.common import Size
 from tests.tiny import picture
 
 
@@ -74,7 +75,7 @@ def refused(result: Result, code: str, exit_code: int = 2) -> None:
 
 def test_every_command_prints_json(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16, image: Path, work: Path) -> None:
     out = work / "out"
-    built = hvlc("build", tiny_checkpoint, "--recipe", "w4a16", "-o", out, "--json")
+    built = hvlc("build", tiny_checkpoint, "--recipe", "w4a16-rtn", "-o", out, "--json")
     assert (built.code, built.err) == (0, "")
     assert built.json
     ask = ("run", out, "--image", image, "--prompt", "What?", "--max-new-tokens", 2, "--json")
@@ -82,7 +83,7 @@ def test_every_command_prints_json(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16, imag
     assert answered["encoder"] == "large"
     assert answered["visual_tokens"] > 0
     assert hvlc(*ask, "--encoder", "base", "--no-vrc", "--max-visual-tokens", 2).json["visual_tokens"] <= 2
-    assert hvlc("inspect", out, "--json").json["sources"]["recipe_name"] == "w4a16"
+    assert hvlc("inspect", out, "--json").json["sources"]["recipe_name"] == "w4a16-rtn"
     assert hvlc("verify", out, "--json").json["valid"] is True
     assert hvlc("verify", out, "--rebuild", tiny_checkpoint, "--json").json["identical"] is True
     assert hvlc("plan", tiny_checkpoint, "--recipe", "float32", "--json").json
@@ -99,7 +100,7 @@ def test_every_command_prints_json(hvlc: Hvlc, tiny_checkpoint, tiny_w4a16, imag
     ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mb", 512 * 10**6), ("9", 9)]
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    assert cli._Size().convert(text, None, None) == size
+    assert Size().convert(text, None, None) == size
 
 
 @pytest.mark.parametrize("text", ["", "two", "2 TB", "-1GB", "1GB2"])
@@ -214,7 +215,7 @@ def test_a_full_disk_during_the_build_leaves_nothing(hvlc, monkeypatch, tiny_che
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(target, full)
-    refused(hvlc("build", tiny_checkpoint, "-o", work / "out"), "output.disk_full")
+    refused(hvlc("build", tiny_checkpoint, "--recipe", "w4a16-rtn", "-o", work / "out"), "output.disk_full")
     assert list(work.iterdir()) == []
 
 

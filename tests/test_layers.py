@@ -21,11 +21,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("export", "passes", "calibration", "package", "runtime", "evaluation", "report", "training"),
     ("models", "zoo"),
-    ("built",),
-    ("bundle", "graph", "manifest", "lock", "target", "plan", "quantized", "results"),
-    ("lazy",),
+    ("built", "sensitivity"),
+    ("graph",),
+    ("prequantized",),
+    ("balance", "bundle", "linears", "rotation", "manifest", "lock", "target", "plan", "quantized", "results"),
+    ("lazy", "tokenization"),
     ("checkpoint",),
-    ("spec",),
+    ("gguf",),
+    ("images", "jsonl", "spec"),
     ("errors",),
     ("__init__",),  # hvlc itself: the version
 )
@@ -46,6 +49,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "optimum": ("hvlc.export", "hvlc.models", "hvlc.training"),
     "neural_compressor": ("hvlc.calibration.neural_compressor",),
     "numba": ("hvlc.calibration.solvers.kernels",),
+    "gguf": ("hvlc.gguf.file", "hvlc.prequantized.gguf"),
     "psutil": ("hvlc.pipeline.memory",),
 }
 

@@ -2,22 +2,21 @@
 
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
 from hvlc import __version__
+from hvlc.cli import calibration, sensitivity
+from hvlc.cli.common import DIRECTORY, Size, console, json_option, progress, show
 from hvlc.errors import HvlcError
 
 _INTERRUPTED = 130
-_DIRECTORY = click.Path(path_type=Path, file_okay=True)
-_MODEL = click.argument("directory", type=_DIRECTORY)
+_MODEL = click.argument("directory", type=DIRECTORY)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,49 +63,6 @@ def _report_error(code: str, cause: str, fix: str, as_json: bool, problems: Sequ
         click.echo(f"error [{code}] {cause}\n  try: {fix}", err=True)
 
 
-def _show(data: Any, as_json: bool, human: Callable[[Any], None]) -> None:
-    """Print `data` as JSON, or let `human` print it through a rich console."""
-    if as_json:
-        click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
-        return
-    human(_console())
-
-
-def _console(*, stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
-
-
-@contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with time left on a terminal; silence elsewhere."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = _console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda text, done, total: bars.update(task, description=f"{label} {text}", completed=done, total=total)
-
-
-def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="hvlc")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -114,42 +70,32 @@ def cli(debug: bool) -> None:
     """Compile small vision-language models into onnxruntime-genai packages for phones."""
 
 
-class _Size(click.ParamType[int]):
-    """Bytes, as "2GB", "512 MiB" or a plain number."""
-
-    name = "size"
-    _UNITS: ClassVar[dict[str, int]] = {
-        "": 1,
-        "b": 1,
-        "kb": 10**3,
-        "mb": 10**6,
-        "gb": 10**9,
-        "kib": 2**10,
-        "mib": 2**20,
-        "gib": 2**30,
-    }
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes of a text."""
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-        if not found or found[2].lower() not in self._UNITS:
-            self.fail(f"{value!r} is no size: write 2GB, 512MB or 1GiB", param, ctx)
-        return int(float(found[1]) * self._UNITS[found[2].lower()])
+cli.add_command(calibration.calibration)
+cli.add_command(sensitivity.sensitivity)
+cli.add_command(sensitivity.pareto)
 
 
 def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What `build` and `plan` share."""
     options = (
-        click.argument("checkpoint", type=_DIRECTORY, required=False),
+        click.argument("checkpoint", type=DIRECTORY, required=False),
         click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file."),
         click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file."),
         click.option("--force", is_flag=True, help="Replace an existing package."),
         click.option(
             "--threads", type=click.IntRange(1), help="Threads that evaluate weights (default: every processor)."
         ),
+        click.option("--max-memory", type=Size(), help="Memory the build may take, e.g. 2GB; refused when too little."),
+        click.option("--calibration", help='What to calibrate on: "text", "documents", a file or a directory.'),
+        click.option("--samples", type=click.IntRange(2), help="Calibration samples (default: the recipe's number)."),
         click.option(
-            "--max-memory", type=_Size(), help="Memory the build may take, e.g. 2GB; refused when too little."
+            "--calibration-state",
+            "state",
+            type=DIRECTORY,
+            help="Keeps what a calibration found until the build is done (default: beside the output).",
         ),
+        click.option("--budget", help="Choose formats within this size, e.g. 4.5bpw (bits per weight) or 40MB."),
+        click.option("--cache", type=DIRECTORY, help="Keeps measurements of sensitivity (default: the user's cache)."),
     )
     for option in reversed(options):
         function = option(function)
@@ -158,17 +104,17 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cli.command()
 @_build_options
-@click.option("-o", "--output", type=_DIRECTORY, required=True, help="Directory to write.")
-@_json_option
+@click.option("-o", "--output", type=DIRECTORY, required=True, help="Directory to write.")
+@json_option
 def build(output: Path, as_json: bool, **options: Any) -> None:
-    """Turn CHECKPOINT (default: the shipped hypervl-nano) into a package."""
+    """Turn CHECKPOINT (a directory or a GGUF file; default: the shipped hypervl-nano) into a package."""
     from hvlc.pipeline.build import STAGES
     from hvlc.pipeline.build import build as run_build
     from hvlc.report.builds import build_record, build_tables
 
-    with _progress("build", len(STAGES)) as step:
+    with progress("build", len(STAGES)) as step:
         result = run_build(_build_request(output, **options), step)
-    _show(build_record(result), as_json, lambda console: console.print(build_tables(result)))
+    show(build_record(result), as_json, lambda console: console.print(build_tables(result)))
 
 
 def _build_request(output: Path, checkpoint: Path | None, **options: Any) -> Any:
@@ -187,9 +133,9 @@ def _checkpoint(given: Path | None) -> Path:
 
 @cli.command()
 @_build_options
-@click.option("-o", "--output", type=_DIRECTORY, help="Directory that a build would write.")
+@click.option("-o", "--output", type=DIRECTORY, help="Directory that a build would write.")
 @click.option("--weights", "each", is_flag=True, help="List every weight, not one line for each kind.")
-@_json_option
+@json_option
 def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None:
     """Show what a build would do to every weight and what it would take, without building."""
     from hvlc.pipeline.build import plan_build
@@ -197,12 +143,12 @@ def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None
 
     planned = plan_build(_build_request(output or Path("package"), **options), anywhere=output is None)
     plan, estimate = planned.plan, planned.estimate
-    _show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate, each=each)))
+    show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate, each=each)))
 
 
 @cli.command()
 @_MODEL
-@click.option("--image", "images", type=_DIRECTORY, multiple=True, help="Image file; repeat for several.")
+@click.option("--image", "images", type=DIRECTORY, multiple=True, help="Image file; repeat for several.")
 @click.option("--prompt", required=True, help="The question.")
 @click.option("--encoder", default="auto", show_default=True, help="Vision encoder: base, large or auto.")
 @click.option("--max-visual-tokens", type=int, help="Bound of visual tokens per image.")
@@ -210,7 +156,7 @@ def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
 @click.option("--tile-batch", type=click.IntRange(1), default=4, show_default=True, help="Tiles per encoder run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show scale, tiles, tokens and times.")
-@_json_option
+@json_option
 def run(
     directory: Path,
     images: tuple[Path, ...],
@@ -224,8 +170,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Ask the package in DIRECTORY a question; the answer streams."""
+    from hvlc.images import load_image
     from hvlc.runtime.generation import open_model
-    from hvlc.runtime.images import load_image
 
     loaded = [load_image(path) for path in images]
     model = open_model(directory, tile_batch=tile_batch)
@@ -248,20 +194,28 @@ def run(
     if verbose:
         from hvlc.report.builds import answer_table
 
-        _console(stderr=True).print(answer_table(answered))
+        console(stderr=True).print(answer_table(answered))
 
 
 @cli.command(name="eval")
 @_MODEL
-@click.option("--task", "task_name", default="documents", show_default=True, help='"documents" or a JSON Lines file.')
-@click.option("--reference", type=_DIRECTORY, help="Checkpoint or package to agree with.")
+@click.option(
+    "--task",
+    "task_name",
+    default="documents",
+    show_default=True,
+    help='"documents", a JSON Lines file, or a text (.txt).',
+)
+@click.option("--reference", type=DIRECTORY, help="Checkpoint or package to agree with.")
 @click.option("--encoder", "encoders", multiple=True, help="Vision encoder; repeat for several (default: all).")
 @click.option(
     "-n", "--count", type=click.IntRange(1), help="Number of examples (default: 256 documents, or the whole file)."
 )
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
-@click.option("-o", "--output", type=_DIRECTORY, help="Directory for JSON files and report.html.")
-@_json_option
+@click.option("-o", "--output", type=DIRECTORY, help="Directory for JSON files and report.html.")
+@click.option("--tokens", type=click.IntRange(2), help="Of a text: how many are scored at most (default: 16384).")
+@click.option("--window", type=click.IntRange(2), help="Of a text: tokens that are read at once (default: 1024).")
+@json_option
 def evaluate(
     directory: Path,
     task_name: str,
@@ -270,9 +224,19 @@ def evaluate(
     count: int | None,
     no_vrc: bool,
     output: Path | None,
+    tokens: int | None,
+    window: int | None,
     as_json: bool,
 ) -> None:
-    """Measure the package (or checkpoint) in DIRECTORY on a task."""
+    """Measure the package (or checkpoint) in DIRECTORY on a task: answers to questions, or perplexity of a text."""
+    from hvlc.cli.perplexity import evaluate_text, refuse
+
+    if task_name.endswith(".txt"):
+        unused = {"--encoder": encoders, "--count": count, "--no-vrc": no_vrc, "--output": output}
+        text = Path(task_name)
+        evaluate_text(directory, text, reference, tokens=tokens, window=window, as_json=as_json, unused=unused)
+        return
+    refuse({"--tokens": tokens, "--window": window}, "they are for a task that is a text")
     from hvlc.evaluation.tasks import open_task
     from hvlc.pipeline.evaluate import Setting, against, encoders_of, evaluate_directory, write_report
     from hvlc.report.terminal import comparison_table, evaluation_table
@@ -284,7 +248,7 @@ def evaluate(
     models = [*([reference] if reference else []), directory]
     found = []
     total = (count or len(task)) * len(settings) * len(models)
-    with _progress("eval", total) as step:
+    with progress("eval", total) as step:
         counter = _Counter(step, total)
         for model in models:
             name = model.resolve().name
@@ -299,7 +263,7 @@ def evaluate(
         write_report(output / "report.html", shown, task, f"{directory.name} on {task.name}", {})
     data = [e.model_dump(mode="json", exclude={"examples"}) for e in shown]
     table = evaluation_table(shown[0]) if len(shown) == 1 else comparison_table(shown)
-    _show(data, as_json, lambda console: console.print(table))
+    show(data, as_json, lambda console: console.print(table))
 
 
 class _Counter:
@@ -317,10 +281,10 @@ class _Counter:
 
 @cli.command()
 @click.option(
-    "-o", "--output", type=_DIRECTORY, default=Path("build/demo"), show_default=True, help="Directory to write."
+    "-o", "--output", type=DIRECTORY, default=Path("build/demo"), show_default=True, help="Directory to write."
 )
 @click.option("-n", "--count", type=click.IntRange(1), default=256, show_default=True, help="Held-out documents.")
-@_json_option
+@json_option
 def demo(output: Path, count: int, as_json: bool) -> None:
     """Build the shipped checkpoint in float32 and W4A16, ask it questions, and compare."""
     from hvlc.pipeline import demo as demonstration
@@ -328,12 +292,12 @@ def demo(output: Path, count: int, as_json: bool) -> None:
     from hvlc.report.terminal import comparison_table
 
     output.mkdir(parents=True, exist_ok=True)
-    quiet = _console(stderr=True)
-    with _progress("build", len(STAGES)) as step:
+    quiet = console(stderr=True)
+    with progress("build", len(STAGES)) as step:
         packages = demonstration.build_packages(output, lambda recipe: lambda what, *at: step(f"{recipe} {what}", *at))
     for asked in demonstration.ask(packages["w4a16"], 3):
         quiet.print(f"  {asked.question}  [bold]{asked.answer}[/bold]  (expected {asked.expected})")
-    with _progress("eval", count * 6) as step:
+    with progress("eval", count * 6) as step:
         evaluations = demonstration.measure(output, packages, count, _Counter(step, count * 6))
     page = output / "report.html"
     data = {"report": str(page), "evaluations": [e.model_dump(mode="json", exclude={"examples"}) for e in evaluations]}
@@ -342,13 +306,13 @@ def demo(output: Path, count: int, as_json: bool) -> None:
         console.print(comparison_table(evaluations))
         console.print(f"page: {page}")
 
-    _show(data, as_json, human)
+    show(data, as_json, human)
 
 
 @cli.command()
 @_MODEL
 @click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="How many weights to list.")
-@_json_option
+@json_option
 def inspect(directory: Path, top: int, as_json: bool) -> None:
     """Show the components, files and sources of the package in DIRECTORY, and where every byte goes."""
     from hvlc.manifest import Manifest
@@ -359,39 +323,44 @@ def inspect(directory: Path, top: int, as_json: bool) -> None:
     manifest = Manifest.load(directory)
     contents = contents_of(directory, manifest)
     data = manifest.model_dump(mode="json") | {"contents": contents_record(contents, top)}
-    _show(data, as_json, lambda console: console.print(manifest_tables(manifest), contents_tables(contents, top)))
+    show(data, as_json, lambda console: console.print(manifest_tables(manifest), contents_tables(contents, top)))
 
 
 @cli.command()
 @_MODEL
 @click.option(
-    "--rebuild", "checkpoint", type=_DIRECTORY, help="Build again from this CHECKPOINT and compare every byte."
+    "--rebuild", "checkpoint", type=DIRECTORY, help="Build again from this CHECKPOINT and compare every byte."
 )
+@click.option("--calibration", help="With --rebuild: the package's calibration set, where it does not come with hvlc.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the new build (default: every processor).")
-@_json_option
-def verify(directory: Path, checkpoint: Path | None, threads: int | None, as_json: bool) -> None:
+@json_option
+def verify(
+    directory: Path, checkpoint: Path | None, calibration: str | None, threads: int | None, as_json: bool
+) -> None:
     """Hold every file of the package in DIRECTORY against its digest, or against a new build."""
     from hvlc.manifest import Manifest
 
     if checkpoint is not None:
-        _verify_rebuilt(directory, checkpoint, threads, as_json)
+        _verify_rebuilt(directory, checkpoint, calibration, threads, as_json)
         return
     manifest = Manifest.load(directory)
     manifest.verify(directory)
     text = f"{len(manifest.files)} files are as they were built"
-    _show({"files": len(manifest.files), "valid": True}, as_json, lambda console: console.print(text))
+    show({"files": len(manifest.files), "valid": True}, as_json, lambda console: console.print(text))
 
 
-def _verify_rebuilt(directory: Path, checkpoint: Path, threads: int | None, as_json: bool) -> None:
+def _verify_rebuilt(
+    directory: Path, checkpoint: Path, calibration: str | None, threads: int | None, as_json: bool
+) -> None:
     from hvlc.pipeline.build import STAGES
     from hvlc.pipeline.rebuild import rebuild
 
-    with _progress("rebuild", len(STAGES)) as step:
-        made = rebuild(directory, checkpoint, threads=threads, progress=step)
+    with progress("rebuild", len(STAGES)) as step:
+        made = rebuild(directory, checkpoint, calibration=calibration, threads=threads, progress=step)
     data = {"files": made.files, "bytes": made.bytes, "identical": True, "changed_tools": made.changed_tools}
     lines = [f"{made.files} files ({made.bytes / 1e6:.2f} MB) of a new build are identical to the last byte"]
     lines += [f"although {name} was {then} and is {now}" for name, (then, now) in made.changed_tools.items()]
-    _show(data, as_json, lambda console: console.print("\n".join(lines)))
+    show(data, as_json, lambda console: console.print("\n".join(lines)))
 
 
 @cli.group()
@@ -400,25 +369,46 @@ def recipes() -> None:
 
 
 @recipes.command(name="list")
-@_json_option
+@json_option
 def list_recipes(as_json: bool) -> None:
     """Names and descriptions."""
     from hvlc.recipes.schema import load_recipe, shipped_recipes
     from hvlc.report.builds import named_table
 
     rows = {name: load_recipe(name).description for name in shipped_recipes()}
-    _show(rows, as_json, lambda console: console.print(named_table(rows)))
+    show(rows, as_json, lambda console: console.print(named_table(rows)))
 
 
 @recipes.command(name="show")
 @click.argument("name")
-@_json_option
+@json_option
 def show_recipe(name: str, as_json: bool) -> None:
     """The recipe NAME (or a YAML file), checked."""
     from hvlc.recipes.schema import load_recipe, recipe_path
 
     recipe = load_recipe(name)
-    _show(recipe.model_dump(mode="json"), as_json, lambda console: console.print(recipe_path(name).read_text("utf-8")))
+    show(recipe.model_dump(mode="json"), as_json, lambda console: console.print(recipe_path(name).read_text("utf-8")))
+
+
+@recipes.command(name="check")
+@click.argument("name")
+@click.option("--checkpoint", type=DIRECTORY, help="Hold every rule against this checkpoint too.")
+@click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file.")
+@json_option
+def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool) -> None:
+    """Check the recipe NAME (or a YAML file): its form, and with --checkpoint every rule, solver and format."""
+    from hvlc.pipeline.build import BuildRequest, plan_build
+    from hvlc.recipes.schema import load_recipe
+    from hvlc.report.builds import plan_table
+
+    recipe = load_recipe(name)
+    if checkpoint is None:
+        show({"recipe": recipe.name, "rules": len(recipe.rules)}, as_json, lambda c: c.print(f"{recipe.name}: valid"))
+        return
+    planned = plan_build(BuildRequest(checkpoint, target, name, Path("package")), anywhere=True)
+    quantized = planned.plan.bits_per_weight(None)
+    data = {"recipe": recipe.name, "rules": len(recipe.rules), "bits_per_weight": quantized}
+    show(data, as_json, lambda c: c.print(plan_table(planned.plan, planned.estimate, each=False)))
 
 
 @cli.group()
@@ -427,25 +417,25 @@ def targets() -> None:
 
 
 @targets.command(name="list")
-@_json_option
+@json_option
 def list_targets(as_json: bool) -> None:
     """Names and descriptions."""
     from hvlc.report.builds import named_table
     from hvlc.target import load_target, shipped_targets
 
     rows = {name: f"{load_target(name).description} ({load_target(name).evidence})" for name in shipped_targets()}
-    _show(rows, as_json, lambda console: console.print(named_table(rows)))
+    show(rows, as_json, lambda console: console.print(named_table(rows)))
 
 
 @targets.command(name="show")
 @click.argument("name")
-@_json_option
+@json_option
 def show_target(name: str, as_json: bool) -> None:
     """The target NAME (or a TOML file), checked."""
     from hvlc.target import load_target, target_path
 
     target = load_target(name)
-    _show(target.model_dump(mode="json"), as_json, lambda console: console.print(target_path(name).read_text("utf-8")))
+    show(target.model_dump(mode="json"), as_json, lambda console: console.print(target_path(name).read_text("utf-8")))
 
 
 @cli.group()
@@ -454,10 +444,10 @@ def train() -> None:
 
 
 @train.command()
-@click.option("-o", "--output", type=_DIRECTORY, required=True, help="Directory for the checkpoint.")
-@click.option("--work", type=_DIRECTORY, required=True, help="Directory for resumable state.")
+@click.option("-o", "--output", type=DIRECTORY, required=True, help="Directory for the checkpoint.")
+@click.option("--work", type=DIRECTORY, required=True, help="Directory for resumable state.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@_json_option
+@json_option
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
     from hvlc.pipeline.build import require_compile
@@ -480,4 +470,4 @@ def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
 
     scores = train_nano(output, work, seed=seed, progress=report)
     data = {"checkpoint": str(output), "scores": scores}
-    _show(data, as_json, lambda console: console.print(f"checkpoint: {output} (scores in its README.md)"))
+    show(data, as_json, lambda console: console.print(f"checkpoint: {output} (scores in its README.md)"))

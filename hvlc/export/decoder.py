@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.export.settings import refuse_surplus
-from hvlc.graph import MICROSOFT, GraphBuilder
+from hvlc.graph import LAST_POSITION, MICROSOFT, GraphBuilder
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,14 @@ def _attention(
         **limited,
     )
     if index == shape.layers - 1:
-        attended = _last_position(b, attended)
+        attended = _last_position(b, attended, path)
     return _linear(b, attended, f"{path}.o_proj", query_width, shape.hidden, shape), key, value
 
 
-def _last_position(b: GraphBuilder, x: ir.Value) -> ir.Value:
-    """float `[batch, sequence, width]` to float `[batch, 1, width]`."""
-    return b.op("Slice", x, b.ints(-1), b.ints(np.iinfo(np.int64).max), b.ints(1))
+def _last_position(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
+    """float `[batch, sequence, width]` to float `[batch, 1, width]`; `KeepPositions` knows the node by its name."""
+    end = np.iinfo(np.int64).max
+    return b.op("Slice", x, b.ints(-1), b.ints(end), b.ints(1), name=f"{path}.{LAST_POSITION}")
 
 
 def _mlp(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
@@ -178,7 +179,7 @@ def decoder(
         normed = _rms_norm(b, x, f"{layer}.input_layernorm", shape.hidden, shape.epsilon)
         attended, *kv = _attention(b, normed, f"{layer}.self_attn", shape, index, past[index], (lengths, total), tables)
         if index == shape.layers - 1:
-            x = _last_position(b, x)
+            x = _last_position(b, x, layer)
         x = b.op("Add", x, attended, name=f"{layer}.residual1")
         normed = _rms_norm(b, x, f"{layer}.post_attention_layernorm", shape.hidden, shape.epsilon)
         x = b.op("Add", x, _mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")

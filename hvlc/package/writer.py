@@ -26,12 +26,12 @@ from hvlc.manifest import (
     TileRule,
     Tokens,
 )
-from hvlc.package.genai import genai_config, passthrough
+from hvlc.package.genai import genai_config, passthrough, session_entries
 from hvlc.package.onnx_files import write_components
 from hvlc.package.streaming import Written
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-_TOOLS = ("hvlc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers")
+_TOOLS = ("hvlc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers", "gguf")
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
@@ -146,7 +146,7 @@ def write_package(
         copy_tokenizer(checkpoint_directory, partial)
     files, digests = write_components(bundle, partial, threads, written)
     if kind is not Kind.VISION:
-        config = genai_config(bundle.model_type, facts, files)
+        config = genai_config(bundle.model_type, facts, files, session_entries(bundle.components["model"]))
         (partial / "genai_config.json").write_text(_json(config), "utf-8")
     origin, entries = provenance(), _entries(partial, digests)
     (partial / LOCK).write_text(_json(Lock.of(origin, entries).model_dump(mode="json")), "utf-8")

@@ -13,7 +13,8 @@ from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError
 from hvlc.graph import MICROSOFT
 from hvlc.lazy import Expression, LazyTensor, expression_of
-from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.passes.add_middles import add_middles
+from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
 from hvlc.quantized import Quantization, Solved, Solver, Stream
 
@@ -46,29 +47,49 @@ class QuantizeWeights(ComponentPass):
                 skipped.append(Skip(assignment.weight, assignment.reason))
                 continue
             node = nodes.get(name)
-            if node is None or node.domain:
-                continue
+            if node is None or node.domain or _weight(node).const_value is None:
+                continue  # done before
             self._replace(component.graph, node, assignment)
             changed += 1
         return Outcome(changed, tuple(skipped))
 
     def _replace(self, graph: ir.Graph, node: ir.Node, assignment: Assignment) -> None:
         lookup = node.op_type == "Gather"
-        weight = node.inputs[0 if lookup else 1]
+        weight = _weight(node)
         format = assignment.format
-        if format is None or weight is None or weight.const_value is None:
+        if format is None or weight.const_value is None:
             raise HvlcError("plan.incomplete", f"{assignment.weight} has no format or no value", "report it")
         known = self.solved.get((assignment.component, assignment.node))
         quantization = known or self._unsolved(expression_of(weight.const_value), assignment, format, lookup)
-        levels, scales, *zeros = _initializers(graph, assignment.weight, quantization, rows=lookup)
+        levels, scales, *zeros = self._initializers(graph, assignment.weight, quantization, rows=lookup)
         scales = self._float_scales(graph, node, scales, format)
         if lookup:
             new = _lookup(node, levels, scales, zeros, format)
         else:
-            new = self._product(node, levels, scales, zeros, assignment, format)
+            new = self._product(node, levels, scales, [] if format.float_zeros else zeros, assignment, format)
         replace_node(node, new, {0: 0})
+        if format.float_zeros:
+            add_middles(graph, new, zeros[0], format.block_size)
         if not weight.uses():
             del graph.initializers[str(weight.name)]
+
+    def _initializers(
+        self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool
+    ) -> list[ir.Value]:
+        """Packed levels, scales and, when asymmetric, zero points; `rows` is the look-up's 2-D view of the bytes."""
+        names = {
+            Stream.LEVELS: f"int{quantization.format.bits}",
+            Stream.SCALES: "scales",
+            Stream.ZERO_POINTS: "zero_points",
+        }
+        values = []
+        for stream in quantization.streams:
+            part = quantization.stream(stream)
+            count, size = part.shape[0], math.prod(part.shape[1:])
+            shape = (count, size) if rows else (count * size,) if stream is Stream.SCALES else part.shape
+            name = f"{weight}.{names[stream]}{'_rows' if rows else ''}"
+            values.append(register(graph, LazyTensor(name, part, shape)))
+        return values
 
     def _unsolved(self, values: Expression, assignment: Assignment, format: WeightFormat, lookup: bool) -> Quantization:
         return Quantization(values if lookup else values.transpose(), format, self.solvers[str(assignment.solver)])
@@ -77,6 +98,8 @@ class QuantizeWeights(ComponentPass):
         """Scales stored as float16 are widened once, at load: onnxruntime folds a Cast of a constant."""
         if format.scale_type is ScaleType.FLOAT32:
             return scales
+        for reader in scales.consumers():  # another product reads the same matrix
+            return reader.outputs[0]
         cast = ir.node("Cast", [scales], {"to": int(ir.DataType.FLOAT)}, name=f"{scales.name}.widened")
         cast.outputs[0].name = f"{scales.name}.float32"
         graph.insert_before(node, cast)
@@ -102,26 +125,15 @@ class QuantizeWeights(ComponentPass):
         return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=f"{node.name}")
 
 
+def _weight(node: ir.Node) -> ir.Value:
+    """The matrix or table that a node reads."""
+    value = node.inputs[0 if node.op_type == "Gather" else 1]
+    if value is None:
+        raise HvlcError("plan.incomplete", f"{node.name} reads no matrix", "report it")
+    return value
+
+
 def _lookup(node: ir.Node, levels: ir.Value, scales: ir.Value, zeros: list[ir.Value], format: WeightFormat) -> ir.Node:
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": format.block_size, "bits": format.bits}
     inputs = [levels, node.inputs[1], scales, *zeros]
     return ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name=str(node.name))
-
-
-def _initializers(graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool) -> list[ir.Value]:
-    """Packed levels, scales and, when asymmetric, zero points; `rows` is the look-up's 2-D view of the same bytes."""
-    names = {
-        Stream.LEVELS: f"int{quantization.format.bits}",
-        Stream.SCALES: "scales",
-        Stream.ZERO_POINTS: "zero_points",
-    }
-    values = []
-    for stream in quantization.streams:
-        part = quantization.stream(stream)
-        count, size = part.shape[0], math.prod(part.shape[1:])
-        shape = (count, size) if rows else (count * size,) if stream is Stream.SCALES else part.shape
-        tensor = LazyTensor(f"{weight}.{names[stream]}{'_rows' if rows else ''}", part, shape)
-        value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-        graph.register_initializer(value)
-        values.append(value)
-    return values

@@ -17,6 +17,7 @@ from hvlc.checkpoint import Checkpoint
 from hvlc.lazy import expression_of
 from hvlc.package.onnx_files import initializers, is_inline
 from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
+from hvlc.pipeline.calibration_cost import CalibrationCost
 
 # Measured on one core of a 2023 server processor (docs/memory.md); the probe scales them to this machine.
 _PROBE_SECONDS = 0.33e-3
@@ -118,7 +119,14 @@ def machine_factor() -> float:
     return median(once() for _ in range(9)) / _PROBE_SECONDS
 
 
-def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threads: int, base: int) -> Estimate:
+def estimate(
+    needs: Needs,
+    checkpoint: Checkpoint,
+    copied: Iterable[Path],
+    threads: int,
+    base: int,
+    calibration: CalibrationCost | None = None,
+) -> Estimate:
     """What the build will take.
 
     Args:
@@ -127,10 +135,12 @@ def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threa
         copied: files that go into the package as they are.
         threads: how many evaluate weights.
         base: bytes of unshared memory before the weights are touched.
+        calibration: what goes before, if any solver needs data.
     """
     elements = max(CHUNK, needs.row)
     jobs = threads * elements * (_WORKING + _RESULT * AHEAD)
-    memory = base + _FIXED + jobs + needs.waiting_bytes + 2 * needs.graph_bytes
+    writing = jobs + needs.waiting_bytes + 2 * needs.graph_bytes
+    memory = base + _FIXED + max(writing, calibration.memory_bytes if calibration else 0)
     digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files) + _WRITE * needs.data_bytes
     disk = needs.data_bytes + needs.graph_bytes + sum(path.stat().st_size for path in copied)
     return Estimate(
@@ -138,4 +148,5 @@ def estimate(needs: Needs, checkpoint: Checkpoint, copied: Iterable[Path], threa
         memory_bytes=memory,
         seconds=machine_factor() * (needs.seconds + digest) / min(threads + _BESIDE, processors()),
         threads=threads,
+        calibration_seconds=calibration.seconds if calibration else None,
     )

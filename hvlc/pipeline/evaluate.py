@@ -49,21 +49,24 @@ def _is_package(directory: Path) -> bool:
     """Whether this is a package, else a checkpoint.
 
     Raises:
-        UserError: it is neither, or it cannot see: every task asks about images.
+        UserError: it is neither, or it cannot see, and the task asks about images.
     """
     if (directory / MANIFEST).is_file():
         kind = Manifest.load(directory).kind
         if kind is not Kind.VISION_LANGUAGE:
-            cause = f"{directory} is a {kind} package, and every task asks about images"
-            raise UserError("eval.kind", cause, "name a vision-language package")
+            cause = f"{directory} is a {kind} package, and the task asks about images"
+            fix = "give a .txt file as --task" if kind is Kind.LANGUAGE else "name a vision-language package"
+            raise UserError("eval.kind", cause, fix)
         return True
     if not (directory / "config.json").is_file():
         raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
     config = read_json(directory / "config.json", "checkpoint.config")
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != "hypervl":
-        cause = f"{directory} is a checkpoint of model_type {model_type!r}, and every task asks about images"
-        raise UserError("eval.kind", cause, "name a hypervl checkpoint or a vision-language package")
+        cause = f"{directory} is a checkpoint of model_type {model_type!r}, and the task asks about images"
+        raise UserError(
+            "eval.kind", cause, "name a hypervl checkpoint or a vision-language package, or give a .txt task"
+        )
     return False
 
 

@@ -9,7 +9,7 @@ from hvlc.errors import UserError
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import Manifest
 from hvlc.package.writer import code_digest, tool_versions
-from hvlc.pipeline.build import BuildRequest, Progress, build
+from hvlc.pipeline.build import BuildRequest, Progress, build, plan_build
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,26 @@ class Rebuilt:
 
 
 def rebuild(
-    package: Path, checkpoint: Path, *, threads: int | None = None, progress: Progress | None = None
+    package: Path,
+    checkpoint: Path,
+    *,
+    calibration: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Rebuilt:
     """Make a package again from its lock and hold every file against it.
 
     The second package lies beside the first while it is compared, and is removed in the end.
 
+    Args:
+        package: what `hvlc build` wrote.
+        checkpoint: that it was built from.
+        calibration: source of its calibration set; None where it was a built-in one, or none.
+        threads: of the new build.
+        progress: told of the stages.
+
     Raises:
-        UserError: the package is damaged, the checkpoint is another one, or a byte differs.
+        UserError: the package is damaged, the checkpoint or the calibration set is another one, or a byte differs.
     """
     manifest = Manifest.load(package)
     manifest.verify(package)
@@ -45,7 +57,16 @@ def rebuild(
         recipe, target = Path(work) / "recipe.yaml", Path(work) / "target.toml"
         recipe.write_text(lock.recipe, "utf-8")
         target.write_text(lock.target, "utf-8")
-        request = BuildRequest(checkpoint, str(target), str(recipe), Path(work) / "package", threads=threads)
+        request = BuildRequest(
+            checkpoint,
+            str(target),
+            str(recipe),
+            Path(work) / "package",
+            threads=threads,
+            calibration=_calibration_source(manifest, calibration),
+            samples=manifest.sources.calibration_samples,
+        )
+        _check_calibration(manifest, request)
         made = build(request, progress).manifest
     changed = changed_tools(lock)
     there = {name: entry for name, entry in manifest.files.items() if name != LOCK}
@@ -79,3 +100,28 @@ def _check_inputs(lock: Lock, checkpoint: Checkpoint) -> None:
             f"{checkpoint.directory} is another checkpoint than the package was built from: {', '.join(different)}",
             "name the checkpoint that the lock describes",
         )
+
+
+def _calibration_source(manifest: Manifest, given: str | None) -> str | None:
+    """Where the package's calibration set comes from.
+
+    Raises:
+        UserError: it was the user's own, and nobody says where that is.
+    """
+    from hvlc.calibration.sources import BUILT_IN
+
+    name = manifest.sources.calibration_name
+    if given is None and name is not None and name not in BUILT_IN:
+        cause = f"the package was calibrated on {name!r}, which does not come with hvlc"
+        raise UserError("package.calibration", cause, "name its file or directory with --calibration")
+    return given or name
+
+
+def _check_calibration(manifest: Manifest, request: BuildRequest) -> None:
+    """Hold the calibration set against the package's, before anything long starts."""
+    if manifest.sources.calibration is None:
+        return
+    inputs = plan_build(request).inputs
+    if inputs is None or inputs.digest != manifest.sources.calibration:
+        cause = f"{request.calibration} is not what the package was calibrated on"
+        raise UserError("package.calibration", cause, "name the source that the package was built with")

@@ -1,14 +1,16 @@
 """A recipe against a bundle and a target: the plan, or every problem at once."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 
 import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import HvlcError, TargetError, UserError, nearest, raise_all
 from hvlc.lazy import Cast, Expression, expression_of
-from hvlc.plan import Action, Assignment, Plan
+from hvlc.plan import Action, Assignment, CacheType, Plan, WeightFormat
+from hvlc.prequantized.matrix import STORED, Prequantized
+from hvlc.prequantized.taking import prequantized_in
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec
 from hvlc.target import Target, Verdict
 
@@ -36,8 +38,7 @@ class _Place:
         """Whether both hold the same values, each in its own orientation."""
         if self.weight is other.weight or self.weight.name == other.weight.name:
             return True
-        one, two = (p.values if p.is_lookup else p.values.transpose() for p in (self, other))
-        return one == two
+        return self.matrix == other.matrix
 
     @property
     def values(self) -> Expression:
@@ -45,6 +46,11 @@ class _Place:
         if self.weight.const_value is None:
             raise HvlcError("plan.weight", f"{self.weight.name} has no value", "report it")
         return expression_of(self.weight.const_value)
+
+    @property
+    def matrix(self) -> Expression:
+        """The same as `[out, in]`; a table is looked up by rows."""
+        return self.values if self.is_lookup else self.values.transpose()
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -72,7 +78,9 @@ def _places(component: Component) -> Iterator[_Place]:
             yield _Place(component, node, weight)
 
 
-def resolve(recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[str]) -> Plan:
+def resolve(
+    recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[str], options: Mapping[str, type] | None = None
+) -> Plan:
     """Decide every weight.
 
     Args:
@@ -80,24 +88,20 @@ def resolve(recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[st
         bundle: the exported model; nothing in it changes.
         target: asked what it takes.
         solvers: names of the solvers at hand.
+        options: the dataclass of what a recipe may set, by the name of the solver; other solvers have no options.
 
     Raises:
-        UserError: a rule matches nothing or names an unknown solver.
+        UserError: a rule matches nothing, or names an unknown solver or a setting that the solver does not take.
         TargetError: the target cannot take what a rule asks for. Several problems come in one error.
     """
-    known = sorted(solvers)
-    problems: list[HvlcError] = [
-        UserError("recipe.solver", f"no solver {asked!r}", nearest(asked, known))
-        for asked in dict.fromkeys(r.quantize.solver for r in recipe.rules if r.quantize)
-        if asked not in known
-    ]
+    problems = list(_solver_problems(recipe, set(solvers), options or {}))
     assignments: list[Assignment] = []
     refused: dict[str, list[str]] = {}
-    used: set[Rule | None] = set()
+    used: set[int] = set()
     places = [p for c in bundle.components.values() if c.role in _RESOLVED_ROLES for p in _places(c)]
     for place in places:
         rule = _first_rule(recipe, place)
-        used.add(rule)
+        used.add(id(rule))
         decision = _decide(place, rule, target, places, recipe)
         if isinstance(decision, str):
             refused.setdefault(decision, []).append(str(place.weight.name))
@@ -107,13 +111,66 @@ def resolve(recipe: Recipe, bundle: Bundle, target: Target, solvers: Iterable[st
         more = f" and {len(weights) - 1} more weights" if len(weights) > 1 else ""
         cause = f"{weights[0]}{more}: {reason}"
         problems.append(TargetError("plan.target", cause, "choose another recipe or target"))
-    unused = [r for r in recipe.rules if r not in used and not r.optional]
+    unused = [r for r in recipe.rules if id(r) not in used and not r.optional]
     if unused:
         names = "; ".join(f"{r.role} {r.weights!r}" for r in unused)
         cause = f"recipe {recipe.name}: rules that match no weight: {names}"
         problems.append(UserError("recipe.rule", cause, "correct or drop them"))
-    raise_all(problems)
-    return Plan(recipe.name, target.name, tuple(assignments), recipe.activations == "float")
+    plan = Plan(
+        recipe.name,
+        target.name,
+        tuple(assignments),
+        recipe.activations != "int8",
+        recipe.activation_format,
+        recipe.kv_cache,
+    )
+    raise_all([*problems, *_runtime_problems(plan, target)])
+    return plan
+
+
+def _solver_problems(recipe: Recipe, solvers: set[str], options: Mapping[str, type]) -> Iterator[HvlcError]:
+    """Everything that is wrong with the solvers that a recipe names and with what it sets of them."""
+    asked = [rule.quantize for rule in recipe.rules if rule.quantize]
+    for name in dict.fromkeys(spec.solver for spec in asked if spec.solver not in solvers):
+        yield UserError("recipe.solver", f"no solver {name!r}", nearest(name, solvers))
+    for spec in asked:
+        if spec.solver in solvers and spec.options:
+            yield from _option_problems(spec.solver, spec.options, options.get(spec.solver))
+
+
+def _option_problems(solver: str, given: Mapping[str, bool | float], kind: type | None) -> Iterator[UserError]:
+    """Everything that a solver's settings do not take."""
+    if kind is None:
+        cause = f"solver {solver} has no options, and the recipe sets {', '.join(given)}"
+        yield UserError("recipe.option", cause, "leave them out")
+        return
+    known = {field.name: field.type for field in fields(kind)}
+    problems = []
+    for name, value in given.items():
+        if name not in known:
+            problems.append(UserError("recipe.option", f"solver {solver} has no option {name!r}", nearest(name, known)))
+        elif isinstance(value, bool) is not (known[name] is bool):
+            wanted = "true or false" if known[name] is bool else "a number"
+            problems.append(UserError("recipe.option", f"{name} of {solver} is {value!r}", f"it takes {wanted}"))
+    if not problems:
+        try:
+            kind(**given)
+        except ValueError as error:
+            problems.append(UserError("recipe.option", f"solver {solver}: {error}", "choose a value inside the range"))
+    yield from problems
+
+
+def _runtime_problems(plan: Plan, target: Target) -> Iterator[HvlcError]:
+    """Everything that the target, or the QDQ form, does not take of a plan's activations and cache."""
+    verdicts = [target.takes_cache(plan.kv_cache)] if plan.kv_cache is not CacheType.FLOAT else []
+    if plan.activations is not None:
+        verdicts.append(target.takes_activations(plan.activations.type))
+        for assignment in plan.assignments:
+            obstacle = assignment.format.static_obstacle(assignment.in_features) if assignment.format else ""
+            verdicts.append(Verdict(not obstacle, f"{assignment.weight}: {obstacle}"))
+    for verdict in verdicts:
+        if not verdict:
+            yield TargetError("plan.target", verdict.reason, "choose another recipe or target")
 
 
 def _first_rule(recipe: Recipe, place: _Place) -> Rule | None:
@@ -127,9 +184,48 @@ def _decide(place: _Place, rule: Rule | None, target: Target, places: list[_Plac
         return _decide_lookup(place, rule, target, places, recipe)
     if rule is None or rule.quantize is None:
         return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
-    spec = rule.quantize
-    verdict = target.takes_weights(spec.bits, spec.block_size, symmetric=spec.symmetric)
-    return _assignment(place, Action.QUANTIZE, spec=spec, target=target) if verdict else verdict.reason
+    choice = _choice(place, rule.quantize, target)
+    verdict = _takes(target, choice.format, place)
+    return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How a weight is stored when it is quantized."""
+
+    format: WeightFormat
+    solver: str
+    options: tuple[tuple[str, float | bool], ...] = ()
+    reason: str = ""
+
+
+def _choice(place: _Place, spec: WeightSpec, target: Target) -> _Choice:
+    """The levels that the checkpoint stores, where the target takes them; else what the rule asks for, and why."""
+    matrix, reason = place.matrix, ""
+    if isinstance(matrix, Prequantized):
+        verdicts = {format: _takes(target, format, place) for format in matrix.formats()}
+        taken = next((format for format, verdict in verdicts.items() if verdict), None)
+        if taken is not None:
+            return _Choice(taken, STORED, reason=f"taken as stored: {matrix.origin}")
+        refusal = next((verdict.reason for verdict in verdicts.values()), matrix.obstacle)
+        reason = f"stored as {matrix.origin}: {refusal}; dequantized and quantized again"
+    elif inner := next(prequantized_in(matrix), None):
+        reason = f"stored as {inner.origin}: rewritten since; dequantized and quantized again"
+    chosen = spec.format(negative_scales=target.takes_negative_scales(spec.bits))
+    return _Choice(chosen, spec.solver, tuple(sorted(spec.options.items())), reason)
+
+
+def _takes(target: Target, format: WeightFormat, place: _Place) -> Verdict:
+    """Whether a product by a matrix of this format may run on the target."""
+    width = place.dims[1]
+    if format.float_zeros and width % format.block_size:  # the sums of a block's inputs have no padding
+        return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
+    verdict = target.takes_weights(format.bits, format.block_size, symmetric=format.symmetric)
+    if verdict and format.float_zeros:
+        verdict = target.takes_float_zero_points(format.bits)
+    if verdict and format.negative_scales and not target.takes_negative_scales(format.bits):
+        return Verdict(False, f"{target.name} takes no negative scales at {format.bits} bits")
+    return verdict
 
 
 def _decide_lookup(
@@ -138,17 +234,19 @@ def _decide_lookup(
     """An embedding table: shares the head's bytes when tied and the target can look them up, else follows its rule."""
     heads = [p for p in places if not p.is_lookup and p.dims == place.dims and place.shares(p)]
     head_rule = _first_rule(recipe, heads[0]) if heads else None
-    spec = head_rule.quantize if head_rule else None
-    if spec is not None:
-        verdict = _lookup_verdict(place, target, spec)
+    if head_rule and head_rule.quantize:
+        choice = _choice(heads[0], head_rule.quantize, target)
+        verdict = _lookup_verdict(place, target, choice.format)
         if verdict:
-            return _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", spec, target)
+            tied = _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", choice)
+            return replace(tied, shares=(heads[0].component.name, str(heads[0].node.name)))
         if rule is None or rule.quantize is None:
             return _kept_table(place, target, verdict.reason)
     if rule is None or rule.quantize is None:
         return _kept_table(place, target, rule.reason if rule and rule.reason else "no rule asks for it")
-    verdict = _lookup_verdict(place, target, rule.quantize)
-    return _assignment(place, Action.QUANTIZE, spec=rule.quantize, target=target) if verdict else verdict.reason
+    choice = _choice(place, rule.quantize, target)
+    verdict = _lookup_verdict(place, target, choice.format)
+    return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
 
 
 def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
@@ -160,20 +258,19 @@ def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
     return replace(kept, dtype=str(stored)) if narrow else kept
 
 
-def _lookup_verdict(place: _Place, target: Target, spec: WeightSpec) -> Verdict:
+def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> Verdict:
     op = target.takes_op("GatherBlockQuantized", "com.microsoft")
     if not op:
         return op
     width = place.dims[1]
-    if width % spec.block_size:  # the operator would return the padding of the last block too
-        return Verdict(False, f"rows of {width} are no whole number of blocks of {spec.block_size}")
-    return target.takes_gather(spec.bits)
+    if width % format.block_size:  # the operator would return the padding of the last block too
+        return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
+    if format.float_zeros:
+        return Verdict(False, "GatherBlockQuantized takes no float zero points")
+    return target.takes_gather(format.bits)
 
 
-def _assignment(
-    place: _Place, action: Action, reason: str = "", spec: WeightSpec | None = None, target: Target | None = None
-) -> Assignment:
-    chosen = spec.format(negative_scales=target.takes_negative_scales(spec.bits)) if spec and target else None
+def _assignment(place: _Place, action: Action, reason: str, choice: _Choice | None = None) -> Assignment:
     rows, columns = place.dims
     return Assignment(
         component=place.component.name,
@@ -184,6 +281,7 @@ def _assignment(
         in_features=columns,
         action=action,
         reason=reason,
-        format=chosen,
-        solver=spec.solver if spec else None,
+        format=choice.format if choice else None,
+        solver=choice.solver if choice else None,
+        options=choice.options if choice else (),
     )

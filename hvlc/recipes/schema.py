@@ -3,14 +3,17 @@
 import fnmatch
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hvlc.bundle import Role
 from hvlc.errors import UserError, nearest
-from hvlc.plan import ScaleType, WeightFormat
-from hvlc.spec import StrictModel, read_yaml
+from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod, ScaleType, WeightFormat
+from hvlc.spec import StrictModel, dump_yaml, read_yaml
+
+#: Components that a calibration walks through.
+CalibratedRole = Literal[Role.DECODER, Role.VISION_ENCODER]
 
 
 class WeightSpec(StrictModel):
@@ -22,6 +25,7 @@ class WeightSpec(StrictModel):
         symmetric: no zero points.
         scale_type: stored type of the scales.
         solver: who chooses the levels.
+        options: of the solver; what is not given has the solver's default.
     """
 
     bits: Literal[4, 8]
@@ -29,6 +33,7 @@ class WeightSpec(StrictModel):
     symmetric: bool = True
     scale_type: ScaleType = ScaleType.FLOAT16
     solver: str = "rtn"
+    options: dict[str, bool | int | float] = Field(default_factory=dict)
 
     def format(self, *, negative_scales: bool) -> WeightFormat:
         """The format as a plan carries it."""
@@ -44,6 +49,7 @@ class Rule(StrictModel):
         quantize: the format, or None to keep float.
         reason: why these weights stay, for rules that keep.
         optional: whether matching nothing is fine.
+        fixed: whether a budget leaves the format as it is.
     """
 
     role: Role
@@ -51,10 +57,144 @@ class Rule(StrictModel):
     quantize: WeightSpec | None = None
     reason: str = ""
     optional: bool = False
+    fixed: bool = False
 
     def matches(self, role: Role, weight: str) -> bool:
         """Whether the rule speaks of this weight."""
-        return role is self.role and fnmatch.fnmatchcase(weight, self.weights)
+        if role is not self.role or not any(sign in self.weights for sign in "*?["):  # hundreds of rules are names
+            return role is self.role and weight == self.weights
+        return fnmatch.fnmatchcase(weight, self.weights)
+
+
+class CalibrationSpec(StrictModel):
+    """What a recipe's solvers are calibrated on.
+
+    Attributes:
+        source: a file, a directory or a built-in set (`hvlc.calibration.data`); None is the built-in one that fits the
+            model. The command line may name another.
+        samples: how many.
+        tokens: of a text sample.
+    """
+
+    source: str | None = None
+    samples: int = Field(default=128, ge=2)
+    tokens: int = Field(default=512, ge=8)
+
+
+class RotateSpec(StrictModel):
+    """Rotation of a decoder's residual stream (`hvlc.passes.rotate_residual`) and heads (`rotate_heads`).
+
+    Attributes:
+        seed: of the signs.
+        heads: also rotate the values of every attention.
+        untie: store a tied head apart from its table instead of changing the basis around both.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    heads: bool = True
+    untie: bool = False
+
+
+class SmoothSpec(StrictModel):
+    """SmoothQuant's factors (`hvlc.calibration.scaling.smooth_factors`).
+
+    Attributes:
+        roles: components whose linears get them.
+        exponent: how much of the difficulty goes to the weights.
+    """
+
+    roles: tuple[CalibratedRole, ...] = Field(default=(Role.DECODER,), min_length=1)
+    exponent: float = Field(default=0.5, ge=0, le=1)
+
+
+class AwqSpec(StrictModel):
+    """AWQ's search (`hvlc.calibration.scaling.awq_factors`).
+
+    Attributes:
+        roles: components whose linears get factors.
+        exponents: size of the searched grid.
+        rows: of each weight that the search looks at.
+    """
+
+    roles: tuple[CalibratedRole, ...] = Field(default=(Role.DECODER,), min_length=1)
+    exponents: int = Field(default=20, ge=2)
+    rows: int = Field(default=128, ge=1)
+
+
+class Preparation(StrictModel):
+    """Exact changes of the float model that make it easier to quantize.
+
+    They are done in this order, because a rotation folds away the gains of norms, which factors go into.
+
+    Attributes:
+        rotate: the basis of the decoder.
+        smooth: peaks of activations into weights.
+        awq: factors that a search over quantization errors finds.
+    """
+
+    rotate: RotateSpec | None = None
+    smooth: SmoothSpec | None = None
+    awq: AwqSpec | None = None
+
+
+class FormatSpec(StrictModel):
+    """A format that a budget may choose; all else is the rule's.
+
+    Attributes:
+        bits: width of an element.
+        block_size: input channels that share one scale.
+    """
+
+    bits: Literal[4, 8]
+    block_size: int = Field(ge=16)
+
+
+class BudgetSpec(StrictModel):
+    """A size within which formats are chosen so that the model's answers change least (`hvlc.recipes.budget`).
+
+    Attributes:
+        bits_per_weight: average stored bits of the matrices whose format is chosen.
+        megabytes: of all planned matrices of the package, in 10 ** 6 bytes.
+        formats: to choose from.
+        solver: who chooses the levels while the damage is measured; the build's solvers are the rules'.
+        samples: calibration samples of the measurement.
+        tokens: of a text sample of the measurement.
+        scaled: measure the loss of the coarsest format alone (`hvlc.pipeline.sensitivity.Measuring`).
+    """
+
+    bits_per_weight: float | None = Field(default=None, gt=0)
+    megabytes: float | None = Field(default=None, gt=0)
+    formats: tuple[FormatSpec, ...] = Field(
+        default=(FormatSpec(bits=4, block_size=32), FormatSpec(bits=8, block_size=32)), min_length=1
+    )
+    solver: str = "rtn"
+    samples: int = Field(default=8, ge=2)
+    tokens: int = Field(default=256, ge=8)
+    scaled: bool = False
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.bits_per_weight is None) is (self.megabytes is None):
+            raise ValueError("give either bits_per_weight or megabytes")
+        if len(set(self.formats)) < len(self.formats):
+            raise ValueError("a format is named twice")
+        return self
+
+
+class StaticSpec(StrictModel):
+    """Static activations of a recipe, whose scales come from calibration.
+
+    Attributes:
+        dtype: element type.
+        range: how calibrated values choose scale and zero point (`hvlc.calibration.ranges`).
+    """
+
+    dtype: ActivationType = ActivationType.UINT16
+    range: RangeMethod = RangeMethod.MSE
+
+    def format(self) -> ActivationFormat:
+        """The format as a plan carries it."""
+        return ActivationFormat(self.dtype, self.range)
 
 
 class Recipe(StrictModel):
@@ -64,15 +204,37 @@ class Recipe(StrictModel):
         schema_version: of the file.
         name: as given on the command line.
         description: one line.
-        activations: "float" computes in float (the A16 of W4A16); "int8" lets the runtime quantize them.
+        activations: "float" computes in float (the A16 of W4A16); "int8" lets the runtime quantize them; "static"
+            gives them 16-bit integers with scales from calibration, in QDQ form.
+        static: of "static" activations.
+        kv_cache: element type of the KV cache; int8 has static scales from calibration.
+        calibration: for solvers that need data.
+        prepare: what is done to the float model first.
+        budget: within which the rules' formats are chosen, those of fixed rules excepted; None leaves them.
         rules: in order; a weight that none matches stays float.
     """
 
     schema_version: int = Field(ge=1, le=1)
     name: str
     description: str
-    activations: Literal["float", "int8"] = "float"
+    activations: Literal["float", "int8", "static"] = "float"
+    static: StaticSpec | None = None
+    kv_cache: CacheType = CacheType.FLOAT
+    calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)
+    prepare: Preparation = Field(default_factory=Preparation)
+    budget: BudgetSpec | None = None
     rules: tuple[Rule, ...] = ()
+
+    @model_validator(mode="after")
+    def _static_settings_are_for_static_activations(self) -> Self:
+        if self.static is not None and self.activations != "static":
+            raise ValueError(f"static has settings, and activations are {self.activations}")
+        return self
+
+    @property
+    def activation_format(self) -> ActivationFormat | None:
+        """Of static activations."""
+        return (self.static or StaticSpec()).format() if self.activations == "static" else None
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -93,6 +255,11 @@ def recipe_path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     raise UserError("recipe.unknown", f"no recipe {name!r}", nearest(name, shipped))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML that loads as an equal one; what has its default is left out."""
+    return dump_yaml(recipe.model_dump(mode="json", exclude_defaults=True))
 
 
 def load_recipe(name: str) -> Recipe:

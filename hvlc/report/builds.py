@@ -30,6 +30,8 @@ def plan_record(plan: Plan, estimate: Estimate) -> dict[str, Any]:
     return {
         "recipe": plan.recipe,
         "target": plan.target,
+        "activations": _activations(plan),
+        "kv_cache": plan.kv_cache,
         "estimate": asdict(estimate),
         "stored_bytes": plan.stored_bytes,
         "assignments": [
@@ -58,9 +60,17 @@ def plan_table(plan: Plan, estimate: Estimate, *, each: bool = False) -> Group:
     """
     return Group(
         Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"),
+        Text(f"activations {_activations(plan)}, KV cache {plan.kv_cache}"),
         _weights_table(plan) if each else _kinds_table(plan),
         Text(_expected(estimate)),
     )
+
+
+def _activations(plan: Plan) -> str:
+    """Element type that products compute in."""
+    if plan.activations is not None:
+        return f"static {plan.activations.type}, ranges by {plan.activations.range}"
+    return "float" if plan.float_compute else "int8"
 
 
 def _weights_table(plan: Plan) -> Table:
@@ -96,8 +106,14 @@ def _expected(estimate: Estimate) -> str:
     threads = f"{estimate.threads} thread{'s' if estimate.threads > 1 else ''}"
     return (
         f"expected: {_megabytes(estimate.disk_bytes)} MB on disk, {estimate.memory_bytes / 1e6:.0f} MB of memory, "
-        f"about {max(1, round(estimate.seconds))} s of weights with {threads}"
+        f"about {max(1, round(estimate.seconds))} s of weights with {threads}{_calibrating(estimate)}"
     )
+
+
+def _calibrating(estimate: Estimate) -> str:
+    if estimate.calibration_seconds is None:
+        return ""
+    return f", about {max(1, round(estimate.calibration_seconds))} s of calibration before"
 
 
 def build_record(result: BuildResult) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Measurements as rich tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Group
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hvlc.report import columns
 from hvlc.report.columns import COLUMNS, megabytes, milliseconds, number, percent, scored
-from hvlc.results import Agreement, Evaluation
+from hvlc.results import Agreement, Evaluation, Perplexity
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -48,6 +48,26 @@ def comparison_table(evaluations: Sequence[Evaluation]) -> Group:
         cells = (column.cell(evaluation).removesuffix(")").replace(" (", "\n") for column in shown)
         table.add_row(*(Text(cell) for cell in cells))
     return Group(table, *(Text(note, style="dim") for note in columns.notes(evaluations)))
+
+
+def perplexity_table(measured: Mapping[str, Perplexity], reference: str | None) -> Table:
+    """How models read a text, a line each.
+
+    Args:
+        measured: by the model's name.
+        reference: the one of them that the others are divided by, if any.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model")
+    for title in ("perplexity", "tokens", "windows", *(["ratio", "standard error"] if reference else [])):
+        table.add_column(title, justify="right")
+    for name, found in measured.items():
+        cells = [f"{found.value:.4f}", f"{found.tokens:,}", str(len(found.windows))]
+        if reference:
+            quotient, error = (None, None) if name == reference else found.ratio(measured[reference])
+            cells += [number(quotient, 4), number(error, 4)]
+        table.add_row(Text(name), *cells)
+    return table
 
 
 def _add_agreement(table: Table, agreement: Agreement) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.demo import RECIPES
 from hvlc.zoo import nano_checkpoint
 
 
@@ -13,6 +14,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages by recipe."""
     directory = tmp_path_factory.mktemp("nano")
     found = {}
-    for recipe in ("float32", "w4a16"):
-        found[recipe] = build(BuildRequest(nano_checkpoint(), "cpu", recipe, directory / recipe)).output
+    for recipe, samples in RECIPES.items():
+        request = BuildRequest(nano_checkpoint(), "cpu", recipe, directory / recipe, samples=samples)
+        found[recipe] = build(request).output
     return found

@@ -144,9 +144,9 @@ def test_two_builds_give_the_same_bytes(tiny_checkpoint: Path, built: BuildResul
 def test_a_build_of_the_same_inputs_is_current_and_of_others_is_not(tiny_w4a16: Path, tiny_checkpoint: Path) -> None:
     from hvlc.pipeline.build import BuildRequest, is_current
 
-    assert is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16", tiny_w4a16))
+    assert is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16))
     assert not is_current(BuildRequest(tiny_checkpoint, "cpu", "float32", tiny_w4a16))
-    assert not is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16", tiny_w4a16.parent))
+    assert not is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16.parent))
 
 
 Tamper = Callable[[Path], Any]

@@ -35,7 +35,7 @@ def structured(checkpoint: Path) -> Bundle:
     return bundle
 
 
-@pytest.mark.parametrize("recipe", ["float32", "w4a16"])
+@pytest.mark.parametrize("recipe", ["float32", "w4a16-rtn"])
 @pytest.mark.usefixtures("checked")
 def test_every_pass_of_a_build_leaves_valid_graphs_and_nothing_to_do(tiny_checkpoint: Path, recipe: str) -> None:
     bundle = structured(tiny_checkpoint)
@@ -51,7 +51,7 @@ def test_the_fusion_takes_every_norm_after_a_residual(tiny_checkpoint: Path) -> 
     assert fused == {"vision_base": 2 * 2, "vision_large": 2 * 3, "model": 2 * 2}
 
 
-@pytest.mark.parametrize("recipe", ["float32", "w4a16"])
+@pytest.mark.parametrize("recipe", ["float32", "w4a16-rtn"])
 def test_the_fused_graph_equals_each_encoder(tiny_checkpoint: Path, recipe: str) -> None:
     bundle = structured(tiny_checkpoint)
     QuantizeWeights(resolve(load_recipe(recipe), bundle, CPU, SOLVERS), SOLVERS).run(bundle)
@@ -70,7 +70,7 @@ def test_the_fused_graph_equals_each_encoder(tiny_checkpoint: Path, recipe: str)
     assert np.abs(answers[0] - answers[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("recipe", ["float32", "w4a16"])
+@pytest.mark.parametrize("recipe", ["float32", "w4a16-rtn"])
 def test_the_fused_graph_adds_no_weights_to_the_disk(tiny_checkpoint: Path, tmp_path: Path, recipe: str) -> None:
     sizes = []
     for fused in (False, True):

@@ -14,7 +14,7 @@ from hvlc.pipeline.estimate import needs_of
 from hvlc.plan import Action
 
 
-def request(checkpoint: Path, output: Path, recipe: str = "w4a16", **changes: Any) -> BuildRequest:
+def request(checkpoint: Path, output: Path, recipe: str = "w4a16-rtn", **changes: Any) -> BuildRequest:
     return BuildRequest(checkpoint, "cpu", recipe, output, **changes)
 
 

@@ -51,7 +51,7 @@ def test_the_same_checkpoint_gives_the_same_package(package: Path, tiny_checkpoi
 
 def test_a_users_own_recipe_and_target_are_in_the_lock(tiny_checkpoint: Path, tmp_path: Path) -> None:
     recipe, target = tmp_path / "mine.yaml", tmp_path / "mine.toml"
-    recipe.write_text(recipe_path("w4a16").read_text().replace("name: w4a16", "name: mine"))
+    recipe.write_text(recipe_path("w4a16-rtn").read_text().replace("name: w4a16-rtn", "name: mine"))
     target.write_text(target_path("cpu").read_text().replace('name = "cpu"', 'name = "mine"'))
     build(BuildRequest(tiny_checkpoint, str(target), str(recipe), tmp_path / "package"))
     recipe.unlink()
@@ -61,15 +61,15 @@ def test_a_users_own_recipe_and_target_are_in_the_lock(tiny_checkpoint: Path, tm
 
 def test_a_recipe_that_changes_during_the_build_is_locked_as_it_was_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(recipe_path("w4a16").read_text())
+    recipe.write_text(recipe_path("w4a16-rtn").read_text())
 
     def edit(what: str, done: int, total: int) -> None:
         if what == "export":
             recipe.write_text(recipe_path("float32").read_text())
 
     result = build(BuildRequest(tiny_checkpoint, "cpu", str(recipe), tmp_path / "package"), edit)
-    assert Lock.load(result.output).recipe == recipe_path("w4a16").read_text()
-    assert result.manifest.sources.recipe == digest_file(recipe_path("w4a16"))
+    assert Lock.load(result.output).recipe == recipe_path("w4a16-rtn").read_text()
+    assert result.manifest.sources.recipe == digest_file(recipe_path("w4a16-rtn"))
     assert rebuild(result.output, tiny_checkpoint).files > 5
 
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from hvlc.errors import UserError
+from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path, shipped_recipes
 from hvlc.target import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path
 
@@ -22,6 +23,9 @@ WRONG = {
     "wrong width": (VALID.replace("bits: 4", "bits: 5"), "rules.0.quantize.bits: "),
     "unknown role": (VALID.replace("decoder", "decoders"), "rules.0.role: "),
     "missing name": (VALID.replace("name: mine\n", ""), "name: Field required"),
+    "unknown cache": (VALID + "kv_cache: int2\n", "kv_cache: "),
+    "static settings of float activations": (VALID + "static: {dtype: int16}\n", "activations are float"),
+    "unknown range": (VALID + "activations: static\nstatic: {range: mean}\n", "static.range: "),
     "later version": (VALID.replace("schema_version: 1", "schema_version: 2"), "schema_version: "),
     "not a mapping": ("- 1\n- 2\n", "file: "),
     "empty": ("", "file: "),
@@ -139,3 +143,21 @@ def test_broken_toml_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"mine\.toml") as error:
         load_target(str(tmp_path / "mine.toml"))
     assert error.value.code == "spec.unreadable"
+
+
+def test_static_activations_have_a_format_and_the_others_none(tmp_path: Path) -> None:
+    texts = {
+        "float": VALID,
+        "plain": VALID + "activations: static\n",
+        "chosen": VALID + "activations: static\nstatic: {dtype: int16, range: percentile}\nkv_cache: int8\n",
+    }
+    found = {}
+    for name, text in texts.items():
+        (tmp_path / "mine.yaml").write_text(text)
+        found[name] = load_recipe(str(tmp_path / "mine.yaml"))
+    assert found["float"].activation_format is None
+    assert found["plain"].activation_format == ActivationFormat(ActivationType.UINT16, RangeMethod.MSE)
+    assert found["chosen"].activation_format == ActivationFormat(ActivationType.INT16, RangeMethod.PERCENTILE)
+    assert [found[name].kv_cache for name in ("plain", "chosen")] == [CacheType.FLOAT, CacheType.INT8]
+    dumped = yaml.safe_load(yaml.safe_dump(found["chosen"].model_dump(mode="json")))
+    assert Recipe.parse(dumped, "dumped") == found["chosen"]

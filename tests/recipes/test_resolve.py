@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 
 from hvlc.bundle import Bundle, Role
+from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
-from hvlc.plan import Action, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, ActivationFormat, CacheType, Plan, ScaleType, WeightFormat
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
 from hvlc.target import Target, load_target, shipped_targets
 from tests.tiny import save_tiny
 
+OPTIONS = {name: solver.options for name, solver in CALIBRATED.items()}
 CPU = load_target("cpu")
 EMBEDDING = "model.language_model.embed_tokens.weight"
 Resolve = Callable[..., Plan]
@@ -58,7 +60,7 @@ def weights_of(bundle: Bundle) -> int:
 @pytest.mark.parametrize("target", shipped_targets())
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_decides_every_weight(tied: Bundle, name: str, target: str) -> None:
-    plan = resolve(load_recipe(name), tied, load_target(target), SOLVERS)
+    plan = resolve(load_recipe(name), tied, load_target(target), {*SOLVERS, *CALIBRATED}, OPTIONS)
     assert len(plan.assignments) == weights_of(tied) > 30
     for assignment in plan.assignments:
         assert (assignment.action is Action.QUANTIZE) or assignment.reason
@@ -67,7 +69,7 @@ def test_a_shipped_recipe_decides_every_weight(tied: Bundle, name: str, target: 
 
 
 def test_w4a16_leaves_no_decoder_matrix_in_float(tied: Bundle) -> None:
-    plan = resolve(load_recipe("w4a16"), tied, CPU, SOLVERS)
+    plan = resolve(load_recipe("w4a16-rtn"), tied, CPU, SOLVERS)
     decoder_actions = {a.action for a in plan.assignments if a.role is Role.DECODER}
     assert decoder_actions == {Action.QUANTIZE}
     assert plan.bits_per_weight(Role.DECODER) == pytest.approx(4.5)
@@ -151,7 +153,7 @@ def test_a_rule_that_matches_nothing_is_an_error_unless_optional(tied: Bundle) -
 
 def test_resolving_changes_nothing(tied: Bundle) -> None:
     before = {n: [node.op_type for node in c.graph] for n, c in tied.components.items()}
-    resolve(load_recipe("w4a16"), tied, CPU, SOLVERS)
+    resolve(load_recipe("w4a16-rtn"), tied, CPU, SOLVERS)
     assert before == {n: [node.op_type for node in c.graph] for n, c in tied.components.items()}
 
 
@@ -176,7 +178,35 @@ def test_hidden_sizes_that_do_not_fill_a_block_still_answer(tmp_path: Path) -> N
     from tests.tiny import picture
 
     checkpoint = save_tiny(tmp_path / "checkpoint", hidden=48, num_attention_heads=3, num_key_value_heads=1)
-    build(BuildRequest(checkpoint, "cpu", "w4a16", tmp_path / "package"))
+    build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "package"))
     package = VisionLanguageModel(tmp_path / "package")
     asked: dict[str, Any] = {"encoder": "base", "vrc": False, "max_new_tokens": 2}
     assert len(package.answer("What?", [picture(40, 40)], **asked).tokens) > 0
+
+
+def static(*rules: dict[str, Any], **settings: Any) -> Recipe:
+    return Recipe.model_validate(recipe(*rules).model_dump(mode="json") | {"activations": "static"} | settings)
+
+
+def test_static_activations_and_an_int8_cache_are_in_the_plan(tied: Bundle) -> None:
+    plan = resolve(static(decoder(block_size=16), kv_cache="int8"), tied, CPU, SOLVERS)
+    assert (plan.activations, plan.kv_cache) == (ActivationFormat(), CacheType.INT8)
+    assert plan.float_compute
+    plain = resolve(recipe(decoder()), tied, CPU, SOLVERS)
+    assert (plain.activations, plain.kv_cache) == (None, CacheType.FLOAT)
+
+
+def test_a_target_refuses_activations_and_caches_that_it_does_not_take(tied: Bundle) -> None:
+    bare = without(CPU, activation_dtypes=[], cache_dtypes=[])
+    with pytest.raises(TargetError) as error:
+        resolve(static(decoder(), kv_cache="int8"), tied, bare, SOLVERS)
+    causes = [problem.cause for problem in error.value.problems]
+    assert causes == ["cpu keeps no KV cache of int8", "cpu takes no static uint16 activations"]
+    assert error.value.exit_code == 3
+
+
+def test_static_activations_refuse_zero_points_by_weight(tied: Bundle) -> None:
+    with pytest.raises(TargetError) as error:
+        resolve(static(decoder(symmetric=False)), tied, CPU, SOLVERS)
+    assert len(error.value.problems) > 10
+    assert "without zero points" in error.value.problems[0].cause

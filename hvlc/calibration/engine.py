@@ -1,0 +1,211 @@
+"""Calibration layer by layer: every product is solved on the inputs that it will have in the package.
+
+The walk goes once through a component. Where a group of linears reads its input, everything before has been run with
+its final levels, so that a solver sees, and makes good, what the layers before it have lost (GPTQ's "true sequential"
+order); then the group is solved and the walk goes on through the result.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.bundle import Component
+from hvlc.calibration.observation import Observation, Observers
+from hvlc.calibration.registry import CALIBRATED, SOLVERS
+from hvlc.calibration.state import State, awaited
+from hvlc.calibration.statistics import Accumulator, InputStatistics
+from hvlc.calibration.walking import Stretch, Walk, stretches
+from hvlc.errors import HvlcError, UserError
+from hvlc.lazy import Expression, expression_of
+from hvlc.linears import LinearGroup, linear_groups
+from hvlc.plan import Action, Assignment, WeightFormat
+from hvlc.quantized import Levels, Solved, unpacked
+
+_ROWS = 8192  # of a matrix that are solved at a time: a head has a hundred thousand
+
+#: Told what is being solved, the units of work done, and all of them.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One component's calibration.
+
+    Attributes:
+        component: its graph, with all positions' outputs where a package keeps the last one's only.
+        feeds: its inputs by name, for each sample or batch of samples.
+        assignments: the plan's, by node name.
+        state: where solved matrices are kept.
+        threads: of onnxruntime.
+        spool: directory for the values of many samples; None keeps them in memory.
+        observation: what the package reads of its values.
+    """
+
+    component: Component
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    assignments: Mapping[str, Assignment]
+    state: State
+    threads: int
+    spool: Path | None = None
+    observation: Observation | None = None
+    _solved: dict[str, Solved] = field(default_factory=dict)
+
+    def run(self, progress: Progress, wanted: Sequence[ir.Value] = ()) -> Walk:
+        """Solve every matrix whose solver needs data, and observe what is not known yet.
+
+        Args:
+            progress: told what is done.
+            wanted: values to keep for the caller; without any, the walk ends at the last matrix or observed value.
+
+        Returns:
+            The walk, with the wanted values; what was solved and observed is in the state.
+
+        Raises:
+            UserError: values are not finite.
+        """
+        groups = list(linear_groups(self.component.graph))  # of rounded ones too: a stretch's weights are in memory
+        observers, watched = self._observers()
+        while groups and not wanted and not watched and not any(self._calibrated(n) for n in groups[-1].nodes):
+            groups.pop()
+        path = stretches(self.component.graph, [g.input for g in groups], wanted, watched)
+        walk = Walk(self.feeds, self.threads, self.spool)
+        total, done = len(path) * len(walk), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            progress(self.component.name, done, total)
+
+        for index, stretch in enumerate(path):
+            walk.run(stretch, self._weights(stretch), step, observers.observe)
+            if index < len(groups):
+                self._solve(groups[index], walk)
+        if watched:
+            observers.put(self.state)
+        return walk
+
+    def _observers(self) -> tuple[Observers, list[ir.Value]]:
+        """Who looks at values, and the values; none when all is known.
+
+        Raises:
+            HvlcError: the graph has no such values (a bug).
+        """
+        wanted = self.observation
+        if wanted is None or not wanted.names or wanted.is_known(self.state.directory):
+            return Observers(Observation(self.component.name)), []
+        graph = self.component.graph
+        values = {v.name: v for v in [*graph.inputs, *(v for node in graph for v in node.outputs)]}
+        missing = [name for name in wanted.names if name not in values]
+        if missing:
+            raise HvlcError("calibration.value", f"{self.component.name} has no {', '.join(missing)}", "report it")
+        return Observers(wanted), [values[name] for name in wanted.names]
+
+    def _calibrated(self, node: ir.Node) -> bool:
+        """Whether the plan gives a node to a solver that needs data."""
+        assignment = self.assignments.get(str(node.name))
+        return assignment is not None and assignment.action is Action.QUANTIZE and assignment.solver in CALIBRATED
+
+    def _solve(self, group: LinearGroup, walk: Walk) -> None:
+        """Solve what of a group is not in the state yet."""
+        mine = [node for node in group.nodes if self._calibrated(node)]
+        for node in mine:
+            self._recall(node)
+        missing = [node for node in mine if str(node.name) not in self._solved]
+        if not missing:
+            return
+        statistics = statistics_of(group, walk)
+        prepared: dict[tuple[Any, ...], Any] = {}
+        for node in missing:
+            assignment = self.assignments[str(node.name)]
+            solver, format = CALIBRATED[str(assignment.solver)], _format(assignment)
+            key = (solver.name, format, assignment.options)
+            if key not in prepared:
+                prepared[key] = solver.prepare(statistics, format, solver.options(**dict(assignment.options)))
+            weight = expression_of(_weight(node)).transpose()
+            self.state.put(self._key(node), solve_rows(weight, prepared[key]))
+            self._recall(node)
+
+    def _recall(self, node: ir.Node) -> None:
+        assignment = self.assignments[str(node.name)]
+        shape = (assignment.out_features, assignment.in_features)
+        known = awaited(self.state.directory, self._key(node), shape, _format(assignment))
+        if self.state.has(known):
+            self._solved[str(node.name)] = known
+
+    def _key(self, node: ir.Node) -> str:
+        return matrix_key(self.component.name, str(node.name))
+
+    def _weights(self, stretch: Stretch) -> Callable[[ir.Value], np.ndarray | None]:
+        """The values that a stretch's matrices have in the package, as the graph reads them: `[in, out]`."""
+        readers = {node.inputs[1]: node for node in stretch.nodes if node.op_type == "MatMul"}
+
+        def values(weight: ir.Value) -> np.ndarray | None:
+            node = readers.get(weight)
+            assignment = self.assignments.get(str(node.name)) if node else None
+            if node is None or assignment is None or assignment.action is not Action.QUANTIZE:
+                return None
+            solved = self._solved.get(str(node.name))
+            if solved is not None:
+                return unpacked(solved).T
+            if assignment.solver not in SOLVERS:
+                return None
+            rows = np.ascontiguousarray(expression_of(_weight(node)).transpose().read())
+            return SOLVERS[assignment.solver](rows, _format(assignment)).dequantize(rows.shape[1]).T
+
+        return values
+
+
+def matrix_key(component: str, node: str) -> str:
+    """The name of a matrix in a state."""
+    return f"{component}.{node}"
+
+
+def statistics_of(group: LinearGroup, walk: Walk) -> InputStatistics:
+    """Statistics of a group's input over all samples of a walk that has come to it.
+
+    Raises:
+        UserError: the values are not finite.
+    """
+    first = walk.value(group.input, 0)
+    accumulator = Accumulator(first.shape[-1])
+    for sample in range(len(walk)):
+        accumulator.add(walk.value(group.input, sample))
+    statistics = accumulator.finish()
+    if not np.isfinite(statistics.gram).all():
+        cause = f"what {group.nodes[0].name} is given is infinite, no number, or too large to square in float32"
+        raise UserError("calibration.overflow", cause, "check the checkpoint: it overflows in float32")
+    return statistics
+
+
+def _weight(node: ir.Node) -> ir.TensorProtocol:
+    value = node.inputs[1]
+    if value is None or value.const_value is None:
+        raise HvlcError("calibration.weight", f"{node.name} has no weight", "report it")
+    return value.const_value
+
+
+def _format(assignment: Assignment) -> WeightFormat:
+    if assignment.format is None:
+        raise HvlcError("plan.incomplete", f"{assignment.weight} has no format", "report it")
+    return assignment.format
+
+
+def solve_rows(weight: Expression, solve: Callable[[np.ndarray], Levels]) -> Levels:
+    """Levels of a matrix `[out, in]`, solved some rows at a time."""
+    rows = weight.shape[0]
+    parts = [
+        solve(np.ascontiguousarray(weight.rows(start, min(start + _ROWS, rows)))) for start in range(0, rows, _ROWS)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [part.zero_points for part in parts if part.zero_points is not None]
+    return Levels(
+        np.concatenate([part.levels for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zeros) if zeros else None,
+        parts[0].format,
+    )

@@ -1,0 +1,21 @@
+"""A decoder that answers for every position, where packages keep the last one's logits only.
+
+Calibration and perplexity read what the last layer is given and says at every position.
+"""
+
+from dataclasses import dataclass
+
+from hvlc.bundle import Component, Role
+from hvlc.graph import keep_positions
+from hvlc.passes.base import ComponentPass, Outcome
+
+
+@dataclass(frozen=True)
+class KeepPositions(ComponentPass):
+    """Takes out the cuts to the last position."""
+
+    roles = frozenset({Role.DECODER})
+
+    def transform(self, component: Component) -> Outcome:
+        """Join what lies on both sides of every cut."""
+        return Outcome(keep_positions(component.graph))

@@ -1,0 +1,116 @@
+"""What components are fed: images cut into tiles, features stitched together, tokens embedded, texts in batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from hvlc.bundle import Bundle, Component
+from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
+from hvlc.calibration.walking import Walk, Weights, stretches, walk
+from hvlc.errors import HvlcError
+
+BATCH_TOKENS = 2048  # of text that run at once
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Images as encoders take them.
+
+    Attributes:
+        feeds: of an encoder, for each image.
+        grids: int64 `[2]` of each image: rows and columns of its visual tokens.
+    """
+
+    feeds: list[dict[str, np.ndarray]]
+    grids: list[np.ndarray]
+
+    def cells(self, image: int) -> tuple[int, int]:
+        """Rows and columns of an image's visual tokens."""
+        rows, columns = self.grids[image][:2].tolist()
+        return int(rows), int(columns)
+
+
+def tile(bundle: Bundle, images: Sequence[ImageSample], threads: int) -> Tiled:
+    """Run the front graph over images, its resolution compressor deciding their scale."""
+    front = _session(bundle.components["front"], threads)
+    limit = np.array([bundle.facts["max_visual_tokens"]], np.int64)
+    tiled = Tiled([], [])
+    for sample in images:
+        asked = {"image": sample.picture.pixels(), "scale": np.zeros(1, np.float32), "max_visual_tokens": limit}
+        tiles, grid = front.run(["pixel_values", "grid"], asked)
+        tiled.feeds.append({"pixel_values": tiles})
+        tiled.grids.append(grid)
+    return tiled
+
+
+def stitcher(bundle: Bundle, threads: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The stitch graph: from an encoder's features of an image's tiles, and the grid, those of its visual tokens."""
+    session = _session(bundle.components["stitch"], threads)
+
+    def stitched(features: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        made: np.ndarray = session.run(["image_features"], {"tile_features": features, "grid": grid})[0]
+        return made
+
+    return stitched
+
+
+def embedded(
+    embedding: Component,
+    sequences: Sequence[tuple[np.ndarray, np.ndarray]],
+    threads: int,
+    weights: Weights = lambda weight: None,
+) -> list[np.ndarray]:
+    """float32 `[1, n, hidden]` of each sequence of ids and its visual tokens."""
+    output = output_of(embedding, "inputs_embeds")
+    steps = stretches(embedding.graph, [], [output])
+    walked = Walk([{"input_ids": ids[None], "image_features": features} for ids, features in sequences], threads)
+    walk(steps, walked, weights)
+    return [walked.value(output, i) for i in range(len(sequences))]
+
+
+def text_feeds(
+    decoder: Component, inputs: CalibrationSet, tokens: int = BATCH_TOKENS
+) -> Iterator[dict[str, np.ndarray]]:
+    """Samples of equal length together, up to a bound of tokens."""
+    texts = sorted((s.ids for s in inputs.samples if isinstance(s, TextSample)), key=len)
+    for length, same in groupby(texts, len):
+        together, most = list(same), max(1, tokens // length)
+        for start in range(0, len(together), most):
+            yield decoder_feeds(decoder, "input_ids", np.stack(together[start : start + most]))
+
+
+def decoder_feeds(decoder: Component, name: str, sequence: np.ndarray) -> dict[str, np.ndarray]:
+    """A decoder's inputs for a whole sequence without past.
+
+    Args:
+        decoder: its graph.
+        name: of the input that takes the sequence.
+        sequence: int64 `[batch, n]`, or float32 `[batch, n, hidden]`.
+    """
+    batch, length = sequence.shape[:2]
+    feeds = {name: sequence, "attention_mask": np.ones((batch, length), np.int64)}
+    for value in decoder.graph.inputs:
+        if str(value.name) not in feeds and value.shape is not None and value.dtype is not None:
+            _, heads, _, size = value.shape
+            feeds[str(value.name)] = np.zeros((batch, int(str(heads)), 0, int(str(size))), value.dtype.numpy())
+    return feeds
+
+
+def output_of(component: Component, name: str) -> ir.Value:
+    """An output of a component by name."""
+    for value in component.graph.outputs:
+        if value.name == name:
+            return value
+    raise HvlcError("calibration.output", f"{component.name} has no output {name}", "report it")
+
+
+def _session(component: Component, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    model = ir.to_proto(component.model).SerializeToString()
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
