@@ -22,6 +22,7 @@ class Measurement:
         peak_rss: largest resident size of the whole tree in bytes, pages of mapped files included.
         peak_unshared: largest sum of anonymous and shared memory in bytes: what cannot be dropped under pressure.
         written: bytes written to files.
+        stopped: whether it was ended because its budget was used up.
     """
 
     wall: float
@@ -29,6 +30,7 @@ class Measurement:
     peak_rss: int
     peak_unshared: int
     written: int
+    stopped: bool = False
 
 
 class CommandFailedError(Exception):
@@ -70,17 +72,19 @@ def peak_resident(pid: int) -> int:
     return _status(pid).get("VmHWM", 0)
 
 
-def measure(command: Sequence[str], *, log: Path) -> Measurement:
-    """Run a command to its end and sample it every 50 ms.
+def measure(command: Sequence[str], *, log: Path, budget: float | None = None) -> Measurement:
+    """Run a command to its end, or until its budget is used up, and sample it every 50 ms.
 
     Args:
         command: program and arguments.
         log: takes what the command prints.
+        budget: seconds after which it is killed; its children are not.
 
     Raises:
         CommandFailedError: the command ended with another code than 0.
     """
     resident = unshared = 0
+    stopped = False
     with log.open("wb") as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -91,6 +95,9 @@ def measure(command: Sequence[str], *, log: Path) -> Measurement:
                     break
                 now = memory(process.pid)
                 resident, unshared = max(resident, now[0]), max(unshared, now[1])
+                if budget is not None and time.perf_counter() - start > budget:
+                    stopped = True
+                    process.kill()
                 time.sleep(_INTERVAL)
         except BaseException:
             process.kill()
@@ -98,10 +105,11 @@ def measure(command: Sequence[str], *, log: Path) -> Measurement:
             raise
         wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode and not stopped:
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise CommandFailedError(f"{command[0]} ended with {process.returncode}:\n{tail}")
-    return Measurement(wall, usage.ru_utime + usage.ru_stime, resident, unshared, usage.ru_oublock * _BLOCK)
+    cpu, written = usage.ru_utime + usage.ru_stime, usage.ru_oublock * _BLOCK
+    return Measurement(wall, cpu, resident, unshared, written, stopped)
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
