@@ -1,7 +1,7 @@
 """What recipes cost in accuracy: simulated in torch, and measured through packages in onnxruntime.
 
-    python benchmarks/accuracy.py CHECKPOINT [--text FILE] [--recipes w4a16-rtn w4a16] [--calibration SOURCE]
-        [--samples N] [-n 512] [--work DIR] [--json]
+    python benchmarks/accuracy.py CHECKPOINT [--text FILE] [--recipes w4a16-rtn w4a16 w4a16-static]
+        [--calibration SOURCE] [--samples N] [-n 512] [--work DIR] [--json]
 
 Builds every recipe, then measures the package and its simulation: the same checkpoint in transformers, each quantized
 weight replaced by what the package's levels and scales stand for. The two differ by the rounding of sums alone, so
@@ -42,7 +42,7 @@ class Row:
         bits: stored bits of a quantized decoder weight, on average.
         megabytes: of the package.
         packaged: score of the package in onnxruntime, by setting.
-        simulated: score of its weights in torch, by setting.
+        simulated: score of its weights in torch, by setting; none of a package in QDQ form.
         seconds: of the build.
     """
 
@@ -72,7 +72,7 @@ def _matrices(node: ir.Node) -> Iterator[tuple[str, np.ndarray]]:
         middle = np.stack([zeros & 15, zeros >> 4], -1).reshape(rows, -1) if bits == 4 else zeros.reshape(rows, -1)
         middle = middle[:, : levels.shape[1], None].astype(np.float32)
     values = (levels.astype(np.float32) - middle) * scales.astype(np.float32).reshape(rows, -1, 1)
-    yield str(node.name), values.reshape(rows, -1)[:, :columns]
+    yield str(node.name).rpartition("/")[2], values.reshape(rows, -1)[:, :columns]  # a subgraph prefixes its component
 
 
 def _constant(node: ir.Node, position: int) -> np.ndarray:
@@ -160,9 +160,11 @@ def measure(arguments: argparse.Namespace, recipe: str, scores: Scores, work: Pa
     request = BuildRequest(arguments.checkpoint, "cpu", recipe, package, force=True, samples=samples, **own)
     built = build(request)
     packaged = scores.package(package)
-    simulation = write_simulation(arguments.checkpoint, package, work / f"{name}.simulated")
-    simulated = scores.checkpoint(simulation)
-    shutil.rmtree(simulation)
+    simulated = {}  # of a package in QDQ form: its levels are those of the weight-only one
+    if recipe == _REFERENCE or any(True for _ in dequantized_weights(package)):
+        simulation = write_simulation(arguments.checkpoint, package, work / f"{name}.simulated")
+        simulated = scores.checkpoint(simulation)
+        shutil.rmtree(simulation)
     manifest = Manifest.load(package)
     seconds = sum(built.seconds.values())
     return Row(name, manifest.bits_per_decoder_weight, manifest.total_bytes / 1e6, packaged, simulated, seconds)
@@ -179,7 +181,8 @@ def table(rows: list[Row]) -> Table:
         cells = [row.recipe, f"{row.bits:.2f}" if row.bits else "32", f"{row.megabytes:.1f}", f"{row.seconds:.0f} s"]
         for setting in settings:
             ratio = row.packaged[setting] / rows[0].packaged[setting]
-            cells += [f"{row.simulated[setting]:.2f}", f"{row.packaged[setting]:.2f}", f"{100 * (ratio - 1):+.1f} %"]
+            torch = f"{row.simulated[setting]:.2f}" if row.simulated else "–"
+            cells += [torch, f"{row.packaged[setting]:.2f}", f"{100 * (ratio - 1):+.1f} %"]
         shown.add_row(*cells)
     return shown
 
@@ -188,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path, help="scores language models")
-    parser.add_argument("--recipes", nargs="+", default=["w4a16-rtn", "w4a16"])
+    parser.add_argument("--recipes", nargs="+", default=["w4a16-rtn", "w4a16", "w4a16-static"])
     parser.add_argument("--uncalibrated", nargs="*", default=[_REFERENCE, "w4a16-rtn"], help="recipes without data")
     parser.add_argument("--calibration", help="for the other recipes (default: their own)")
     parser.add_argument("--samples", type=int)

@@ -42,14 +42,14 @@ class Factored:
     """A Gram matrix made ready for many matrices that share an input.
 
     Attributes:
-        gram: float32 `[padded, padded]`, damped and divided by its mean diagonal: levels do not depend on the size of
-            the inputs. The columns that pad the last block have inputs of their own.
+        importance: float32 `[padded]`, the diagonal, damped and divided by its mean: levels do not depend on the size
+            of the inputs. The columns that pad the last block have inputs of their own.
         order: int64 `[padded]`, the columns in the order of their turn.
         feedback: `M` of the ordered matrix, float32 `[padded, padded]`, strictly upper triangular (its unit diagonal
             left out).
     """
 
-    gram: np.ndarray
+    importance: np.ndarray
     order: np.ndarray
     feedback: np.ndarray
 
@@ -59,24 +59,28 @@ def factor(statistics: InputStatistics, block_size: int, options: GptqOptions) -
 
     Inputs that never were anything but zero cost nothing whatever their weights; the damping keeps them in shape.
     """
-    size = statistics.gram.shape[0]
-    padded = -(-size // block_size) * block_size
-    gram = np.eye(padded, dtype=np.float32)
-    gram[:size, :size] = damped(statistics, options.damping)
-    diagonal = np.diagonal(gram)
-    order = np.argsort(-diagonal, kind="stable") if options.act_order else np.arange(padded)
-    return Factored(gram, order, _feedback(gram, order))
-
-
-def _feedback(gram: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """`M` without its diagonal: the Cholesky factor of the matrix read backwards, read backwards."""
-    backwards = order[::-1]
-    ordered = gram[np.ix_(backwards, backwards)]
-    lower = _cholesky(ordered)
+    gram = _padded(damped(statistics, options.damping), block_size)
+    importance = np.diagonal(gram).copy()
+    order = np.argsort(-importance, kind="stable") if options.act_order else np.arange(importance.size)
+    # `M` is the Cholesky factor of the matrix read backwards, read backwards. A Gram matrix may have hundreds of
+    # megabytes: what is no longer needed goes before the next copy is made.
+    gram = gram[np.ix_(order[::-1], order[::-1])]
+    lower = _cholesky(gram)
+    del gram
     lower /= np.diagonal(lower)
-    upper = np.ascontiguousarray(lower[::-1, ::-1])
-    np.fill_diagonal(upper, 0)
-    return upper
+    feedback = np.ascontiguousarray(lower[::-1, ::-1])
+    np.fill_diagonal(feedback, 0)
+    return Factored(importance, order, feedback)
+
+
+def _padded(gram: np.ndarray, block_size: int) -> np.ndarray:
+    """With columns that fill the last block."""
+    size = gram.shape[0]
+    if size % block_size == 0:
+        return gram
+    result = np.eye(-(-size // block_size) * block_size, dtype=np.float32)
+    result[:size, :size] = gram
+    return result
 
 
 def _cholesky(gram: np.ndarray) -> np.ndarray:
@@ -119,7 +123,7 @@ def gptq_factored(weight: np.ndarray, format: WeightFormat, factored: Factored) 
     """`gptq` with the factorization done, for several matrices that share an input."""
     rows, size, blocks = weight.shape[0], factored.order.size, factored.order.size // format.block_size
     weight = np.pad(np.asarray(weight, np.float32), ((0, 0), (0, size - weight.shape[1])))
-    scales, zeros = _grids(weight, format, np.ascontiguousarray(np.diagonal(factored.gram)))
+    scales, zeros = _grids(weight, format, factored.importance)
     levels = np.empty((rows, size), np.uint8)
     ordered, turned = weight[:, factored.order], levels[:, factored.order]
     target, missed = ordered.copy(), np.empty((rows, _STEP), np.float32)
