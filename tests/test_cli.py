@@ -257,7 +257,8 @@ def test_an_interrupted_build_leaves_nothing(
     tiny_checkpoint: Path, work: Path, moment: str, stop: signal.Signals
 ) -> None:
     reached = work.parent / "reached"
-    command = [sys.executable, "-c", SCRIPT, *STOPPED_AT[moment], reached, "build", tiny_checkpoint, "-o", work / "out"]
+    build = ["build", tiny_checkpoint, "--recipe", "w4a16-rtn", "-o", work / "out"]
+    command = [sys.executable, "-c", SCRIPT, *STOPPED_AT[moment], reached, *build]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not reached.exists() and process.poll() is None and time.monotonic() < deadline:

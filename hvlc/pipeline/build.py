@@ -470,7 +470,7 @@ def _calibrate(
         "recipe": sources.recipe,
         "target": sources.target,
         "calibration set": inputs.digest,
-        "version of hvlc": sources.code,
+        "code of hvlc": sources.code,
         **{f"version of {name}": version for name, version in sources.versions.items()},
     }
     state = State.open(request.state_directory, fingerprint)

@@ -319,7 +319,7 @@ def _other_numpy(checkpoint: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
         (_other_weights, "checkpoint"),
         (_other_recipe, "recipe"),
         (_other_samples, "calibration set"),
-        (_other_code, "version of hvlc"),
+        (_other_code, "code of hvlc"),
         (_other_numpy, "version of numpy"),
     ],
 )
