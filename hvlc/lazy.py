@@ -256,22 +256,21 @@ class Reshape(_View):
 
 
 @dataclass(frozen=True)
-class Scaled(Expression):
-    """Another expression multiplied along an axis by a factor for each position, rounded once."""
-
-    of: Expression
-    factors: Expression
-    axis: int
+class Elementwise(_View):
+    """Other values in the same places: a base of expressions that change each element by itself."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """That of the source."""
         return self.of.shape
 
-    @property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
-        """That of the source."""
-        return self.of.dtype
+
+@dataclass(frozen=True)
+class Scaled(Elementwise):
+    """Another expression multiplied along an axis by a factor for each position, rounded once."""
+
+    factors: Expression
+    axis: int
 
     def parts(self) -> Iterator[Expression]:
         """The source and the factors."""

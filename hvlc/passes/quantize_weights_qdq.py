@@ -9,7 +9,7 @@ DequantizeLinear of 8 bits and one scale a channel feeds a product with float ou
 with int8 activations of the two, unless the session option `session.qdq_matmulnbits_accuracy_level` is "1".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component
 from hvlc.errors import UserError, raise_all
-from hvlc.lazy import Box, Expression, LazyTensor
+from hvlc.lazy import Box, Elementwise, LazyTensor
 from hvlc.passes.base import Outcome, register
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Assignment, WeightFormat
@@ -105,25 +105,10 @@ class _TwosComplement:
 
 
 @dataclass(frozen=True)
-class _SignFlipped(Expression):
+class _SignFlipped(Elementwise):
     """Packed offset levels as two's complement: `level - 2 ** (bits - 1)` inverts the upper bit."""
 
-    of: Expression
     mask: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """That of the source."""
-        return self.of.shape
-
-    @property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
-        """uint8."""
-        return self.of.dtype
-
-    def parts(self) -> Iterator[Expression]:
-        """The source."""
-        yield self.of
 
     def box(self, box: Box) -> np.ndarray:
         """The source's box with the sign of every level inverted."""

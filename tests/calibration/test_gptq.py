@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.solvers import kernels
-from hvlc.calibration.solvers.gptq import GptqOptions, factor, gptq, prepare_gptq
+from hvlc.calibration.solvers.gptq import GptqOptions, cholesky_in_place, factor, gptq, prepare_gptq
 from hvlc.calibration.statistics import Accumulator, InputStatistics
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
@@ -276,3 +276,22 @@ def test_it_is_entered_as_a_solver() -> None:
     entry = CALIBRATED["gptq"]
     found = entry.prepare(statistics, WeightFormat(4, 16), entry.options(damping=0.02))(weight)
     np.testing.assert_array_equal(found.levels, gptq(weight, WeightFormat(4, 16), statistics, GptqOptions(0.02)).levels)
+
+
+@pytest.mark.parametrize("block", [1, 7, 16, 50, 64])
+def test_a_factor_in_blocks_is_the_factor(block: int) -> None:
+    rows = normal(200, 50).astype(np.float64)
+    matrix = (rows.T @ rows / 200 + 0.1 * np.eye(50)).astype(np.float32)
+    found = cholesky_in_place(matrix.copy(), block)
+    np.testing.assert_allclose(found, np.linalg.cholesky(matrix.astype(np.float64)), rtol=1e-4, atol=1e-5)
+    assert not np.triu(found, 1).any()
+    if block >= 50:
+        assert np.array_equal(found, np.linalg.cholesky(matrix))
+
+
+@pytest.mark.parametrize("block", [3, 8])
+def test_a_matrix_that_is_not_definite_has_no_factor(block: int) -> None:
+    matrix = np.eye(8, dtype=np.float32)
+    matrix[6, 6] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky_in_place(matrix, block)
