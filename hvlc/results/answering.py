@@ -1,0 +1,87 @@
+"""One question and its answer."""
+
+from collections.abc import Iterable
+
+from pydantic import Field
+
+from hvlc.results.base import Record
+
+
+class Answered(Record):
+    """One answer and what it cost.
+
+    Attributes:
+        text: the answer, without special tokens.
+        tokens: ids of the generated tokens; the end token is the last one, if it was generated.
+        encoder: the vision encoder that ran ("base", "large"), also when the request said "auto"; "" without images.
+        scales: the resolution scale of each image, 1.0 without the compressor.
+        tiles: number of tiles of all images.
+        visual_tokens: number of visual tokens of all images.
+        prompt_tokens: number of prompt tokens, the visual ones included.
+        time_to_first_token: seconds from the request, images decoded, to the first token.
+        decode_seconds: seconds from the first token to the last.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    encoder: str
+    scales: tuple[float, ...]
+    tiles: int = Field(ge=0)
+    visual_tokens: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0)
+    time_to_first_token: float = Field(ge=0)
+    decode_seconds: float = Field(ge=0)
+
+
+class ExampleResult(Record):
+    """One example: what was asked, what was expected, what came out.
+
+    Attributes:
+        id: name of the example within its task, unique.
+        index: position within its task, from 0.
+        kind: group of the example, e.g. "receipt"; scores are also given per kind.
+        question: the prompt.
+        answers: every accepted answer.
+        prediction: the model's answer.
+        tokens: ids of the generated tokens.
+        exact: whether the prediction equals one of the answers (see `hvlc.evaluation.metrics.exact_match`).
+        anls: see `hvlc.evaluation.metrics.anls`.
+        encoder: the vision encoder that ran.
+        scales: the resolution scale of each image.
+        tiles: number of tiles.
+        visual_tokens: number of visual tokens.
+        prompt_tokens: number of prompt tokens.
+        time_to_first_token: seconds.
+        decode_seconds: seconds from the first token to the last.
+    """
+
+    id: str
+    index: int = Field(ge=0)
+    kind: str
+    question: str
+    answers: tuple[str, ...] = Field(min_length=1)
+    prediction: str
+    tokens: tuple[int, ...]
+    exact: bool
+    anls: float = Field(ge=0, le=1)
+    encoder: str
+    scales: tuple[float, ...]
+    tiles: int
+    visual_tokens: int
+    prompt_tokens: int
+    time_to_first_token: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens after the first per second; absent when there were none."""
+        return token_rate([self])
+
+
+def token_rate(examples: Iterable[ExampleResult]) -> float | None:
+    """Tokens after each first one by the seconds they took; absent when there were none."""
+    tokens, seconds = 0, 0.0
+    for example in examples:
+        tokens += max(0, len(example.tokens) - 1)
+        seconds += example.decode_seconds
+    return tokens / seconds if tokens and seconds > 0 else None

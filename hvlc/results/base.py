@@ -1,0 +1,64 @@
+"""What every record is made of: strictness, and numbers with the interval they are known within."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+class Record(BaseModel):
+    """A frozen record without unknown keys and without NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Interval(Record):
+    """A measured number with its 95 % confidence interval.
+
+    Attributes:
+        value: as measured, unrounded.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: number of observations.
+        method: how the interval was made; "exact" where nothing is uncertain, as with a size.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=1)
+    method: Literal["wilson", "bootstrap", "order statistics", "exact"]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} is outside its interval {self.low} to {self.high}")
+        return self
+
+
+class Score(Interval):
+    """A share or mean of scores within 0 and 1, with its interval."""
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    method: Literal["wilson", "bootstrap"]
+
+
+def exact(value: float) -> Interval:
+    """A number that nothing makes uncertain."""
+    return Interval(value=value, low=value, high=value, n=1, method="exact")
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Ends of Wilson's 95 % interval of a share of `n`, 0 to 1.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    spread = _Z * _Z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    # The ends are exactly 0 and 1 there; in floats they miss by an ulp.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))

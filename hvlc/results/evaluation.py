@@ -1,0 +1,124 @@
+"""One model on one task, and how it agrees with a reference."""
+
+from typing import Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hvlc.results.answering import ExampleResult
+from hvlc.results.base import Record, Score
+
+#: Raised whenever a change makes older files unreadable.
+SCHEMA_VERSION: Final = 1
+
+
+class Summary(Record):
+    """The means over all examples.
+
+    Attributes:
+        n: number of examples.
+        exact_match: share of exact answers.
+        anls: average normalised Levenshtein similarity.
+        exact_match_by_kind: share of exact answers of each kind.
+        mean_visual_tokens: visual tokens per example.
+        mean_scale: resolution scale per image; absent without images.
+        median_time_to_first_token: seconds.
+        tokens_per_second: tokens after the first, over all examples, by the time they took.
+    """
+
+    n: int = Field(ge=1)
+    exact_match: Score
+    anls: Score
+    exact_match_by_kind: dict[str, Score]
+    mean_visual_tokens: float
+    mean_scale: float | None
+    median_time_to_first_token: float
+    tokens_per_second: float | None
+
+
+class Agreement(Record):
+    """An evaluation against a reference, example by example.
+
+    Attributes:
+        reference: label of the reference.
+        n: number of examples.
+        both_right: exact in both.
+        both_wrong: exact in neither.
+        lost: exact in the reference alone.
+        won: exact here alone.
+        same_text: share of equal answers.
+        same_tokens: share of equal token sequences.
+        recovery: exact match by the reference's, unrounded; absent when the reference's is 0.
+        anls_recovery: the same for ANLS.
+        p_value: McNemar's exact test on lost and won: the chance of a split at least this uneven if the two
+            were equally good. Large: call the difference noise.
+    """
+
+    reference: str
+    n: int = Field(ge=1)
+    both_right: int = Field(ge=0)
+    both_wrong: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    won: int = Field(ge=0)
+    same_text: Score
+    same_tokens: Score
+    recovery: float | None
+    anls_recovery: float | None
+    p_value: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        counted = self.both_right + self.both_wrong + self.lost + self.won
+        if counted != self.n:
+            raise ValueError(f"{counted} examples are counted, but there are {self.n}")
+        return self
+
+
+class Evaluation(Record):
+    """One model on one task.
+
+    Attributes:
+        schema_version: version of this file format.
+        name: name of the model or package.
+        runs_on: what it ran on, e.g. "onnxruntime CPU".
+        task: name of the task.
+        examples_digest: hex SHA-256 of the examples' questions, answers and pixels.
+        encoder: the vision encoder that was asked for.
+        vrc: whether the resolution compressor was on.
+        max_new_tokens: bound of generated tokens per example.
+        summary: the scores.
+        examples: one result per example, in the task's order.
+        peak_memory_bytes: peak resident memory of the process while answering; absent where the system cannot tell.
+        size_bytes: size of the package on disk.
+        agreement: comparison with a reference, if there was one.
+        provenance: digests and versions, as given by the caller.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    runs_on: str
+    task: str
+    examples_digest: str
+    encoder: str
+    vrc: bool
+    max_new_tokens: int
+    summary: Summary
+    examples: tuple[ExampleResult, ...] = Field(min_length=1)
+    peak_memory_bytes: int | None = None
+    size_bytes: int | None = None
+    agreement: Agreement | None = None
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        n, ids = self.summary.n, {example.id for example in self.examples}
+        if len(self.examples) != n or len(ids) != n:
+            raise ValueError(f"the summary counts {n} examples, the file holds {len(self.examples)} ({len(ids)} ids)")
+        exact = sum(example.exact for example in self.examples)
+        if exact != round(self.summary.exact_match.value * n):
+            raise ValueError(f"{exact} of {n} examples are exact, the summary says {self.summary.exact_match.value}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name, encoder and compressor, e.g. "w4a16 · base · VRC"."""
+        return " · ".join([self.name, self.encoder, *(["VRC"] if self.vrc else [])])
