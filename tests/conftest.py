@@ -47,7 +47,8 @@ def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _built(checkpoint: Path, recipe: str, output: Path) -> "BuildResult":
-    from hvlc.pipeline.build import BuildRequest, build
+    from hvlc.pipeline.build import build
+    from hvlc.pipeline.request import BuildRequest
 
     return build(BuildRequest(checkpoint, "cpu", recipe, output))
 

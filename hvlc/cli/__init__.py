@@ -108,8 +108,8 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 def build(output: Path, as_json: bool, **options: Any) -> None:
     """Turn CHECKPOINT (a directory or a GGUF file; default: the shipped hypervl-nano) into a package."""
-    from hvlc.pipeline.build import STAGES
     from hvlc.pipeline.build import build as run_build
+    from hvlc.pipeline.stages import STAGES
     from hvlc.report.builds import build_record, build_tables
 
     with progress("build", len(STAGES)) as step:
@@ -118,7 +118,7 @@ def build(output: Path, as_json: bool, **options: Any) -> None:
 
 
 def _build_request(output: Path, checkpoint: Path | None, **options: Any) -> Any:
-    from hvlc.pipeline.build import BuildRequest
+    from hvlc.pipeline.request import BuildRequest
 
     return BuildRequest(_checkpoint(checkpoint), output=output, **options)
 
@@ -288,7 +288,7 @@ class _Counter:
 def demo(output: Path, count: int, as_json: bool) -> None:
     """Build the shipped checkpoint in float32 and W4A16, ask it questions, and compare."""
     from hvlc.pipeline import demo as demonstration
-    from hvlc.pipeline.build import STAGES
+    from hvlc.pipeline.stages import STAGES
     from hvlc.report.terminal import comparison_table
 
     output.mkdir(parents=True, exist_ok=True)
@@ -352,8 +352,8 @@ def verify(
 def _verify_rebuilt(
     directory: Path, checkpoint: Path, calibration: str | None, threads: int | None, as_json: bool
 ) -> None:
-    from hvlc.pipeline.build import STAGES
     from hvlc.pipeline.rebuild import rebuild
+    from hvlc.pipeline.stages import STAGES
 
     with progress("rebuild", len(STAGES)) as step:
         made = rebuild(directory, checkpoint, calibration=calibration, threads=threads, progress=step)
@@ -397,7 +397,8 @@ def show_recipe(name: str, as_json: bool) -> None:
 @json_option
 def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool) -> None:
     """Check the recipe NAME (or a YAML file): its form, and with --checkpoint every rule, solver and format."""
-    from hvlc.pipeline.build import BuildRequest, plan_build
+    from hvlc.pipeline.build import plan_build
+    from hvlc.pipeline.request import BuildRequest
     from hvlc.recipes.schema import load_recipe
     from hvlc.report.builds import plan_table
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from hvlc.evaluation.tasks import open_task
 from hvlc.manifest import Manifest
-from hvlc.pipeline.build import BuildRequest, build, is_current
-from hvlc.pipeline.build import Progress as BuildProgress
+from hvlc.pipeline.build import build, is_current
 from hvlc.pipeline.evaluate import Progress, Setting, against, evaluate_directory, write_report
+from hvlc.pipeline.request import BuildRequest
+from hvlc.pipeline.request import Progress as BuildProgress
 from hvlc.report.markdown import comparison_markdown
 from hvlc.results import Evaluation, write_whole
 from hvlc.zoo import nano_checkpoint

@@ -13,7 +13,8 @@ from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import evaluate
 from hvlc.evaluation.task import Task
 from hvlc.manifest import MANIFEST, Kind, Manifest
-from hvlc.pipeline.build import require_compile, source_digest
+from hvlc.pipeline.build import require_compile
+from hvlc.pipeline.request import source_digest
 from hvlc.report.page import write_page
 from hvlc.results import Evaluation, read_evaluation, write_evaluation
 

@@ -10,7 +10,8 @@ from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.manifest import Kind
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.sensitivity import Measuring, Opened, check_results, measure
 from hvlc.recipes.budget import explicit, knapsack, uniform
 from hvlc.recipes.schema import FormatSpec, Recipe, dump_recipe

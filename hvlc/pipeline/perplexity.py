@@ -10,7 +10,8 @@ import numpy as np
 from hvlc.errors import UserError
 from hvlc.evaluation.perplexity import perplexity
 from hvlc.manifest import MANIFEST
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from hvlc.results import Perplexity
 from hvlc.runtime.logits import TextScorer
 

@@ -9,7 +9,8 @@ from hvlc.errors import UserError
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import Manifest
 from hvlc.package.writer import code_digest, tool_versions
-from hvlc.pipeline.build import BuildRequest, Progress, build, plan_build
+from hvlc.pipeline.build import build, plan_build
+from hvlc.pipeline.request import BuildRequest, Progress
 
 
 @dataclass(frozen=True)

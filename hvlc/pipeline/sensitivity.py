@@ -219,7 +219,7 @@ def measure(
 def _exported(checkpoint: Checkpoint, target: Target, prepare: Preparation) -> Bundle:
     """The float model in the basis that it is quantized in. Factors are left out: they follow from the formats."""
     from hvlc.export import export_bundle
-    from hvlc.pipeline.build import float_passes
+    from hvlc.pipeline.lowering import float_passes
 
     bundle = export_bundle(checkpoint)
     raise_all(checkpoint.problems)

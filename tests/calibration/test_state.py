@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.state import State, awaited, check_apart, check_foreign
 from hvlc.errors import UserError
-from hvlc.pipeline import build as building
+from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build
 from hvlc.plan import WeightFormat
 from hvlc.quantized import Levels, Stream, stored_array, unpacked
@@ -303,13 +303,13 @@ def _other_samples(checkpoint: Path, recipe: Path, monkeypatch: pytest.MonkeyPat
 
 
 def _other_code(checkpoint: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    monkeypatch.setattr(building, "code_digest", lambda: "0" * 64)
+    monkeypatch.setattr(requesting, "code_digest", lambda: "0" * 64)
     return {}
 
 
 def _other_numpy(checkpoint: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    versions = {**building.tool_versions(), "numpy": "9.9"}
-    monkeypatch.setattr(building, "tool_versions", lambda: versions)
+    versions = {**requesting.tool_versions(), "numpy": "9.9"}
+    monkeypatch.setattr(requesting, "tool_versions", lambda: versions)
     return {}
 
 

@@ -25,7 +25,8 @@ from hvlc.checkpoint import Checkpoint, StoredTensor
 from hvlc.errors import UserError, raise_all
 from hvlc.export import export_bundle, known_families
 from hvlc.export.language import CONTEXT_LIMIT
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action
 from hvlc.runtime.generation import LanguageModel
 from tests.export.tiny_families import (

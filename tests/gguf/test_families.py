@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hvlc.gguf.names import ARCHITECTURES, parameter_name
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from tests.export.test_families import logits_difference
 from tests.export.tiny_families import save_text
 from tests.tolerances import GRAPH_FLOAT32

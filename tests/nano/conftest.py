@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
 from hvlc.pipeline.demo import RECIPES
+from hvlc.pipeline.request import BuildRequest
 from hvlc.zoo import nano_checkpoint
 
 

@@ -16,7 +16,7 @@ from hvlc.export import export_bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor
 from hvlc.models.hypervl.modeling import stitch
 from hvlc.models.hypervl.processing import cap_scale, scaled_size
-from hvlc.pipeline.build import structural_passes
+from hvlc.pipeline.lowering import structural_passes
 from hvlc.target import load_target
 from tests.running import OPTIMIZATIONS, session
 from tests.tiny import CELL, HIDDEN, PROXY, TILE, picture

@@ -29,7 +29,8 @@ from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.quantize_activations import QuantizeActivations, affine, calibrated_values, check_ranges
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan, WeightFormat
 from hvlc.target import load_target
 from tests.export.tiny_families import save_text, save_vision

@@ -20,7 +20,8 @@ from hvlc.graph import MICROSOFT, GraphBuilder
 from hvlc.lazy import Constant
 from hvlc.passes.pack_projections import PackProjections
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache, rotated_keys
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.running import OPTIMIZATIONS, session
 from tests.tolerances import QUANTIZED_CACHE, QUANTIZED_PRODUCT

@@ -16,7 +16,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.select_encoder import SelectEncoder
-from hvlc.pipeline.build import structural_passes
+from hvlc.pipeline.lowering import structural_passes
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
 from hvlc.target import load_target

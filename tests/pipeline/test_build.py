@@ -7,8 +7,10 @@ import pytest
 
 from hvlc.errors import TargetError
 from hvlc.manifest import MANIFEST, Manifest
-from hvlc.pipeline import build as building
-from hvlc.pipeline.build import STAGES, BuildRequest, build, is_current
+from hvlc.pipeline import request as requesting
+from hvlc.pipeline.build import build, is_current
+from hvlc.pipeline.request import BuildRequest
+from hvlc.pipeline.stages import STAGES
 from hvlc.target import target_path
 
 
@@ -41,7 +43,7 @@ def test_a_package_is_current_until_an_input_or_the_code_changes(
     other = BuildRequest(request_for.checkpoint, "cpu", "genai-default", request_for.output)
     assert not is_current(other)
     with monkeypatch.context() as patched:
-        patched.setattr(building, "code_digest", lambda: "changed")
+        patched.setattr(requesting, "code_digest", lambda: "changed")
         assert not is_current(request_for)
     with (request_for.output / "model.onnx").open("ab") as file:
         file.write(b"x")

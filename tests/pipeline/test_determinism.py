@@ -16,7 +16,8 @@ from hvlc.errors import UserError
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package import streaming
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from tests.pipeline.test_lying_checkpoints import shard, weights_of
 
 
@@ -76,7 +77,8 @@ import json, os, signal, sys, time
 from pathlib import Path
 from hvlc import cli
 from hvlc.package import streaming, writer
-from hvlc.pipeline.build import BuildRequest, plan_build
+from hvlc.pipeline.build import plan_build
+from hvlc.pipeline.request import BuildRequest
 import hvlc.report.builds
 
 checkpoint = sys.argv[1]

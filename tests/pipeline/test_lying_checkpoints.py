@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from hvlc import cli
 from hvlc.checkpoint import Checkpoint, StoredTensor
 from hvlc.errors import UserError
-from hvlc.pipeline.build import BuildRequest, build, plan_build
+from hvlc.pipeline.build import build, plan_build
+from hvlc.pipeline.request import BuildRequest
 
 Weights = dict[str, np.ndarray]
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hvlc import cli
 from hvlc.errors import UserError
 from hvlc.evaluation.perplexity import perplexity
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
+from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.perplexity import measure_perplexities, text_windows
 from hvlc.results import Perplexity, ScoredWindow
 from hvlc.runtime.logits import TextScorer

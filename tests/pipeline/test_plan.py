@@ -9,8 +9,9 @@ import pytest
 from hvlc.built import BuildResult, MemoryUse
 from hvlc.errors import UserError
 from hvlc.pipeline import memory
-from hvlc.pipeline.build import BuildRequest, build, plan_build
+from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.estimate import needs_of
+from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action
 
 

@@ -25,7 +25,8 @@ from hvlc.export import export_bundle
 from hvlc.linears import linear_groups
 from hvlc.manifest import Manifest
 from hvlc.passes.keep_positions import KeepPositions
-from hvlc.pipeline.build import build, plan_build, structural_passes
+from hvlc.pipeline.build import build, plan_build
+from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.sensitivity import Measuring, measure
 from hvlc.plan import WeightFormat

@@ -12,8 +12,9 @@ from hvlc.errors import UserError
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST
 from hvlc.pipeline import rebuild as rebuilding
-from hvlc.pipeline.build import BuildRequest, build
+from hvlc.pipeline.build import build
 from hvlc.pipeline.rebuild import rebuild
+from hvlc.pipeline.request import BuildRequest
 from hvlc.recipes.schema import recipe_path
 from hvlc.target import target_path
 

@@ -18,7 +18,7 @@ from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.passes.keep_positions import KeepPositions
-from hvlc.pipeline.build import structural_passes
+from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.sensitivity import Measuring, measure
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec

@@ -27,8 +27,10 @@ from hvlc.passes.keep_positions import KeepPositions
 from hvlc.passes.quantize_activations import calibrated_values
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.pipeline import calibrate as calibrating
-from hvlc.pipeline.build import BuildRequest, build, plan_build, structural_passes
+from hvlc.pipeline.build import build, plan_build
+from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.rebuild import rebuild
+from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Plan
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer

@@ -12,7 +12,8 @@ import torch
 
 from hvlc.built import BuildResult
 from hvlc.errors import TargetError, UserError
-from hvlc.pipeline.build import BuildRequest, build, plan_build
+from hvlc.pipeline.build import build, plan_build
+from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, Assignment
 from hvlc.target import target_path
 from tests.export.test_families import logits_difference

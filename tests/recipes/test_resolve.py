@@ -173,7 +173,8 @@ def test_planned_bytes_are_those_of_the_arrays(
 
 
 def test_hidden_sizes_that_do_not_fill_a_block_still_answer(tmp_path: Path) -> None:
-    from hvlc.pipeline.build import BuildRequest, build
+    from hvlc.pipeline.build import build
+    from hvlc.pipeline.request import BuildRequest
     from hvlc.runtime.generation import VisionLanguageModel
     from tests.tiny import picture
 

@@ -1,0 +1,107 @@
+"""What is asked of a build, and what it was made from."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hvlc.checkpoint import Checkpoint
+from hvlc.lock import Provenance
+from hvlc.manifest import Manifest, Sources
+from hvlc.package.writer import code_digest, tool_versions
+from hvlc.recipes.schema import Recipe, recipe_path
+from hvlc.target import Target, target_path
+
+if TYPE_CHECKING:
+    from hvlc.calibration.samples import CalibrationSet
+
+#: Called with what is being done, how far it is, and how far it goes.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        checkpoint: a checkpoint directory or a GGUF file.
+        target: name or path of a target.
+        recipe: name or path of a recipe.
+        output: directory to write.
+        force: replace an existing package.
+        threads: that evaluate weights; None is one for each processor. The package does not depend on it.
+        max_memory: bytes of unshared memory that the build may take; fewer threads are used where that helps.
+        calibration: where calibration inputs come from (`hvlc.calibration.sources`); None is the recipe's.
+        samples: of the calibration; None is the recipe's number.
+        state: directory that keeps what a calibration found while it goes on; None is one beside the output.
+        budget: "4.5bpw" or "40MB", within which formats are chosen; None is the recipe's, if it has one.
+        cache: directory that keeps the sensitivities that a budget is spent by; None is the user's cache.
+    """
+
+    checkpoint: Path
+    target: str
+    recipe: str
+    output: Path
+    force: bool = False
+    threads: int | None = None
+    max_memory: int | None = None
+    calibration: str | None = None
+    samples: int | None = None
+    state: Path | None = None
+    budget: str | None = None
+    cache: Path | None = None
+
+    @property
+    def state_directory(self) -> Path:
+        """Where a calibration keeps what it found."""
+        return self.state or self.output.parent / f"{self.output.name}.calibration"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A recipe or target as it was when the build read it; its file may change while the build runs.
+
+    Attributes:
+        name: as it calls itself.
+        text: of its file.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the file's bytes."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
+    """The texts of a recipe and a target that were just read."""
+    texts = [path.read_bytes().decode() for path in (recipe_path(request.recipe), target_path(request.target))]
+    return Document(recipe.name, texts[0]), Document(target.name, texts[1])
+
+
+def provenance_of(
+    checkpoint: Checkpoint, recipe: Document, target: Document, inputs: "CalibrationSet | None"
+) -> Provenance:
+    """What a build is made from, in enough detail to make it again; equal sources make an equal package."""
+    sources = Sources(
+        model_type=checkpoint.model_type,
+        checkpoint=checkpoint.digest,
+        recipe_name=recipe.name,
+        recipe=recipe.sha256,
+        target_name=target.name,
+        target=target.sha256,
+        code=code_digest(),
+        versions=tool_versions(),
+        calibration_name=inputs.name if inputs else None,
+        calibration=inputs.digest if inputs else None,
+        calibration_samples=len(inputs.samples) if inputs else None,
+    )
+    return Provenance(sources, checkpoint.file_digests, recipe.text, target.text)
+
+
+def source_digest(manifest: Manifest) -> str:
+    """Hex SHA-256 of a package's manifest: equal digests are equal packages."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""Seven faults that converters make, planted into a finished package.
+
+`FAULTS` has them by name. `plant(name, package)` damages a package in place (give it a copy) and makes the manifest's
+digests fit, as a converter's own would: nothing but the numbers shows the fault. `Fault.stage` is where
+`hvlc bisect` must find it, `Fault.recipes` which packages can have it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hvlc.checkpoint import digest_file
+from hvlc.manifest import MANIFEST, FileEntry, Manifest
+
+ENCODERS = ("vision_base.onnx", "vision_large.onnx")
+FACTOR = 1.5
+LAYERS = (0, 1)  # that are swapped; the second one's scales are wrong
+_DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is planted, and the stage that departs first."""
+
+    plant: Callable[[Path], None]
+    stage: str
+    recipes: tuple[str, ...] = ("float32", "w4a16-rtn")
+
+
+def plant(name: str, package: Path) -> None:
+    """Damage a package in place; its files are as the manifest says afterwards."""
+    FAULTS[name].plant(package)
+    manifest = Manifest.load(package)
+    files = {file: _entry(package / file) for file in manifest.files}
+    changed = manifest.model_copy(update={"files": files})
+    (package / MANIFEST).write_text(changed.model_dump_json(indent=1), "utf-8")
+
+
+def planted(name: str, package: Path, copy: Path) -> Path:
+    """A damaged copy of a package."""
+    shutil.copytree(package, copy)
+    plant(name, copy)
+    return copy
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(bytes=path.stat().st_size, sha256=digest_file(path))
+
+
+class _Stored:
+    """The initializers of one graph file, changed in place, in the graph or in its data file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.model = onnx.load(path, load_external_data=False)
+        self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def names(self, *parts: str) -> Iterator[str]:
+        """Of the initializers that contain all of some texts."""
+        yield from (name for name in self._tensors if all(part in name for part in parts))
+
+    def read(self, name: str) -> np.ndarray:
+        """Bytes uint8."""
+        tensor = self._tensors[name]
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return np.frombuffer(tensor.raw_data, np.uint8)
+        file, offset, length = self._place(tensor)
+        with file.open("rb") as data:
+            data.seek(offset)
+            return np.frombuffer(data.read(length), np.uint8)
+
+    def write(self, name: str, content: np.ndarray) -> None:
+        """As many bytes as there are."""
+        tensor, data = self._tensors[name], content.tobytes()
+        assert len(data) == len(self.read(name))
+        if tensor.data_location != TensorProto.EXTERNAL:
+            tensor.raw_data = data
+            return
+        file, offset, _ = self._place(tensor)
+        with file.open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(data)
+
+    def floats(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        return self.read(name).view(_DTYPES[tensor.data_type]).reshape(tuple(tensor.dims))
+
+    def save(self) -> None:
+        onnx.save(self.model, self._path)
+
+    def _place(self, tensor: TensorProto) -> tuple[Path, int, int]:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        return self._path.parent / entries["location"], int(entries["offset"]), int(entries["length"])
+
+
+def _scale_weight(stored: _Stored, *parts: str) -> None:
+    """Scale the only weight with these parts in its name: its values, or the scales of its blocks."""
+    names = [n for n in stored.names(*parts) if not n.endswith((".int4", ".int8", ".uint4", ".uint8", ".bias"))]
+    names = [n for n in names if stored._tensors[n].data_type in _DTYPES]
+    assert len(names) == 1, names
+    stored.write(names[0], (stored.floats(names[0]) * FACTOR).astype(stored.floats(names[0]).dtype))
+    stored.save()
+
+
+def _scale_projector(package: Path) -> None:
+    for encoder in ENCODERS:
+        _scale_weight(_Stored(package / encoder), "projector.linear_1.weight")
+
+
+def _swap_layers(package: Path) -> None:
+    """Every weight of two decoder layers, norms too."""
+    stored = _Stored(package / "model.onnx")
+    first, second = (f".layers.{layer}." for layer in LAYERS)
+    pairs = [(name, name.replace(first, second)) for name in stored.names(first)]
+    assert len(pairs) > 5
+    for one, other in pairs:
+        ours, theirs = stored.read(one).copy(), stored.read(other).copy()
+        stored.write(one, theirs)
+        stored.write(other, ours)
+    stored.save()
+
+
+def _shift_mean(package: Path) -> None:
+    """ImageNet's means where SigLIP's are right."""
+    stored = _Stored(package / "front.onnx")
+    normalized = next(n for n in stored.model.graph.node if n.op_type == "Pad").input[0]
+    producer = {output: node for node in stored.model.graph.node for output in node.output}
+    subtraction = producer[producer[normalized].input[0]]
+    assert subtraction.op_type == "Sub"
+    mean = subtraction.input[1]
+    assert stored.floats(mean).size == 3
+    stored.write(mean, np.array([0.485, 0.456, 0.406], np.float32))
+    stored.save()
+
+
+def _shift_positions(package: Path) -> None:
+    """Every patch has the position of the one before it."""
+    for encoder in ENCODERS:
+        stored = _Stored(package / encoder)
+        (name,) = stored.names("position_embedding.weight")
+        stored.write(name, np.roll(stored.floats(name), 1, axis=0))
+        stored.save()
+
+
+def _drop_tile(package: Path) -> None:
+    """The last tile is left black, as by a loop that ends one early."""
+    path = package / "front.onnx"
+    model = onnx.load(path, load_external_data=False)
+    maker = next(node for node in model.graph.node if "pixel_values" in node.output)
+    maker.output[:] = ["all_tiles" if name == "pixel_values" else name for name in maker.output]
+    ints = {"drop.first": [0], "drop.last": [-1], "drop.end": [2**31], "drop.axis": [0]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), n) for n, v in ints.items())
+    model.graph.node.extend(
+        [
+            helper.make_node("Slice", ["all_tiles", "drop.first", "drop.last", "drop.axis"], ["drop.kept"]),
+            helper.make_node("Slice", ["all_tiles", "drop.last", "drop.end", "drop.axis"], ["drop.dropped"]),
+            helper.make_node("Sub", ["drop.dropped", "drop.dropped"], ["drop.nothing"]),
+            helper.make_node("Concat", ["drop.kept", "drop.nothing"], ["pixel_values"], axis=0),
+        ]
+    )
+    onnx.save(model, path)
+
+
+def _swap_tokens(package: Path) -> None:
+    """Two letters have each other's ids."""
+    path = package / "tokenizer.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["t"], vocabulary["e"] = vocabulary["e"], vocabulary["t"]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+
+
+def _wrong_scales(package: Path) -> None:
+    """The scales of every matrix of one decoder layer, in a package of int4 weights."""
+    stored = _Stored(package / "model.onnx")
+    names = list(stored.names(f".layers.{LAYERS[1]}.", ".scales"))
+    assert names
+    for name in names:
+        stored.write(name, (stored.floats(name) * FACTOR).astype(stored.floats(name).dtype))
+    stored.save()
+
+
+FAULTS: dict[str, Fault] = {
+    "scaled projector weight": Fault(_scale_projector, "projector"),
+    "swapped decoder layers": Fault(_swap_layers, f"decoder.layers.{LAYERS[0]}"),
+    "wrong image mean": Fault(_shift_mean, "preprocessing"),
+    "shifted positions": Fault(_shift_positions, "vision.embeddings"),
+    "dropped tile": Fault(_drop_tile, "preprocessing"),
+    "swapped token ids": Fault(_swap_tokens, "tokenization"),
+    "wrong int4 scales": Fault(_wrong_scales, f"decoder.layers.{LAYERS[1]}", ("w4a16-rtn",)),
+}
+
+#: In the order in which a model runs.
+NAMES: Sequence[str] = tuple(FAULTS)
