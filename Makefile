@@ -5,6 +5,8 @@ VENV   ?= .venv
 OUT    ?= build/demo
 # Further arguments for pip, for instance an --extra-index-url that has CPU-only builds of torch.
 PIP_ARGS ?=
+# Optional extras for the tests: EXTRAS=,qnn adds Qualcomm's compiler, which has a license of its own (README.md).
+EXTRAS ?=
 
 # onnxruntime and onnxruntime-genai report usage unless told not to.
 export ORT_DISABLE_TELEMETRY = 1
@@ -59,5 +61,5 @@ $(READY): pyproject.toml | $(BIN)/python
 
 $(READY_DEV): pyproject.toml | $(BIN)/python
 	@echo "Installing hvlc with torch, transformers, onnxruntime and the test tools into $(VENV): minutes the first time"
-	@$(PIP) -e '.[compile,dev]'
+	@$(PIP) -e '.[compile,dev$(EXTRAS)]'
 	@touch $(READY) $@

@@ -76,6 +76,7 @@ class Content(StrEnum):
     PADDING = "padding"
     UNUSED = "unused"
     GRAPH = "graph"
+    COMPILED = "compiled for an NPU"
     TOKENIZER = "tokenizer"
     CONFIGURATION = "configuration"
 

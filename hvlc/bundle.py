@@ -9,6 +9,7 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
+from hvlc.placement import Phase, Placement
 
 
 class Role(StrEnum):
@@ -31,12 +32,18 @@ class Component:
         role: what it is for.
         model: the graph, weights lazy.
         data_group: components of one group share one external data file.
+        phase: when it runs.
+        placement: the processor that it is made for.
+        reason: why it is placed there; empty where nothing else could be.
     """
 
     name: str
     role: Role
     model: ir.Model
     data_group: str
+    phase: Phase = Phase.ALWAYS
+    placement: Placement = Placement.CPU
+    reason: str = ""
 
     @property
     def graph(self) -> ir.Graph:

@@ -17,6 +17,9 @@ OPSET = 23
 IR_VERSION = 11
 #: Last part of the names of nodes that cut a decoder's sequence to its last position.
 LAST_POSITION = "last_position"
+#: Inputs of a decoder that gets its lengths from the host: position of the last token that runs, int32 `[1, 1]`, and
+#: bound of the sequence, int32 `[1]`.
+LAST_INDEX, MOST_TOKENS = "past_seq_len", "total_seq_len"
 MICROSOFT = "com.microsoft"
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
+from hvlc.placement import Phase, Placement
 from hvlc.spec import StrictModel
 
 MANIFEST = "hvlc.json"
@@ -16,6 +17,9 @@ MANIFEST = "hvlc.json"
 #: A session option. Without it onnxruntime makes products with int8 activations of those in float that read rows of
 #: 8 bits with one scale each (`hvlc.passes.quantize_weights_qdq`); on other graphs it has no effect.
 FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
+#: Input of the vision graph of a package that answers about images: the visual tokens that the host has computed.
+HOST_FEATURES = "host_image_features"
+DECODER = "model"  # component that is a whole decoder
 _PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
@@ -29,8 +33,8 @@ class Kind(StrEnum):
 
 #: Components that a package of a kind must have.
 _COMPONENTS: Mapping[Kind, tuple[str, ...]] = {
-    Kind.VISION_LANGUAGE: ("front", "stitch", "embedding", "model", "vision"),
-    Kind.LANGUAGE: ("model",),
+    Kind.VISION_LANGUAGE: ("front", "stitch", "embedding", "vision"),
+    Kind.LANGUAGE: (),
     Kind.VISION: ("vision",),
 }
 
@@ -42,6 +46,28 @@ _FACTS: Mapping[Kind, tuple[str, ...]] = {
 }
 
 
+class CompiledEntry(StrictModel):
+    """How a graph was compiled for an NPU; its file holds nothing but a reference to the binary.
+
+    Attributes:
+        binary: file with the context.
+        chip: name of the chip, as the binary has it.
+        soc_model: Qualcomm's number of the chip.
+        htp_arch: generation of its NPU.
+        sdk: version of the compiler's libraries.
+        provider: execution provider that runs it, as onnxruntime names it.
+        provider_options: that its session needs.
+    """
+
+    binary: str = Field(pattern=_PLAIN_NAME)
+    chip: str
+    soc_model: int
+    htp_arch: int
+    sdk: str
+    provider: str
+    provider_options: dict[str, str]
+
+
 class ComponentEntry(StrictModel):
     """One graph of the package.
 
@@ -50,12 +76,20 @@ class ComponentEntry(StrictModel):
         role: what it is for.
         inputs: names in order.
         outputs: names in order.
+        phase: when it runs, where a decoder has a graph for the prompt and another for each token of the answer.
+        placement: the processor that it is made for.
+        reason: why it is placed there, if it could be asked.
+        compiled: for which device; None for a graph that its runtime compiles.
     """
 
     file: str = Field(pattern=_PLAIN_NAME)
     role: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    phase: Phase = Phase.ALWAYS
+    placement: Placement = Placement.CPU
+    reason: str = ""
+    compiled: CompiledEntry | None = None
 
 
 class FileEntry(StrictModel):
@@ -194,6 +228,8 @@ class Manifest(StrictModel):
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Self:
         missing = [name for name in _COMPONENTS[self.kind] if name not in self.components]
+        if self.kind is not Kind.VISION and not self.is_staged and DECODER not in self.components:
+            missing.append(DECODER)
         if missing:
             raise ValueError(f"no component {', '.join(missing)}")
         needed = set(_FACTS[self.kind])
@@ -209,12 +245,31 @@ class Manifest(StrictModel):
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
         named = {entry.file for entry in self.components.values()} | set(self.encoders.values())
+        named |= {entry.compiled.binary for entry in self.components.values() if entry.compiled}
         if not named <= set(self.files):
             raise ValueError(f"no file {', '.join(sorted(named - set(self.files)))}")
         chosen = {self.policy.default, *(rule.encoder for rule in self.policy.rules)} if self.policy else set()
         if not chosen <= set(self.encoders):
             raise ValueError(f"the policy names unknown encoders {', '.join(sorted(chosen - set(self.encoders)))}")
         return self
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether the decoder is cut into stages of fixed shapes, one graph for the prompt and one for a token each."""
+        return {Phase.PROMPT, Phase.TOKEN} <= {entry.phase for entry in self.components.values()}
+
+    @property
+    def whole_decoder(self) -> ComponentEntry:
+        """The decoder, where it is one graph.
+
+        Raises:
+            UserError: it runs in stages, or there is none.
+        """
+        if DECODER in self.components:
+            return self.components[DECODER]
+        cause = f"the decoder of this package runs in stages for {self.sources.target_name}" if self.is_staged else ""
+        fix = "build the same recipe for the target cpu and take that package"
+        raise UserError("package.decoder", cause or "the package has no decoder", fix)
 
     @property
     def total_bytes(self) -> int:

@@ -103,10 +103,15 @@ class ActivationFormat:
     Attributes:
         type: element type.
         range: how calibrated values choose scale and zero point.
+        roles: components that have them; the others' activations are float.
+        products: whether a product that makes an output of its graph is rounded too: compilers of NPUs take a product
+            of integers only between integers.
     """
 
     type: ActivationType = ActivationType.UINT16
     range: RangeMethod = RangeMethod.MSE
+    roles: tuple[Role, ...] = (Role.DECODER, Role.VISION_ENCODER)
+    products: bool = False
 
 
 class CacheType(StrEnum):
@@ -194,10 +199,15 @@ class Plan:
         """Assignments of a component by node name."""
         return {a.node: a for a in self.assignments if a.component == name}
 
+    def is_static(self, role: Role) -> bool:
+        """Whether a role's products have static integer activations; tables are stored as the decoder's matrices."""
+        product = Role.DECODER if role is Role.EMBEDDING else role
+        return self.activations is not None and product in self.activations.roles
+
     def observes(self, role: Role) -> bool:
         """Whether calibration has to find ranges of a role's values: of static activations, or of an int8 cache."""
         mine = [a for a in self.assignments if a.role is role]
-        rounds = self.activations is not None and any(a.action is Action.QUANTIZE for a in mine)
+        rounds = self.is_static(role) and any(a.action is Action.QUANTIZE for a in mine)
         return rounds or (self.kv_cache is not CacheType.FLOAT and role is Role.DECODER and bool(mine))
 
     @property

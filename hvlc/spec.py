@@ -82,6 +82,32 @@ def read_yaml(path: Path) -> Any:
         raise UserError("spec.unreadable", f"{path}: {error}", "check the path and the YAML syntax") from error
 
 
+def yaml_line(text: str, *path: str | int) -> int:
+    """The line, from 1, on which a value begins.
+
+    Args:
+        text: the YAML.
+        path: keys and indices that lead to the value.
+
+    Raises:
+        KeyError: nothing is there.
+    """
+    node = yaml.compose(text, Loader=_StrictLoader)
+    for part in path:
+        node = _child(node, part)
+        if node is None:
+            raise KeyError(part)
+    return node.start_mark.line + 1 if node else 1
+
+
+def _child(node: yaml.Node | None, part: str | int) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        return next((value for key, value in node.value if key.value == part), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
+        return node.value[part]
+    return None
+
+
 def dump_yaml(data: Any) -> str:
     """Plain values as YAML, keys in their order, the innermost collections on a line each."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)

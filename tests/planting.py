@@ -111,7 +111,7 @@ def _scale_weight(stored: _Stored, *parts: str) -> None:
 
 def _scale_projector(package: Path) -> None:
     for encoder in ENCODERS:
-        _scale_weight(_Stored(package / encoder), "projector.linear_1.weight")
+        _scale_weight(_Stored(package / encoder), "projector.linear_2.weight")
 
 
 def _swap_layers(package: Path) -> None:
@@ -128,15 +128,15 @@ def _swap_layers(package: Path) -> None:
 
 
 def _shift_mean(package: Path) -> None:
-    """ImageNet's means where SigLIP's are right."""
+    """The mean is not subtracted."""
     stored = _Stored(package / "front.onnx")
     normalized = next(n for n in stored.model.graph.node if n.op_type == "Pad").input[0]
     producer = {output: node for node in stored.model.graph.node for output in node.output}
     subtraction = producer[producer[normalized].input[0]]
     assert subtraction.op_type == "Sub"
-    mean = subtraction.input[1]
-    assert stored.floats(mean).size == 3
-    stored.write(mean, np.array([0.485, 0.456, 0.406], np.float32))
+    assert stored.floats(subtraction.input[1]).size == 3
+    stored.model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), "mean"))
+    subtraction.input[1] = "mean"  # the deviation may be read from the same constant
     stored.save()
 
 

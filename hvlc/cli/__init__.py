@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from hvlc import __version__
-from hvlc.cli import calibration, sensitivity
+from hvlc.cli import bisect, calibration, compare, compilation, diff, evaluation, lint, sensitivity, targets
 from hvlc.cli.common import DIRECTORY, Size, console, json_option, progress, show
 from hvlc.errors import HvlcError
 
 _INTERRUPTED = 130
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
 _MODEL = click.argument("directory", type=DIRECTORY)
 
 
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         _report_error("usage", error.format_message(), "see hvlc --help", as_json)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
+        sys.exit(_BROKEN_PIPE)
     except (KeyboardInterrupt, click.Abort):
         _report_error("interrupted", "stopped before the end", "run it again; nothing half-written was left", as_json)
         sys.exit(_INTERRUPTED)
@@ -70,7 +74,14 @@ def cli(debug: bool) -> None:
     """Compile small vision-language models into onnxruntime-genai packages for phones."""
 
 
+cli.add_command(bisect.bisect)
 cli.add_command(calibration.calibration)
+cli.add_command(evaluation.evaluate)
+cli.add_command(diff.diff)
+cli.add_command(compare.compare)
+cli.add_command(compilation.compile_command)
+cli.add_command(lint.lint)
+cli.add_command(targets.targets)
 cli.add_command(sensitivity.sensitivity)
 cli.add_command(sensitivity.pareto)
 
@@ -96,6 +107,8 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--budget", help="Choose formats within this size, e.g. 4.5bpw (bits per weight) or 40MB."),
         click.option("--cache", type=DIRECTORY, help="Keeps measurements of sensitivity (default: the user's cache)."),
+        click.option("--context", type=click.IntRange(1), help="Tokens of a KV cache of fixed shapes (NPU targets)."),
+        click.option("--aot/--no-aot", default=True, help="Compile for the device here, where its compiler can."),
     )
     for option in reversed(options):
         function = option(function)
@@ -114,7 +127,8 @@ def build(output: Path, as_json: bool, **options: Any) -> None:
 
     with progress("build", len(STAGES)) as step:
         result = run_build(_build_request(output, **options), step)
-    show(build_record(result), as_json, lambda console: console.print(build_tables(result)))
+    data, tables = compilation.of_package(output)
+    show(build_record(result) | data, as_json, lambda console: console.print(build_tables(result), *tables))
 
 
 def _build_request(output: Path, checkpoint: Path | None, **options: Any) -> Any:
@@ -197,88 +211,6 @@ def run(
         console(stderr=True).print(answer_table(answered))
 
 
-@cli.command(name="eval")
-@_MODEL
-@click.option(
-    "--task",
-    "task_name",
-    default="documents",
-    show_default=True,
-    help='"documents", a JSON Lines file, or a text (.txt).',
-)
-@click.option("--reference", type=DIRECTORY, help="Checkpoint or package to agree with.")
-@click.option("--encoder", "encoders", multiple=True, help="Vision encoder; repeat for several (default: all).")
-@click.option(
-    "-n", "--count", type=click.IntRange(1), help="Number of examples (default: 256 documents, or the whole file)."
-)
-@click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
-@click.option("-o", "--output", type=DIRECTORY, help="Directory for JSON files and report.html.")
-@click.option("--tokens", type=click.IntRange(2), help="Of a text: how many are scored at most (default: 16384).")
-@click.option("--window", type=click.IntRange(2), help="Of a text: tokens that are read at once (default: 1024).")
-@json_option
-def evaluate(
-    directory: Path,
-    task_name: str,
-    reference: Path | None,
-    encoders: tuple[str, ...],
-    count: int | None,
-    no_vrc: bool,
-    output: Path | None,
-    tokens: int | None,
-    window: int | None,
-    as_json: bool,
-) -> None:
-    """Measure the package (or checkpoint) in DIRECTORY on a task: answers to questions, or perplexity of a text."""
-    from hvlc.cli.perplexity import evaluate_text, refuse
-
-    if task_name.endswith(".txt"):
-        unused = {"--encoder": encoders, "--count": count, "--no-vrc": no_vrc, "--output": output}
-        text = Path(task_name)
-        evaluate_text(directory, text, reference, tokens=tokens, window=window, as_json=as_json, unused=unused)
-        return
-    refuse({"--tokens": tokens, "--window": window}, "they are for a task that is a text")
-    from hvlc.evaluation.tasks import open_task
-    from hvlc.pipeline.evaluate import Setting, against, encoders_of, evaluate_directory, write_report
-    from hvlc.report.terminal import comparison_table, evaluation_table
-
-    task = open_task(task_name, count)
-    settings = [Setting(encoder, not no_vrc) for encoder in encoders or encoders_of(directory)]
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-    models = [*([reference] if reference else []), directory]
-    found = []
-    total = (count or len(task)) * len(settings) * len(models)
-    with progress("eval", total) as step:
-        counter = _Counter(step, total)
-        for model in models:
-            name = model.resolve().name
-            clashes = model is reference and name == directory.resolve().name
-            label = f"{name} (reference)" if clashes else name
-            found.append(
-                evaluate_directory(model, task, settings, count=count, store=output, name=label, progress=counter)
-            )
-    evaluations = against(found[-1], found[0]) if reference else found[-1]
-    shown = [*found[0], *evaluations] if reference else evaluations
-    if output:
-        write_report(output / "report.html", shown, task, f"{directory.name} on {task.name}", {})
-    data = [e.model_dump(mode="json", exclude={"examples"}) for e in shown]
-    table = evaluation_table(shown[0]) if len(shown) == 1 else comparison_table(shown)
-    show(data, as_json, lambda console: console.print(table))
-
-
-class _Counter:
-    """Adds up the examples of several evaluations for one bar."""
-
-    def __init__(self, step: Callable[[str, int, int], None], total: int) -> None:
-        self._step = step
-        self._total = total
-        self._done = 0
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        self._done += 1
-        self._step(label, self._done, self._total)
-
-
 @cli.command()
 @click.option(
     "-o", "--output", type=DIRECTORY, default=Path("build/demo"), show_default=True, help="Directory to write."
@@ -286,9 +218,10 @@ class _Counter:
 @click.option("-n", "--count", type=click.IntRange(1), default=256, show_default=True, help="Held-out documents.")
 @json_option
 def demo(output: Path, count: int, as_json: bool) -> None:
-    """Build the shipped checkpoint in float32 and W4A16, ask it questions, and compare."""
+    """Build the shipped checkpoint by three recipes, ask it questions, and compare."""
     from hvlc.pipeline import demo as demonstration
     from hvlc.pipeline.stages import STAGES
+    from hvlc.report.comparison import summary_tables
     from hvlc.report.terminal import comparison_table
 
     output.mkdir(parents=True, exist_ok=True)
@@ -297,14 +230,20 @@ def demo(output: Path, count: int, as_json: bool) -> None:
         packages = demonstration.build_packages(output, lambda recipe: lambda what, *at: step(f"{recipe} {what}", *at))
     for asked in demonstration.ask(packages["w4a16"], 3):
         quiet.print(f"  {asked.question}  [bold]{asked.answer}[/bold]  (expected {asked.expected})")
-    with progress("eval", count * 6) as step:
-        evaluations = demonstration.measure(output, packages, count, _Counter(step, count * 6))
-    page = output / "report.html"
-    data = {"report": str(page), "evaluations": [e.model_dump(mode="json", exclude={"examples"}) for e in evaluations]}
+    with progress("eval", count) as step:
+        resolutions = demonstration.measure_resolutions(output, packages["float32"], count, step)
+    with progress("compare", count) as step:
+        compared = demonstration.compare_recipes(output, packages, count, step)
+    pages = [str(output / name) for name in ("comparison.html", "report.html")]
+    data = {
+        "pages": pages,
+        "resolutions": [e.model_dump(mode="json", exclude={"examples"}) for e in resolutions],
+        "comparison": compared.comparison.model_dump(mode="json"),
+    }
 
     def human(console: Any) -> None:
-        console.print(comparison_table(evaluations))
-        console.print(f"page: {page}")
+        console.print(comparison_table(resolutions), summary_tables(compared.comparison, compared.evaluations))
+        console.print(f"pages: {' '.join(pages)}", soft_wrap=True)
 
     show(data, as_json, human)
 
@@ -322,8 +261,10 @@ def inspect(directory: Path, top: int, as_json: bool) -> None:
 
     manifest = Manifest.load(directory)
     contents = contents_of(directory, manifest)
-    data = manifest.model_dump(mode="json") | {"contents": contents_record(contents, top)}
-    show(data, as_json, lambda console: console.print(manifest_tables(manifest), contents_tables(contents, top)))
+    compiled, tables = compilation.of_package(directory)
+    data = manifest.model_dump(mode="json") | {"contents": contents_record(contents, top)} | compiled
+    parts = (manifest_tables(manifest), *tables, contents_tables(contents, top))
+    show(data, as_json, lambda console: console.print(*parts))
 
 
 @cli.command()
@@ -387,7 +328,7 @@ def show_recipe(name: str, as_json: bool) -> None:
     from hvlc.recipes.schema import load_recipe, recipe_path
 
     recipe = load_recipe(name)
-    show(recipe.model_dump(mode="json"), as_json, lambda console: console.print(recipe_path(name).read_text("utf-8")))
+    show(recipe.model_dump(mode="json"), as_json, lambda _: click.echo(recipe_path(name).read_text("utf-8"), nl=False))
 
 
 @recipes.command(name="check")
@@ -410,33 +351,6 @@ def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool)
     quantized = planned.plan.bits_per_weight(None)
     data = {"recipe": recipe.name, "rules": len(recipe.rules), "bits_per_weight": quantized}
     show(data, as_json, lambda c: c.print(plan_table(planned.plan, planned.estimate, each=False)))
-
-
-@cli.group()
-def targets() -> None:
-    """The shipped devices and runtimes."""
-
-
-@targets.command(name="list")
-@json_option
-def list_targets(as_json: bool) -> None:
-    """Names and descriptions."""
-    from hvlc.report.builds import named_table
-    from hvlc.target import load_target, shipped_targets
-
-    rows = {name: f"{load_target(name).description} ({load_target(name).evidence})" for name in shipped_targets()}
-    show(rows, as_json, lambda console: console.print(named_table(rows)))
-
-
-@targets.command(name="show")
-@click.argument("name")
-@json_option
-def show_target(name: str, as_json: bool) -> None:
-    """The target NAME (or a TOML file), checked."""
-    from hvlc.target import load_target, target_path
-
-    target = load_target(name)
-    show(target.model_dump(mode="json"), as_json, lambda console: console.print(target_path(name).read_text("utf-8")))
 
 
 @cli.group()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from hvlc.results import Answered
@@ -33,5 +34,23 @@ class Answerer(Protocol):
             encoder: "base", "large" or "auto".
             vrc: whether the resolution compressor chooses the scale.
             max_new_tokens: bound of generated tokens.
+        """
+        ...
+
+
+class Forced(Protocol):
+    """A model that says what it expects before each token of an answer that is given to it."""
+
+    def logits(
+        self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int], *, encoder: str, vrc: bool
+    ) -> np.ndarray:
+        """float32 `[len(answer), vocabulary]`: row `i` after the prompt and `answer[:i]`.
+
+        Args:
+            prompt: the question, without chat template or image placeholders.
+            images: RGB images, in the order they are shown.
+            answer: ids of at least one token.
+            encoder: as in `Answerer.answer`.
+            vrc: as in `Answerer.answer`.
         """
         ...

@@ -22,6 +22,10 @@ class DocumentsTask:
     def name(self) -> str:
         return "documents"
 
+    @property
+    def shows_images(self) -> bool:
+        return True
+
     def __len__(self) -> int:
         return self.count
 

@@ -1,24 +1,39 @@
-"""A user's task: a JSON Lines file with `image`, `question`, `answers` (and `kind`, if wished) per line.
+"""A user's task: a JSON Lines file with `image` or `images`, `question`, `answers` (and `kind`, if wished) per line.
 
-The whole file is checked when it is opened, so that a bad line stops the work before it starts. Images are read
-when asked for.
+A line without image asks about text alone. The whole file is checked when it is opened, so that a bad line stops the
+work before it starts. Images are read when asked for.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hvlc.errors import UserError
 from hvlc.evaluation.task import Example
 from hvlc.images import load_image
-from hvlc.jsonl import ImageLine, JsonLines, Words, image_beside
+from hvlc.jsonl import JsonLines, Line, Words, image_beside
 
 _FIX = 'each line is an object like {"image": "a.png", "question": "Total?", "answers": ["9.90"]}'
 
 
-class _Line(ImageLine):
+class _Line(Line):
+    image: Words | None = None
+    images: Annotated[list[Words], Field(min_length=1)] | None = None
+    question: Words
     answers: Annotated[list[Words], Field(min_length=1)]
+    kind: Words = "other"
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if self.image is not None and self.images is not None:
+            raise ValueError("give image or images, not both")
+        return self
+
+    @property
+    def shown(self) -> list[str]:
+        """Paths of the images in order, relative to the file."""
+        return self.images or ([] if self.image is None else [self.image])
 
 
 class JsonlTask:
@@ -33,30 +48,37 @@ class JsonlTask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._shows_images = False
         self._lines = JsonLines(path, self._parse, area="task", fix=_FIX)
 
     @property
     def name(self) -> str:
         return self._path.stem
 
+    @property
+    def shows_images(self) -> bool:
+        return self._shows_images
+
     def __len__(self) -> int:
         return len(self._lines)
 
     def example(self, index: int) -> Example:
-        """Reads line and image `index`.
+        """Reads line and images `index`.
 
         Raises:
-            UserError: the line or its image can no longer be read.
+            UserError: the line or an image of it can no longer be read.
         """
         number, line = self._lines.read(index)
         try:
-            image = load_image(image_beside(self._path, line.image))
+            images = tuple(load_image(image_beside(self._path, name)) for name in line.shown)
         except UserError as error:
             cause = f"{self._path} line {number}: {error.cause}"
             raise UserError("task.invalid", cause, "check the file and its images") from error
-        return Example(f"line-{number}", line.kind, line.question, tuple(line.answers), (image,))
+        return Example(f"line-{number}", line.kind, line.question, tuple(line.answers), images)
 
     def _parse(self, content: Any) -> _Line:
         line = _Line.model_validate(content)
-        image_beside(self._path, line.image)
+        for name in line.shown:
+            image_beside(self._path, name)
+        self._shows_images |= bool(line.shown)
         return line

@@ -8,14 +8,14 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Example:
-    """A question about images.
+    """A question, mostly about images.
 
     Attributes:
         id: unique within the task.
         kind: group for per-kind scores.
         question: the prompt.
         answers: every accepted answer.
-        images: RGB images, loaded.
+        images: RGB images, loaded; none where the question is about text.
     """
 
     id: str
@@ -30,10 +30,14 @@ class Task(Protocol):
 
     Attributes:
         name: as reports show it.
+        shows_images: whether any question is about an image.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def shows_images(self) -> bool: ...
 
     def __len__(self) -> int: ...
 

@@ -46,24 +46,30 @@ def contents_of(directory: Path, manifest: Manifest) -> Contents:
         UserError: a file is missing, lies outside the package, or is no graph; or a graph names data that is not
             there.
     """
-    sizes = _sizes(directory, manifest)
+    sizes = file_sizes(directory, manifest)
     component_of = {entry.file: name for name, entry in manifest.components.items()}
     ranges: _Ranges = {}
     inside: dict[str, list[Piece]] = {}
     for name in (name for name in sizes if name.endswith(".onnx")):
         inside[name] = _graph(directory / name, component_of.get(name, name), sizes, ranges)
+    compiled: dict[str, set[str]] = {}
+    for name, entry in manifest.components.items():
+        if entry.compiled:
+            compiled.setdefault(entry.compiled.binary, set()).add(name)
     pieces: list[Piece] = []
     for name, size in sizes.items():
         if name in inside:
             pieces += inside[name]
         elif name in ranges:
             pieces += _data(name, size, ranges[name])
+        elif name in compiled:
+            pieces.append(Piece(name, size, Content.COMPILED, components=tuple(sorted(compiled[name]))))
         else:
             pieces.append(Piece(name, size, _plain(name)))
     return Contents(tuple(piece for piece in pieces if piece.bytes or piece.uses))
 
 
-def _sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
+def file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
     """Size of every file of the package, its manifest last."""
     sizes = {}
     for name in (*manifest.files, MANIFEST):
@@ -87,25 +93,22 @@ def _plain(name: str) -> Content:
 
 def _graph(path: Path, component: str, sizes: Mapping[str, int], ranges: _Ranges) -> list[Piece]:
     """The pieces of one graph file; what it names in data files goes into `ranges`."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise _damaged(path.name, "it is no ONNX file") from error
-    graphs = [graph for body in (model.graph, *model.functions) for graph in _nested(body)]
+    model = load_graph(path)
+    graphs = [graph for body in (model.graph, *model.functions) for graph in nested(body)]
     read: dict[str, tuple[Content, str]] = {}
     aliases: dict[str, str] = {}
     for graph in graphs:
         _note_reads(graph, aliases, read)
     pieces: list[Piece] = []
     for tensor in (tensor for graph in graphs for tensor in _tensors(graph)):
-        dtype = _dtype(path.name, tensor)
+        dtype = dtype_of(path.name, tensor)
         kind = Content.FLOATS if "float" in dtype or dtype == "double" else Content.OTHER
         content, width = read.get(tensor.name, (kind, dtype))
         if content in (Content.LEVELS, Content.ZERO_POINTS):  # packed into bytes
             dtype = width
         use = Use(component, tensor.name, tuple(tensor.dims))
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            file, offset, length = _place(path.name, tensor, sizes)
+            file, offset, length = place_of(path.name, tensor, sizes)
             ranges.setdefault(file, {}).setdefault((offset, length), _Range(content, dtype)).uses.append(use)
         else:
             size = len(tensor.raw_data)
@@ -114,16 +117,28 @@ def _graph(path: Path, component: str, sizes: Mapping[str, int], ranges: _Ranges
     return [*pieces, Piece(path.name, rest, Content.GRAPH, components=(component,))]
 
 
+def load_graph(path: Path) -> onnx.ModelProto:
+    """A graph without its external data.
+
+    Raises:
+        UserError: the file is no graph.
+    """
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise damaged(path.name, "it is no ONNX file") from error
+
+
 _Body = onnx.GraphProto | onnx.FunctionProto
 
 
-def _nested(graph: _Body) -> Iterator[_Body]:
+def nested(graph: _Body) -> Iterator[_Body]:
     """A graph and all of its subgraphs, outer ones first."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nested(inner)
+                yield from nested(inner)
 
 
 def _tensors(graph: _Body) -> Iterator[onnx.TensorProto]:
@@ -155,14 +170,15 @@ def _note_reads(graph: _Body, aliases: dict[str, str], read: dict[str, tuple[Con
                 read[aliases.get(name, name)] = (content, f"int{bits}")
 
 
-def _dtype(file: str, tensor: onnx.TensorProto) -> str:
+def dtype_of(file: str, tensor: onnx.TensorProto) -> str:
+    """ONNX's name of the element type, in lower case."""
     try:
         return onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     except ValueError as error:
-        raise _damaged(file, f"{tensor.name!r} has the unknown dtype {tensor.data_type}") from error
+        raise damaged(file, f"{tensor.name!r} has the unknown dtype {tensor.data_type}") from error
 
 
-def _place(file: str, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> tuple[str, int, int]:
+def place_of(file: str, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> tuple[str, int, int]:
     """File, offset and length of external data, as far as they are true."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = entries.get("location", "").removeprefix("./")
@@ -176,7 +192,7 @@ def _place(file: str, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> tup
     start = offset or 0
     stop = sizes[name] if length is None else start + length
     if not start <= stop <= sizes[name]:
-        raise _damaged(file, f"{tensor.name!r} lies at bytes {start} to {stop} of {name}, which has {sizes[name]}")
+        raise damaged(file, f"{tensor.name!r} lies at bytes {start} to {stop} of {name}, which has {sizes[name]}")
     return name, start, stop - start
 
 
@@ -185,7 +201,7 @@ def _count(file: str, tensor: onnx.TensorProto, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise _damaged(file, f"{tensor.name!r} lies at {text[:40]!r}, which is no number of bytes")
+        raise damaged(file, f"{tensor.name!r} lies at {text[:40]!r}, which is no number of bytes")
     return int(text)
 
 
@@ -210,5 +226,6 @@ def _gap(name: str, start: int, stop: int) -> Piece:
     return Piece(name, stop - start, content, offset=start)
 
 
-def _damaged(file: str, cause: str) -> UserError:
+def damaged(file: str, cause: str) -> UserError:
+    """What is wrong with a graph file."""
     return UserError("package.graph", f"{file}: {cause}", "build or copy the package again")

@@ -12,17 +12,22 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component, Role
 from hvlc.graph import GraphBuilder
-from hvlc.manifest import FLOAT_PRODUCTS, MANIFEST, Kind
+from hvlc.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST, Kind
 
 _VISION_TYPE = "gemma3"
 
 
-def passthrough(hidden_size: int) -> Component:
-    """The vision graph that genai runs: the host has already computed the visual tokens."""
+def passthrough(hidden_size: int, reason: str = "") -> Component:
+    """The vision graph that genai runs: the host has already computed the visual tokens.
+
+    Args:
+        hidden_size: width of a visual token.
+        reason: why it runs on the CPU.
+    """
     b = GraphBuilder("vision")
-    features = b.input("host_image_features", ir.DataType.FLOAT, ["visual_tokens", hidden_size])
+    features = b.input(HOST_FEATURES, ir.DataType.FLOAT, ["visual_tokens", hidden_size])
     b.output(b.op("Identity", features), "image_features", ir.DataType.FLOAT, ["visual_tokens", hidden_size])
-    return Component("vision", Role.VISION_ROUTER, b.model(), "front")
+    return Component("vision", Role.VISION_ROUTER, b.model(), "front", reason=reason)
 
 
 def genai_config(
@@ -37,18 +42,32 @@ def genai_config(
         entries: session options of the decoder (`session_entries`).
     """
     sees = facts["kind"] == Kind.VISION_LANGUAGE
+    model = {
+        "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries),
+        **(_vision(facts, files) if sees else {}),
+    }
+    return configuration(_VISION_TYPE if sees else model_type, facts, model)
+
+
+def configuration(kind: str, facts: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """What every configuration has.
+
+    Args:
+        kind: onnxruntime-genai's name of the type.
+        facts: the bundle's facts.
+        model: what this type has besides.
+    """
     eos, pad = facts["eos_token_id"], facts["pad_token_id"]
     first_eos = eos[0] if isinstance(eos, list) else eos
     return {
         "model": {
-            "type": _VISION_TYPE if sees else model_type,
+            "type": kind,
             "bos_token_id": first_eos if facts["bos_token_id"] is None else facts["bos_token_id"],
             "eos_token_id": eos,
             "pad_token_id": first_eos if pad is None else pad,
             "vocab_size": facts["vocab_size"],
             "context_length": facts["context_length"],
-            "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries),
-            **(_vision(facts, files) if sees else {}),
+            **model,
         },
         "search": {
             "max_length": facts["context_length"],
@@ -63,8 +82,8 @@ def genai_config(
     }
 
 
-def _session() -> dict[str, Any]:
-    """Said for every graph: one without its own would inherit the decoder's."""
+def session() -> dict[str, Any]:
+    """Options of a session. Said for every graph: one without its own would inherit the decoder's."""
     return {"provider_options": []}
 
 
@@ -78,15 +97,27 @@ def session_entries(component: Component) -> dict[str, str]:
 def _decoder(facts: Mapping[str, Any], file: str, reads: str, entries: Mapping[str, str]) -> dict[str, Any]:
     return {
         "filename": file,
+        **decoder_facts(facts, {reads: reads, "attention_mask": "attention_mask"}, entries),
+    }
+
+
+def decoder_facts(facts: Mapping[str, Any], inputs: Mapping[str, str], entries: Mapping[str, str]) -> dict[str, Any]:
+    """Dimensions of a decoder, names of its inputs and outputs, and the options of its session.
+
+    Args:
+        facts: the bundle's facts.
+        inputs: what it reads besides the KV cache.
+        entries: session options (`session_entries`).
+    """
+    return {
         "head_size": facts["head_size"],
         "hidden_size": facts["hidden_size"],
         "num_attention_heads": facts["num_heads"],
         "num_hidden_layers": facts["num_layers"],
         "num_key_value_heads": facts["num_kv_heads"],
-        "session_options": {"log_id": "onnxruntime-genai", **entries, **_session()},
+        "session_options": {"log_id": "onnxruntime-genai", **entries, **session()},
         "inputs": {
-            reads: reads,
-            "attention_mask": "attention_mask",
+            **inputs,
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -106,12 +137,12 @@ def _vision(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any
             "filename": files["vision"],
             "inputs": {"pixel_values": "pixel_values"},
             "outputs": {"image_features": "image_features"},
-            "session_options": {"session.disable_prepacking": "1", **_session()},
+            "session_options": {"session.disable_prepacking": "1", **session()},
         },
         "embedding": {
             "filename": files["embedding"],
             "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
             "outputs": {"inputs_embeds": "inputs_embeds"},
-            "session_options": _session(),
+            "session_options": session(),
         },
     }

@@ -16,6 +16,7 @@ from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
 from hvlc.lock import LOCK, Lock, Provenance
 from hvlc.manifest import (
+    DECODER,
     MANIFEST,
     ComponentEntry,
     EncoderPolicy,
@@ -28,6 +29,7 @@ from hvlc.manifest import (
 )
 from hvlc.package.genai import genai_config, passthrough, session_entries
 from hvlc.package.onnx_files import write_components
+from hvlc.package.staged import staged_config, stages
 from hvlc.package.streaming import Written
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
@@ -141,13 +143,12 @@ def write_package(
     facts: dict[str, Any] = bundle.facts
     kind = Kind(facts["kind"])
     if kind is Kind.VISION_LANGUAGE:
-        bundle.add(passthrough(facts["hidden_size"]))
+        bundle.add(passthrough(facts["hidden_size"], bundle.components["front"].reason))
     if kind is not Kind.VISION:
         copy_tokenizer(checkpoint_directory, partial)
     files, digests = write_components(bundle, partial, threads, written)
     if kind is not Kind.VISION:
-        config = genai_config(bundle.model_type, facts, files, session_entries(bundle.components["model"]))
-        (partial / "genai_config.json").write_text(_json(config), "utf-8")
+        (partial / "genai_config.json").write_text(_json(_config(bundle, files, partial)), "utf-8")
     origin, entries = provenance(), _entries(partial, digests)
     (partial / LOCK).write_text(_json(Lock.of(origin, entries).model_dump(mode="json")), "utf-8")
     entries |= _entries(partial, {name: entry.sha256 for name, entry in entries.items()})
@@ -164,6 +165,13 @@ def write_package(
     (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
     _sync(partial)
     return manifest
+
+
+def _config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> dict[str, Any]:
+    """genai_config.json, by the form of the decoder."""
+    if stages(bundle):
+        return staged_config(bundle, files, tokenizer)
+    return genai_config(bundle.model_type, bundle.facts, files, session_entries(bundle.components[DECODER]))
 
 
 def _facts(kind: Kind, facts: Mapping[str, Any], files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
@@ -209,9 +217,17 @@ def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEnt
         inputs = tuple(str(v.name) for v in component.graph.inputs)
         outputs = tuple(str(v.name) for v in component.graph.outputs)
         if component.role is Role.DECODER:  # the KV cache follows genai_config.json
-            inputs = tuple(n for n in inputs if not n.startswith("past"))
+            inputs = tuple(n for n in inputs if not n.startswith("past_key_values"))
             outputs = tuple(n for n in outputs if not n.startswith("present"))
-        entries[name] = ComponentEntry(file=files[name], role=component.role, inputs=inputs, outputs=outputs)
+        entries[name] = ComponentEntry(
+            file=files[name],
+            role=component.role,
+            inputs=inputs,
+            outputs=outputs,
+            phase=component.phase,
+            placement=component.placement,
+            reason=component.reason,
+        )
     return entries
 
 

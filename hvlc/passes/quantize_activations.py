@@ -3,7 +3,8 @@
 Compilers of NPUs read `DequantizeLinear -> operator -> QuantizeLinear` as one integer operator. So every value that
 such an operator reads or writes gets one pair, with scale and zero point from calibration: the quantized products of a
 plan, and the norms, activations and additions that are connected to them. What lies beyond (attention with its cache,
-embeddings, convolutions) stays in float, and so do the graph's outputs.
+embeddings, convolutions) stays in float, and so do the graph's outputs, but for those that products make where a plan
+asks for it.
 
 Operators that only move values keep the scale of what they move: rounded again, a rounded value stays as it is.
 Sigmoid, Tanh and Softmax have fixed scales: Qualcomm's compiler computes garbage with others (onnxruntime-qnn 2.7,
@@ -42,6 +43,7 @@ _BEYOND = {
 }
 
 _LEVELS = 1 << 16
+_ROOM = 2  # times the range of logits: where two of them are cut off, neither is the largest any more
 #: Scale and zero point of outputs whose range is known.
 _FIXED: dict[ActivationType, dict[str, tuple[float, int]]] = {
     ActivationType.UINT16: {"Sigmoid": (1 / 65536, 0), "Softmax": (1 / 65536, 0), "Tanh": (1 / 32768, 32768)},
@@ -92,16 +94,16 @@ class QuantizeActivations(ComponentPass):
         Raises:
             UserError: ranges are missing; all of them at once.
         """
-        if self.plan.activations is None:
+        if self.plan.activations is None or not self.plan.is_static(component.role):
             return Outcome(0, (Skip("*", "the plan asks for no static activations"),))
         type = self.plan.activations.type
         region = _region(component, self.plan)
-        pairs = list(_pairs(component.graph, region))
+        pairs = list(_pairs(region, self.plan.activations.products))
         ranges = self.ranges.get(component.name, {})
         unknown = dict.fromkeys(str(p.source.name) for p in pairs if _op_type(p.source) not in _FIXED[type])
         raise_all([_wrong_range(name, "no range was calibrated") for name in unknown if name not in ranges])
-        skipped = tuple(_declined(component.graph, region))
-        parameters = [_parameters(pair.source, ranges, type) for pair in pairs]
+        skipped = tuple(_declined(region, self.plan.activations.products))
+        parameters = [_parameters(pair, ranges, type) for pair in pairs]
         for pair, (scale, zero) in zip(pairs, parameters, strict=True):
             _insert(component.graph, pair, scale, zero)
         constants = _round_constants(component.graph, region, type)
@@ -114,10 +116,11 @@ def calibrated_values(component: Component, plan: Plan) -> tuple[str, ...]:
     They are the same before and after `QuantizeWeightsQDQ`, and `QuantizeWeights` keeps the names of values. Ranges had
     better be taken with quantized weights: where those change a value much, float weights give a range that cuts it.
     """
-    if plan.activations is None:
+    if plan.activations is None or not plan.is_static(component.role):
         return ()
     fixed = _FIXED[plan.activations.type]
-    sources = [pair.source for pair in _pairs(component.graph, _region(component, plan))]
+    region = _region(component, plan)
+    sources = [pair.source for pair in _pairs(region, plan.activations.products)]
     return tuple(dict.fromkeys(str(s.name) for s in sources if _op_type(s) not in fixed))
 
 
@@ -155,18 +158,23 @@ def _activations(node: ir.Node) -> list[ir.Value]:
     return [*read, *(v for v in node.outputs if v.uses() or v.is_graph_output())]
 
 
-def _pairs(graph: ir.Graph, region: Mapping[ir.Node, None]) -> Iterator[_Pair]:
-    """Every value of the region whose numbers somebody reads and that is not rounded yet, once, in graph order."""
+def _pairs(region: Mapping[ir.Node, None], products: bool) -> Iterator[_Pair]:
+    """Every value of the region whose numbers somebody reads and that is not rounded yet, once, in graph order.
+
+    Args:
+        region: nodes that compute in integers.
+        products: whether that goes for outputs of the graph that a product makes.
+    """
     for value in dict.fromkeys(value for node in region for value in _activations(node)):
         if _is_dequantized(value) or any(n.op_type == "QuantizeLinear" for n in value.consumers()):
             continue
         inside = value.producer() in region
         readers = tuple(use for use in value.uses() if use.node in region or (inside and use.node.op_type != "Shape"))
-        if readers:
+        if readers or (products and value.is_graph_output() and _op_type(value) == "MatMul"):
             yield _Pair(value, readers)
 
 
-def _declined(graph: ir.Graph, region: Mapping[ir.Node, None]) -> Iterator[Skip]:
+def _declined(region: Mapping[ir.Node, None], products: bool) -> Iterator[Skip]:
     """The float neighbours of the region, and the graph's outputs that it makes."""
     values = dict.fromkeys(value for node in region for value in _activations(node))
     neighbours = [n for value in values for n in (value.producer(), *value.consumers())]
@@ -174,7 +182,7 @@ def _declined(graph: ir.Graph, region: Mapping[ir.Node, None]) -> Iterator[Skip]
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Shape"):
             yield Skip(str(node.name), _BEYOND.get(node.op_type, f"{node.op_type} stays in float"))
     for value in values:
-        if value.is_graph_output():
+        if value.is_graph_output() and not (products and _op_type(value) == "MatMul"):
             yield Skip(str(value.name), "outputs of the graph stay in float")
 
 
@@ -213,14 +221,15 @@ def _wrong_range(name: str, cause: str) -> UserError:
     return UserError("calibration.range", f"{name}: {cause}", "calibrate with other samples")
 
 
-def _parameters(source: ir.Value, ranges: Mapping[str, Expression], type: ActivationType) -> list[Expression]:
+def _parameters(pair: _Pair, ranges: Mapping[str, Expression], type: ActivationType) -> list[Expression]:
     """Scale and zero point of a value, float32 and integer scalars."""
+    source, room = pair.source, 1 if pair.readers else _ROOM
     dtypes = np.dtype(np.float32), np.dtype(type.value)
     fixed = _FIXED[type].get(_op_type(source))
     if fixed:
         return [Constant(np.array(number, dtype)) for number, dtype in zip(fixed, dtypes, strict=True)]
     name = str(source.name)
-    return [Computed(_Affine(name, type, part), (ranges[name],), (), dtype) for part, dtype in enumerate(dtypes)]
+    return [Computed(_Affine(name, type, part, room), (ranges[name],), (), dtype) for part, dtype in enumerate(dtypes)]
 
 
 @dataclass(frozen=True)
@@ -230,9 +239,11 @@ class _Affine:
     name: str
     type: ActivationType
     part: int
+    room: float
 
     def __call__(self, ends: np.ndarray) -> np.ndarray:
-        return np.asarray(affine(*_checked(self.name, ends), self.type)[self.part])
+        low, high = _checked(self.name, ends)
+        return np.asarray(affine(self.room * low, self.room * high, self.type)[self.part])
 
 
 def affine(low: float, high: float, type: ActivationType) -> tuple[float, int]:
@@ -268,6 +279,15 @@ def _insert(graph: ir.Graph, pair: _Pair, scale: Expression, zero: Expression) -
         graph.insert_after(producer, [quantize, dequantize])
     for node, index in pair.readers:
         node.replace_input_with(index, dequantize.outputs[0])
+    if not pair.readers:
+        _hand_out(graph, pair.value, dequantize.outputs[0])
+
+
+def _hand_out(graph: ir.Graph, value: ir.Value, rounded: ir.Value) -> None:
+    """Make the rounded value the output of the graph, under the same name."""
+    name = value.name
+    value.name, rounded.name = f"{name}.unrounded", name
+    graph.outputs[graph.outputs.index(value)] = rounded
 
 
 def _dequantize(name: str, levels: ir.Value, constants: list[ir.Value]) -> ir.Node:

@@ -30,12 +30,13 @@ class QuantizeWeights(ComponentPass):
         solvers: name to function.
         solved: levels that are known already, by node name within a component's name; the others are solved when
             they are written.
+        roles: components whose assignments it performs.
     """
 
-    roles = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
     plan: Plan
     solvers: Mapping[str, Solver]
     solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
+    roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
 
     def transform(self, component: Component) -> Outcome:
         """Perform the assignments of this component."""

@@ -16,8 +16,8 @@ from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.writer import check_tokenizer, tokenizer_files, write_package
 from hvlc.pipeline.calibrating import Prepared, calibrate_plan, calibration_inputs, cost_of
 from hvlc.pipeline.estimate import estimate, needs_of, processors
-from hvlc.pipeline.limits import check_disk, check_memory, check_target
-from hvlc.pipeline.lowering import float_passes, quantize
+from hvlc.pipeline.limits import check_compiler, check_disk, check_memory, check_target, check_written, is_compiled_for
+from hvlc.pipeline.lowering import fix_for, float_passes, quantize
 from hvlc.pipeline.memory import MemoryWatch, current_memory
 from hvlc.pipeline.prepare import check_stored, fold_awaited, plan_factors
 from hvlc.pipeline.request import BuildRequest, Document, Progress, documents_of, provenance_of
@@ -61,18 +61,22 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
             provenance = provenance_of(digesting.finished(), *prepared.documents, prepared.inputs)
             with stages.stage("calibrate") as count:
                 count(calibrate_plan(request, prepared, prepared.inputs, provenance.sources, calibrated))
-        with stages.stage("package") as count, atomic_directory(request.output, force=request.force) as partial:
-            bits = prepared.plan.bits_per_weight(Role.DECODER)
-            manifest = write_package(
-                prepared.bundle,
-                prepared.text,
-                partial,
-                lambda: provenance_of(digesting.finished(), *prepared.documents, prepared.inputs),
-                bits,
-                estimate.threads,
-                written,
-            )
-            count(len(manifest.files))
+        with atomic_directory(request.output, force=request.force) as partial:
+            with stages.stage("package") as count:
+                bits = prepared.plan.bits_per_weight(Role.DECODER)
+                manifest = write_package(
+                    prepared.bundle,
+                    prepared.text,
+                    partial,
+                    lambda: provenance_of(digesting.finished(), *prepared.documents, prepared.inputs),
+                    bits,
+                    estimate.threads,
+                    written,
+                )
+                check_written(partial, manifest, prepared.target)
+                count(len(manifest.files))
+            if request.aot and is_compiled_for(prepared.target):
+                manifest = _compiled(partial, prepared.target, stages)
     if prepared.inputs is not None:
         from hvlc.calibration.state import State
 
@@ -115,6 +119,16 @@ def require_compile(work: str) -> None:
         raise UserError("install.compile", f"{work} needs {', '.join(missing)}", "pip install 'hvlc[compile]'")
 
 
+def _compiled(directory: Path, target: Target, stages: Stages) -> Manifest:
+    """Compile the NPU components of a package that was just written, and check them in emulation."""
+    from hvlc.pipeline.compiling import compile_in_place
+
+    with stages.stage("compile") as count:
+        package = compile_in_place(directory, target, progress=stages.compiled)
+        count(len(package.compilation.graphs))
+    return package.manifest
+
+
 def _prepare(
     request: BuildRequest,
     stages: Stages,
@@ -139,6 +153,7 @@ def _prepare(
             recipe = with_budget(recipe, request.budget) if request.budget else recipe
         with found:
             target = load_target(request.target)
+            check_compiler(target, aot=request.aot and not anywhere)
         with found:
             checkpoint = Checkpoint.open(request.checkpoint)
         if not installed or checkpoint is None or recipe is None or target is None:
@@ -169,6 +184,8 @@ def _prepare(
         fold_awaited(bundle, scaled, request.state_directory)
         observed = Observed.awaited(bundle, plan, request.state_directory)
         count(quantize(bundle, plan, target, awaited_matrices(plan, request.state_directory), observed))
+        with found:
+            fix_for(bundle, target, request.context)
         needs, base = needs_of(bundle), current_memory().unshared
         copied = tokenizer_files(text)
         expected = [estimate(needs, checkpoint, copied, threads, base, cost) for threads in _thread_counts(request)]

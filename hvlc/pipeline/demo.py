@@ -1,23 +1,24 @@
-"""The demonstration: build the shipped checkpoint twice, ask it questions, measure what quantization cost."""
+"""The demonstration: build the shipped checkpoint by three recipes, ask it questions, measure what they cost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hvlc.evaluation.tasks import open_task
-from hvlc.manifest import Manifest
 from hvlc.pipeline.build import build, is_current
-from hvlc.pipeline.evaluate import Progress, Setting, against, evaluate_directory, write_report
+from hvlc.pipeline.compare import Asking, Compared, compare_models, open_contenders, write_comparison
+from hvlc.pipeline.evaluate import Progress, Setting, evaluate_directory, write_reports
 from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.request import Progress as BuildProgress
-from hvlc.report.markdown import comparison_markdown
-from hvlc.results import Evaluation, write_whole
+from hvlc.pipeline.store import Store
+from hvlc.results import Evaluation
 from hvlc.zoo import nano_checkpoint
 
 #: Recipes, and the samples of their calibration: hypervl-nano's documents have few tokens, so it takes many.
-RECIPES = {"float32": None, "w4a16": 512}
+RECIPES = {"float32": None, "w4a16-rtn": None, "w4a16": 512}
 ENCODERS = ("base", "large")
 TARGET = "cpu"
+_EVALUATIONS = "evaluations"
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,19 @@ def ask(package: Path, count: int) -> Iterator[Asked]:
         yield Asked(example.question, example.answers[0], answered.text)
 
 
-def measure(output: Path, packages: dict[str, Path], count: int, progress: Progress) -> list[Evaluation]:
-    """Evaluate both packages with both encoders, float32 also without compressor; write report.html and report.md."""
+def measure_resolutions(output: Path, package: Path, count: int, progress: Progress) -> list[Evaluation]:
+    """Evaluate a package with both encoders, at full size and compressed; write report.html and report.md."""
     task = open_task("documents", count)
-    store = output / "evaluations"
-    store.mkdir(exist_ok=True)
-    with_vrc = [Setting(encoder, True) for encoder in ENCODERS]
-    full_size = [Setting(encoder, False) for encoder in ENCODERS]
-    float32 = evaluate_directory(
-        packages["float32"], task, full_size + with_vrc, store=store, reuse=True, progress=progress
-    )
-    quantized = evaluate_directory(packages["w4a16"], task, with_vrc, store=store, reuse=True, progress=progress)
-    evaluations = float32 + against(quantized, float32)
-    manifest = Manifest.load(packages["w4a16"])
-    facts = {
-        "checkpoint": manifest.sources.checkpoint[:16],
-        "target": manifest.sources.target_name,
-        "bits per decoder weight": f"{manifest.bits_per_decoder_weight:.2f}",
-        **{tool: manifest.sources.versions[tool] for tool in ("onnxruntime", "onnxruntime-genai")},
-    }
-    write_report(output / "report.html", evaluations, task, "hypervl-nano: float32 and W4A16", facts)
-    write_whole(output / "report.md", [comparison_markdown(evaluations), "\n"])
-    return evaluations
+    settings = [Setting(encoder, vrc) for vrc in (False, True) for encoder in ENCODERS]
+    with Store(output / _EVALUATIONS) as store:
+        found = evaluate_directory(package, task, settings, count=count, store=store, reuse=True, progress=progress)
+    write_reports(output, found, task, f"hypervl-nano in {package.name}: encoders and resolutions")
+    return found
+
+
+def compare_recipes(output: Path, packages: Mapping[str, Path], count: int, progress: Progress) -> Compared:
+    """Compare the packages with the first; write comparison.html, .md and .json."""
+    contenders = open_contenders(list(packages.values()))
+    compared = compare_models(contenders, Asking(count=count), work=output / _EVALUATIONS, progress=progress)
+    write_comparison(output, compared, f"hypervl-nano: {', '.join(packages)}")
+    return compared

@@ -1,22 +1,23 @@
-"""Evaluation of packages and checkpoints on a task."""
+"""Evaluation of packages and checkpoints on questions."""
 
-import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from hvlc.checkpoint import read_json
+from PIL import Image
+
 from hvlc.errors import UserError
-from hvlc.evaluation.answerer import Answerer
 from hvlc.evaluation.compare import with_agreement
-from hvlc.evaluation.evaluate import evaluate
+from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, evaluate, examples_digest, measure_fidelity, require_count
 from hvlc.evaluation.task import Task
-from hvlc.manifest import MANIFEST, Kind, Manifest
-from hvlc.pipeline.build import require_compile
-from hvlc.pipeline.request import source_digest
+from hvlc.manifest import Kind
+from hvlc.pipeline.store import Store, shared_facts
+from hvlc.pipeline.subject import Model, Subject, answering, open_subject, require_one_vocabulary
+from hvlc.report.markdown import comparison_markdown
 from hvlc.report.page import write_page
-from hvlc.results import Evaluation, read_evaluation, write_evaluation
+from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, label_of, write_whole
 
 #: Called with a label, the number of answered examples and the number of all.
 Progress = Callable[[str, int, int], None]
@@ -24,65 +25,130 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """How to ask: which encoder, with or without the resolution compressor."""
+    """How to ask: which encoder ("" where there is none), with or without the resolution compressor."""
 
     encoder: str
     vrc: bool
 
 
-def open_answerer(directory: Path, name: str) -> Answerer:
-    """A package through onnxruntime, or a checkpoint through transformers.
+@dataclass(frozen=True)
+class Against:
+    """What a model is held against.
 
-    Raises:
-        UserError: the directory is neither, or it cannot see.
+    Attributes:
+        directory: the reference, a package or a checkpoint.
+        evaluations: its own, of the same task; a setting that is not among them is not compared.
+        fidelity: whether distributions are compared too, not the answers alone.
     """
-    if _is_package(directory):
-        from hvlc.runtime.generation import VisionLanguageModel
 
-        return VisionLanguageModel(directory, name=name)
-    require_compile("a checkpoint's answers")
-    from hvlc.models.hypervl.reference import Reference
-
-    return Reference(directory, name)
+    directory: Path
+    evaluations: Sequence[Evaluation]
+    fidelity: bool = True
 
 
-def _is_package(directory: Path) -> bool:
-    """Whether this is a package, else a checkpoint.
+@dataclass(frozen=True)
+class Work:
+    """What is done for every setting of a model.
 
-    Raises:
-        UserError: it is neither, or it cannot see, and the task asks about images.
+    Attributes:
+        subject: the model.
+        task: the questions.
+        total: how many of them.
+        max_new_tokens: bound of an answer.
+        store: keeps what is done.
+        progress: told after each example.
     """
-    if (directory / MANIFEST).is_file():
-        kind = Manifest.load(directory).kind
-        if kind is not Kind.VISION_LANGUAGE:
-            cause = f"{directory} is a {kind} package, and the task asks about images"
-            fix = "give a .txt file as --task" if kind is Kind.LANGUAGE else "name a vision-language package"
-            raise UserError("eval.kind", cause, fix)
-        return True
-    if not (directory / "config.json").is_file():
-        raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
-    config = read_json(directory / "config.json", "checkpoint.config")
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != "hypervl":
-        cause = f"{directory} is a checkpoint of model_type {model_type!r}, and the task asks about images"
-        raise UserError(
-            "eval.kind", cause, "name a hypervl checkpoint or a vision-language package, or give a .txt task"
+
+    subject: Subject
+    task: Task
+    total: int
+    max_new_tokens: int
+    store: Store
+    progress: Progress
+
+    def label(self, setting: Setting) -> str:
+        """Of an evaluation, as `Evaluation.label` has it."""
+        return label_of(self.subject.label, setting.encoder, setting.vrc)
+
+    def depends_on(self, setting: Setting) -> dict[str, object]:
+        """What answers depend on, besides the questions."""
+        asked = {"task": self.task.name, "encoder": setting.encoder, "vrc": setting.vrc}
+        return {**asked, "max_new_tokens": self.max_new_tokens, **self.subject.provenance}
+
+    def answered(self, model: Model, setting: Setting) -> Evaluation:
+        """Ask every question that an earlier run has not asked."""
+        label = self.label(setting)
+        return evaluate(
+            model,
+            self.task,
+            encoder=setting.encoder,
+            vrc=setting.vrc,
+            count=self.total,
+            max_new_tokens=self.max_new_tokens,
+            progress=partial(self.progress, label),
+            journal=self.store.journal(label, self.total, self.depends_on(setting), ExampleResult),
+            size_bytes=self.subject.size_bytes,
+            bits_per_weight=self.subject.bits_per_weight,
+            provenance=self.subject.provenance,
         )
-    return False
+
+    def earlier(self, setting: Setting, digest: str) -> Evaluation | None:
+        """A finished evaluation of exactly this."""
+        found = self.store.read(self.label(setting))
+        if not isinstance(found, Evaluation) or found.examples_digest != digest:
+            return None
+        same = (found.encoder, found.vrc, found.max_new_tokens) == (setting.encoder, setting.vrc, self.max_new_tokens)
+        return found if same and found.provenance == self.subject.provenance else None
+
+    def faithful(self, model: Model, reference: Model, expected: Evaluation, digest: str) -> Fidelity:
+        """Hold distributions against a reference's, where an earlier run has not."""
+        setting = Setting(expected.encoder, expected.vrc)
+        label = f"{self.label(setting)} fidelity"
+        depends = {**self.depends_on(setting), "reference": digest, "answers": expected.label}
+        return measure_fidelity(
+            model,
+            reference,
+            self.task,
+            expected,
+            reference_digest=digest,
+            progress=partial(self.progress, label),
+            journal=self.store.journal(label, self.total, depends, Divergence),
+        )
+
+
+def settings_of(subject: Subject, encoders: Sequence[str] = (), *, vrc: bool = True) -> list[Setting]:
+    """How to ask a model: with each of some encoders, or of its own.
+
+    Raises:
+        UserError: it has no such encoder, or none at all.
+    """
+    unknown = [name for name in encoders if name not in (*subject.encoders, *(["auto"] if subject.encoders else []))]
+    if unknown:
+        there = f"it has {', '.join(subject.encoders)}" if subject.encoders else "it has none"
+        raise UserError("request.encoder", f"{subject.label} has no encoder {unknown[0]!r}: {there}", "name another")
+    return [Setting(name, vrc) for name in encoders or subject.encoders] or [Setting("", False)]
 
 
 def encoders_of(directory: Path) -> tuple[str, ...]:
     """The vision encoders of a package or checkpoint.
 
     Raises:
-        UserError: it is neither, or it cannot see.
+        UserError: it is neither.
     """
-    if _is_package(directory):
-        return tuple(Manifest.load(directory).encoders)
-    require_compile("a checkpoint's answers")
-    from hvlc.models.hypervl.configuration import BRANCHES
+    return open_subject(directory).encoders
 
-    return BRANCHES
+
+def require_sight(subject: Subject, task: Task) -> None:
+    """Refuse questions about images for a model without eyes.
+
+    Raises:
+        UserError: that is what the task asks.
+    """
+    if task.shows_images and subject.kind is not Kind.VISION_LANGUAGE:
+        what = "package" if subject.manifest else "checkpoint"
+        cause = f"{subject.directory} is a {subject.kind} {what}, and the task {task.name!r} asks about images"
+        fix = "name a vision-language model, a .jsonl task without images, or a .txt file"
+        raise UserError("eval.kind", cause, fix)
 
 
 def evaluate_directory(
@@ -91,10 +157,12 @@ def evaluate_directory(
     settings: Sequence[Setting],
     *,
     count: int | None = None,
-    store: Path | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    store: Store | None = None,
     reuse: bool = False,
     name: str | None = None,
-    progress: Progress | None = None,
+    against: Against | None = None,
+    progress: Progress = lambda *_: None,
 ) -> list[Evaluation]:
     """Evaluate a package or checkpoint under several settings.
 
@@ -103,64 +171,173 @@ def evaluate_directory(
         task: the questions.
         settings: how to ask, one evaluation each.
         count: examples per setting, all when None.
-        store: directory to write the evaluations to.
-        reuse: read an evaluation back from `store` when it is of the same package, task and setting.
+        max_new_tokens: bound of an answer.
+        store: where evaluations are written, and where one that was killed goes on.
+        reuse: take finished evaluations of the same model, questions, setting, versions and machine from the store.
         name: label in reports; the directory's name when None.
-        progress: told after each example.
+        against: what to compare each evaluation with.
+        progress: told after each example: twice with fidelity.
+
+    Raises:
+        UserError: something is wrong with the model, the task, the reference or the store.
     """
-    manifest = Manifest.load(directory) if _is_package(directory) else None
-    provenance = {"package": source_digest(manifest)} if manifest else {"checkpoint": _checkpoint_digest(directory)}
-    size = manifest.total_bytes if manifest else None
-    label = name or directory.resolve().name
-    answerer: Answerer | None = None
-    found = []
-    for setting in settings:
-        wanted = count or len(task)
-        file = store / _file_name(label, setting) if store else None
-        stored = _stored(file, provenance, task.name, setting, wanted) if reuse else None
-        if stored is None:
-            answerer = answerer or open_answerer(directory, label)
-            run = f"{label} · {setting.encoder}{' · VRC' if setting.vrc else ''}"
-            stored = evaluate(
-                answerer,
-                task,
-                encoder=setting.encoder,
-                vrc=setting.vrc,
-                count=count,
-                size_bytes=size,
-                provenance=provenance,
-                progress=partial(progress, run) if progress else None,
-            )
-            if file:
-                write_evaluation(file, stored)
-        found.append(stored)
+    subject = open_subject(directory, name)
+    require_sight(subject, task)
+    work = Work(subject, task, require_count(task, count), max_new_tokens, store or Store(None), progress)
+    digest = examples_digest(task, count) if reuse else None
+    with ExitStack() as stack:
+        model = cache(lambda: stack.enter_context(answering(subject)))
+        found = [(digest and work.earlier(setting, digest)) or work.answered(model(), setting) for setting in settings]
+    if against:
+        return hold_against(directory, found, task, against, store=store, name=name, progress=progress)
+    for evaluation in found:
+        work.store.write(evaluation, evaluation.label)
     return found
 
 
-def _file_name(label: str, setting: Setting) -> str:
-    """A plain file name for an evaluation."""
-    plain = re.sub(r"[^\w.-]+", "-", label).strip("-")
-    return f"{plain}-{setting.encoder}{'-vrc' if setting.vrc else ''}.json"
+def hold_against(
+    directory: Path,
+    evaluations: Sequence[Evaluation],
+    task: Task,
+    against: Against,
+    *,
+    store: Store | None = None,
+    name: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> list[Evaluation]:
+    """Compare evaluations of a model with a reference's; both models are in memory for their distributions.
+
+    Args:
+        directory: the model.
+        evaluations: its own.
+        task: the questions.
+        against: what to compare with.
+        store: where evaluations are written, and where a comparison that was killed goes on.
+        name: label in reports; the directory's name when None.
+        progress: told after each example whose distributions were compared.
+
+    Raises:
+        UserError: the reference answered other questions or has another vocabulary, or the store cannot be written.
+    """
+    subject, reference = open_subject(directory, name), open_subject(against.directory)
+    if against.fidelity:
+        require_one_vocabulary([subject, reference])
+    store = store or Store(None)
+    by_setting = {(e.encoder, e.vrc): e for e in against.evaluations}
+    compared = []
+    with ExitStack() as stack:
+        models = [cache(partial(stack.enter_context, answering(one))) for one in (subject, reference)]
+        for evaluation in evaluations:
+            expected = by_setting.get((evaluation.encoder, evaluation.vrc))
+            if expected:
+                evaluation = with_agreement(evaluation, expected)
+                if against.fidelity and not _has_fidelity(evaluation, expected, reference):
+                    work = Work(subject, task, evaluation.summary.n, evaluation.max_new_tokens, store, progress)
+                    ours, theirs = (model() for model in models)
+                    fidelity = work.faithful(ours, theirs, expected, reference.digest)
+                    evaluation = evaluation.model_copy(update={"fidelity": fidelity})
+            compared.append(evaluation)
+            store.write(evaluation, evaluation.label)
+    return compared
 
 
-def _checkpoint_digest(directory: Path) -> str:
-    from hvlc.checkpoint import Checkpoint
+def _has_fidelity(evaluation: Evaluation, expected: Evaluation, reference: Subject) -> bool:
+    """Whether a finished evaluation was held against this reference."""
+    had = evaluation.fidelity
+    return had is not None and (had.reference, had.reference_digest) == (expected.label, reference.digest)
 
-    return Checkpoint.open(directory).digest
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model, and what it was held against.
+
+    Attributes:
+        evaluations: of the model, one for each setting.
+        references: of the reference, if there is one.
+    """
+
+    evaluations: list[Evaluation]
+    references: list[Evaluation]
+
+    @property
+    def shown(self) -> list[Evaluation]:
+        """All, the reference first."""
+        return [*self.references, *self.evaluations]
 
 
-def _stored(
-    file: Path | None, provenance: dict[str, str], task: str, setting: Setting, count: int
-) -> Evaluation | None:
-    """An earlier evaluation of exactly this, or None."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        earlier = read_evaluation(file)
-    except UserError:
-        return None
-    same = earlier.provenance == provenance and earlier.task == task and earlier.summary.n == count
-    return earlier if same and (earlier.encoder, earlier.vrc) == (setting.encoder, setting.vrc) else None
+def evaluate_questions(
+    directory: Path,
+    task: Task,
+    *,
+    reference: Path | None = None,
+    encoders: Sequence[str] = (),
+    vrc: bool = True,
+    count: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    fidelity: bool = True,
+    store: Store | None = None,
+    reuse: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Evaluated:
+    """Evaluate a model with every encoder, then its reference, if there is one, and compare them.
+
+    The model goes first: what a reference leaves in memory would count as the model's.
+
+    Args:
+        directory: a package or checkpoint.
+        task: the questions.
+        reference: a package or checkpoint to agree with.
+        encoders: to ask for; the model's own when empty.
+        vrc: whether the resolution compressor chooses the scale, where there are images.
+        count: examples per setting, all when None.
+        max_new_tokens: bound of an answer.
+        fidelity: whether distributions are compared with the reference's, not the answers alone.
+        store: see `evaluate_directory`.
+        reuse: see `evaluate_directory`.
+        progress: told after each example of all evaluations together.
+
+    Raises:
+        UserError: something is wrong with a model, the task, or the store.
+    """
+    subject, other = open_subject(directory), open_subject(reference) if reference else None
+    settings = settings_of(subject, encoders, vrc=vrc)
+    for one in (subject, *([other] if other else [])):  # before the long work
+        require_sight(one, task)
+        settings_of(one, [setting.encoder for setting in settings if setting.encoder])
+    if other and fidelity:
+        require_one_vocabulary([subject, other])
+    passes = 1 + (1 + fidelity if other else 0)
+    step = _Steps(progress, require_count(task, count) * len(settings) * passes)
+    evaluated = partial(
+        evaluate_directory,
+        task=task,
+        settings=settings,
+        count=count,
+        max_new_tokens=max_new_tokens,
+        store=store,
+        reuse=reuse,
+        progress=step,
+    )
+    found = evaluated(directory)
+    if reference is None or other is None:
+        return Evaluated(found, [])
+    name = f"{other.label} (reference)" if other.label == subject.label else other.label
+    references = evaluated(reference, name=name)
+    against = Against(reference, references, fidelity)
+    return Evaluated(hold_against(directory, found, task, against, store=store, progress=step), references)
+
+
+class _Steps:
+    """Adds up the examples of several evaluations."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        self._done += 1
+        self._progress(label, self._done, self._total)
 
 
 def against(evaluations: Sequence[Evaluation], references: Sequence[Evaluation]) -> list[Evaluation]:
@@ -171,6 +348,20 @@ def against(evaluations: Sequence[Evaluation], references: Sequence[Evaluation])
     ]
 
 
+def write_reports(output: Path, evaluations: Sequence[Evaluation], task: Task, title: str) -> None:
+    """report.html and report.md of evaluations of one task, beside their JSON files.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    write_report(output / "report.html", evaluations, task, title, shared_facts(evaluations))
+    write_whole(output / "report.md", [comparison_markdown(evaluations), "\n"])
+
+
 def write_report(path: Path, evaluations: Sequence[Evaluation], task: Task, title: str, facts: dict[str, str]) -> None:
     """The HTML page of evaluations of one task."""
-    write_page(path, evaluations, lambda index: task.example(index).images[0], title=title, facts=facts)
+
+    def image(index: int) -> Image.Image | None:
+        return next(iter(task.example(index).images), None)
+
+    write_page(path, evaluations, image, title=title, facts=facts)

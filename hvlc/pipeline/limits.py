@@ -1,36 +1,125 @@
 """What refuses a build before its work: the target, the disk, the memory."""
 
 import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hvlc.built import Estimate
-from hvlc.bundle import Bundle
-from hvlc.errors import TargetError, UserError
+from hvlc.bundle import Bundle, Component
+from hvlc.errors import TargetError, UserError, raise_all
+from hvlc.lint.linting import lint_graph
+from hvlc.manifest import Manifest
+from hvlc.placement import Placement
+from hvlc.shapes import dynamic_dims, infer_shapes
 from hvlc.target import Target
 
-_EXECUTION_PROVIDER = "cpu"  # the only one so far
+_OTHER = "choose another target"
+_EXECUTION_PROVIDER = "cpu"  # the only one that takes graphs of dynamic shapes so far
 
 
 def check_target(bundle: Bundle, target: Target) -> None:
-    """Hold every node against the target, before anything is written.
+    """Hold every node against a target of dynamic shapes, before anything is written; `check_fixed` does the others.
 
     Raises:
         TargetError: the target needs what hvlc cannot emit yet, or refuses operators; all of them at once.
     """
+    if target.fixed_shapes:
+        return
     problems = []
     if target.execution_provider != _EXECUTION_PROVIDER:
         problems.append(f"packages for the execution provider {target.execution_provider!r} cannot be written yet")
-    if target.fixed_shapes:
-        problems.append("it needs fixed shapes, and sequences and tiles are dynamic")
-    refused: dict[str, int] = {}
-    for component in bundle.components.values():
-        for node in component.graph.all_nodes():
-            verdict = target.takes_op(node.op_type, node.domain)
-            if not verdict:
-                refused[verdict.reason] = refused.get(verdict.reason, 0) + 1
-    problems += [f"{reason} ({count} nodes)" for reason, count in sorted(refused.items())]
+    problems += _refused(target, bundle.components.values())
+    _raise(target, problems)
+
+
+def is_compiled_for(target: Target) -> bool:
+    """Whether there is a compiler for the target on other machines than itself: it is Qualcomm's, and wants a chip."""
+    return target.soc_model is not None
+
+
+def check_compiler(target: Target, *, aot: bool) -> None:
+    """Refuse before the work what would have to be compiled in the end, where the compiler is not installed.
+
+    Raises:
+        UserError: onnxruntime-qnn is not installed.
+    """
+    if not (aot and is_compiled_for(target)):
+        return
+    from hvlc.compilation.isolation import require_qnn
+
+    try:
+        require_qnn()
+    except UserError as missing:
+        raise UserError(missing.code, missing.cause, f"{missing.fix}, or leave it to others: --no-aot") from missing
+
+
+def check_fixed(bundle: Bundle, target: Target) -> None:
+    """Hold every component that is placed on the NPU against a target of fixed shapes; their values get their shapes.
+
+    Raises:
+        TargetError: a dimension is not fixed, a value has too many of them, a graph has too many weights, or the
+            target refuses operators; all of it at once.
+    """
+    placed = [c for c in bundle.components.values() if c.placement is Placement.NPU]
+    problems: list[str] = []
+    for component in placed:
+        infer_shapes(component.graph)
+        problems += _shape_problems(component, target)
+    _raise(target, [*problems, *_refused(target, placed)])
+
+
+def check_written(directory: Path, manifest: Manifest, target: Target) -> None:
+    """Hold the graphs of a package for a target of fixed shapes against every rule of it, now that scales are known.
+
+    Args:
+        directory: of the package.
+        manifest: of it.
+        target: that it was made for.
+
+    Raises:
+        TargetError: the target refuses a node, or computes wrong numbers for it; all of them at once.
+    """
+    if not target.fixed_shapes:
+        return
+    placed = {name: entry for name, entry in manifest.components.items() if entry.placement is Placement.NPU}
+    reports = [lint_graph(directory / e.file, target, name=name, role=e.role) for name, e in placed.items()]
+    found = [(report.name, finding) for report in reports for finding in report.findings]
+    raise_all(
+        [
+            TargetError("target.refused", f"{name}: {one.node} ({one.operator}): {one.reason}", one.fix or _OTHER)
+            for name, one in found
+        ]
+    )
+
+
+def _shape_problems(component: Component, target: Target) -> Iterator[str]:
+    """Values that a target of fixed shapes does not take; the first of each kind is named, the others are counted."""
+    values = [*component.graph.inputs, *(v for node in component.graph.all_nodes() for v in node.outputs if v.name)]
+    named = {value: f"{component.name}: {value.name}" for value in values}
+    dynamic = [f"{named[value]} {cause}" for value in values if (cause := dynamic_dims(value))]
+    most = target.max_rank
+    deep = [v for v in values if v.shape is not None and most is not None and len(v.shape) > most]
+    for found in (dynamic, [f"{named[v]} has {len(v.shape or ())} dimensions, {most} are taken" for v in deep]):
+        if found:
+            yield found[0] + (f" ({len(found) - 1} more values)" if len(found) > 1 else "")
+    size = sum(tensor.nbytes for v in component.graph.initializers.values() if (tensor := v.const_value) is not None)
+    verdict = target.takes_part(size)
+    if not verdict:
+        yield f"{component.name}: {verdict.reason}"
+
+
+def _refused(target: Target, components: Iterable[Component]) -> list[str]:
+    """Operators that a target refuses, each with its reason and number of nodes."""
+    nodes = [node for component in components for node in component.graph.all_nodes()]
+    verdicts = [target.takes_op(node.op_type, node.domain) for node in nodes]
+    counted = Counter(verdict.reason for verdict in verdicts if not verdict)
+    return [f"{reason} ({count} nodes)" for reason, count in sorted(counted.items())]
+
+
+def _raise(target: Target, problems: Sequence[str]) -> None:
     if problems:
-        raise TargetError("target.refused", f"target {target.name}: {'; '.join(problems)}", "choose another target")
+        raise TargetError("target.refused", f"target {target.name}: {'; '.join(problems)}", _OTHER)
 
 
 def check_disk(output: Path, needed: int) -> None:

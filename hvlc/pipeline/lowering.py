@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hvlc.bundle import Bundle
+from hvlc.errors import UserError
 from hvlc.manifest import Kind
+from hvlc.pipeline.limits import check_fixed
 from hvlc.pipeline.prepare import rotations
+from hvlc.placement import Placement
 from hvlc.plan import Action, CacheType, Plan
 from hvlc.quantized import Solved
 from hvlc.recipes.schema import Preparation
@@ -52,15 +55,84 @@ def quantize(
     from hvlc.passes.select_encoder import SelectEncoder
     from hvlc.prequantized.taking import stored_levels
 
-    quantize_weights = QuantizeWeights if plan.activations is None else QuantizeWeightsQDQ
-    quantize_weights(plan, SOLVERS, {**stored_levels(plan, bundle), **solved}).run(bundle)
+    levels = {**stored_levels(plan, bundle), **solved}
+    static = frozenset(role for role in QuantizeWeights.roles if plan.is_static(role))
+    if QuantizeWeights.roles - static:
+        QuantizeWeights(plan, SOLVERS, levels, QuantizeWeights.roles - static).run(bundle)
+    if static:
+        QuantizeWeightsQDQ(plan, SOLVERS, levels, static, direct=target.fixed_shapes).run(bundle)
     if plan.activations is not None:
         QuantizeActivations(plan, observed.ranges).run(bundle)
     if plan.kv_cache is CacheType.INT8:
         QuantizeKVCache(observed.magnitudes).run(bundle)
-    PackProjections().run(bundle)
+    if not target.fixed_shapes:  # compilers of NPUs take products apart as they like
+        PackProjections().run(bundle)
     NarrowTables(target).run(bundle)
     facts: dict[str, Any] = bundle.facts
-    if facts["kind"] == Kind.VISION_LANGUAGE:
+    if facts["kind"] == Kind.VISION_LANGUAGE and not target.fixed_shapes:
         SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)
     return sum(a.action is not Action.KEEP for a in plan.assignments)
+
+
+def fix_for(bundle: Bundle, target: Target, context: int | None) -> None:
+    """Where the target wants fixed shapes: cut the decoder into stages, fix every dimension, place every component.
+
+    Args:
+        bundle: with quantized weights; no pass changes it after.
+        target: asked what it wants.
+        context: tokens that the KV cache has room for; None is what target and checkpoint allow.
+
+    Raises:
+        UserError: the context holds no chunk of the prompt or is longer than the checkpoint's, or it was asked for and
+            nothing is fixed.
+        TargetError: a layer alone is too large for a part, or a graph does not hold to the target's limits.
+    """
+    if not target.fixed_shapes:
+        if context is not None:
+            cause = f"the KV cache of {target.name} grows with the sequence"
+            raise UserError("build.context", cause, "leave --context out, or choose a target of fixed shapes")
+        return
+    from hvlc.passes.fix_shapes import FixShapes
+    from hvlc.passes.flatten_norms import FlattenNorms
+    from hvlc.passes.keep_positions import KeepPositions
+    from hvlc.passes.look_up_tokens import LookUpTokens
+    from hvlc.passes.spell_reshapes import SpellReshapes
+    from hvlc.passes.split_decoder import SplitDecoder
+    from hvlc.passes.take_lengths import TakeLengths
+
+    facts, steps, room = bundle.facts, list[Any](), target.prompt_chunk
+    if facts["kind"] != Kind.VISION:
+        facts["context_length"] = room = static_context(int(str(facts["context_length"])), target, context)
+        steps += [TakeLengths(), KeepPositions(), SplitDecoder(target.part_bytes), LookUpTokens()]
+    for step in (*steps, FixShapes(target.prompt_chunk, room), SpellReshapes(), FlattenNorms()):
+        step.run(bundle)
+    for component in bundle.components.values():
+        if target.leaves_to_cpu(component.role):
+            known = target.sources.get("cpu_roles")
+            component.placement = Placement.CPU
+            component.reason = known.source if known else f"{target.name} leaves a {component.role} to it"
+        else:
+            component.placement = Placement.NPU
+    check_fixed(bundle, target)
+
+
+def static_context(longest: int, target: Target, asked: int | None) -> int:
+    """Tokens that a KV cache of fixed shapes has room for: whole chunks, because the last one is padded.
+
+    Args:
+        longest: context of the checkpoint.
+        target: has a chunk, and a default.
+        asked: by the user, if at all.
+
+    Raises:
+        UserError: that is longer than the checkpoint's, or shorter than a chunk.
+    """
+    chunk = target.prompt_chunk
+    wanted = min(longest, target.context or longest) if asked is None else asked
+    if wanted > longest:
+        cause = f"a context of {wanted} tokens is longer than the checkpoint's {longest}"
+        raise UserError("build.context", cause, f"ask for {longest} at most")
+    if wanted < chunk:
+        cause = f"a context of {wanted} tokens holds no chunk of {chunk} tokens of the prompt"
+        raise UserError("build.context", cause, f"ask for {chunk} or more, or choose a target with shorter chunks")
+    return wanted // chunk * chunk

@@ -66,6 +66,8 @@ def rebuild(
             threads=threads,
             calibration=_calibration_source(manifest, calibration),
             samples=manifest.sources.calibration_samples,
+            context=manifest.context_length if manifest.is_staged else None,
+            aot=any(entry.compiled for entry in manifest.components.values()),
         )
         _check_calibration(manifest, request)
         made = build(request, progress).manifest

@@ -37,6 +37,8 @@ class BuildRequest:
         state: directory that keeps what a calibration found while it goes on; None is one beside the output.
         budget: "4.5bpw" or "40MB", within which formats are chosen; None is the recipe's, if it has one.
         cache: directory that keeps the sensitivities that a budget is spent by; None is the user's cache.
+        context: tokens that the KV cache of fixed shapes has room for; None is what target and checkpoint allow.
+        aot: compile for the device now, where its compiler is at hand; else the graphs are left to its runtime.
     """
 
     checkpoint: Path
@@ -51,6 +53,8 @@ class BuildRequest:
     state: Path | None = None
     budget: str | None = None
     cache: Path | None = None
+    context: int | None = None
+    aot: bool = True
 
     @property
     def state_directory(self) -> Path:

@@ -11,7 +11,7 @@ from hvlc.checkpoint import Checkpoint
 from hvlc.errors import HvlcError
 from hvlc.pipeline.request import Progress
 
-STAGES = ("open", "export", "passes", "plan", "quantize", "calibrate", "package")
+STAGES = ("open", "export", "passes", "plan", "quantize", "calibrate", "package", "compile")
 
 
 class Stages:
@@ -40,9 +40,13 @@ class Stages:
         """Progress of the measurement that a budget needs, in shares of its work."""
         self._progress(f"sensitivity {what}", done, total)
 
+    def compiled(self, what: str, done: int, total: int) -> None:
+        """Progress inside the last stage, in components."""
+        self._progress(what, done, total)
+
     def written(self, done: int, total: int) -> None:
-        """Progress inside the last stage, in bytes."""
-        self._progress(f"{STAGES[-1]} (MB)", done // 1_000_000, -(-total // 1_000_000))
+        """Progress inside the stage that writes, in bytes."""
+        self._progress("package (MB)", done // 1_000_000, -(-total // 1_000_000))
 
 
 class Digesting:

@@ -153,7 +153,7 @@ def uniform(recipe: Recipe, format: FormatSpec, solver: str | None = None) -> Re
 
 
 def _respecified(spec: WeightSpec, format: FormatSpec | Candidate, solver: str | None = None) -> WeightSpec:
-    changes: dict[str, object] = {"bits": format.bits, "block_size": format.block_size}
+    changes: dict[str, object] = {"bits": format.bits, "block_size": format.block_size, "per_channel": False}
     if solver is not None and solver != spec.solver:
         changes |= {"solver": solver, "options": {}}
     return spec.model_copy(update=changes)

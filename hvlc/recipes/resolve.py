@@ -12,7 +12,7 @@ from hvlc.plan import Action, Assignment, CacheType, Plan, WeightFormat
 from hvlc.prequantized.matrix import STORED, Prequantized
 from hvlc.prequantized.taking import prequantized_in
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec
-from hvlc.target import Target, Verdict
+from hvlc.target import Grain, Target, Verdict
 
 _RESOLVED_ROLES = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)
 
@@ -121,7 +121,7 @@ def resolve(
         target.name,
         tuple(assignments),
         recipe.activations != "int8",
-        recipe.activation_format,
+        recipe.activation_format and replace(recipe.activation_format, products=target.fixed_shapes),
         recipe.kv_cache,
     )
     raise_all([*problems, *_runtime_problems(plan, target)])
@@ -165,7 +165,7 @@ def _runtime_problems(plan: Plan, target: Target) -> Iterator[HvlcError]:
     verdicts = [target.takes_cache(plan.kv_cache)] if plan.kv_cache is not CacheType.FLOAT else []
     if plan.activations is not None:
         verdicts.append(target.takes_activations(plan.activations.type))
-        for assignment in plan.assignments:
+        for assignment in (a for a in plan.assignments if plan.is_static(a.role)):
             obstacle = assignment.format.static_obstacle(assignment.in_features) if assignment.format else ""
             verdicts.append(Verdict(not obstacle, f"{assignment.weight}: {obstacle}"))
     for verdict in verdicts:
@@ -184,8 +184,8 @@ def _decide(place: _Place, rule: Rule | None, target: Target, places: list[_Plac
         return _decide_lookup(place, rule, target, places, recipe)
     if rule is None or rule.quantize is None:
         return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
-    choice = _choice(place, rule.quantize, target)
-    verdict = _takes(target, choice.format, place)
+    choice = _choice(place, rule.quantize, target, recipe)
+    verdict = _takes(target, choice.format, place, recipe)
     return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
 
 
@@ -199,11 +199,11 @@ class _Choice:
     reason: str = ""
 
 
-def _choice(place: _Place, spec: WeightSpec, target: Target) -> _Choice:
+def _choice(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> _Choice:
     """The levels that the checkpoint stores, where the target takes them; else what the rule asks for, and why."""
     matrix, reason = place.matrix, ""
     if isinstance(matrix, Prequantized):
-        verdicts = {format: _takes(target, format, place) for format in matrix.formats()}
+        verdicts = {format: _takes(target, format, place, recipe) for format in matrix.formats()}
         taken = next((format for format, verdict in verdicts.items() if verdict), None)
         if taken is not None:
             return _Choice(taken, STORED, reason=f"taken as stored: {matrix.origin}")
@@ -211,13 +211,25 @@ def _choice(place: _Place, spec: WeightSpec, target: Target) -> _Choice:
         reason = f"stored as {matrix.origin}: {refusal}; dequantized and quantized again"
     elif inner := next(prequantized_in(matrix), None):
         reason = f"stored as {inner.origin}: rewritten since; dequantized and quantized again"
-    chosen = spec.format(negative_scales=target.takes_negative_scales(spec.bits))
+    negative = _takes_negative(target, spec.bits, spec.block_size or place.dims[1], place, recipe)
+    chosen = spec.format(place.dims[1], negative_scales=negative)
     return _Choice(chosen, spec.solver, tuple(sorted(spec.options.items())), reason)
 
 
-def _takes(target: Target, format: WeightFormat, place: _Place) -> Verdict:
+def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> Verdict:
     """Whether a product by a matrix of this format may run on the target."""
-    width = place.dims[1]
+    width, static = place.dims[1], recipe.activation_format
+    if static is not None and place.role in static.roles:
+        grain = Grain.CHANNEL if format.block_size == width else Grain.BLOCK
+        taken = target.takes_product("MatMul", static.type, f"int{format.bits}", grain)
+        if (
+            taken
+            and format.negative_scales
+            and not _takes_negative(target, format.bits, format.block_size, place, recipe)
+        ):
+            return Verdict(False, f"{target.name} takes no negative scales of a {grain} at {format.bits} bits")
+        if not taken or grain is Grain.CHANNEL:
+            return taken
     if format.float_zeros and width % format.block_size:  # the sums of a block's inputs have no padding
         return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
     verdict = target.takes_weights(format.bits, format.block_size, symmetric=format.symmetric)
@@ -228,6 +240,16 @@ def _takes(target: Target, format: WeightFormat, place: _Place) -> Verdict:
     return verdict
 
 
+def _takes_negative(target: Target, bits: int, block_size: int, place: _Place, recipe: Recipe) -> bool:
+    """Whether a matrix may have negative scales, in the form that the recipe gives its product."""
+    static = recipe.activation_format
+    if static is None or place.role not in static.roles:
+        return target.takes_negative_scales(bits)
+    grain = Grain.CHANNEL if block_size == place.dims[1] else Grain.BLOCK
+    signed = target.takes_negative_product("MatMul", static.type, f"int{bits}", grain)
+    return signed and (grain is Grain.CHANNEL or target.takes_negative_scales(bits))
+
+
 def _decide_lookup(
     place: _Place, rule: Rule | None, target: Target, places: list[_Place], recipe: Recipe
 ) -> Assignment | str:
@@ -235,7 +257,7 @@ def _decide_lookup(
     heads = [p for p in places if not p.is_lookup and p.dims == place.dims and place.shares(p)]
     head_rule = _first_rule(recipe, heads[0]) if heads else None
     if head_rule and head_rule.quantize:
-        choice = _choice(heads[0], head_rule.quantize, target)
+        choice = _choice(heads[0], head_rule.quantize, target, recipe)
         verdict = _lookup_verdict(place, target, choice.format)
         if verdict:
             tied = _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", choice)
@@ -244,7 +266,7 @@ def _decide_lookup(
             return _kept_table(place, target, verdict.reason)
     if rule is None or rule.quantize is None:
         return _kept_table(place, target, rule.reason if rule and rule.reason else "no rule asks for it")
-    choice = _choice(place, rule.quantize, target)
+    choice = _choice(place, rule.quantize, target, recipe)
     verdict = _lookup_verdict(place, target, choice.format)
     return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
 
@@ -260,11 +282,13 @@ def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
 
 def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> Verdict:
     op = target.takes_op("GatherBlockQuantized", "com.microsoft")
-    if not op:
+    if not op and not target.leaves_to_cpu(Role.EMBEDDING):
         return op
     width = place.dims[1]
     if width % format.block_size:  # the operator would return the padding of the last block too
         return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
+    if format.block_size.bit_count() > 1:
+        return Verdict(False, f"GatherBlockQuantized takes no blocks of {format.block_size}")
     if format.float_zeros:
         return Verdict(False, "GatherBlockQuantized takes no float zero points")
     return target.takes_gather(format.bits)

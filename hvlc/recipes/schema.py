@@ -22,6 +22,7 @@ class WeightSpec(StrictModel):
     Attributes:
         bits: width of an element.
         block_size: input channels that share one scale.
+        per_channel: one scale for all of an output channel's weights, instead of blocks.
         symmetric: no zero points.
         scale_type: stored type of the scales.
         solver: who chooses the levels.
@@ -29,15 +30,22 @@ class WeightSpec(StrictModel):
     """
 
     bits: Literal[4, 8]
-    block_size: int = Field(ge=16)
+    block_size: int | None = Field(None, ge=16)
+    per_channel: bool = False
     symmetric: bool = True
     scale_type: ScaleType = ScaleType.FLOAT16
     solver: str = "rtn"
     options: dict[str, bool | int | float] = Field(default_factory=dict)
 
-    def format(self, *, negative_scales: bool) -> WeightFormat:
-        """The format as a plan carries it."""
-        return WeightFormat(self.bits, self.block_size, self.symmetric, self.scale_type, negative_scales)
+    @model_validator(mode="after")
+    def _one_grain(self) -> Self:
+        if (self.block_size is None) is not self.per_channel:
+            raise ValueError("give either block_size or per_channel: true")
+        return self
+
+    def format(self, in_features: int, *, negative_scales: bool) -> WeightFormat:
+        """The format of rows of `in_features` as a plan carries it."""
+        return WeightFormat(self.bits, self.block_size or in_features, self.symmetric, self.scale_type, negative_scales)
 
 
 class Rule(StrictModel):
@@ -187,14 +195,16 @@ class StaticSpec(StrictModel):
     Attributes:
         dtype: element type.
         range: how calibrated values choose scale and zero point (`hvlc.calibration.ranges`).
+        roles: components that have them; the others' activations are float.
     """
 
     dtype: ActivationType = ActivationType.UINT16
     range: RangeMethod = RangeMethod.MSE
+    roles: tuple[CalibratedRole, ...] = Field(default=(Role.DECODER, Role.VISION_ENCODER), min_length=1)
 
     def format(self) -> ActivationFormat:
         """The format as a plan carries it."""
-        return ActivationFormat(self.dtype, self.range)
+        return ActivationFormat(self.dtype, self.range, self.roles)
 
 
 class Recipe(StrictModel):

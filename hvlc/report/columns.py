@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hvlc.errors import UserError
-from hvlc.results import Agreement, Evaluation, Score
+from hvlc.results import Agreement, Evaluation, Interval, Score
 
 #: What stands where a number was not measured.
 ABSENT = "–"
@@ -19,15 +19,17 @@ class Column:
 
     Attributes:
         title: its head, with the unit.
-        short: its head where room is scarce; two lines at most.
+        short: its head where room is scarce, two lines at most; "" leaves it out there.
         cell: the text of an evaluation's cell, without unit; an interval follows in brackets.
         numeric: whether cells are aligned right.
+        bare: leave the interval out where room is scarce.
     """
 
     title: str
     short: str
     cell: Callable[[Evaluation], str]
     numeric: bool = True
+    bare: bool = False
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -85,18 +87,64 @@ def _against(evaluation: Evaluation, share: Callable[[Agreement], float | None])
     return number(None if value is None else 100 * value)
 
 
+def spread(found: Interval | None, digits: int = 0, factor: float = 1.0) -> str:
+    """A number and its interval, e.g. "31 (28–35)", or "31 (~28–35)" where the ends are all that was seen."""
+    return ABSENT if found is None else _bracketed(found, lambda value: number(factor * value, digits))
+
+
+def significant(found: Interval | None) -> str:
+    """A number of any size and its interval with three digits, e.g. "0.00212 (0.00198–0.00231)"."""
+    return ABSENT if found is None else _bracketed(found, lambda value: f"{value:.3g}")
+
+
+def _bracketed(found: Interval, text: Callable[[float], str]) -> str:
+    kind = "~" if found.method == "range" else ""
+    return f"{text(found.value)} ({kind}{text(found.low)}–{text(found.high)})"
+
+
+def _seconds(found: Interval) -> str:
+    return spread(found, 1 if found.value < 0.09995 else 0, 1000)
+
+
+_VISUAL = Column("visual tokens", "vis.\ntok.", lambda e: spread(e.summary.visual_tokens, 1), bare=True)
+_FIRST = Column("TTFT, ms", "TTFT\nms", lambda e: _seconds(e.summary.median_time_to_first_token), bare=True)
+_RATE = Column("tokens/s", "tok\n/s", lambda e: spread(e.summary.tokens_per_second), bare=True)
+_PEAK = Column("peak memory, MB", "", lambda e: megabytes(e.peak_memory_bytes))
+_SIZE = Column("size, MB", "size\nMB", lambda e: megabytes(e.size_bytes))
+
+#: What an evaluation took.
+COSTS: tuple[Column, ...] = (
+    _VISUAL,
+    Column("prompt tokens", "", lambda e: spread(e.summary.prompt_tokens, 1)),
+    Column("generated tokens", "", lambda e: spread(e.summary.generated_tokens, 1)),
+    Column("scale", "", lambda e: ABSENT if e.summary.mean_scale is None else percent(e.summary.mean_scale, 0)),
+    _FIRST,
+    Column("p95 TTFT, ms", "", lambda e: _seconds(e.summary.p95_time_to_first_token)),
+    _RATE,
+    _PEAK,
+    _SIZE,
+    Column("bits/weight", "", lambda e: number(e.bits_per_weight, 2)),
+)
+
+#: How close an evaluation's distributions are to its reference's.
+FIDELITY: tuple[Column, ...] = (
+    Column("KL, nats", "", lambda e: significant(e.fidelity.kl if e.fidelity else None)),
+    Column("same top-1, %", "", lambda e: _score(e.fidelity.top1) if e.fidelity else ABSENT),
+)
+
 #: The columns of a comparison, left to right.
 COLUMNS: tuple[Column, ...] = (
     Column("model", "model", lambda e: e.name, numeric=False),
-    Column("encoder", "enc.", lambda e: e.encoder, numeric=False),
+    Column("encoder", "enc.", lambda e: e.encoder or ABSENT, numeric=False),
     Column("VRC", "VRC", lambda e: "on" if e.vrc else "off", numeric=False),
     Column("n", "n", lambda e: str(e.summary.n)),
     Column("exact match, %", "exact\nmatch, %", lambda e: _score(e.summary.exact_match)),
     Column("ANLS, %", "ANLS,\n%", lambda e: _score(e.summary.anls)),
-    Column("visual tokens", "vis.\ntok.", lambda e: rounded(e.summary.mean_visual_tokens)),
-    Column("TTFT, ms", "TTFT\nms", lambda e: milliseconds(e.summary.median_time_to_first_token)),
-    Column("tokens/s", "tok\n/s", lambda e: number(e.summary.tokens_per_second, 0)),
-    Column("size, MB", "size\nMB", lambda e: megabytes(e.size_bytes)),
+    _VISUAL,
+    _FIRST,
+    _RATE,
+    _PEAK,
+    _SIZE,
     Column("same answers, %", "same\n%", lambda e: _against(e, lambda a: a.same_text.value)),
     Column("kept, %", "kept\n%", lambda e: _against(e, lambda a: a.recovery)),
 )
@@ -104,14 +152,26 @@ COLUMNS: tuple[Column, ...] = (
 
 def notes(evaluations: Sequence[Evaluation]) -> list[str]:
     """One sentence per comparison, then what the columns mean and what the numbers ran on."""
-    lines = [f"{e.label} against {e.agreement.reference}: {verdict(e.agreement)}." for e in evaluations if e.agreement]
+    lines = [
+        f"{e.label} against {e.agreement.reference}: {_compared(e, e.agreement)}." for e in evaluations if e.agreement
+    ]
     ran = ", ".join(sorted({f"{e.name} on {e.runs_on}" for e in evaluations}))
     tasks = ", ".join(sorted({f"{e.task} (n = {e.summary.n})" for e in evaluations}))
     meaning = (
-        "Brackets are 95 % intervals. TTFT: median time to first token. MB: 10^6 bytes. Same answers, kept: answers "
-        "equal to the reference's, share of its exact match. p: McNemar's exact test."
+        "Brackets are 95 % intervals, after ~ the range of too few numbers. TTFT: median time to first token. MB: 10^6 "
+        "bytes. Same answers, kept: answers equal to the reference's, share of its exact match. p: exact McNemar test. "
+        "KL: mean divergence from the reference per token of its own answers; top-1: share of these tokens that both "
+        "find likeliest."
     )
     return [*lines, f"Task: {tasks}. Ran: {ran}. {meaning}"]
+
+
+def _compared(evaluation: Evaluation, agreement: Agreement) -> str:
+    """The verdict, and the distance of the distributions where it was measured."""
+    found = evaluation.fidelity
+    if found is None:
+        return verdict(agreement)
+    return f"{verdict(agreement)}; KL {significant(found.kl)} nats per token, same top-1 {scored(found.top1)}"
 
 
 def require_same_examples(evaluations: Sequence[Evaluation]) -> None:

@@ -33,6 +33,8 @@ class Outcome:
         wrong: letters of the runs that are wrong.
         differing: letters of the runs that answer otherwise than their reference, or, without one on the page,
             than any other run.
+        lost: letters of the runs that are wrong where their reference is right.
+        won: letters of the runs that are right where their reference is wrong.
         cost: visual tokens and scale, over all runs.
     """
 
@@ -40,6 +42,8 @@ class Outcome:
     answers: list[Answer]
     wrong: list[str]
     differing: list[str]
+    lost: list[str]
+    won: list[str]
     cost: str
 
     @property
@@ -57,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Card:
-    """An outcome with its picture: a data URI, width and height in CSS pixels."""
+    """An outcome with its picture: a data URI, width and height in CSS pixels; "" where the question has none."""
 
     outcome: Outcome
     image: str
@@ -71,11 +75,12 @@ def outcomes(runs: Sequence[Run]) -> list[Outcome]:
     return sorted((_outcome(runs, row) for row in rows), key=lambda outcome: outcome.rank)
 
 
-def cards(shown: Sequence[Outcome], images: Callable[[int], Image.Image]) -> Iterator[Card]:
+def cards(shown: Sequence[Outcome], images: Callable[[int], Image.Image | None]) -> Iterator[Card]:
     """The outcomes with their images, loaded and reduced one at a time."""
     budget = image_budget(len(shown))
     for outcome in shown:
-        yield _card(outcome, *thumbnail(images(outcome.example.index), budget))
+        image = images(outcome.example.index)
+        yield _card(outcome, *thumbnail(image, budget)) if image else Card(outcome, "", 0, 0)
 
 
 def _card(outcome: Outcome, image: str, width: int, height: int) -> Card:
@@ -91,11 +96,14 @@ def _outcome(runs: Sequence[Run], row: Sequence[ExampleResult]) -> Outcome:
         given.setdefault(text, []).append(position)
     answers = [Answer(text, row[at[0]].exact, [runs[i] for i in at]) for text, at in given.items()]
     by_letter = {run.letter: text for run, text in zip(runs, texts, strict=True)}
+    right = {run.letter: example.exact for run, example in zip(runs, row, strict=True)}
     return Outcome(
         example=row[0],
         answers=sorted(answers, key=lambda answer: not answer.right),
         wrong=[run.letter for run, example in zip(runs, row, strict=True) if not example.exact],
         differing=[run.letter for run in runs if _differs(run, by_letter)],
+        lost=[run.letter for run in runs if run.reference and right[run.reference] > right[run.letter]],
+        won=[run.letter for run in runs if run.reference and right[run.reference] < right[run.letter]],
         cost=_cost(row),
     )
 

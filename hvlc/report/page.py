@@ -6,8 +6,9 @@ content security policy forbids any script but the one hashed there, and any req
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -23,7 +24,7 @@ _HERE = Path(__file__).parent
 def write_page(
     path: Path,
     evaluations: Sequence[Evaluation],
-    images: Callable[[int], Image.Image],
+    images: Callable[[int], Image.Image | None],
     *,
     title: str,
     facts: Mapping[str, str],
@@ -34,7 +35,7 @@ def write_page(
     Args:
         path: the HTML file; an existing one is replaced, and only by a whole one.
         evaluations: what to show, in this order; those with an `agreement` are set against their reference.
-        images: gives the image of the example at a position of the task.
+        images: gives the image of the example at a position of the task; None where the question has none.
         title: headline of the page.
         facts: what else to state at the top, e.g. checkpoint, recipe, versions.
         reference: shown first, unless it is among `evaluations`.
@@ -45,29 +46,56 @@ def write_page(
     shown = list(evaluations)
     if reference is not None and reference.label not in [evaluation.label for evaluation in shown]:
         shown.insert(0, reference)
-    columns.require_same_examples(shown)
+    write_whole(path, page_parts(shown, images, title=title, facts=facts))
+
+
+def page_parts(
+    shown: Sequence[Evaluation],
+    images: Callable[[int], Image.Image | None],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    comparison: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """The text of a page.
+
+    Args:
+        shown: evaluations of the same examples; none where a comparison has no questions.
+        images: gives the image of the example at a position of the task; None where the question has none.
+        title: headline of the page.
+        facts: what else to state at the top.
+        comparison: what comparison.html.j2 shows besides.
+
+    Raises:
+        UserError: the evaluations answered different examples.
+    """
+    if shown or comparison is None:
+        columns.require_same_examples(shown)
     runs = lettered(shown)
     examples = gallery.outcomes(runs)
     script = _asset("page.js")
-    template = _environment().get_template("page.html.j2")
-    parts = template.generate(
-        title=title,
-        facts=dict(facts),
-        runs=runs,
-        columns=columns.COLUMNS,
-        absent=columns.ABSENT,
-        notes=columns.notes(shown)[-1],
-        by_kind=plots.score_by_kind(runs),
-        by_time=plots.score_by_time(runs),
-        tokens=plots.visual_tokens(runs),
-        outcomes=examples,
-        kinds=sorted({outcome.example.kind for outcome in examples}),
-        cards=gallery.cards(examples, images),
-        style=Markup(_asset("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .generate(
+            title=title,
+            facts=dict(facts),
+            runs=runs,
+            comparison=comparison,
+            columns=columns.COLUMNS,
+            absent=columns.ABSENT,
+            notes=columns.notes(shown)[-1] if shown else "",
+            by_kind=plots.score_by_kind(runs) if runs else None,
+            by_time=plots.score_by_time(runs) if runs else None,
+            tokens=plots.visual_tokens(runs) if runs else None,
+            outcomes=examples,
+            kinds=sorted({outcome.example.kind for outcome in examples}),
+            cards=gallery.cards(examples, images),
+            style=Markup(_asset("page.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
-    write_whole(path, parts)
 
 
 def _asset(name: str) -> str:
@@ -83,6 +111,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(verdict=columns.verdict, percent=_percent, place=_place, key=_key)
+    environment.filters.update(significant=columns.significant, scored=columns.scored)
     return environment
 
 

@@ -105,7 +105,7 @@ def visual_tokens(runs: Sequence[Run]) -> Histograms:
 
 def score_by_time(runs: Sequence[Run]) -> Scatter:
     """Exact match against the median time to the first token, from 0 ms."""
-    times = [1000 * run.evaluation.summary.median_time_to_first_token for run in runs]
+    times = [1000 * run.evaluation.summary.median_time_to_first_token.value for run in runs]
     step = _nice_step(max(times) * 1.1 / 4 or 1)
     top = step * math.ceil(max(times) * 1.1 / step or 1)
     floor = _floor([run.evaluation.summary.exact_match for run in runs])
@@ -151,7 +151,7 @@ def _nice_step(least: float) -> float:
 def _about(counts: tuple[int, ...], sharing: Sequence[Run]) -> str:
     summary = sharing[0].evaluation.summary
     scale = f", scale {percent(summary.mean_scale, 0)}" if summary.mean_scale is not None else ""
-    return f"mean {number(summary.mean_visual_tokens)}, {min(counts)} to {max(counts)}{scale}"
+    return f"mean {number(summary.visual_tokens.value)}, {min(counts)} to {max(counts)}{scale}"
 
 
 def _bars(counts: Sequence[int], top: float) -> list[tuple[float, float, float]]:

@@ -1,6 +1,6 @@
 """Measurements as rich tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hvlc.report import columns
-from hvlc.report.columns import COLUMNS, megabytes, milliseconds, number, percent, scored
-from hvlc.results import Agreement, Evaluation, Perplexity
+from hvlc.report.columns import COLUMNS, percent, scored
+from hvlc.report.texts import TEXT_COLUMNS, text_notes
+from hvlc.results import Agreement, Evaluation, TextEvaluation
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -23,51 +24,52 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for kind, score in summary.exact_match_by_kind.items():
         table.add_row(Text(f"  {kind} ({score.n})"), scored(score))
     table.add_row("ANLS", scored(summary.anls))
-    table.add_row("visual tokens", f"{number(summary.mean_visual_tokens)} per question")
-    table.add_row("scale", columns.ABSENT if summary.mean_scale is None else percent(summary.mean_scale, 0))
-    table.add_row("time to first token", f"{milliseconds(summary.median_time_to_first_token)} ms (median)")
-    table.add_row("tokens/s", number(summary.tokens_per_second, 0))
-    table.add_row("peak memory MB", megabytes(evaluation.peak_memory_bytes))
-    table.add_row("size MB", megabytes(evaluation.size_bytes))
+    for column in columns.COSTS:
+        table.add_row(Text(column.title), column.cell(evaluation))
     table.add_row("ran on", Text(evaluation.runs_on))
     if evaluation.agreement:
         _add_agreement(table, evaluation.agreement)
+    for column in columns.FIDELITY if evaluation.fidelity else ():
+        table.add_row(Text(column.title), column.cell(evaluation))
     return table
 
 
-def comparison_table(evaluations: Sequence[Evaluation]) -> Group:
-    """Several evaluations, two lines each, within 80 columns; below, what can be said about their differences."""
+def comparison_table(evaluations: Sequence[Evaluation], *, verdicts: bool = True) -> Group:
+    """Several evaluations, two lines each, within 80 columns; below, what can be said about their differences.
+
+    Args:
+        evaluations: to show, in this order.
+        verdicts: whether each is judged alone below; not where tests that know of each other follow.
+    """
     same_n = len({evaluation.summary.n for evaluation in evaluations}) == 1
-    shown = [column for column in COLUMNS if not (same_n and column.title == "n")]
+    shown = [column for column in COLUMNS if column.short and not (same_n and column.title == "n")]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in shown:
         name = column.title == "model"
         table.add_column(column.short, justify="right" if column.numeric else "left", no_wrap=not name, overflow="fold")
     for evaluation in evaluations:
         # Text, not str: names are not markup. An interval stands below its score.
-        cells = (column.cell(evaluation).removesuffix(")").replace(" (", "\n") for column in shown)
-        table.add_row(*(Text(cell) for cell in cells))
-    return Group(table, *(Text(note, style="dim") for note in columns.notes(evaluations)))
+        table.add_row(*(Text(_narrow(column.cell(evaluation), column.bare)) for column in shown))
+    notes = columns.notes(evaluations)
+    return Group(table, *(Text(note, style="dim") for note in (notes if verdicts else notes[-1:])))
 
 
-def perplexity_table(measured: Mapping[str, Perplexity], reference: str | None) -> Table:
-    """How models read a text, a line each.
+def text_table(evaluations: Sequence[TextEvaluation]) -> Group:
+    """Evaluations on one text, two lines each, within 80 columns; below, what was read and what the columns mean."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [column for column in TEXT_COLUMNS if column.short]
+    for column in shown:
+        name = column.title == "model"
+        table.add_column(column.short, justify="left" if name else "right", no_wrap=not name, overflow="fold")
+    for evaluation in evaluations:
+        table.add_row(*(Text(_narrow(column.cell(evaluation))) for column in shown))
+    return Group(table, Text(text_notes(evaluations), style="dim"))
 
-    Args:
-        measured: by the model's name.
-        reference: the one of them that the others are divided by, if any.
-    """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
-    for title in ("perplexity", "tokens", "windows", *(["ratio", "standard error"] if reference else [])):
-        table.add_column(title, justify="right")
-    for name, found in measured.items():
-        cells = [f"{found.value:.4f}", f"{found.tokens:,}", str(len(found.windows))]
-        if reference:
-            quotient, error = (None, None) if name == reference else found.ratio(measured[reference])
-            cells += [number(quotient, 4), number(error, 4)]
-        table.add_row(Text(name), *cells)
-    return table
+
+def _narrow(cell: str, bare: bool = False) -> str:
+    """A cell with its interval on a line of its own, or without it."""
+    number, _, interval = cell.removesuffix(")").partition(" (")
+    return number if bare or not interval else f"{number}\n{interval}"
 
 
 def _add_agreement(table: Table, agreement: Agreement) -> None:

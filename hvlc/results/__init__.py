@@ -4,27 +4,33 @@ Evaluation and report never import each other; these records are what passes bet
 refuses unknown keys and any number that is not finite: what was not measured is absent (`None`), never 0 or NaN.
 """
 
-from hvlc.results.answering import Answered, ExampleResult, token_rate
+from hvlc.results.answering import Answered, ExampleResult
 from hvlc.results.base import Interval, Record, Score, exact, wilson
-from hvlc.results.evaluation import SCHEMA_VERSION, Agreement, Evaluation, Summary
+from hvlc.results.evaluation import SCHEMA_VERSION, Agreement, Evaluation, Summary, label_of
+from hvlc.results.fidelity import Divergence, Fidelity
 from hvlc.results.files import read_evaluation, write_evaluation, write_whole
-from hvlc.results.reading import Perplexity, ScoredWindow
+from hvlc.results.reading import Measured, Perplexity, ReadingAgreement, ScoredWindow, TextEvaluation
 
 __all__ = [
     "SCHEMA_VERSION",
     "Agreement",
     "Answered",
+    "Divergence",
     "Evaluation",
     "ExampleResult",
+    "Fidelity",
     "Interval",
+    "Measured",
     "Perplexity",
+    "ReadingAgreement",
     "Record",
     "Score",
     "ScoredWindow",
     "Summary",
+    "TextEvaluation",
     "exact",
+    "label_of",
     "read_evaluation",
-    "token_rate",
     "wilson",
     "write_evaluation",
     "write_whole",

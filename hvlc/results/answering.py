@@ -1,7 +1,5 @@
 """One question and its answer."""
 
-from collections.abc import Iterable
-
 from pydantic import Field
 
 from hvlc.results.base import Record
@@ -75,13 +73,5 @@ class ExampleResult(Record):
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens after the first per second; absent when there were none."""
-        return token_rate([self])
-
-
-def token_rate(examples: Iterable[ExampleResult]) -> float | None:
-    """Tokens after each first one by the seconds they took; absent when there were none."""
-    tokens, seconds = 0, 0.0
-    for example in examples:
-        tokens += max(0, len(example.tokens) - 1)
-        seconds += example.decode_seconds
-    return tokens / seconds if tokens and seconds > 0 else None
+        further = len(self.tokens) - 1
+        return further / self.decode_seconds if further > 0 and self.decode_seconds > 0 else None

@@ -11,7 +11,12 @@ _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 class Record(BaseModel):
     """A frozen record without unknown keys and without NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_serialization_defaults_required=True,  # files have every field, and docs/schema says so
+    )
 
 
 class Interval(Record):
@@ -22,14 +27,15 @@ class Interval(Record):
         low: lower end of the interval.
         high: upper end of the interval.
         n: number of observations.
-        method: how the interval was made; "exact" where nothing is uncertain, as with a size.
+        method: how the interval was made; "exact" where nothing is uncertain, as with a size; "range" where there were
+            too few observations for 95 %, and the ends are the lowest and the highest that there are.
     """
 
     value: float
     low: float
     high: float
     n: int = Field(ge=1)
-    method: Literal["wilson", "bootstrap", "order statistics", "exact"]
+    method: Literal["wilson", "bootstrap", "order statistics", "range", "exact"]
 
     @model_validator(mode="after")
     def _inside(self) -> Self:

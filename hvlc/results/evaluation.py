@@ -1,38 +1,46 @@
-"""One model on one task, and how it agrees with a reference."""
+"""One model on one task of questions, and how it agrees with a reference."""
 
 from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from hvlc.results.answering import ExampleResult
-from hvlc.results.base import Record, Score
+from hvlc.results.base import Interval, Record, Score
+from hvlc.results.fidelity import Fidelity
 
 #: Raised whenever a change makes older files unreadable.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Summary(Record):
-    """The means over all examples.
+    """All examples together.
 
     Attributes:
         n: number of examples.
         exact_match: share of exact answers.
         anls: average normalised Levenshtein similarity.
         exact_match_by_kind: share of exact answers of each kind.
-        mean_visual_tokens: visual tokens per example.
+        visual_tokens: mean number per example.
+        prompt_tokens: mean number per example, the visual ones included.
+        generated_tokens: mean number per example.
         mean_scale: resolution scale per image; absent without images.
         median_time_to_first_token: seconds.
-        tokens_per_second: tokens after the first, over all examples, by the time they took.
+        p95_time_to_first_token: seconds that 95 % of the examples keep within.
+        tokens_per_second: tokens after each first one, over all examples, by the time they took; absent where no answer
+            has a second token.
     """
 
     n: int = Field(ge=1)
     exact_match: Score
     anls: Score
     exact_match_by_kind: dict[str, Score]
-    mean_visual_tokens: float
+    visual_tokens: Interval
+    prompt_tokens: Interval
+    generated_tokens: Interval
     mean_scale: float | None
-    median_time_to_first_token: float
-    tokens_per_second: float | None
+    median_time_to_first_token: Interval
+    p95_time_to_first_token: Interval
+    tokens_per_second: Interval | None
 
 
 class Agreement(Record):
@@ -74,26 +82,30 @@ class Agreement(Record):
 
 
 class Evaluation(Record):
-    """One model on one task.
+    """One model on one task of questions.
 
     Attributes:
         schema_version: version of this file format.
+        kind: tells this record from a `TextEvaluation` in a file.
         name: name of the model or package.
         runs_on: what it ran on, e.g. "onnxruntime CPU".
         task: name of the task.
         examples_digest: hex SHA-256 of the examples' questions, answers and pixels.
-        encoder: the vision encoder that was asked for.
+        encoder: the vision encoder that was asked for; "" where the model has none.
         vrc: whether the resolution compressor was on.
         max_new_tokens: bound of generated tokens per example.
         summary: the scores.
         examples: one result per example, in the task's order.
         peak_memory_bytes: peak resident memory of the process while answering; absent where the system cannot tell.
         size_bytes: size of the package on disk.
-        agreement: comparison with a reference, if there was one.
-        provenance: digests and versions, as given by the caller.
+        bits_per_weight: stored bits per weight of the decoder's matrices, scales included; absent for checkpoints.
+        agreement: comparison of the answers with a reference's, if there was one.
+        fidelity: comparison of the distributions with a reference's, if there was one.
+        provenance: digests, versions and facts of the machine, as given by the caller.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
+    kind: Literal["questions"] = "questions"
     name: str
     runs_on: str
     task: str
@@ -105,7 +117,9 @@ class Evaluation(Record):
     examples: tuple[ExampleResult, ...] = Field(min_length=1)
     peak_memory_bytes: int | None = None
     size_bytes: int | None = None
+    bits_per_weight: float | None = None
     agreement: Agreement | None = None
+    fidelity: Fidelity | None = None
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -121,4 +135,9 @@ class Evaluation(Record):
     @property
     def label(self) -> str:
         """Name, encoder and compressor, e.g. "w4a16 · base · VRC"."""
-        return " · ".join([self.name, self.encoder, *(["VRC"] if self.vrc else [])])
+        return label_of(self.name, self.encoder, self.vrc)
+
+
+def label_of(name: str, encoder: str, vrc: bool) -> str:
+    """How a model in a setting is called; an encoder of "" is left out."""
+    return " · ".join([name, *([encoder] if encoder else []), *(["VRC"] if vrc else [])])

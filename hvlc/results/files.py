@@ -4,11 +4,13 @@ import contextlib
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from hvlc.errors import UserError
-from hvlc.results.evaluation import Evaluation
+from hvlc.results.evaluation import SCHEMA_VERSION
+from hvlc.results.reading import Measured
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
@@ -30,7 +32,7 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
             temporary.unlink()  # also after Ctrl-C
 
 
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+def write_evaluation(path: Path, evaluation: Measured) -> None:
     """Writes an evaluation as JSON.
 
     Raises:
@@ -39,19 +41,35 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     write_whole(path, [evaluation.model_dump_json(indent=1), "\n"])
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> Measured:
     """Reads what `write_evaluation` wrote.
 
     Raises:
         UserError: the file is missing, cut short, of another version, or has unknown keys.
     """
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         fix = "check the path"
         raise UserError("results.unreadable", f"cannot read {path}: {error.strerror or error}", fix) from error
+    fix = "run `hvlc eval` again to write a new file"
+    try:
+        version = _Head.model_validate_json(content).schema_version
+        if version != SCHEMA_VERSION:
+            cause = f"{path} has version {version} of the format, and this hvlc reads version {SCHEMA_VERSION}"
+            raise UserError("results.version", cause, fix)
+        return _MEASURED.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         cause = f"{path} is not an evaluation that this version reads: {where}: {first['msg']}"
-        raise UserError("results.invalid", cause, "run `hvlc eval` again to write a new file") from error
+        raise UserError("results.invalid", cause, fix) from error
+
+
+class _Head(BaseModel):
+    """What a file of any version says."""
+
+    schema_version: int
+
+
+_MEASURED: TypeAdapter[Measured] = TypeAdapter(Annotated[Measured, Field(discriminator="kind")])

@@ -15,7 +15,9 @@ from hvlc.images import to_array
 from hvlc.manifest import Kind, Manifest
 from hvlc.results import Answered
 from hvlc.runtime.prompt import open_tokenizer, templated
+from hvlc.runtime.providers import register_providers, runs_on
 from hvlc.runtime.vision import Tiled, Vision
+from hvlc.runtime.windows import Windows, force
 from hvlc.tokenization import chat_template, opening_tokens
 
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
@@ -96,12 +98,14 @@ class LanguageModel:
             self.manifest.verify(directory)
         self.directory = directory
         self.name = name or directory.resolve().name
-        self.runs_on = "onnxruntime CPU"
+        self.runs_on = runs_on(self.manifest)
+        register_providers(self.manifest)
         self._model = og.Model(str(directory))
         self._tokenizer = open_tokenizer(self._model, directory)
         config = json.loads((directory / "genai_config.json").read_text("utf-8"))
         eos = config["model"]["eos_token_id"]
         self._end_tokens = frozenset(eos if isinstance(eos, list) else [eos])
+        self._windows = Windows.of(config)
 
     def answer(
         self, prompt: str, images: Sequence[Image.Image], *, encoder: str, vrc: bool, max_new_tokens: int
@@ -111,6 +115,33 @@ class LanguageModel:
         for _ in generation:
             pass
         return generation.answered
+
+    def logits(
+        self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int], *, encoder: str, vrc: bool
+    ) -> np.ndarray:
+        """What the model expects before each token of a given answer: float32 `[len(answer), vocabulary]`.
+
+        The prompt runs as in `start`; then the tokens go one by one through the KV cache, as an answer's own do.
+
+        Args:
+            prompt: as in `start`.
+            images: as in `start`.
+            answer: ids of at least one token.
+            encoder: as in `start`.
+            vrc: as in `start`.
+
+        Raises:
+            UserError: see `start`.
+        """
+        generation = self.start(prompt, images, encoder=encoder, vrc=vrc, max_new_tokens=len(answer))
+        rows = [_last_logits(generation.generator)]
+        for token in answer[:-1]:
+            if self._windows is None:
+                generation.generator.append_tokens(np.array([token], np.int32))
+            else:
+                force(generation.generator, token)
+            rows.append(_last_logits(generation.generator))
+        return np.stack(rows)
 
     def start(
         self,
@@ -127,7 +158,7 @@ class LanguageModel:
         Args:
             prompt: the question, without template.
             images: none.
-            encoder: "auto": there is none.
+            encoder: "auto" or "": there is none.
             vrc: of no effect without images.
             max_visual_tokens: None.
             max_new_tokens: bound of generated tokens.
@@ -136,13 +167,13 @@ class LanguageModel:
             UserError: something about images was asked for, or the prompt is empty or too long.
         """
         started = time.perf_counter()
-        asked = [*(["an image"] if images else []), *(["an encoder"] if encoder != "auto" else [])]
+        asked = [*(["an image"] if images else []), *(["an encoder"] if encoder not in ("auto", "") else [])]
         asked += ["a bound of visual tokens"] if max_visual_tokens is not None else []
         if asked:
             cause = f"{self.directory} is a {self.kind} package, and the request has {' and '.join(asked)}"
             raise UserError("request.image", cause, "ask without, or build a vision-language checkpoint")
         ids = self.prompt_ids(prompt)
-        self._check_length(len(ids), max_new_tokens)
+        self._check_prompt(ids, max_new_tokens)
         generator = self._generator(len(ids) + max_new_tokens)
         generator.append_tokens(ids)
         stream = self._tokenizer.create_stream()
@@ -164,17 +195,22 @@ class LanguageModel:
 
     def _generator(self, max_length: int) -> og.Generator:
         params = og.GeneratorParams(self._model)
+        max_length = self._windows.context if self._windows else max_length
         params.set_search_options(max_length=max_length, do_sample=False)
         return og.Generator(self._model, params)
 
-    def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
+    def _check_prompt(self, ids: np.ndarray, max_new_tokens: int) -> None:
+        prompt_tokens, padded = len(ids), ""
+        if self._windows:
+            self._windows.check(ids)
+            prompt_tokens, padded = self._windows.padded(prompt_tokens), f" (in windows of {self._windows.size})"
         limit = self.manifest.context_length
         if max_new_tokens < 1:
             raise UserError("request.max_new_tokens", f"{max_new_tokens} new tokens are no answer", "ask for 1 or more")
         if limit is not None and prompt_tokens + max_new_tokens > limit:
             raise UserError(
                 "request.too_long",
-                f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {limit}",
+                f"{prompt_tokens} prompt tokens{padded} and {max_new_tokens} new ones exceed the context of {limit}",
                 "shorten the prompt or lower --max-visual-tokens or --max-new-tokens",
             )
 
@@ -228,7 +264,7 @@ class VisionLanguageModel(LanguageModel):
         tiled = [self._vision.tile(to_array(i), compress=vrc, max_visual_tokens=max_visual_tokens) for i in images]
         chosen = self._vision.choose(encoder, sum(t.visual_tokens for t in tiled))
         ids = self.prompt_ids(prompt, tiled)
-        self._check_length(len(ids), max_new_tokens)
+        self._check_prompt(ids, max_new_tokens)
         tensors = og.NamedTensors()
         tensors["input_ids"] = ids[None]
         tensors["num_image_tokens"] = np.array([sum(t.visual_tokens for t in tiled)], np.int64)
@@ -262,6 +298,11 @@ class VisionLanguageModel(LanguageModel):
             if index < len(images):
                 ids += ([tokens.image] * images[index].columns + [tokens.row]) * images[index].rows
         return np.array(ids, np.int32)
+
+
+def _last_logits(generator: og.Generator) -> np.ndarray:
+    """float32 `[vocabulary]`: what the model expects next."""
+    return np.array(generator.get_logits(), np.float32).reshape(-1)
 
 
 def open_model(directory: Path, *, name: str = "", tile_batch: int = 4) -> LanguageModel:

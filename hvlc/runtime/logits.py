@@ -46,6 +46,7 @@ class TextScorer:
         if self._manifest.kind is not Kind.LANGUAGE:
             cause = f"{directory} is a {self._manifest.kind} package, and text alone is scored by language packages"
             raise UserError("package.kind", cause, "name a language package, or a task with images")
+        self._file = self._manifest.whole_decoder.file
         self.opening = tuple(opening_tokens(directory, "package.tokenizer"))
         self.context_length = int(self._manifest.context_length or 0)  # every language package has one
 
@@ -65,9 +66,13 @@ class TextScorer:
         feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": mask, **past}
         return self._session.run(["logits"], feeds)[0][0]
 
+    def close(self) -> None:
+        """Free the session; the next text opens it again."""
+        self.__dict__.pop("_session", None)
+
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        model = ir.load(self._directory / self._manifest.components["model"].file)
+        model = ir.load(self._directory / self._file)
         keep_positions(model.graph)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads

@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from hvlc.errors import UserError, nearest
 from hvlc.manifest import FLOAT_PRODUCTS, Manifest
+from hvlc.runtime.providers import register_providers, use_device
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
 
@@ -60,6 +61,7 @@ class Vision:
         self._manifest = manifest
         self._tile_batch = tile_batch
         self._threads = threads
+        register_providers(manifest)
         self._front = self._session(manifest.components["front"].file)
         self._stitch = self._session(manifest.components["stitch"].file)
         self._encoder: tuple[str, ort.InferenceSession] | None = None
@@ -94,10 +96,10 @@ class Vision:
             UserError: the package has no such encoder.
         """
         session = self._encoder_session(encoder)
-        starts = range(0, len(tiled.tiles), self._tile_batch)
-        parts = [
-            session.run(["tile_features"], {"pixel_values": tiled.tiles[i : i + self._tile_batch]})[0] for i in starts
-        ]
+        fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
+        batch = fixed if isinstance(fixed, int) else self._tile_batch
+        starts = range(0, len(tiled.tiles), batch)
+        parts = [session.run(["tile_features"], {"pixel_values": tiled.tiles[i : i + batch]})[0] for i in starts]
         grid = np.array([tiled.rows, tiled.columns], np.int64)
         return self._stitch.run(["image_features"], {"tile_features": np.concatenate(parts), "grid": grid})[0]
 
@@ -127,4 +129,8 @@ class Vision:
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         options.add_session_config_entry(*FLOAT_PRODUCTS)
+        compiled = next((e.compiled for e in self._manifest.components.values() if e.file == file), None)
+        if compiled:
+            use_device(options, compiled)
+            return ort.InferenceSession(self._directory / file, options)
         return ort.InferenceSession(self._directory / file, options, providers=["CPUExecutionProvider"])

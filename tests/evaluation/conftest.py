@@ -42,6 +42,7 @@ class Arithmetic:
     count: int
     shade: int = 0
     name: str = "arithmetic"
+    shows_images: bool = True
 
     def __len__(self) -> int:
         return self.count

@@ -41,6 +41,15 @@ def test_lines_become_examples(folder: Path) -> None:
     assert (first.images[0].mode, first.images[0].size) == ("RGB", (5, 4))
 
 
+def test_a_line_may_show_several_images_or_none(folder: Path) -> None:
+    Image.new("RGB", (7, 8)).save(folder / "b.png")
+    text = {"question": "q", "answers": ["a"]}
+    task = JsonlTask(write(folder, {**text, "images": ["b.png", "a.png"]}, text))
+    assert [[image.size for image in task.example(index).images] for index in (0, 1)] == [[(7, 8), (5, 4)], []]
+    assert task.shows_images
+    assert not JsonlTask(write(folder, text, text)).shows_images
+
+
 def test_a_photo_is_turned_upright(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -66,6 +75,9 @@ def test_a_photo_is_turned_upright(folder: Path) -> None:
         ({**GOOD, "image": "../outside.png"}, "is outside"),
         ({**GOOD, "image": "link.png"}, "is outside"),
         ({**GOOD, "image": "/etc/passwd"}, "is outside"),
+        ({**GOOD, "images": ["a.png"]}, "give image or images"),
+        ({"images": [], "question": "q", "answers": ["a"]}, "images: List should have at least 1"),
+        ({"images": ["a.png", "missing.png"], "question": "q", "answers": ["a"]}, "'missing.png' does not exist"),
         ({**GOOD, "image": "nul\0.png"}, "null"),
         ({**GOOD, "image": "receipts.jsonl"}, "cannot identify image"),
     ],

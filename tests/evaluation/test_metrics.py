@@ -2,6 +2,7 @@ import math
 from fractions import Fraction
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -172,3 +173,97 @@ def test_mcnemar_of_thousands_does_not_overflow() -> None:
 def test_mcnemar_refuses_negative_counts() -> None:
     with pytest.raises(ValueError, match="not negative"):
         metrics.mcnemar(-1, 2)
+
+
+def _beyond(n: int, q: float, low: int, high: int) -> tuple[Fraction, Fraction]:
+    """The chances that the quantile lies below the `low`-th smallest of `n` values, or above the `high`-th, exactly."""
+    exact = Fraction(q).limit_denominator(1000)
+    terms = [math.comb(n, k) * exact**k * (1 - exact) ** (n - k) for k in range(n + 1)]
+    return sum(terms[:low], Fraction(0)), sum(terms[high:], Fraction(0))
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95, 0.1])
+@pytest.mark.parametrize("n", [1, 5, 6, 20, 71, 72, 73, 256, 400])
+def test_ends_of_a_quantile_are_the_innermost_with_95_percent(n: int, q: float) -> None:
+    tail = Fraction(25, 1000)
+    found = metrics.quantile(list(range(1, n + 1)), q)  # the value of an order statistic is its rank
+    low, high = int(found.low), int(found.high)
+    if found.method == "range":
+        assert _beyond(n, q, 1, n)[0] > tail or _beyond(n, q, 1, n)[1] > tail  # even the extremes do not suffice
+        assert (low, high)[q > 0.5] == (1, n)[q > 0.5]
+        return
+    assert max(_beyond(n, q, low, high)) <= tail
+    assert _beyond(n, q, low + 1, high)[0] > tail
+    assert _beyond(n, q, low, high - 1)[1] > tail
+
+
+def test_the_fewest_values_of_quantiles() -> None:
+    assert [metrics.quantile([1.0] * n, 0.5).method for n in (5, 6)] == ["range", "order statistics"]
+    assert [metrics.quantile([1.0] * n, 0.95).method for n in (71, 72)] == ["range", "order statistics"]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=120), st.sampled_from([0.5, 0.95]))
+def test_a_quantile_lies_within_its_interval_and_orders_alike(values: list[float], q: float) -> None:
+    found = metrics.quantile(values, q)
+    assert min(values) <= found.low <= found.value <= found.high <= max(values)
+    assert metrics.quantile(values[::-1], q) == found
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    """Of 400 samples of an exponential distribution, whose median is log 2."""
+    random = np.random.default_rng(5)
+    found = [metrics.quantile(random.exponential(size=31).tolist(), 0.5) for _ in range(400)]
+    covered = sum(interval.low <= math.log(2) <= interval.high for interval in found)
+    assert 0.93 <= covered / 400 <= 0.995
+
+
+def test_a_ratio_is_of_the_sums() -> None:
+    found = metrics.ratio([1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 5])
+    assert found.value == pytest.approx(2.1)
+    assert found.low < 2.1 < found.high
+    assert (found.n, found.method) == (6, "bootstrap")
+    assert metrics.ratio([1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 5]) == found  # the seed is fixed
+
+
+def test_the_interval_of_a_mean_covers_it() -> None:
+    """Of 60 samples of a skewed distribution with mean 1; the chance of fewer than 50 is below 0.1 %."""
+    random = np.random.default_rng(6)
+    found = [metrics.ratio(random.exponential(size=60).tolist()) for _ in range(60)]
+    covered = sum(interval.low <= 1 <= interval.high for interval in found)
+    assert 50 <= covered < 60
+
+
+def test_few_pairs_have_a_range() -> None:
+    found = metrics.ratio([1.0, 6.0], [1.0, 2.0])
+    assert (found.low, found.high, found.method) == (1.0, 3.0, "range")
+    assert found.value == pytest.approx(7 / 3)
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [([], []), ([1.0], [0.0]), ([1.0], [-1.0]), ([math.nan], None), ([math.inf], None), ([1.0], [1.0, 2.0])],
+)
+def test_what_has_no_ratio(above: list[float], below: list[float] | None) -> None:
+    with pytest.raises(ValueError, match=r"no ratio|not finite"):
+        metrics.ratio(above, below)
+
+
+def test_trials_of_a_group_do_not_count_as_many() -> None:
+    """Ten groups that succeed or fail as a whole: much less certain than a hundred trials."""
+    clustered = metrics.share([10] * 8 + [0] * 2, [10] * 10)
+    alone = metrics.share([1] * 80 + [0] * 20, [1] * 100)
+    assert clustered.value == alone.value == 0.8
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+
+
+def test_equal_shares_have_the_wilson_interval_of_their_groups() -> None:
+    found = metrics.share([4] * 9, [4] * 9)
+    assert (found.value, found.low, found.high) == (1.0, *metrics.wilson(1.0, 9))
+    with pytest.raises(ValueError, match="more successes"):
+        metrics.share([2], [1])
+
+
+@pytest.mark.parametrize(("values", "q"), [([], 0.5), ([1.0], 0.0), ([1.0], 1.0), ([math.nan], 0.5), ([math.inf], 0.5)])
+def test_what_has_no_quantile(values: list[float], q: float) -> None:
+    with pytest.raises(ValueError, match="no quantile"):
+        metrics.quantile(values, q)

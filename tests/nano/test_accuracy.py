@@ -15,7 +15,7 @@ BITS_LIMIT = 4.6
 def _exact_match(package: Path, encoder: str, vrc: bool, count: int) -> tuple[float, float]:
     """Exact match and mean visual tokens."""
     found = evaluate_directory(package, DocumentsTask(count), [Setting(encoder, vrc)])[0].summary
-    return found.exact_match.value, found.mean_visual_tokens
+    return found.exact_match.value, found.visual_tokens.value
 
 
 def _accuracy_bars(packages: dict[str, Path], count: int, slack: float) -> None:

@@ -513,3 +513,45 @@ def test_a_package_in_qdq_form_generates(tmp_path: Path) -> None:
             "attention_mask": np.ones((1, 12 + step), np.int64),
         }
         assert int(run.run(["logits"], feeds)[0].argmax()) == tokens[step]
+
+
+def products_that_end_a_graph(*, rounded: bool) -> Component:
+    """A head alone, its range known, quantized as a plan asks."""
+    b = GraphBuilder("model")
+    weight = np.random.default_rng(0).normal(size=(WIDTH, INNER)).astype(np.float32)
+    x = b.input("x", ir.DataType.FLOAT, ["n", WIDTH])
+    b.output(b.op("MatMul", x, b.constant(weight, "w"), name="head"), "logits", ir.DataType.FLOAT, ["n", INNER])
+    bundle = Bundle("test")
+    bundle.add(Component("model", Role.DECODER, b.model(), "model"))
+    plan = plan_of(bundle)
+    plan = replace(plan, activations=replace(plan.activations, products=rounded))
+    names = calibrated_values(bundle.components["model"], plan)
+    assert names == (("x", "logits") if rounded else ("x",))
+    QuantizeWeightsQDQ(plan, SOLVERS).run(bundle)
+    ranges = {name: Constant(np.array([-1, 1], np.float32)) for name in names}
+    for _ in range(2):  # the second time changes nothing
+        QuantizeActivations(plan, {"model": ranges}).run(bundle)
+    return bundle.components["model"]
+
+
+def test_a_product_that_ends_a_graph_is_rounded_where_compilers_ask_for_it() -> None:
+    plain, rounded = (products_that_end_a_graph(rounded=r) for r in (False, True))
+    assert [v.name for v in rounded.graph.outputs] == ["logits"]
+    assert [node.op_type for node in rounded.graph][-3:] == ["MatMul", "QuantizeLinear", "DequantizeLinear"]
+    assert plain.graph[-1].op_type == "MatMul"
+    x = 0.05 * np.random.default_rng(1).normal(size=(4, WIDTH)).astype(np.float32)
+    one, other = (session(c.model).run(None, {"x": x})[0] for c in (plain, rounded))
+    step = 4 / 65535  # of the range -2 to 2: there is room for logits that calibration did not see
+    assert np.abs(one).max() < 2
+    assert 0 < np.abs(one - other).max() <= 0.51 * step
+
+
+def test_logits_beyond_the_calibrated_range_keep_their_order() -> None:
+    """Why there is room: where two logits are cut to the same number, the larger one is no answer any more."""
+    rounded = products_that_end_a_graph(rounded=True)
+    x = np.random.default_rng(1).normal(size=(1, WIDTH)).astype(np.float32)
+    plain = session(products_that_end_a_graph(rounded=False).model)
+    x *= 1.8 / np.abs(plain.run(None, {"x": 0.1 * x})[0]).max() * 0.1
+    expected, found = plain.run(None, {"x": x})[0], session(rounded.model).run(None, {"x": x})[0]
+    assert np.abs(expected).max() > 1.5
+    np.testing.assert_allclose(found, expected, atol=1e-3)

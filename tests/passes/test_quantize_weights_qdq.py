@@ -8,18 +8,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle
+from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import UserError
+from hvlc.graph import GraphBuilder
 from hvlc.lazy import Constant
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
-from hvlc.plan import Assignment, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, ActivationFormat, Assignment, Plan, ScaleType, WeightFormat
 from hvlc.quantized import Solved, stored_array, streams_of
 from tests.passes.test_quantize_weights import assignment, lookup, matrix, product
-from tests.running import OPTIMIZATIONS, session
+from tests.running import OPTIMIZATIONS, run, session
 from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 COLUMNS = 96
@@ -163,3 +164,36 @@ def test_what_the_form_cannot_hold_is_refused_before_anything_changes(format: We
         quantize(bundle, assignment(weight, format))
     assert complaint in error.value.cause
     assert ops(bundle.components["graph"].graph) == ["MatMul"]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize(
+    ("out", "scale_type"), [(24, ScaleType.FLOAT16), (24, ScaleType.FLOAT32), (7, ScaleType.FLOAT16)]
+)
+def test_a_direct_matrix_is_the_same_one_across(bits: int, block_size: int, out: int, scale_type: ScaleType) -> None:
+    """Qualcomm's compiler wants nothing between DequantizeLinear and its product: levels are stored `[in, out]`."""
+    weight = np.random.default_rng(bits).normal(size=(32, out)).astype(np.float32)
+    made = []
+    for direct in (False, True):
+        b = GraphBuilder("model")
+        x = b.input("x", ir.DataType.FLOAT, ["n", 32])
+        y = b.op("MatMul", x, b.constant(weight, "w"), name="product")
+        b.output(y, "y", ir.DataType.FLOAT, ["n", out])
+        bundle = Bundle("test")
+        bundle.add(Component("model", Role.DECODER, b.model(), "model"))
+        format = WeightFormat(bits, block_size, scale_type=scale_type)
+        names = "model", Role.DECODER, "product", "w"
+        planned = Assignment(*names, out, 32, Action.QUANTIZE, "", format, "rtn")
+        plan = Plan("recipe", "npu", (planned,), activations=ActivationFormat())
+        QuantizeWeightsQDQ(plan, SOLVERS, direct=direct).run(bundle)
+        made.append(bundle.components["model"])
+    ops = [node.op_type for node in made[1].graph]
+    assert ops == ["DequantizeLinear", "MatMul"]
+    (dequantize, _) = made[1].graph
+    levels = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
+    assert [v.dtype for v in dequantize.inputs][:2] == [levels, ir.DataType.FLOAT]
+    assert tuple(dequantize.inputs[0].shape or ()) == (32, out)
+    feeds = {"x": np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)}
+    expected, found = (run(component.model, feeds)[0] for component in made)
+    np.testing.assert_array_equal(found, expected)

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hvlc import cli
 from hvlc.errors import UserError
-from hvlc.evaluation.perplexity import perplexity
+from hvlc.evaluation.perplexity import perplexity, with_reading_agreement
 from hvlc.pipeline.build import build
+from hvlc.pipeline.perplexity import evaluate_texts, measure_perplexities, text_windows
 from hvlc.pipeline.request import BuildRequest
-from hvlc.pipeline.perplexity import measure_perplexities, text_windows
-from hvlc.results import Perplexity, ScoredWindow
+from hvlc.pipeline.store import Store
+from hvlc.results import Perplexity, ScoredWindow, TextEvaluation, read_evaluation
 from hvlc.runtime.logits import TextScorer
 from hvlc.zoo.tokenizer import build_nano_tokenizer
 from tests.export.tiny_families import CONTEXT, save_text
@@ -72,8 +73,8 @@ def test_a_checkpoint_is_measured_without_quantization(checkpoint: Path, package
     )
     assert found[0].value == pytest.approx(found[1].value, rel=1e-6)
     assert found[2].value != pytest.approx(found[1].value, rel=1e-4)
-    assert told[0] == ("llama", 1, 12)
-    assert told[-1] == ("w4a16-rtn", 12, 12)
+    assert told[0] == ("w4a16-rtn", 1, 12)
+    assert told[-1] == ("llama", 12, 12)
 
 
 def test_windows_are_consecutive_and_from_the_middle(packages: dict[str, Path], text: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_bad_text_is_found_before_a_reference_is_built(checkpoint: Path, tmp_p
     with pytest.raises(UserError, match=r"task\.text"):
         measure_perplexities([tmp_path / "no checkpoint"], tmp_path / "no text")
     (tmp_path / "text").write_text(TEXT)
-    with pytest.raises(UserError, match=r"checkpoint\."):
+    with pytest.raises(UserError, match=r"eval\.model"):
         measure_perplexities([tmp_path / "no checkpoint"], tmp_path / "text")
 
 
@@ -147,7 +148,7 @@ def test_models_that_read_other_tokens_are_not_compared(packages: dict[str, Path
 def test_packages_that_see_are_refused(tiny_float32: Path, text: Path) -> None:
     with pytest.raises(UserError) as error:
         measure_perplexities([tiny_float32], text)
-    assert error.value.code == "package.kind"
+    assert error.value.code == "eval.kind"
 
 
 def windows(*nll: float, tokens: int = 10) -> Perplexity:
@@ -195,6 +196,97 @@ def test_logits_that_are_no_numbers_are_told(value: float) -> None:
     assert error.value.code == "eval.numbers"
 
 
+def held(packages: dict[str, Path], text: Path, recipes: list[str], **options: Any) -> list[TextEvaluation]:
+    """Packages against the first of them."""
+    how = {"against_first": True, "tokens": 500, "window": 64, **options}
+    return evaluate_texts([packages[recipe] for recipe in recipes], text, **how)
+
+
+def test_a_package_against_itself_shows_nothing(packages: dict[str, Path], text: Path) -> None:
+    _, found = held(packages, text, ["w4a16-rtn", "w4a16-rtn"], names=["a", "b"])
+    assert found.agreement
+    assert found.fidelity
+    assert (found.agreement.ratio.low, found.agreement.ratio.high) == (1.0, 1.0)
+    assert (found.fidelity.kl.value, found.fidelity.kl.high, found.fidelity.top1.value) == (0.0, 0.0, 1.0)
+
+
+def test_divergence_is_that_of_the_distributions(packages: dict[str, Path], text: Path) -> None:
+    """Against a plain computation in float64 from both models' logits."""
+    reference, found = held(packages, text, ["float32", "w4a16-rtn"])
+    assert reference.fidelity is None
+    scorers = [TextScorer(packages[name]) for name in ("float32", "w4a16-rtn")]
+    total = 0.0
+    windows = text_windows(scorers[0], text, 500, 64)
+    for ids in windows:
+        p, q = (
+            np.exp(said := s.logits(ids)[:-1].astype(np.float64)) / np.exp(said).sum(-1, keepdims=True) for s in scorers
+        )
+        total += float(np.sum(p * np.log(p / q)))
+    assert found.fidelity
+    assert found.fidelity.kl.value == pytest.approx(total / (7 * 63), rel=1e-6)
+    assert [sequence.tokens for sequence in found.fidelity.sequences] == [63] * 7
+
+
+def test_a_record_says_what_was_read_and_how(packages: dict[str, Path], text: Path) -> None:
+    (found,) = held(packages, text, ["w4a16-rtn"])
+    assert (found.task, found.window, found.tokens, found.perplexity.n) == ("task", 64, 7 * 63, 7)
+    assert found.runs_on == "onnxruntime CPU"
+    assert found.size_bytes
+    assert found.bits_per_weight
+    assert {"package", "onnxruntime", "processor"} <= set(found.provenance)
+    assert found.perplexity.low < found.perplexity.value < found.perplexity.high
+    (other,) = held(packages, text, ["w4a16-rtn"], window=32)
+    assert other.text_digest != found.text_digest
+    with pytest.raises(UserError, match=r"compare\.unpaired"):
+        with_reading_agreement(found, other)
+
+
+@pytest.mark.parametrize("stop_after", [3, 9, 16])
+def test_what_was_stopped_goes_on(
+    packages: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """In the package's windows, in the reference's, and between their distributions."""
+    names = ["float32", "w4a16-rtn"]
+    whole = held(packages, text, names)
+    read = 0
+
+    def counting(self: TextScorer, ids: np.ndarray) -> np.ndarray:
+        nonlocal read
+        if read >= most:
+            raise KeyboardInterrupt
+        read += 1
+        return original(self, ids)
+
+    original, most = TextScorer.logits, stop_after
+    monkeypatch.setattr(TextScorer, "logits", counting)
+    with pytest.raises(KeyboardInterrupt), Store(tmp_path) as store:
+        held(packages, text, names, store=store)
+    assert not list(tmp_path.glob("*.json"))
+    read, most, told = 0, 1_000, []
+    with Store(tmp_path, told.append) as store:
+        again = held(packages, text, names, store=store)
+    assert read == 7 + 7 + 2 * 7 - stop_after
+    assert told
+    assert [e.model_copy(update={"peak_memory_bytes": None}) for e in again] == [
+        e.model_copy(update={"peak_memory_bytes": None}) for e in whole
+    ]
+
+
+def test_another_text_does_not_go_on(
+    packages: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(tmp_path / "one") as store:
+        held(packages, text, ["float32"], store=store)
+        kept = (tmp_path / "one" / "float32-task.journal.jsonl").read_bytes()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "float32-task.journal.jsonl").write_bytes(kept)
+    text.write_text(TEXT.replace("word", "text"))
+    (expected,) = held(packages, text, ["float32"])
+    with Store(tmp_path / "two") as store:
+        (found,) = held(packages, text, ["float32"], store=store)
+    assert found.windows == expected.windows
+
+
 # The command line.
 
 Command = Callable[..., tuple[int, str, str]]
@@ -218,30 +310,44 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_the_command_line_prints_a_ratio(command: Command, packages: dict[str, Path], text: Path) -> None:
-    options = ("--task", text, "--tokens", 256, "--window", 64, "--reference", packages["float32"])
-    code, out, _ = command(packages["w4a16-rtn"], *options, "--json")
+def test_the_command_line_holds_a_package_against_its_reference(
+    command: Command, packages: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    options = ("--task", text, "--tokens", 400, "--window", 64, "--reference", packages["float32"])
+    code, out, _ = command(packages["w4a16-rtn"], *options, "-o", tmp_path / "out", "--json")
     assert code == 0
-    found: dict[str, Any] = json.loads(out)
-    reference, package = found["float32 (reference)"], found["w4a16-rtn"]
-    assert package["ratio"] == pytest.approx(package["perplexity"] / reference["perplexity"])
-    assert package["standard_error"] > 0
-    assert package["tokens"] == 252
-    code, out, _ = command(packages["w4a16-rtn"], *options)
+    reference, package = json.loads(out)
+    assert (reference["name"], package["name"]) == ("float32", "w4a16-rtn")
+    ratio = package["agreement"]["ratio"]
+    assert ratio["value"] == pytest.approx(package["perplexity"]["value"] / reference["perplexity"]["value"])
+    assert ratio["low"] < ratio["value"] < ratio["high"]
+    assert package["tokens"] == 6 * 63
+    assert package["fidelity"]["kl"]["value"] > 0
+    assert "sequences" not in package["fidelity"]
+    written = read_evaluation(tmp_path / "out" / "w4a16-rtn-task.json")
+    assert written.fidelity is not None
+    assert len(written.fidelity.sequences) == 6
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"float32-task.json", "w4a16-rtn-task.json", "report.html", "report.md"}
+    code, out, _ = command(packages["w4a16-rtn"], *options, "--no-fidelity")
     assert code == 0
-    for shown in (f"{package['perplexity']:.4f}", f"{package['ratio']:.4f}", "standard error", "252", "–"):
+    for shown in (f"{package['perplexity']['value']:.3f}", f"{ratio['value']:.4f}", "378 tokens in 6", "–"):
         assert shown in out
 
 
 def test_without_a_reference_there_is_no_ratio(command: Command, packages: dict[str, Path], text: Path) -> None:
-    code, out, _ = command(packages["float32"], "--task", text, "--tokens", 64, "--window", 64)
+    code, out, _ = command(packages["float32"], "--task", text, "--tokens", 64, "--window", 64, "--json")
     assert code == 0
-    assert "perplexity" in out
-    assert "ratio" not in out
+    (found,) = json.loads(out)
+    assert found["agreement"] is found["fidelity"] is None
+    assert found["perplexity"]["method"] == "range"
 
 
-@pytest.mark.parametrize("option", [("--encoder", "base"), ("-n", 3), ("--no-vrc",), ("-o", "somewhere")])
-def test_options_for_images_are_refused(
+@pytest.mark.parametrize(
+    "option",
+    [("--encoder", "base"), ("-n", 3), ("--no-vrc",), ("--max-new-tokens", 3), ("--no-fidelity",), ("--reuse",)],
+)
+def test_options_for_questions_are_refused(
     command: Command, packages: dict[str, Path], text: Path, option: tuple[object, ...]
 ) -> None:
     code, out, _ = command(packages["float32"], "--task", text, *option, "--json")

@@ -57,7 +57,7 @@ def weights_of(bundle: Bundle) -> int:
     )
 
 
-@pytest.mark.parametrize("target", shipped_targets())
+@pytest.mark.parametrize("target", [n for n in shipped_targets() if load_target(n).execution_provider == "cpu"])
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_decides_every_weight(tied: Bundle, name: str, target: str) -> None:
     plan = resolve(load_recipe(name), tied, load_target(target), {*SOLVERS, *CALIBRATED}, OPTIONS)
@@ -136,6 +136,27 @@ def test_a_target_without_negative_scales_gets_none(tied: Bundle) -> None:
     formats = [f.model_dump(mode="json") | {"negative_scales": False} for f in CPU.block_formats]
     plan = resolve(recipe(decoder()), tied, without(CPU, block_formats=formats), SOLVERS)
     assert {a.format.negative_scales for a in plan.assignments if a.format} == {False}
+
+
+@pytest.mark.parametrize(
+    ("grain", "negative"), [({"block_size": 32}, True), ({"per_channel": True, "block_size": None}, False)]
+)
+def test_negative_scales_depend_on_the_form_of_the_product(tied: Bundle, grain: dict[str, Any], negative: bool) -> None:
+    """Qualcomm's compiler takes them in blocks, and not where a channel has one scale."""
+    product = {
+        "operators": ["MatMul"],
+        "activations": ["uint16"],
+        "weights": ["int4"],
+        "evidence": "run",
+        "source": "x",
+    }
+    products = {
+        "channels": product | {"grains": ["channel"]},
+        "blocks": product | {"grains": ["block"], "negative_scales": True},
+    }
+    plan = resolve(static(decoder(**grain)), tied, without(CPU, products=products), SOLVERS)
+    formats = [a.format for a in plan.for_component("model").values() if a.format]
+    assert {format.negative_scales for format in formats} == {negative}
 
 
 def test_an_unknown_solver_offers_the_nearest(tied: Bundle) -> None:

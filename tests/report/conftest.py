@@ -3,8 +3,9 @@ from collections.abc import Callable
 import pytest
 
 from hvlc.evaluation.evaluate import summarize
-from hvlc.evaluation.metrics import anls, exact_match
-from hvlc.results import Evaluation, ExampleResult
+from hvlc.evaluation.metrics import anls, exact_match, ratio
+from hvlc.evaluation.perplexity import exponential
+from hvlc.results import Evaluation, ExampleResult, ScoredWindow, TextEvaluation
 
 
 def _evaluation(predictions: list[str], **options) -> Evaluation:
@@ -46,3 +47,23 @@ def _evaluation(predictions: list[str], **options) -> Evaluation:
 @pytest.fixture
 def evaluation() -> Callable[..., Evaluation]:
     return _evaluation
+
+
+def _reading(nll: list[float], **options) -> TextEvaluation:
+    """Windows of ten tokens each."""
+    windows = tuple(ScoredWindow(nll=value, tokens=10) for value in nll)
+    return TextEvaluation(
+        name=options.get("name", "w4a16"),
+        runs_on="a test",
+        task="made up",
+        text_digest=options.get("digest", "0" * 64),
+        window=11,
+        tokens=10 * len(windows),
+        perplexity=exponential(ratio(nll)),
+        windows=windows,
+    )
+
+
+@pytest.fixture
+def reading() -> Callable[..., TextEvaluation]:
+    return _reading

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -168,6 +169,26 @@ def test_256_noisy_images_stay_under_3_megabytes() -> None:
     uri, width, height = thumbnail(noisy, image_budget(256))
     assert len(uri) * 256 < 2.7e6
     assert width == height >= 140
+
+
+def test_2000_examples_stay_under_10_megabytes(evaluation, tmp_path: Path) -> None:
+    """Three models on pictures of nothing but noise, the worst there is; here one of them stands for all."""
+    runs = [evaluation([str(i + (i % 10 == run)) for i in range(2000)], name=f"run {run}") for run in range(3)]
+    tiny = Image.new("RGB", (4, 4))
+    write_page(tmp_path / "r.html", runs, lambda index: tiny, title="t", facts={})
+    text = (tmp_path / "r.html").read_text("utf-8")
+    pictures = re.findall(r'src="(data:[^"]*)"', text)
+    assert len(pictures) == 2000
+    noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
+    worst, _, _ = thumbnail(Image.fromarray(noise), image_budget(2000))
+    assert len(text.encode()) - sum(map(len, pictures)) + 2000 * len(worst) < 10e6
+
+
+def test_a_question_without_an_image_has_no_picture(evaluation, tmp_path: Path) -> None:
+    write_page(tmp_path / "r.html", [evaluation(["0", "1"])], lambda index: None, title="t", facts={})
+    page = Page((tmp_path / "r.html").read_text("utf-8"))
+    assert len(page.all("article")) == 2
+    assert page.all("img") == []
 
 
 def test_a_huge_strip_becomes_a_small_one() -> None:

@@ -57,7 +57,7 @@ def test_names_are_not_markup(evaluation) -> None:
 def test_markdown_is_a_table_whatever_the_name(evaluation) -> None:
     lines = comparison_markdown([evaluation(["0", "1"], name="a|b\n<c>")]).splitlines()
     bars = [line.replace("\\|", "").count("|") for line in lines[:3]]
-    assert bars == [13, 13, 13]
+    assert bars == [14, 14, 14]
     assert lines[2].startswith("| a\\|b \\<c\\> |")
     assert lines[3] == ""
 

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -61,16 +63,10 @@ class Reference:
         Raises:
             UserError: the checkpoint has no such encoder.
         """
-        if encoder not in (*BRANCHES, "auto"):
-            raise UserError(
-                "request.encoder", f"the checkpoint has no encoder {encoder!r}", f"use {', '.join(BRANCHES)}"
-            )
         started = time.perf_counter()
-        branch = self.model.config.default_branch if encoder == "auto" else encoder
+        branch = self._branch(encoder)
         scales = self._scales(images, vrc)
-        inputs = self.processor(
-            images=list(images) or None, text=self._text(prompt, len(images)), scales=scales or None
-        )
+        inputs = self._inputs(prompt, images, scales)
         first = _FirstToken()
         chosen = {"branch": branch} if images else {}
         output = self.model.generate(**inputs, **chosen, max_new_tokens=max_new_tokens, do_sample=False, streamer=first)
@@ -89,6 +85,43 @@ class Reference:
             time_to_first_token=first.at - started,
             decode_seconds=ended - first.at,
         )
+
+    @torch.no_grad()
+    def logits(
+        self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int], *, encoder: str, vrc: bool
+    ) -> np.ndarray:
+        """What the model expects before each token of a given answer: float32 `[len(answer), vocabulary]`.
+
+        Prompt and answer run at once, without cache.
+
+        Args:
+            prompt: as in `answer`.
+            images: as in `answer`.
+            answer: ids of at least one token.
+            encoder: as in `answer`.
+            vrc: as in `answer`.
+
+        Raises:
+            UserError: the checkpoint has no such encoder.
+        """
+        branch = self._branch(encoder)
+        inputs = self._inputs(prompt, images, self._scales(images, vrc))
+        given = torch.tensor([list(answer[:-1])], dtype=torch.long)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], given], -1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        chosen = {"branch": branch} if images else {}
+        found: np.ndarray = self.model(**inputs, **chosen, logits_to_keep=len(answer)).logits[0].float().numpy()
+        return found
+
+    def _branch(self, encoder: str) -> str:
+        if encoder not in (*BRANCHES, "auto"):
+            raise UserError(
+                "request.encoder", f"the checkpoint has no encoder {encoder!r}", f"use {', '.join(BRANCHES)}"
+            )
+        return str(self.model.config.default_branch) if encoder == "auto" else encoder
+
+    def _inputs(self, prompt: str, images: Sequence[Image.Image], scales: list[float]) -> Any:
+        return self.processor(images=list(images) or None, text=self._text(prompt, len(images)), scales=scales or None)
 
     def _scales(self, images: Sequence[Image.Image], vrc: bool) -> list[float]:
         if not vrc or not images:

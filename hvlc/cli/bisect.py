@@ -1,0 +1,66 @@
+"""Where a package departs from its reference, on the command line."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hvlc.cli.common import DIRECTORY, json_option, progress, show
+from hvlc.errors import GateError
+
+_FILES = ("bisect.json", "bisect.md", "bisect.svg", "bisect.png")
+
+
+@click.command()
+@click.argument("directory", type=DIRECTORY)
+@click.option("--reference", type=DIRECTORY, required=True, help="Checkpoint or package to hold it against.")
+@click.option("--image", "images", type=DIRECTORY, multiple=True, help="Image file; repeat for several.")
+@click.option("--prompt", required=True, help="The question.")
+@click.option("--encoder", default="auto", show_default=True, help="Vision encoder: base, large or auto.")
+@click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, min_open=True),
+    help="Relative error of any stage (default: by the precision that a stage computes with).",
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Bound of the answer.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Threads of onnxruntime (default: it chooses).")
+@click.option("-o", "--output", type=DIRECTORY, help="Directory for bisect.json, .md, .svg and .png.")
+@click.option("--force", is_flag=True, help="Replace older results in the output.")
+@json_option
+def bisect(
+    directory: Path, images: tuple[Path, ...], no_vrc: bool, output: Path | None, force: bool, as_json: bool, **how: Any
+) -> None:
+    """Name the stage where the package in DIRECTORY departs from its reference.
+
+    Every stage, from tokenization over each layer to sampling, is run on the reference's inputs and on the package's
+    own. Exits with 4 if a stage departs.
+    """
+    from hvlc.pipeline.bisect import Request
+    from hvlc.pipeline.bisect import bisect as run_bisect
+    from hvlc.pipeline.sensitivity import check_results
+    from hvlc.report.bisection import bisection_tables
+
+    if output:
+        check_results(output, _FILES, force=force)
+    request = Request(directory, images=images, vrc=not no_vrc, **how)
+    with progress("bisect", 1) as step:
+        found = run_bisect(request, step)
+    if output:
+        _write(found, output)
+    show(found.model_dump(mode="json"), as_json, lambda console: console.print(bisection_tables(found)))
+    if found.departs:
+        sys.exit(GateError.exit_code)
+
+
+def _write(found: Any, output: Path) -> None:
+    from hvlc.report.bisection import bisection_markdown
+    from hvlc.report.bisection_plot import draw_bisection
+    from hvlc.results import write_whole
+
+    output.mkdir(parents=True, exist_ok=True)
+    data, text, *plots = (output / name for name in _FILES)
+    write_whole(data, [found.model_dump_json(indent=1), "\n"])
+    write_whole(text, [bisection_markdown(found)])
+    draw_bisection(found, plots)

@@ -1,0 +1,149 @@
+"""Models side by side, on the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hvlc.cli.common import DIRECTORY, json_option, progress
+from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
+from hvlc.errors import UserError
+
+if TYPE_CHECKING:
+    from hvlc.pipeline.compare import Asking, Compared, Contender
+    from hvlc.results.gates import Judgement
+
+
+@click.command()
+@click.argument("models", type=DIRECTORY, nargs=-1, required=True)
+@click.option("--reference", help="Name of the model that the others are held against (default: the first).")
+@click.option(
+    "--task",
+    default="documents",
+    show_default=True,
+    help='What packages are evaluated on: "documents", a JSON Lines file of questions, or a text (.txt).',
+)
+@click.option("--encoder", "encoders", multiple=True, help="Vision encoder; repeat for several (default: all).")
+@click.option("-n", "--count", type=click.IntRange(1), help="Number of examples (default: 256 documents, or the file).")
+@click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
+@click.option("--tokens", type=click.IntRange(2), help="Of a text: how many are scored at most (default: 16384).")
+@click.option("--window", type=click.IntRange(2), help="Of a text: tokens that are read at once (default: 1024).")
+@click.option("--no-fidelity", is_flag=True, help="Compare answers with the reference's, not distributions.")
+@click.option(
+    "--traces",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Questions whose values are compared layer by layer; 0 compares neither values nor weights.",
+)
+@click.option("--work", type=DIRECTORY, help="Keeps evaluations: later comparisons and killed ones go on from there.")
+@click.option("-o", "--output", type=DIRECTORY, help="Directory for comparison.json, .md and .html.")
+@gate_options
+@json_option
+def compare(
+    models: tuple[Path, ...],
+    reference: str | None,
+    encoders: tuple[str, ...],
+    no_vrc: bool,
+    no_fidelity: bool,
+    work: Path | None,
+    output: Path | None,
+    gates: GateRequest,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Compare MODELS: packages, which are evaluated, or reports that `hvlc eval -o` wrote.
+
+    Scores with paired significance, sizes, errors of weights and values by layer, examples that changed sides, and what
+    differs in recipe, plan, target and versions.
+    """
+    from hvlc.pipeline.compare import Asking, compare_models, open_contenders, write_comparison
+    from hvlc.report.comparison import comparison_tables, headline
+
+    _check(asked, {"--encoder": encoders, "--no-vrc": no_vrc})
+    given = {name: value for name, value in asked.items() if value is not None}
+    asking = Asking(encoders=encoders, vrc=not no_vrc, fidelity=not no_fidelity, **given)
+    contenders = open_contenders(models, reference)
+    demanded = _demanded(gates, contenders, asking)
+    with progress("compare", 1) as step:
+        found = compare_models(contenders, asking, work=work, progress=step, announce=_announce)
+    if output:
+        names = " and ".join(contender.name for contender in contenders)
+        write_comparison(output, found, names if len(contenders) == 2 else f"{len(contenders)} models compared")
+    data = {"headline": headline(found.comparison), **found.comparison.model_dump(mode="json")}
+    judgement = _judged(demanded, contenders, found)
+    tables = comparison_tables(found.comparison, found.evaluations)
+    show_judged(data, judgement, as_json, lambda console: console.print(tables))
+
+
+def _demanded(gates: GateRequest, contenders: "Sequence[Contender]", asking: "Asking") -> DemandedGates:
+    """The gates, read before the long work.
+
+    Raises:
+        UserError: one cannot be understood or answered.
+    """
+    from hvlc.pipeline.evaluate import encoders_of
+    from hvlc.results import TextEvaluation
+
+    first = contenders[0]
+    read = [e for contender in contenders for e in contender.evaluations]
+    text = isinstance(read[0], TextEvaluation) if first.package is None else asking.text is not None
+    if first.package is None:
+        encoders = tuple(e.encoder for e in read if not isinstance(e, TextEvaluation))
+    else:
+        encoders = () if text else asking.encoders or encoders_of(first.package)
+    return gates.demanded(
+        kind="text" if text else "questions",
+        reference=True,
+        fidelity=asking.fidelity or bool(read),
+        encoders=encoders,
+        models=[contender.package for contender in contenders if contender.package],
+    )
+
+
+def _judged(gates: DemandedGates, contenders: "Sequence[Contender]", found: "Compared") -> "Judgement | None":
+    """What came of the gates: every model but the reference is held against them.
+
+    Raises:
+        UserError: a gate has nothing to decide on, or a file cannot be written.
+    """
+    if not gates.gates:
+        return None
+    from hvlc.pipeline.suspects import worst_weights
+
+    reference = contenders[0].name
+    packages = {contender.name: contender.package for contender in contenders if contender.package}
+    worst = {
+        name: [
+            (e.layer.partition(".")[0], e.worst, e.worst_error) for e in found.comparison.layers if e.contestant == name
+        ]
+        for name in packages
+        if name != reference
+    }
+    return gates.judge(
+        [e for e in found.evaluations if e.name != reference],
+        [e for e in found.evaluations if e.name == reference],
+        models=packages,
+        suspects={name: worst_weights(packages[name], errors) for name, errors in worst.items() if errors},
+    )
+
+
+def _check(asked: dict[str, Any], of_questions: dict[str, Any]) -> None:
+    """Refuse options that the task cannot follow.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    text = asked["task"].endswith(".txt")
+    unused = {**of_questions, "--count": asked["count"]} if text else {f"--{n}": asked[n] for n in ("tokens", "window")}
+    given = ", ".join(name for name, value in unused.items() if value)
+    if given:
+        reason = (
+            f"{asked['task']} is a text, and they are for questions" if text else "they are for a task that is a text"
+        )
+        raise UserError("compare.option", f"{given}: {reason}", "leave it out")
+
+
+def _announce(text: str) -> None:
+    click.echo(text, err=True)

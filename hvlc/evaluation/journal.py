@@ -1,0 +1,129 @@
+"""What a long work has found so far, a line each, so that one that was killed goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from hvlc.errors import UserError
+from hvlc.results import Record
+
+R = TypeVar("R", bound=Record)
+
+
+class Journal(Generic[R]):
+    """Results by position, each written as soon as it is there.
+
+    The first line says what is being done. A file with another one, or without, is begun anew; a line that was cut off
+    is dropped. Every result carries the digest of what it answers, and is used for exactly that.
+
+    Args:
+        path: the file, or None for a journal that is not kept.
+        header: what is being done: everything that results depend on, besides the digests.
+        record: what a result is.
+
+    Attributes:
+        found: how many results an earlier run left.
+        peak_memory_bytes: the highest of those that were added, in this run and before.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path | None, header: Mapping[str, object], record: type[R]) -> None:
+        self._path = path
+        self._first = _line(header)
+        self._record = record
+        self._results: dict[int, tuple[str, R]] = {}
+        self._file: BinaryIO | None = None
+        self.peak_memory_bytes: int | None = None
+        if path is not None:
+            self._open(path)
+        self.found = len(self._results)
+
+    def find(self, index: int, digest: str) -> R | None:
+        """The result at a position, if it answers what has this digest."""
+        earlier, result = self._results.get(index, ("", None))
+        return result if earlier == digest else None
+
+    def add(self, index: int, digest: str, result: R, peak_memory_bytes: int | None = None) -> None:
+        """Keep a result.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self._note(peak_memory_bytes)
+        if self._file is None or self._path is None:
+            return
+        entry = {"index": index, "digest": digest, "peak": peak_memory_bytes, "result": result.model_dump(mode="json")}
+        try:
+            self._file.write(_line(entry))
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def close(self) -> None:
+        """Leave the file to a later run."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def discard(self) -> None:
+        """Remove the file: what it was for is finished."""
+        self.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _open(self, path: Path) -> None:
+        try:
+            kept = self._read(path)
+            self._file = path.open("r+b" if kept else "w+b")
+            self._file.truncate(kept)
+            self._file.seek(kept)
+            if not kept:
+                self._file.write(self._first)
+                self._file.flush()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def _read(self, path: Path) -> int:
+        """Take the results of an earlier run; returns how many bytes of its file are good."""
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:
+            if file.readline() != self._first:
+                return 0
+            good = len(self._first)
+            for line in file:
+                if not self._take(line):
+                    break
+                good += len(line)
+            return good
+
+    def _take(self, line: bytes) -> bool:
+        """Whether the line holds a result."""
+        if not line.endswith(b"\n"):
+            return False
+        try:
+            entry = json.loads(line)
+            result = self._record.model_validate_json(json.dumps(entry["result"]))
+            self._results[int(entry["index"])] = str(entry["digest"]), result
+            self._note(entry["peak"])
+        except (ValueError, KeyError, TypeError, ValidationError):
+            return False
+        return True
+
+    def _note(self, peak: int | None) -> None:
+        if peak is not None:
+            self.peak_memory_bytes = max(peak, self.peak_memory_bytes or 0)
+
+
+def _line(content: Mapping[str, object]) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    cause = f"cannot keep the journal {path}: {error.strerror or error}"
+    return UserError("results.unwritable", cause, "choose another place or make room")

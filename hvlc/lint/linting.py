@@ -1,0 +1,84 @@
+"""Holds the nodes of a graph against a target."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvlc.lint.graphs import Node, read_graph
+from hvlc.lint.partitions import count_partitions
+from hvlc.results.lint import GraphLint, NodeFinding, Weight
+from hvlc.target import Finding, Target
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A node and what the target has against it; nothing against one that is computed before."""
+
+    node: Node
+    findings: tuple[Finding, ...]
+
+    @property
+    def weights(self) -> set[Weight]:
+        """What was found."""
+        return {Weight(finding.severity) for finding in self.findings}
+
+    @property
+    def taken(self) -> bool:
+        """Whether the target takes the node, right numbers or not."""
+        return Weight.REFUSAL not in self.weights
+
+
+def judge(nodes: Sequence[Node], target: Target) -> tuple[Judged, ...]:
+    """Every node with what speaks against it."""
+    return tuple(Judged(node, () if node.folded else target.findings(node.operation)) for node in nodes)
+
+
+def lint_graph(
+    path: Path,
+    target: Target,
+    *,
+    name: str = "",
+    role: str | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> GraphLint:
+    """Hold one ONNX file against a target; needs neither the target nor its compiler.
+
+    Args:
+        path: the file; its external data is not loaded.
+        target: asked about every node.
+        name: of the component; the file's stem where it is none.
+        role: of the component.
+        dims: sizes of symbolic dimensions, as if they were fixed.
+
+    Raises:
+        UserError: the file is no ONNX model.
+    """
+    judged = judge(read_graph(path, dims), target)
+    asked = [one for one in judged if not one.node.folded]
+    outer = [one for one in asked if one.node.depth == 0]
+    return GraphLint(
+        name=name or path.stem,
+        file=str(path),
+        role=role,
+        on_cpu=role is not None and bool(target.leaves_to_cpu(role)),
+        nodes=len(asked),
+        folded=len(judged) - len(asked),
+        refused=sum(not one.taken for one in asked),
+        hazards=sum(one.taken and Weight.HAZARD in one.weights for one in asked),
+        partitions=count_partitions([one.node for one in outer], [one.taken for one in outer]),
+        unknown_shapes=sum(any(o.shape is None for o in one.node.operation.operands) for one in asked),
+        findings=tuple(_record(one.node, finding) for one in asked for finding in one.findings),
+    )
+
+
+def _record(node: Node, finding: Finding) -> NodeFinding:
+    return NodeFinding(
+        node=node.name,
+        operator=node.operation.operator,
+        rule=finding.rule,
+        weight=Weight(finding.severity),
+        reason=finding.reason,
+        fix=finding.fix,
+        evidence=finding.evidence.value if finding.evidence else None,
+        source=finding.source,
+    )

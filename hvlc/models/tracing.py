@@ -1,0 +1,148 @@
+"""Traces of checkpoints (`hvlc.stages`): transformers' own modules in float32, listened to while they run."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from hvlc import stages
+from hvlc.checkpoint import Checkpoint
+from hvlc.errors import UserError
+from hvlc.prequantized.reading import read_grouping
+from hvlc.stages import Layout, Question, Values
+
+
+class LanguageTracer:
+    """Takes traces of a text decoder.
+
+    Args:
+        directory: a checkpoint in floats.
+
+    Attributes:
+        name: the directory's.
+        runs_on: what computes.
+
+    Raises:
+        UserError: it is damaged, quantized, or a GGUF file.
+    """
+
+    runs_on = "torch CPU"
+
+    def __init__(self, directory: Path) -> None:
+        checkpoint = Checkpoint.open(directory)
+        if checkpoint.gguf is not None or read_grouping(checkpoint) is not None:
+            cause = f"{directory} is quantized, and transformers' float modules are the reference"
+            raise UserError("bisect.reference", cause, "name the checkpoint that it was made from, or a package of it")
+        logging.disable_progress_bar()  # the caller has its own
+        self.directory, self.name = directory, directory.resolve().name
+        self.model_type = checkpoint.model_type
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Widths and numbers of layers, as configured."""
+        config = AutoConfig.from_pretrained(self.directory)
+        return Layout({}, config.num_hidden_layers, config.hidden_size, config.vocab_size)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, loaded when it is first needed."""
+        return AutoModelForCausalLM.from_pretrained(self.directory, dtype=torch.float32).eval()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return AutoTokenizer.from_pretrained(self.directory)
+
+    @torch.no_grad()
+    def trace(self, question: Question) -> Values:
+        """The values of all stages, in the order in which they run.
+
+        Raises:
+            UserError: the question has an image.
+        """
+        if question.images:
+            raise UserError("request.image", f"{self.directory} takes no images", "ask without")
+        ids = torch.tensor([self._prompt_ids(question.prompt)])
+        answer = self._answer(ids, {}, question)
+        found = {stages.TOKENIZATION: _array(ids[0]), stages.SAMPLING: answer, stages.ANSWER: answer}
+        modules = {stages.EMBEDDING: self.model.get_input_embeddings()}
+        return stages.in_order(self._run(found, modules, self.model.get_decoder(), {})[0])
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Through the chat template, or as plain text to go on with if there is none."""
+        template, text = self.tokenizer.chat_template, prompt
+        if template is not None:
+            messages = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=template is None)["input_ids"]
+        return ids
+
+    def _answer(self, ids: torch.Tensor, inputs: Mapping[str, Any], question: Question) -> np.ndarray:
+        """int64 `[tokens]`: the greedy answer; none where none is asked for."""
+        if not question.max_new_tokens:
+            return np.zeros(0, np.int64)
+        mask = torch.ones_like(ids)
+        asked = {"max_new_tokens": question.max_new_tokens, "do_sample": False}
+        return _array(self.model.generate(input_ids=ids, attention_mask=mask, **asked, **inputs)[0, ids.shape[1] :])
+
+    def _run(
+        self, found: Values, modules: Mapping[str, Any], decoder: Any, inputs: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], Any]:
+        """One pass over prompt and answer.
+
+        Args:
+            found: prompt and answer.
+            modules: that make the values of the stages before the decoder.
+            decoder: the module that has the layers.
+            inputs: besides the tokens.
+
+        Returns:
+            All values, and what the model returned.
+        """
+        ids = torch.from_numpy(stages.read_ids(found))[None]
+        kept = torch.arange(stages.head_start(found), ids.shape[1])
+        named = dict(modules) | {stages.decoder_layer(i): layer for i, layer in enumerate(decoder.layers)}
+        with _listening(named, decoder) as heard:
+            output = self.model(input_ids=ids, logits_to_keep=kept, use_cache=False, **inputs)
+        values = {name: _unbatched(name, value) for name, value in heard.items()}
+        return {**found, **values, stages.HEAD: _array(output.logits[0])}, output
+
+
+def _unbatched(name: str, values: np.ndarray) -> np.ndarray:
+    """Values of positions have a batch of one; tiles are the batch."""
+    return values if name.startswith("vision.") or name == stages.PROJECTOR else values[0]
+
+
+@contextmanager
+def _listening(modules: Mapping[str, Any], decoder: Any) -> Iterator[dict[str, np.ndarray]]:
+    """What modules return while the block runs, and what enters a decoder as embeddings."""
+    heard: dict[str, np.ndarray] = {}
+
+    def listen(name: str, module: Any) -> Any:
+        def hear(_: Any, __: Any, output: Any) -> None:
+            heard[name] = _array(output[0] if isinstance(output, tuple) else output)
+
+        return module.register_forward_hook(hear)
+
+    def hear_input(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        if inputs.get("inputs_embeds") is not None:
+            heard[stages.MERGE] = _array(inputs["inputs_embeds"])
+
+    handles = [listen(name, module) for name, module in modules.items()]
+    handles.append(decoder.register_forward_pre_hook(hear_input, with_kwargs=True))
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """A copy as numpy has it."""
+    return tensor.detach().numpy().copy()

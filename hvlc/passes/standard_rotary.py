@@ -1,0 +1,72 @@
+"""onnxruntime's RotaryEmbedding as the standard operator of opset 23, where a target takes only that.
+
+Both turn pairs of features by angles that tables give for each position; inputs come in another order, and the
+standard operator has neither a scale nor packed batches. Qualcomm's compiler (onnxruntime-qnn 2.7) rejects the
+contrib operator, which its documentation lists.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hvlc.bundle import Component, Skip
+from hvlc.graph import MICROSOFT
+from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.target import Target
+
+_NAME = "RotaryEmbedding"
+_SINCE = 23  # opset
+_FLAT = 3  # dimensions of [batch, sequence, heads * width]
+
+
+@dataclass(frozen=True)
+class StandardRotary(ComponentPass):
+    """Writes the standard RotaryEmbedding where the target does not take onnxruntime's.
+
+    Attributes:
+        target: asked whether it takes either.
+    """
+
+    target: Target
+
+    def transform(self, component: Component) -> Outcome:
+        """Replace every contrib operator that the target refuses."""
+        changed, skipped = 0, []
+        opset = component.model.opset_imports.get("", 0)
+        for node in list(component.graph):
+            if node.domain != MICROSOFT or node.op_type != _NAME or self.target.takes_op(_NAME, MICROSOFT):
+                continue
+            found = self._attributes(node, opset)
+            if isinstance(found, str):
+                skipped.append(Skip(str(node.name), found))
+                continue
+            x, positions, cosines, sines = node.inputs[:4]
+            new = ir.node(_NAME, [x, cosines, sines, positions], found, name=str(node.name))
+            replace_node(node, new, {0: 0})
+            changed += 1
+        return Outcome(changed, tuple(skipped))
+
+    def _attributes(self, node: ir.Node, opset: int) -> dict[str, int] | str:
+        """Attributes of the standard operator, or why it cannot say the same."""
+        verdict = self.target.takes_op(_NAME)
+        if not verdict:
+            return verdict.reason
+        if opset < _SINCE:
+            return f"RotaryEmbedding needs opset {_SINCE}, the model has {opset}"
+        if node.attributes.get_float("scale", 1.0) != 1.0 or node.attributes.get_int("is_packed_batching", 0) != 0:
+            return "it scales or packs batches"
+        x, positions, cosines = node.inputs[:3]
+        if x is None or positions is None or cosines is None or x.shape is None or cosines.shape is None:
+            return "its shapes are unknown"
+        if positions.shape is None or len(positions.shape) != 2:
+            return "its positions are one offset, not a position for each token"
+        turned = node.attributes.get_int("rotary_embedding_dim", 0)
+        heads = node.attributes.get_int("num_heads", 0)
+        if len(x.shape) == _FLAT and not heads:
+            # onnxruntime takes the width of a head from the tables then.
+            width, features = cosines.shape[1], x.shape[2]
+            if turned or not isinstance(width, int) or not isinstance(features, int):
+                return "its number of heads is unknown"
+            heads = features // (2 * width)
+        attributes = {"interleaved": node.attributes.get_int("interleaved", 0), "rotary_embedding_dim": turned}
+        return attributes | ({"num_heads": heads} if len(x.shape) == _FLAT else {})

@@ -1,0 +1,155 @@
+"""What compiled components are fed in emulation: what they would meet in a request, from the package's own graphs.
+
+A page with a question goes through the package on the CPU, stage by stage, as onnxruntime-genai would run it; on the
+way the inputs of every stage are kept. Emulation is slow, so little is kept: it shows whether a graph computes what it
+should, not how good the answers are.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from hvlc.compilation.checking import Sample
+from hvlc.graph import LAST_INDEX, MOST_TOKENS
+from hvlc.images import to_array
+from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
+from hvlc.runtime.vision import Tiled, Vision
+from hvlc.zoo.documents import examples
+
+#: Documents that no training of weights and no evaluation saw.
+_SPLIT = "calibration"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is run, of one page.
+
+    Attributes:
+        tiles: for each encoder.
+        windows: of the prompt, from its start.
+        tokens: of the answer.
+    """
+
+    tiles: int = 2
+    windows: int = 2
+    tokens: int = 3
+
+    def describe(self) -> str:
+        """What the inputs are, in words."""
+        return (
+            f"a drawn page with a question, its first {self.tiles} tiles, {self.windows} windows of the prompt and "
+            f"{self.tokens} tokens of the answer"
+        )
+
+
+def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> dict[str, list[Sample]]:
+    """Inputs for every component that one page of the built-in documents reaches, by the component's name.
+
+    Args:
+        directory: a package that onnxruntime can run on the CPU.
+        manifest: of it.
+        amount: how much.
+    """
+    if manifest.kind is Kind.VISION:
+        size = manifest.preprocessing.image_size if manifest.preprocessing else 0
+        pixels = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+        return {"vision": [Sample({"pixel_values": pixels})]}
+    document, question = next(examples(_SPLIT, 1))
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    images: list[Tiled] = []
+    features = None
+    if manifest.kind is Kind.VISION_LANGUAGE:
+        vision = Vision(directory, manifest)
+        images = [vision.tile(to_array(document.image), compress=False)]
+        for name in (name for name, entry in manifest.components.items() if entry.file in manifest.encoders.values()):
+            tiles = images[0].tiles[: amount.tiles]
+            samples[name] = [Sample({"pixel_values": tile[None]}) for tile in tiles]
+        features = np.concatenate([vision.encode(tiled, vision.choose("auto", 0)) for tiled in images])
+    if manifest.is_staged:
+        ids = _prompt(directory, question.text, images)
+        config = json.loads((directory / "genai_config.json").read_text("utf-8"))["model"]
+        _Stages(directory, config).run(ids, features, amount, samples)
+    return dict(samples)
+
+
+def _prompt(directory: Path, question: str, images: Sequence[Tiled]) -> np.ndarray:
+    opened = VisionLanguageModel if images else LanguageModel
+    return opened(directory, verify=False).prompt_ids(question, images)
+
+
+class _Stages:
+    """The stages of a decoder of fixed shapes on the CPU."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        self._directory = directory
+        self._config = config
+        self._stages: dict[str, Any] = config["decoder"]["pipeline"][0]
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._cache: dict[str, np.ndarray] = {}
+
+    def run(
+        self, ids: np.ndarray, features: np.ndarray | None, amount: Amount, samples: dict[str, list[Sample]]
+    ) -> None:
+        """Run a prompt and some tokens after it; the inputs of every stage go into `samples`."""
+        size = self._config["decoder"]["sliding_window"]["window_size"]
+        windows = np.pad(ids, (0, -len(ids) % size), constant_values=self._config["pad_token_id"]).reshape(-1, size)
+        logits = np.zeros((1, 1, 1), np.float32)
+        used = 0
+        for number, window in enumerate(windows[: amount.windows]):
+            in_window = int((ids[: number * size] == self._config.get("image_token_id")).sum())
+            rows = None if features is None else features[in_window:]
+            logits = self._window(window, rows, used, "run_on_prompt", samples)
+            used += size
+        last = min(len(ids), used) - 1
+        token = int(logits[0, last % size].argmax())
+        for _ in range(amount.tokens):
+            logits = self._window(np.array([token]), None, used, "run_on_token_gen", samples)
+            used += 1
+            token = int(logits[0, -1].argmax())
+
+    def _window(
+        self, ids: np.ndarray, features: np.ndarray | None, used: int, when: str, samples: dict[str, list[Sample]]
+    ) -> np.ndarray:
+        """float32 `[1, len(ids), vocabulary]`: what the stages make of ids that follow `used` positions."""
+        total = used + len(ids)
+        values: dict[str, np.ndarray] = {
+            "input_ids": ids[None].astype(np.int32),
+            LAST_INDEX: np.array([[total - 1]], np.int32),
+            MOST_TOKENS: np.array([self._config["context_length"]], np.int32),
+        }
+        for name, stage in ((name, stage) for name, stage in self._stages.items() if stage[when]):
+            session = self._session(name, stage["filename"])
+            feeds = {i.name: self._feed(i, values) for i in session.get_inputs()}
+            filled = (slice(None), slice(None), slice(0, total))
+            caches = {o.name: filled for o in session.get_outputs() if o.name.startswith("present.")}
+            samples[name].append(Sample(feeds, caches))
+            outputs = dict(zip(stage["outputs"], session.run(stage["outputs"], feeds), strict=True))
+            if "inputs_embeds" in outputs and features is not None:
+                places = np.flatnonzero(ids == self._config["image_token_id"])
+                outputs["inputs_embeds"][0, places] = features[: len(places)]
+            self._cache |= {name: value for name, value in outputs.items() if name in caches}
+            values |= outputs
+        return values["logits"]
+
+    def _feed(self, wanted: ort.NodeArg, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An input by its name; a cache that nothing has filled yet is zeros."""
+        present = wanted.name.replace("past_key_values.", "present.")
+        if present == wanted.name:
+            return values[wanted.name]
+        return self._cache.get(present, np.zeros(wanted.shape, np.float32))
+
+    def _session(self, name: str, file: str) -> ort.InferenceSession:
+        if name not in self._sessions:
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            options.add_session_config_entry(*FLOAT_PRODUCTS)
+            path = self._directory / file
+            self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return self._sessions[name]

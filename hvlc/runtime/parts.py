@@ -1,0 +1,276 @@
+"""Parts of a package's graphs: cut at the residual stream, each with a session of its own.
+
+The stream is found by the dotted names of the norms that read it. Norms that were fused with the addition before them
+are taken apart there again, which changes nothing but where a part can end.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+from hvlc.errors import UserError
+from hvlc.graph import MICROSOFT, keep_positions
+from hvlc.manifest import FLOAT_PRODUCTS
+
+#: What onnxruntime raises when a graph cannot be opened or cannot take its inputs.
+RUN_ERRORS = (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.RuntimeException)
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_FUSED = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
+_SUM_OUTPUT = 3
+_FLOAT = 32
+_INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits
+_MATRIX = 2  # rank
+_ENTRY = "residual.rotate"  # hvlc.passes.rotate_residual
+_FIX = "bisect takes packages that hvlc build wrote, whose nodes are named like the checkpoint's modules"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The fewest bits of anything that a part computes with; 32 is float.
+
+    Attributes:
+        weights: of an element of a matrix or table.
+        activations: of values between operators, or of the inputs of products.
+        cache: of keys and values.
+    """
+
+    weights: int = _FLOAT
+    activations: int = _FLOAT
+    cache: int = _FLOAT
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream of one stack of layers.
+
+    Attributes:
+        layers: for each layer, the value that enters it.
+        end: the value that the norm after the last layer reads.
+        norm: the output of that norm.
+        width: channels.
+        uniform: whether the first layer's norm has the same gain for every channel, as in a rotated stream.
+    """
+
+    layers: tuple[ir.Value, ...]
+    end: ir.Value
+    norm: ir.Value
+    width: int
+    uniform: bool
+
+
+class Graph:
+    """One graph file of a package, opened for cutting; its weights stay where they are.
+
+    Args:
+        directory: the package.
+        file: plain name of the graph's file.
+        threads: of sessions; 0 lets onnxruntime choose.
+
+    Raises:
+        UserError: it cannot be read, or its weights lie outside the package.
+    """
+
+    def __init__(self, directory: Path, file: str, threads: int = 0) -> None:
+        self.file = file
+        self._directory, self._threads = directory, threads
+        try:
+            self.model = ir.load(directory / file)
+        except Exception as error:  # protobuf's and onnx_ir's own, of no common class
+            raise UserError("package.graph", f"cannot read {directory / file}: {error}", "build it again") from error
+        for tensor in _stored(self.model.graph):
+            if isinstance(tensor, ir.ExternalTensor):
+                self._check_place(tensor)
+        keep_positions(self.model.graph)
+
+    @property
+    def graph(self) -> ir.Graph:
+        """Its nodes, with every position kept."""
+        return self.model.graph
+
+    @property
+    def whole(self) -> "Part":
+        """All of it."""
+        return Part(self.file, self.model, self._directory, self._threads)
+
+    def value(self, name: str) -> ir.Value:
+        """An input or output of the graph, or the first output of a node of this name.
+
+        Raises:
+            UserError: there is none.
+        """
+        for value in (*self.graph.inputs, *self.graph.outputs):
+            if value.name == name:
+                return value
+        for node in self.graph:
+            if node.name == name:
+                return node.outputs[0]
+        raise UserError("bisect.boundaries", f"{self.file} has no {name}", _FIX)
+
+    def stream(self, norm: str, last: str) -> Stream:
+        """The residual stream whose layers begin with a norm.
+
+        Args:
+            norm: its dotted name inside a layer, e.g. "input_layernorm".
+            last: dotted name, beside `layers`, of the norm after the last layer.
+
+        Raises:
+            UserError: its norms cannot be found.
+        """
+        pattern = re.compile(rf"(?P<prefix>(?:.+\.)?)layers\.(?P<index>\d+)\.{re.escape(norm)}")
+        found = {
+            int(m["index"]): (node, m["prefix"]) for node in self.graph if (m := pattern.fullmatch(str(node.name)))
+        }
+        if sorted(found) != list(range(len(found))) or not found:
+            cause = f"{self.file} has norms {norm} of layers {sorted(found) or 'none'}, not of 0, 1, ..."
+            raise UserError("bisect.boundaries", cause, _FIX)
+        prefix = found[0][1].removesuffix("encoder.")  # the last norm of a tower stands beside its encoder
+        end = self.value(f"{prefix}{last}").producer()
+        if end is None or any(p.removesuffix("encoder.") != prefix for _, p in found.values()):
+            raise UserError("bisect.boundaries", f"{self.file} has no one stack of layers", _FIX)
+        gain = _gain(found[0][0])
+        entering = [self._entering(found[index][0]) for index in range(len(found))]
+        final = self._entering(end)
+        normed = self.value(f"{prefix}{last}")  # after the norm was taken apart
+        return Stream(tuple(entering), final, normed, gain.size, bool((gain == gain.flat[0]).all()))
+
+    def _entering(self, norm: ir.Node) -> ir.Value:
+        """The value that a norm reads, before it is quantized; a fused norm is taken apart."""
+        if norm.domain == MICROSOFT and norm.op_type in _FUSED:
+            return _take_apart(self.graph, norm)
+        value = norm.inputs[0]
+        while value is not None and (node := value.producer()) is not None:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and node.name != _ENTRY:
+                break
+            value = node.inputs[0]
+        if value is None:
+            raise UserError("bisect.boundaries", f"{norm.name} of {self.file} reads nothing", _FIX)
+        return value
+
+    def part(self, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value]) -> "Part":
+        """What computes some values from others.
+
+        Args:
+            inputs: values, or names of graph inputs, that it is given.
+            outputs: values that it computes.
+
+        Raises:
+            UserError: the outputs need more than the inputs.
+        """
+        given = [self.value(v) if isinstance(v, str) else v for v in inputs]
+        try:
+            cut = ir.convenience.extract(self.graph, given, list(outputs))
+        except ValueError as error:
+            raise UserError("bisect.boundaries", f"{self.file} cannot be cut: {error}", _FIX) from error
+        for value in (*cut.inputs, *cut.outputs):
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)  # files need not say it of values inside
+        model = ir.Model(cut, ir_version=self.model.ir_version)
+        return Part(self.file, model, self._directory, self._threads)
+
+    def _check_place(self, tensor: ir.ExternalTensor) -> None:
+        path = self._directory / tensor.location
+        if Path(tensor.location).name != str(tensor.location) or path.resolve().parent != self._directory.resolve():
+            cause = f"{self.file} reads weights from {tensor.location}, outside the package"
+            raise UserError("package.escape", cause, "do not trust this package")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes of a graph with inputs and outputs of their own.
+
+    Attributes:
+        file: of the graph.
+        model: of these nodes alone; its weights refer to the package's data files.
+        directory: the package.
+        threads: of the session; 0 lets onnxruntime choose.
+    """
+
+    file: str
+    model: ir.Model
+    directory: Path
+    threads: int
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of its initializers."""
+        return tuple(self.model.graph.initializers)
+
+    @property
+    def precision(self) -> Precision:
+        """Of its weights, activations and cache."""
+        return _precision(self.model.graph)
+
+    @contextmanager
+    def opened(self) -> Iterator[ort.InferenceSession]:
+        """A session, for as long as it is needed."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # parts follow one another; nothing is to be held back
+        options.add_session_config_entry(_FOLDER, str(self.directory))
+        options.add_session_config_entry(*FLOAT_PRODUCTS)
+        serialized = ir.to_proto(self.model).SerializeToString()
+        yield ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+
+def _stored(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    """Tensors of the initializers of a graph and of its subgraphs."""
+    graphs = [graph]
+    for node in graph.all_nodes():
+        graphs += [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    for found in graphs:
+        yield from (v.const_value for v in found.initializers.values() if v.const_value is not None)
+
+
+def _take_apart(graph: ir.Graph, norm: ir.Node) -> ir.Value:
+    """An addition and a plain norm in place of a fused one; returns the sum."""
+    total = ir.node("Add", list(norm.inputs[:2]), name=f"{norm.name}.residual")
+    total.outputs[0].name = f"{norm.name}.residual:0"
+    total.outputs[0].type, total.outputs[0].shape = norm.outputs[0].type, norm.outputs[0].shape
+    attributes = {"axis": -1, "epsilon": norm.attributes.get_float("epsilon", 1e-5)}
+    plain = ir.node(_FUSED[norm.op_type], [total.outputs[0], *norm.inputs[2:]], attributes, name=str(norm.name))
+    plain.outputs[0].name = f"{norm.name}.normed:0"
+    graph.insert_before(norm, [total, plain])
+    ir.convenience.replace_all_uses_with(norm.outputs[0], plain.outputs[0])
+    if len(norm.outputs) > _SUM_OUTPUT:
+        ir.convenience.replace_all_uses_with(norm.outputs[_SUM_OUTPUT], total.outputs[0])
+    graph.remove(norm, safe=True)
+    return total.outputs[0]
+
+
+def _gain(norm: ir.Node) -> np.ndarray:
+    """The gain of a norm, or the levels of a quantized one.
+
+    Raises:
+        UserError: it is no constant.
+    """
+    value = norm.inputs[2 if norm.domain == MICROSOFT else 1]
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "DequantizeLinear":
+        value = node.inputs[0]
+    if value is None or value.const_value is None:
+        raise UserError("bisect.boundaries", f"{norm.name} has no constant gain", _FIX)
+    return value.const_value.numpy()
+
+
+def _precision(graph: ir.Graph) -> Precision:
+    weights, activations, cache = [_FLOAT], [_FLOAT], [_FLOAT]
+    for node in graph:
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            weights.append(node.attributes.get_int("bits", 4))
+            activations += [8] if node.attributes.get_int("accuracy_level", 0) == _INT8_PRODUCTS else []
+        elif node.op_type == "QuantizeLinear" and (zero := node.inputs[2]) is not None and zero.dtype is not None:
+            activations.append(zero.dtype.bitwidth)
+        elif node.op_type == "DequantizeLinear" and (levels := node.inputs[0]) is not None:
+            constant = levels.const_value
+            weights += [] if constant is None or len(constant.shape) < _MATRIX else [constant.dtype.bitwidth]
+        elif "kv_cache_bit_width" in node.attributes:
+            cache.append(node.attributes.get_int("kv_cache_bit_width", 8))
+    return Precision(min(weights), min(activations), min(cache))

@@ -1,0 +1,62 @@
+"""What a host must know of a decoder of fixed shapes, as onnxruntime-genai 0.18 runs it (`decoder.pipeline`).
+
+The prompt runs in windows, the last one padded. Found by running (tests/runtime/test_windows.py): padding counts as
+sequence, so a prompt takes whole windows of the context; the end of the prompt is where the first padding token is, so
+a prompt must not hold one; and the length of the search must be that of the cache.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime_genai as og
+
+from hvlc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a prompt is cut.
+
+    Attributes:
+        size: tokens of a window.
+        context: positions of the KV cache.
+        padding: token id that fills the last window.
+    """
+
+    size: int
+    context: int
+    padding: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self | None:
+        """As genai_config.json says; None where shapes are not fixed."""
+        model = config["model"]
+        window = model["decoder"].get("sliding_window")
+        return cls(window["window_size"], model["context_length"], model["pad_token_id"]) if window else None
+
+    def padded(self, tokens: int) -> int:
+        """Positions that a prompt of this many tokens takes."""
+        return -(-tokens // self.size) * self.size
+
+    def check(self, ids: np.ndarray) -> None:
+        """Refuse a prompt that would be cut short.
+
+        Raises:
+            UserError: it holds the padding token.
+        """
+        if self.padding in ids:
+            cause = f"the prompt holds token {self.padding}, with which this package pads prompts"
+            raise UserError("request.padding", cause, "take it out of the prompt")
+
+
+def force(generator: og.Generator, token: int) -> None:
+    """Let a generator choose this token and run it, as if it had generated it.
+
+    Where shapes are fixed, a token that is appended would run as a padded window of its own.
+    """
+    logits = np.full_like(np.array(generator.get_logits()), -np.inf)
+    logits[..., token] = 0
+    generator.set_logits(logits)
+    generator.generate_next_token()

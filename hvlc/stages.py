@@ -1,0 +1,157 @@
+"""Stages of an answer: the places between a question and its tokens where two implementations can be compared.
+
+A stage has a name and makes one value. Whoever traces a model, of whatever kind, gives the values these names and
+these shapes, one question at a time:
+
+| stage | value |
+|---|---|
+| `tokenization` | int64 `[prompt]`, with the placeholders of images |
+| `resolution` | float32 `[images]`, the scale per side that was used |
+| `preprocessing` | float32 `[tiles, 3, T, T]` of all images, and `GRIDS` int64 `[images, 2]` |
+| `vision.embeddings` | float32 `[tiles, patches, width]`, before the first layer |
+| `vision.layers.N` | the same, after a layer |
+| `vision.post_norm` | the same, after the last norm |
+| `projector` | float32 `[tiles, cells, hidden]` |
+| `stitching` | float32 `[visual tokens, hidden]` of all images |
+| `embedding` | float32 `[positions, hidden]`, rows of the table; at image placeholders of no meaning |
+| `merge` | float32 `[positions, hidden]`, what enters the decoder |
+| `decoder.layers.N` | float32 `[positions, hidden]`, after a layer |
+| `decoder.head` | float32 `[last positions, vocabulary]`, logits from `head_start` on |
+| `sampling` | int64 `[tokens]`, the greedy answer up to a placeholder of an image, and `ANSWER`, all of it |
+
+Positions are those of the prompt and of the answer but its last token.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+TOKENIZATION: Final = "tokenization"
+RESOLUTION: Final = "resolution"
+PREPROCESSING: Final = "preprocessing"
+GRIDS: Final = "preprocessing.grids"  # beside the tiles: rows and columns of visual tokens
+VISION_EMBEDDINGS: Final = "vision.embeddings"
+POST_NORM: Final = "vision.post_norm"
+PROJECTOR: Final = "projector"
+STITCHING: Final = "stitching"
+EMBEDDING: Final = "embedding"
+MERGE: Final = "merge"
+HEAD: Final = "decoder.head"
+DECODE: Final = "decode"  # of a comparison: tokens one at a time, with a cache
+SAMPLING: Final = "sampling"
+ANSWER: Final = "sampling.answer"  # beside the tokens that are read along: all of them
+
+_ORDER = (
+    TOKENIZATION,
+    RESOLUTION,
+    PREPROCESSING,
+    GRIDS,
+    VISION_EMBEDDINGS,
+    "vision.layers",
+    POST_NORM,
+    PROJECTOR,
+    STITCHING,
+    EMBEDDING,
+    MERGE,
+    "decoder.layers",
+    HEAD,
+    SAMPLING,
+    ANSWER,
+)
+
+_HEAD_POSITIONS = 64  # of a prompt, whose logits are compared: all of a long one would be gigabytes
+
+#: The values of a trace by name of their stage.
+Values = Mapping[str, np.ndarray]
+
+
+def vision_layer(index: int) -> str:
+    """The stage of a layer of the vision tower."""
+    return f"vision.layers.{index}"
+
+
+def decoder_layer(index: int) -> str:
+    """The stage of a layer of the decoder."""
+    return f"decoder.layers.{index}"
+
+
+def in_order(values: Values) -> Values:
+    """The same values in the order in which their stages run."""
+
+    def place(name: str) -> tuple[int, int]:
+        kind, _, index = name.rpartition(".")
+        return (_ORDER.index(kind), int(index)) if index.isdigit() else (_ORDER.index(name), 0)
+
+    return {name: values[name] for name in sorted(values, key=place)}
+
+
+def head_start(values: Values) -> int:
+    """The first position whose logits are in a trace."""
+    return max(0, len(values[TOKENIZATION]) - _HEAD_POSITIONS)
+
+
+def read_ids(values: Values) -> np.ndarray:
+    """int64 `[positions]`: the prompt, and the answer but its last token."""
+    return np.concatenate([values[TOKENIZATION], values[SAMPLING][:-1]]).astype(np.int64)
+
+
+def before_placeholder(answer: np.ndarray, image: int) -> np.ndarray:
+    """An answer up to where it names the placeholder of an image, which stands for no image there."""
+    found = np.flatnonzero(answer == image)
+    return answer[: found[0]] if found.size else answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked while a trace is taken.
+
+    Attributes:
+        prompt: without template or placeholders.
+        images: uint8 `[height, width, 3]` each.
+        encoder: name of the vision encoder; "auto" lets the model choose, "" where there is no image.
+        vrc: whether the resolution compressor chooses each image's scale.
+        max_new_tokens: bound of the answer; 0 asks for none.
+    """
+
+    prompt: str
+    images: tuple[np.ndarray, ...] = ()
+    encoder: str = "auto"
+    vrc: bool = True
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a model that a trace goes through, for comparison before the work.
+
+    Attributes:
+        vision: width and number of layers of each vision encoder's tower.
+        decoder: number of decoder layers.
+        hidden: width of the decoder.
+        vocabulary: of the logits.
+    """
+
+    vision: Mapping[str, tuple[int, int]]
+    decoder: int
+    hidden: int
+    vocabulary: int
+
+    def differences(self, other: "Layout") -> Iterator[str]:
+        """What is not the same, in words."""
+        for name in ("decoder", "hidden", "vocabulary"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                yield f"{_WORDS[name]}: {ours} and {theirs}"
+        for encoder in sorted({*self.vision, *other.vision}):
+            ours, theirs = self.vision.get(encoder), other.vision.get(encoder)
+            if ours != theirs:
+                yield f"width and layers of vision encoder {encoder}: {_sides(ours)} and {_sides(theirs)}"
+
+
+_WORDS = {"decoder": "decoder layers", "hidden": "width of the decoder", "vocabulary": "vocabulary"}
+
+
+def _sides(found: tuple[int, int] | None) -> str:
+    return "none" if found is None else f"{found[0]} x {found[1]}"

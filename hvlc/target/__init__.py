@@ -1,0 +1,29 @@
+"""Targets: frozen data about a device or runtime; code asks questions and never the name."""
+
+from hvlc.target.loading import load_target, shipped_targets, target_path
+from hvlc.target.operation import Grain, Operand, Operation, Quantized
+from hvlc.target.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
+from hvlc.target.schema import BlockFormat, Finding, Target, Tried, Verdict
+
+__all__ = [
+    "BlockFormat",
+    "Condition",
+    "Evidence",
+    "Finding",
+    "Grain",
+    "Known",
+    "Operand",
+    "OperandIs",
+    "Operation",
+    "Operators",
+    "Product",
+    "Quantized",
+    "Rule",
+    "Severity",
+    "Target",
+    "Tried",
+    "Verdict",
+    "load_target",
+    "shipped_targets",
+    "target_path",
+]

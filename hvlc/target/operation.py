@@ -1,0 +1,85 @@
+"""What a target is asked about: one operator with the types, shapes and quantization of what it reads and writes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Grain(StrEnum):
+    """What shares one scale; LPBQ is a block whose scale is a small integer times its channel's float."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"
+    BLOCK = "block"
+    LPBQ = "lpbq"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How a value is quantized: read from the DequantizeLinear before it or the QuantizeLinear behind it.
+
+    Attributes:
+        dtype: of the integers.
+        grain: what shares a scale.
+        scale: where there is one alone and the file has it.
+        zero_point: where it is the same for all; 0 where none is given.
+    """
+
+    dtype: str
+    grain: Grain = Grain.TENSOR
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value that an operator reads or writes; what the file does not tell is None.
+
+    Attributes:
+        dtype: element type, by ONNX's name in lower case ("float" is "float32").
+        shape: an unknown or symbolic dimension is None.
+        constant: whether it is known when the graph is compiled.
+        quantized: how, when it is.
+        largest: magnitude of a constant, where it was read.
+        least: smallest element of an integer constant, where it was read.
+        is_output: whether its integers, or the value itself where it is not quantized, are an output of the graph.
+    """
+
+    dtype: str | None = None
+    shape: tuple[int | None, ...] | None = None
+    constant: bool = False
+    quantized: Quantized | None = None
+    largest: float | None = None
+    least: int | None = None
+    is_output: bool = False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator of a graph.
+
+    Attributes:
+        op_type: operator.
+        domain: "" for ai.onnx.
+        attributes: those given; graphs and tensors are left out.
+        inputs: None where an optional one is absent.
+        outputs: None where nobody wants it.
+        readers: operators that read its outputs.
+    """
+
+    op_type: str
+    domain: str = ""
+    attributes: Mapping[str, object] | None = None
+    inputs: tuple[Operand | None, ...] = ()
+    outputs: tuple[Operand | None, ...] = ()
+    readers: frozenset[str] = frozenset()
+
+    @property
+    def operator(self) -> str:
+        """Name with the domain, as rules write it."""
+        return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Everything that it reads and writes."""
+        return tuple(operand for operand in (*self.inputs, *self.outputs) if operand is not None)

@@ -1,0 +1,301 @@
+"""One device or runtime: what its file says, and the questions that code may ask."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from hvlc.errors import nearest
+from hvlc.spec import StrictModel
+from hvlc.target.operation import Grain, Operation
+from hvlc.target.rules import Evidence, Known, Operators, Product, Rule, Severity
+
+_MICROSOFT = "com.microsoft"
+
+
+class Tried(StrEnum):
+    """How far packages for a target were tried."""
+
+    RUN = "run"
+    EMULATED = "compiled and emulated"
+    RULES = "rules only"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Yes, or no with the reason."""
+
+    taken: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.taken
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a target has against an operation.
+
+    Attributes:
+        rule: name of the limit in the target's file.
+        severity: whether it is refused, or errs.
+        reason: what is wrong.
+        fix: what to do about it; may be empty.
+        evidence: how the limit is known; None where the file does not say.
+        source: from where.
+    """
+
+    rule: str
+    severity: Severity
+    reason: str
+    fix: str = ""
+    evidence: Evidence | None = None
+    source: str = ""
+
+
+class BlockFormat(StrictModel):
+    """A block-wise integer weight format that the target's matrix product takes.
+
+    Attributes:
+        bits: width of an element.
+        block_sizes: input channels that share one scale.
+        zero_points: whether asymmetric blocks are taken.
+        negative_scales: whether a scale may be negative.
+        float_zero_points: whether a zero point may be any float, so that a block may have a float minimum: the product
+            is one without zero points, and a product by the sums of each block's inputs.
+        evidence: how this is known.
+        source: where.
+    """
+
+    bits: int
+    block_sizes: tuple[int, ...]
+    zero_points: bool
+    negative_scales: bool
+    float_zero_points: bool = False
+    evidence: Evidence
+    source: str
+
+
+class Target(StrictModel):
+    """One device or runtime.
+
+    Attributes:
+        schema_version: of the file.
+        extends: the shipped target or family whose content this file's stands over.
+        name: as given on the command line.
+        description: one line.
+        execution_provider: onnxruntime's name of the provider.
+        tried: how far packages for it were tried.
+        evidence: how the target as a whole is known.
+        contrib_ops: com.microsoft operators that run on it.
+        refused_ops: standard operators that do not.
+        operators: groups of operators with their evidence, by name; where standard operators are listed as taken, those
+            in no group are refused.
+        rules: conditions under which operators are refused or err, by name.
+        products: types of quantized products with constant weights, by name; where an operator is in one, a quantized
+            product that is in none is refused.
+        block_formats: quantized matrix products.
+        gather_bits: widths that the block-wise embedding look-up takes.
+        lookup_dtypes: element types of tables that a look-up (Gather) copies rows from.
+        activation_dtypes: element types of static integer activations (QDQ form).
+        cache_dtypes: element types of a KV cache besides float.
+        fixed_shapes: whether every dimension must be static.
+        prompt_chunk: tokens of a prompt that run at once, where shapes are fixed.
+        context: tokens that a KV cache of fixed shapes has room for, if nobody asks for more; None is the model's.
+        max_rank: most dimensions of a value.
+        part_bytes: most bytes of one compiled part.
+        cpu_roles: components of a package that are meant to run on the CPU beside this target.
+        soc_model: Qualcomm's number of the chip.
+        htp_arch: generation of its NPU.
+        session_options: of onnxruntime, for this target.
+        provider_options: of the execution provider.
+        affinity: processor of each operator type that the provider takes only when told to.
+        sources: how the limits above are known, by their name.
+    """
+
+    schema_version: int = Field(ge=1, le=1)
+    extends: str | None = None
+    name: str
+    description: str
+    execution_provider: str
+    tried: Tried = Tried.RULES
+    evidence: Evidence
+    contrib_ops: tuple[str, ...] = ()
+    refused_ops: tuple[str, ...] = ()
+    operators: dict[str, Operators] = Field(default_factory=dict)
+    rules: dict[str, Rule] = Field(default_factory=dict)
+    products: dict[str, Product] = Field(default_factory=dict)
+    block_formats: tuple[BlockFormat, ...] = ()
+    gather_bits: tuple[int, ...] = ()
+    lookup_dtypes: tuple[str, ...] = ("float32",)
+    activation_dtypes: tuple[str, ...] = ()
+    cache_dtypes: tuple[str, ...] = ()
+    fixed_shapes: bool = False
+    prompt_chunk: int = Field(64, ge=1)
+    context: int | None = Field(None, ge=1)
+    max_rank: int | None = Field(None, ge=1)
+    part_bytes: int | None = Field(None, ge=1)
+    cpu_roles: tuple[str, ...] = ()
+    soc_model: int | None = None
+    htp_arch: int | None = None
+    session_options: dict[str, str] = Field(default_factory=dict)
+    provider_options: dict[str, str] = Field(default_factory=dict)
+    affinity: dict[str, str] = Field(default_factory=dict)
+    sources: dict[str, Known] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _formats_are_distinct(self) -> Self:
+        bits = [f.bits for f in self.block_formats]
+        if len(bits) != len(set(bits)):
+            raise ValueError("block_formats names a width twice")
+        if self.block_formats and not self.takes_op("MatMulNBits", _MICROSOFT):
+            raise ValueError("block_formats need MatMulNBits among contrib_ops")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_of_limits(self) -> Self:
+        unknown = [name for name in self.sources if name not in type(self).model_fields]
+        if unknown:
+            raise ValueError(f"sources: no limit {unknown[0]!r}, {nearest(unknown[0], type(self).model_fields)}")
+        return self
+
+    def takes_op(self, op_type: str, domain: str = "") -> Verdict:
+        """Whether an operator may run here, whatever its types and shapes."""
+        refusal = self._operator_refusal(op_type, domain)
+        return Verdict(refusal is None, refusal.reason if refusal else "")
+
+    def takes_weights(self, bits: int, block_size: int, *, symmetric: bool) -> Verdict:
+        """Whether a block-wise quantized matrix product may run here."""
+        formats = {f.bits: f for f in self.block_formats}
+        if bits not in formats:
+            return Verdict(False, f"{self.name} takes {_list(formats)} bits, not {bits}")
+        found = formats[bits]
+        if block_size not in found.block_sizes:
+            return Verdict(False, f"{self.name} takes blocks of {_list(found.block_sizes)}, not {block_size}")
+        if not symmetric and not found.zero_points:
+            return Verdict(False, f"{self.name} takes no zero points at {bits} bits")
+        return Verdict(True)
+
+    def takes_float_zero_points(self, bits: int) -> Verdict:
+        """Whether a block's zero point may be a float."""
+        taken = any(f.bits == bits and f.float_zero_points for f in self.block_formats)
+        return Verdict(taken, f"{self.name} takes no float zero points at {bits} bits")
+
+    def takes_negative_scales(self, bits: int) -> bool:
+        """Whether a block's scale may be negative, which lets its extreme value use all levels."""
+        return any(f.bits == bits and f.negative_scales for f in self.block_formats)
+
+    def takes_gather(self, bits: int) -> Verdict:
+        """Whether an embedding look-up may read block-wise quantized rows of this width."""
+        return Verdict(
+            bits in self.gather_bits, f"{self.name} looks up {_list(self.gather_bits)} bits only, not {bits}"
+        )
+
+    def takes_activations(self, dtype: str) -> Verdict:
+        """Whether static integer activations of this element type may run here."""
+        return Verdict(dtype in self.activation_dtypes, f"{self.name} takes no static {dtype} activations")
+
+    def takes_cache(self, dtype: str) -> Verdict:
+        """Whether attention may store its keys and values in this element type."""
+        return Verdict(dtype in self.cache_dtypes, f"{self.name} keeps no KV cache of {dtype}")
+
+    def takes_lookup(self, dtype: str) -> Verdict:
+        """Whether an embedding look-up may copy rows of this element type."""
+        return Verdict(dtype in self.lookup_dtypes, f"{self.name} looks up no {dtype}")
+
+    def takes_product(self, operator: str, activation: str, weight: str, grain: Grain) -> Verdict:
+        """Whether a product of an activation ("float" or an integer type) with constant integers may run here."""
+        about = [product for product in self.products.values() if operator in product.operators]
+        taken = not about or any(
+            activation in product.activations and weight in product.weights and grain in product.grains
+            for product in about
+        )
+        return Verdict(
+            taken, f"{self.name} takes no {operator} of {activation} activations with {weight} weights per {grain}"
+        )
+
+    def takes_negative_product(self, operator: str, activation: str, weight: str, grain: Grain) -> bool:
+        """Whether a product that `takes_product` takes may have weights with negative scales."""
+        about = [product for product in self.products.values() if operator in product.operators]
+        return not about or any(
+            product.negative_scales
+            and activation in product.activations
+            and weight in product.weights
+            and grain in product.grains
+            for product in about
+        )
+
+    def takes_part(self, size: int) -> Verdict:
+        """Whether one compiled part may have this many bytes."""
+        limit = self.part_bytes
+        taken = limit is None or size <= limit
+        return Verdict(taken, f"{self.name} takes parts of at most {limit} bytes, not {size}")
+
+    def leaves_to_cpu(self, role: str) -> Verdict:
+        """Whether a component of this role is meant to run on the CPU."""
+        taken = role in self.cpu_roles
+        return Verdict(taken, f"{self.name} declares no CPU component of the role {role}")
+
+    def findings(self, operation: Operation) -> tuple[Finding, ...]:
+        """Everything that speaks against an operation: refusals first; empty when it may run as it is."""
+        refusal = self._operator_refusal(operation.op_type, operation.domain)
+        if refusal:
+            return (refusal,)  # of an operator that is not taken, types and shapes do not matter
+        found = (*self._shape_findings(operation), *self._product_findings(operation), *self._rule_findings(operation))
+        return tuple(sorted(found, key=lambda finding: finding.severity is Severity.HAZARD))
+
+    def _operator_refusal(self, op_type: str, domain: str) -> Finding | None:
+        named = f"{domain}.{op_type}" if domain else op_type
+        refusal = f"{self.name} does not take {named}"
+        for name, group in self.operators.items():
+            if group.domain == domain and op_type in group.names and not group.taken:
+                reason = f"{refusal}: {group.reason}"
+                return Finding(f"operators.{name}", Severity.REFUSAL, reason, group.fix, group.evidence, group.source)
+        listed = [group for group in self.operators.values() if group.domain == domain and group.taken]
+        if any(op_type in group.names for group in listed):
+            return None
+        if domain == _MICROSOFT:
+            return None if op_type in self.contrib_ops else self._finding("contrib_ops", refusal)
+        if domain:
+            return self._finding("operators", refusal)
+        if listed or op_type in self.refused_ops:
+            return self._finding("operators" if listed else "refused_ops", refusal)
+        return None
+
+    def _shape_findings(self, operation: Operation) -> Iterator[Finding]:
+        shapes = [operand.shape for operand in operation.operands if operand.shape is not None]
+        if self.fixed_shapes and any(None in shape for shape in shapes):
+            fix = "fix every dimension: one graph for each size of tile and prompt chunk"
+            yield self._finding("fixed_shapes", f"{self.name} needs static shapes, and one here is dynamic", fix)
+        rank = max(map(len, shapes), default=0)
+        if self.max_rank is not None and rank > self.max_rank:
+            fix = "merge dimensions, or move in two steps"
+            yield self._finding("max_rank", f"{self.name} takes at most {self.max_rank} dimensions, not {rank}", fix)
+
+    def _product_findings(self, operation: Operation) -> Iterator[Finding]:
+        if len(operation.inputs) < 2:
+            return
+        first, second = operation.inputs[:2]
+        if first is None or second is None or second.quantized is None or not second.constant:
+            return
+        activation = first.quantized.dtype if first.quantized else "float"
+        weight = second.quantized
+        verdict = self.takes_product(operation.operator, activation, weight.dtype, weight.grain)
+        if not verdict:
+            yield self._finding("products", verdict.reason, "choose a pair of types that the target takes")
+
+    def _rule_findings(self, operation: Operation) -> Iterator[Finding]:
+        for name, rule in self.rules.items():
+            if rule.holds(operation):
+                yield Finding(f"rules.{name}", rule.severity, rule.reason, rule.fix, rule.evidence, rule.source)
+
+    def _finding(self, limit: str, reason: str, fix: str = "") -> Finding:
+        known = self.sources.get(limit)
+        evidence, source = (known.evidence, known.source) if known else (None, "")
+        return Finding(limit, Severity.REFUSAL, reason, fix, evidence, source)
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(str(v) for v in sorted(values)) or "no"

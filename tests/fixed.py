@@ -1,0 +1,39 @@
+"""A target of fixed shapes for tests: the rules of Qualcomm's NPUs, the levels of the CPU's, short chunks, no chip."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hvlc.target import Target, load_target
+
+CHUNK = 16
+
+
+def write_target(path: Path, **changes: Any) -> str:
+    """Its file; the file's name."""
+    levels = load_target("cpu").model_dump(mode="json", include={"block_formats", "gather_bits", "lookup_dtypes"})
+    formats = [{key: value for key, value in one.items() if value is not None} for one in levels["block_formats"]]
+    content = {
+        "schema_version": 1,
+        "extends": "qnn-htp",
+        "name": path.stem,
+        "description": "a stand-in for an NPU",
+        "prompt_chunk": CHUNK,
+        **levels,
+        "block_formats": formats,
+        **changes,
+    }
+    path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in content.items()), "utf-8")
+    return str(path)
+
+
+def npu_target(directory: Path, **changes: Any) -> Target:
+    return load_target(write_target(directory / "npu.toml", **changes))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)

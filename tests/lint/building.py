@@ -1,0 +1,132 @@
+"""Operators that need several constants: products of quantized weights, attention, quantized units."""
+
+import numpy as np
+
+from tests.lint.tape import LEVELS, MICROSOFT, NARROW, Case, H, K, N, S, Tape, X
+
+
+def blockwise(
+    name: str,
+    bits: int,
+    block: int,
+    dtype: str = "float32",
+    zero: int | None = None,
+    bias: bool = False,
+    activation: str = "",
+    negative: bool = False,
+    features: int = K,
+) -> Case:
+    tape, blocks = Tape(), -(-features // block)
+    x = tape.input("x", (1, S, features), dtype)
+    x = tape.quantized(x, activation) if activation else x
+    levels = tape.constant(tape.random.integers(0, 256, (N, blocks, block * bits // 8)), np.uint8)
+    scales = tape.random.random(N * blocks) * 0.02 + 0.01
+    scales[::2] *= -1 if negative else 1
+    given = [x, levels, tape.constant(scales, dtype)]
+    if zero is not None:
+        given.append(tape.constant(np.full(N * ((blocks * bits + 7) // 8), zero), np.uint8))
+    if bias:
+        given += [""] * (5 - len(given)) + [tape.normal(N, dtype=dtype)]
+    y = tape.op("MatMulNBits", *given, domain=MICROSOFT, K=features, N=N, bits=bits, block_size=block)
+    tape.output(tape.quantized(y, activation, 20) if activation else y, (1, S, N), dtype)
+    return tape.case(name)
+
+
+def grouped(
+    name: str, dtype: str, length: int = 1, rotary: int = 1, lengths: tuple[int, ...] = (1,), **attributes: object
+) -> Case:
+    tape, heads, shared, width, past = Tape(), 4, 2, 16, 16
+    query = tape.input("q", (1, length, heads * width), dtype)
+    keys = [tape.input(n, (1, length, shared * width), dtype) for n in "kv"]
+    cache = [tape.input(n, (1, shared, past, width), dtype) for n in ("past_k", "past_v")]
+    counts = [tape.input(n, lengths, "int32") for n in ("seqlens_k", "total_sequence_length")]
+    tables = [tape.normal(past, width // 2, dtype=dtype) for _ in range(2)] if rotary else []
+    made = tape.op(
+        "GroupQueryAttention",
+        *[query, *keys, *cache, *counts, *tables],
+        domain=MICROSOFT,
+        outputs=3,
+        num_heads=heads,
+        kv_num_heads=shared,
+        do_rotary=rotary,
+        **attributes,
+    )
+    tape.output(made, (1, length, heads * width), dtype)
+    for place in (1, 2):
+        tape.output(f"{made}_{place}", (1, shared, past, width), dtype)
+    return tape.case(name)
+
+
+def dequantized(tape: Tape, dims: tuple[int, int], dtype: str, grain: str, axis: int) -> str:
+    """A dequantized constant `dims`, channels along `axis`, blocks along the other one."""
+    kind, size = (grain[:5], int(grain[5:])) if grain.startswith("block") else (grain, 0)
+    if grain.startswith("lpbq"):
+        kind, size = "lpbq", int(grain[4:])
+    channels, along = dims[axis], 1 - axis
+    wide = dtype in LEVELS
+    middle = LEVELS[dtype][2] if wide else (8 if dtype == "uint4" else 0)
+    element = np.dtype(dtype) if wide else NARROW[dtype]
+    reach = {"int16": 8000, "uint16": 8000}.get(dtype, 100 if wide else 7)
+    levels = tape.constant(tape.random.integers(-reach, reach, dims) + middle, element)
+    step = 0.05 / reach
+    blocks = tuple(d // size if a == along else d for a, d in enumerate(dims)) if size else ()
+    if kind == "tensor":
+        return tape.op("DequantizeLinear", levels, tape.constant(step), tape.constant(middle, element))
+    if kind == "channel":
+        scales = tape.constant((tape.random.random(channels) + 0.5) * step)
+        return tape.op("DequantizeLinear", levels, scales, tape.constant(np.full(channels, middle), element), axis=axis)
+    if kind == "block":
+        scales = tape.constant((tape.random.random(blocks) + 0.5) * step)
+    else:  # LPBQ: the scales of blocks are small integers times a float per channel
+        per_channel = tape.constant((tape.random.random(channels) + 0.5) * step / 8)
+        whole = tape.constant(tape.random.integers(1, 16, blocks), np.uint8)
+        scales = tape.op("DequantizeLinear", whole, per_channel, tape.constant(np.zeros(channels), np.uint8), axis=axis)
+    zeros = tape.constant(np.full(blocks, middle), element)
+    return tape.op("DequantizeLinear", levels, scales, zeros, axis=along, block_size=size)
+
+
+def product(
+    name: str, activation: str, weight: str, grain: str, op: str = "MatMul", transposed: int = 0, bias: str = "none"
+) -> Case:
+    tape = Tape()
+    rows = (1, S) if op == "MatMul" else (S,)
+    x = tape.input("x", (*rows, K))
+    x = tape.quantized(x, activation) if activation else x
+    given = [x, dequantized(tape, (N, K) if transposed else (K, N), weight, grain, 0 if transposed else 1)]
+    if bias == "float":
+        given.append(tape.constant(np.linspace(-1, 1, N)))
+    elif bias == "quantized":
+        step = tape.constant(1e-6)
+        given.append(
+            tape.op("DequantizeLinear", tape.constant(np.zeros(N), np.int32), step, tape.constant(0, np.int32))
+        )
+    y = tape.op(op, *given, **({"transB": transposed} if op == "Gemm" else {}))
+    tape.output(tape.quantized(y, activation, 8) if activation else y, (*rows, N))
+    return tape.case(name)
+
+
+def convolution(name: str, activation: str, weight: str, grain: str) -> Case:
+    tape = Tape()
+    x = tape.quantized(tape.input("x", (1, H, 1, S)), activation)
+    step = 0.02
+    element = np.dtype(weight) if weight in LEVELS else NARROW[weight]
+    levels = tape.constant(tape.random.integers(-7, 8, (32, H, 1, 1)), element)
+    if grain == "tensor":
+        w = tape.op("DequantizeLinear", levels, tape.constant(step), tape.constant(0, element))
+    elif grain == "channel":
+        scales = tape.constant((tape.random.random(32) + 0.5) * step)
+        w = tape.op("DequantizeLinear", levels, scales, tape.constant(np.zeros(32), element), axis=0)
+    else:
+        dims = (32, H // int(grain[5:]), 1, 1)
+        scales = tape.constant((tape.random.random(dims) + 0.5) * step)
+        zeros = tape.constant(np.zeros(dims), element)
+        w = tape.op("DequantizeLinear", levels, scales, zeros, axis=1, block_size=int(grain[5:]))
+    tape.output(tape.quantized(tape.op("Conv", x, w), activation, 20), (1, 32, 1, S))
+    return tape.case(name)
+
+
+def unit(name: str, dtype: str, op: str, scale: float = 0.0, zero: int | None = None) -> Case:
+    tape = Tape()
+    x = tape.quantized(tape.input("x", X), dtype)
+    tape.output(tape.quantized(tape.op(op, x), dtype, 8, zero, scale), X)
+    return tape.case(name)

@@ -1,0 +1,189 @@
+"""The rules for a Snapdragon against what its compiler said of the corpus.
+
+HVLC_REGEN=1 asks the compiler again, which takes ten minutes and needs onnxruntime-qnn.
+"""
+
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from hvlc.lint.graphs import nodes_of
+from hvlc.lint.linting import Judged, judge
+from hvlc.lint.partitions import count_partitions
+from hvlc.lint.probe import is_installed
+from hvlc.results.lint import Weight
+from hvlc.target import Evidence, load_target
+from tests.lint.corpus import corpus
+from tests.lint.recording import TARGET, VERDICTS, ask, record
+from tests.lint.tape import Case
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "targets.md"
+NPU = load_target(TARGET)
+CASES = {case.name: case for case in corpus()}
+REQUIRED = 0.95
+
+#: Cases that rules and compiler judge differently: whether the rules take it.
+DISAGREEMENTS = {
+    "block-merge-cells-rank6": False,
+    "fresh-Neg-int32": True,
+    "fresh-Sign-int32": True,
+    "fresh-Relu-int32": True,
+    "fresh-Cast-float32-int64": True,
+    "fresh-Gather-negative": False,
+    "fresh-AveragePool-3d": False,
+    "fresh-Cos-int16": True,
+    "fresh-Log-int16": True,
+    "fresh-Floor-int16": True,
+    "fresh-AveragePool-int16": True,
+    "fresh-GlobalAveragePool-int16": True,
+}
+
+#: Emulated, these compute something else than onnxruntime on a CPU: the rules must call them hazards.
+WRONG = (
+    "Add-70000",
+    "Gemm-uint16-LPBQ32-transB0-bias-float",
+    "Gemm-uint16-LPBQ32-transB1-bias-float",
+    "MatMul-dynamic-uint16-uint16",
+    "Pad-edge",
+    "RMSNormalization-rows-1x64x2x32",
+    "RMSNormalization-rows-64x2x32",
+    "Sigmoid-int16-integer-output",
+    "Sigmoid-uint16-integer-output",
+    "Tanh-int16-integer-output",
+    "Tanh-uint16-integer-output",
+)
+#: Their neighbours that are right.
+RIGHT = (
+    "Add-60000",
+    "MatMul-dynamic-uint16-uint8",
+    "MatMul-uint16-LPBQ32",
+    "Pad-reflect",
+    "RMSNormalization-rows-1x128x32",
+    "RMSNormalization-rows-1x4x2x32",
+    "RMSNormalization-rows-1x64x2x64",
+    "Sigmoid-int16",
+    "Sigmoid-uint16-exact",
+    "Softmax-masked",
+    "Tanh-uint16",
+)
+
+
+@cache
+def verdicts() -> dict[str, dict]:
+    if os.environ.get("HVLC_REGEN") == "1":
+        record(CASES.values())
+    return json.loads(VERDICTS.read_text("utf-8"))["verdicts"]
+
+
+@cache
+def judged(name: str) -> tuple[Judged, ...]:
+    return judge(nodes_of(CASES[name].model, Path()), NPU)
+
+
+def taken(name: str) -> bool:
+    return all(one.taken for one in judged(name))
+
+
+def hazards(name: str) -> set[str]:
+    return {f.rule for one in judged(name) for f in one.findings if f.severity == Weight.HAZARD}
+
+
+def agreement(cases: list[Case]) -> float:
+    return sum(taken(case.name) is verdicts()[case.name]["taken"] for case in cases) / len(cases)
+
+
+def test_the_verdicts_are_of_this_corpus() -> None:
+    assert list(verdicts()) == list(CASES)
+    assert len(CASES) >= 200
+    both = [verdict["taken"] for verdict in verdicts().values()]
+    assert 100 < sum(both) < len(both) - 100
+
+
+def test_the_disagreements_are_the_known_ones() -> None:
+    found = {name: taken(name) for name in CASES if taken(name) is not verdicts()[name]["taken"]}
+    assert found == DISAGREEMENTS
+
+
+def test_the_rules_predict_the_compiler() -> None:
+    assert agreement(list(CASES.values())) >= REQUIRED
+
+
+def test_the_rules_predict_it_for_models_that_they_were_not_written_from() -> None:
+    held_out = [case for case in CASES.values() if case.held_out]
+    assert len(held_out) > 100
+    assert agreement(held_out) >= 0.85  # lower than on the others, as it must be; the document has the number
+
+
+def test_rules_that_take_everything_would_be_seen() -> None:
+    assert sum(verdict["taken"] for verdict in verdicts().values()) / len(CASES) < REQUIRED - 0.1
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_computes_wrong_numbers_is_a_hazard(name: str) -> None:
+    assert verdicts()[name]["taken"]
+    assert verdicts()[name]["difference"] > 0.01
+    assert hazards(name)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_its_neighbour_that_is_right_is_none(name: str) -> None:
+    assert verdicts()[name]["taken"]
+    assert not hazards(name)
+
+
+def test_an_operator_that_is_said_to_have_run_did() -> None:
+    made = {True: set(), False: set()}
+    for name, case in CASES.items():
+        made[verdicts()[name]["taken"]] |= {(node.domain, node.op_type) for node in case.model.graph.node}
+    known = {name: group for name, group in NPU.operators.items() if group.evidence is Evidence.RUN}
+    unproved = [
+        (name, operator)
+        for name, group in known.items()
+        for operator in group.names
+        if (group.domain, operator) not in made[group.taken]
+    ]
+    assert unproved == [("context", "EPContext")]  # made by the compiler, no input of it
+
+
+def test_a_rule_that_is_said_to_have_run_is_borne_out_by_the_compiler() -> None:
+    """A refusal by a case that the compiler refuses, a hazard by one that it takes."""
+    borne_out = {
+        finding.rule.removeprefix("rules.")
+        for name in CASES
+        for one in judged(name)
+        for finding in one.findings
+        if verdicts()[name]["taken"] is (finding.severity == Weight.HAZARD)
+    }
+    said = {name for name, rule in NPU.rules.items() if rule.evidence is Evidence.RUN}
+    # Elsewhere: onnxruntime-qnn's message names g_idx with the bias; a decoder with an int8 cache.
+    assert said - borne_out == {"nbits-groups", "attention-quantized-cache"}
+
+
+def test_partitions_are_those_that_the_compiler_makes() -> None:
+    """Of the blocks with a refused node in the middle; nodes that onnxruntime rewrites first are not comparable."""
+    compared = []
+    for name in ("block-residual-rms-fused", "block-residual-layer-fused", "fresh-block-mobile-celu"):
+        nodes = [one for one in judged(name) if not one.node.folded and one.node.depth == 0]
+        count = count_partitions([one.node for one in nodes], [one.taken for one in nodes])
+        compared.append((name, count, verdicts()[name]["partitions"]))
+    assert [(name, count) for name, count, _ in compared] == [(name, made) for name, _, made in compared]
+
+
+def test_the_document_lists_the_disagreements_and_the_agreement() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    listed = re.findall(r"^\| `([\w.-]+)` \| (taken|refused) \| (taken|refused) \|", text, re.MULTILINE)
+    words = {True: "taken", False: "refused"}
+    assert listed == [(name, words[rules], words[not rules]) for name, rules in DISAGREEMENTS.items()]
+    for cases in (list(CASES.values()), [case for case in CASES.values() if case.held_out]):
+        agreeing = sum(taken(case.name) is verdicts()[case.name]["taken"] for case in cases)
+        assert f"{agreeing} of {len(cases)}" in text
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs Qualcomm's compiler: pip install 'hvlc[qnn]' on x86-64 Linux")
+@pytest.mark.parametrize("name", list(CASES)[7::45])
+def test_the_compiler_still_says_what_is_recorded(name: str) -> None:
+    assert ask(CASES[name], run=False).taken is verdicts()[name]["taken"]

@@ -1,0 +1,59 @@
+"""Graphs as ONNX text, for tests of lint and of the passes that fix what it finds."""
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.bundle import Bundle, Component, Role
+
+
+def model_of(text: str, opset: int = 23) -> ir.Model:
+    """A model from ONNX text; float initializers that the text leaves at zero get random values."""
+    header = f'<ir_version: 11, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
+    model = ir.from_onnx_text(header + text.strip())
+    random = np.random.default_rng(0)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and not tensor.numpy().any():
+            dims = tuple(int(d) for d in tensor.shape)
+            value.const_value = ir.tensor(random.normal(size=dims).astype(np.float32), name=value.name)
+    return model
+
+
+def bundle_of(text: str, opset: int = 23) -> Bundle:
+    """The same as the only component of a bundle."""
+    made = Bundle("test")
+    made.add(Component("graph", Role.DECODER, model_of(text, opset), "graph"))
+    return made
+
+
+def nodes_of(made: Bundle) -> list[str]:
+    """The nodes as ONNX text, attributes rounded."""
+    texts = []
+    for node in made.components["graph"].graph:
+        outputs = ", ".join(v.name or '""' for v in node.outputs)
+        domain = f"{node.domain}." if node.domain else ""
+        attributes = ", ".join(f"{a.name} = {_round(a.value)}" for a in node.attributes.values())
+        inputs = ", ".join(v.name if v else '""' for v in node.inputs)
+        texts.append(f"[{node.name}] {outputs} = {domain}{node.op_type} <{attributes}> ({inputs})")
+    return texts
+
+
+def _round(value: object) -> object:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def skips(made: Bundle) -> list[tuple[str, str]]:
+    """What the last pass declined."""
+    return [(skip.where, skip.reason) for skip in made.journal[-1].skipped]
+
+
+def feeds(model: ir.Model) -> dict[str, np.ndarray]:
+    """Random inputs; integers are positions below 4."""
+    random = np.random.default_rng(1)
+    made = {}
+    for value in model.graph.inputs:
+        dims = [d if isinstance(d, int) else 2 for d in value.shape]
+        dtype = value.dtype.numpy()
+        floating = np.dtype(dtype).kind == "f"
+        made[value.name] = (random.normal(size=dims) if floating else random.integers(0, 4, dims)).astype(dtype)
+    return made

@@ -1,0 +1,78 @@
+"""Traces of checkpoints hold what transformers itself reports."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from hvlc import stages
+from hvlc.errors import UserError
+from hvlc.models.hypervl.tracing import HyperVLTracer
+from hvlc.models.tracing import LanguageTracer
+from hvlc.stages import Question
+from tests.export.tiny_families import TEXT, save_text
+from tests.prequantized.tiny_quantized import save_grouped
+from tests.tiny import picture
+
+
+@pytest.mark.parametrize("family", TEXT)
+@torch.no_grad()
+def test_layers_of_a_decoder_are_transformers_hidden_states(family: str, tmp_path: Path) -> None:
+    checkpoint = save_text(tmp_path / "checkpoint", family)
+    tracer = LanguageTracer(checkpoint)
+    values = tracer.trace(Question("What?", max_new_tokens=4))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = torch.from_numpy(stages.read_ids(values))[None]
+    expected = model(ids, output_hidden_states=True)
+    layers = tracer.layout.decoder
+    for index, state in enumerate(expected.hidden_states[1:-1]):  # the last one is after the norm
+        np.testing.assert_array_equal(values[stages.decoder_layer(index)], state[0].numpy())
+    normed = model.model.norm(torch.from_numpy(values[stages.decoder_layer(layers - 1)]))
+    np.testing.assert_allclose(normed.numpy(), expected.hidden_states[-1][0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(values[stages.HEAD], expected.logits[0].numpy(), atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What?"}], add_generation_prompt=True)
+    assert values[stages.TOKENIZATION].tolist() == list(prompt["input_ids"])
+    assert len(values[stages.SAMPLING]) <= 4
+
+
+@torch.no_grad()
+def test_a_hypervl_is_heard_from_the_pixels_to_the_answer(tiny_checkpoint: Path) -> None:
+    image = picture(40, 70)
+    question = Question("What is it?", (np.asarray(image),), encoder="base", max_new_tokens=3)
+    values = HyperVLTracer(tiny_checkpoint).trace(question)
+    assert list(values) == list(stages.in_order(values))
+    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint)
+    scales = model.predict_scale(**processor.image_processor.proxies([image])).tolist()
+    np.testing.assert_allclose(values[stages.RESOLUTION], scales)
+    inputs = processor(images=[image], text="<|image_pad|>", scales=scales)
+    np.testing.assert_array_equal(values[stages.PREPROCESSING], inputs["pixel_values"].numpy())
+    features = model.model.get_image_features(inputs["pixel_values"], inputs["image_grids"], "base")
+    np.testing.assert_allclose(values[stages.STITCHING], features.numpy(), atol=1e-6)
+    seen = stages.read_ids(values) == model.config.image_token_id
+    np.testing.assert_array_equal(values[stages.MERGE][seen], values[stages.STITCHING])
+    np.testing.assert_array_equal(values[stages.MERGE][~seen], values[stages.EMBEDDING][~seen])
+    assert values[stages.vision_layer(1)].shape == values[stages.VISION_EMBEDDINGS].shape
+
+
+def test_a_quantized_checkpoint_is_no_reference(tmp_path: Path) -> None:
+    save_grouped(tmp_path / "checkpoint", {"quant_method": "gptq", "bits": 4, "group_size": 32})
+    with pytest.raises(UserError) as error:
+        LanguageTracer(tmp_path / "checkpoint")
+    assert error.value.code == "bisect.reference"
+
+
+def test_a_text_decoder_takes_no_image(tmp_path: Path) -> None:
+    tracer = LanguageTracer(save_text(tmp_path / "checkpoint", "llama"))
+    with pytest.raises(UserError) as error:
+        tracer.trace(Question("What?", (np.zeros((4, 4, 3), np.uint8),)))
+    assert error.value.code == "request.image"
+
+
+def test_an_encoder_that_is_not_there_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError) as error:
+        HyperVLTracer(tiny_checkpoint).trace(Question("What?", (np.zeros((4, 4, 3), np.uint8),), encoder="huge"))
+    assert error.value.code == "request.encoder"
