@@ -9,7 +9,7 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
-from hvlc.placement import Phase, Placement
+from hvlc.placement import Phase, Placement, Provider
 
 
 class Role(StrEnum):
@@ -35,6 +35,7 @@ class Component:
         phase: when it runs.
         placement: the processor that it is made for.
         reason: why it is placed there; empty where nothing else could be.
+        provider: that its session is told to use; None where the runtime's own choice is right.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Component:
     phase: Phase = Phase.ALWAYS
     placement: Placement = Placement.CPU
     reason: str = ""
+    provider: Provider | None = None
 
     @property
     def graph(self) -> ir.Graph:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
-from hvlc.placement import Phase, Placement
+from hvlc.placement import Phase, Placement, Provider
 from hvlc.spec import StrictModel
 
 MANIFEST = "hvlc.json"
@@ -80,6 +80,7 @@ class ComponentEntry(StrictModel):
         placement: the processor that it is made for.
         reason: why it is placed there, if it could be asked.
         compiled: for which device; None for a graph that its runtime compiles.
+        provider: that the device's session is told to use; where an onnxruntime does not have it, the CPU stands in.
     """
 
     file: str = Field(pattern=_PLAIN_NAME)
@@ -90,6 +91,7 @@ class ComponentEntry(StrictModel):
     placement: Placement = Placement.CPU
     reason: str = ""
     compiled: CompiledEntry | None = None
+    provider: Provider | None = None
 
 
 class FileEntry(StrictModel):
@@ -197,6 +199,8 @@ class Manifest(StrictModel):
         schema_version: of this file format.
         kind: what the package is for, which says what else is there.
         sources: what it was made from.
+        tried: how far packages for its target were tried, in the words of the target's file ("run", "compiled and
+            emulated", "rules only"); None in packages from before this was noted.
         components: the graphs by name.
         encoders: file of each vision encoder; only where there is a choice.
         policy: which encoder answers.
@@ -213,6 +217,7 @@ class Manifest(StrictModel):
     schema_version: int = Field(ge=1, le=1)
     kind: Kind
     sources: Sources
+    tried: str | None = None
     components: dict[str, ComponentEntry]
     encoders: dict[str, str] = Field(default_factory=dict)
     policy: EncoderPolicy | None = None

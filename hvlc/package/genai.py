@@ -13,6 +13,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role
 from hvlc.graph import GraphBuilder
 from hvlc.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST, Kind
+from hvlc.placement import Provider
 
 _VISION_TYPE = "gemma3"
 
@@ -31,7 +32,11 @@ def passthrough(hidden_size: int, reason: str = "") -> Component:
 
 
 def genai_config(
-    model_type: str, facts: Mapping[str, Any], files: Mapping[str, str], entries: Mapping[str, str]
+    model_type: str,
+    facts: Mapping[str, Any],
+    files: Mapping[str, str],
+    entries: Mapping[str, str],
+    provider: Provider | None = None,
 ) -> dict[str, Any]:
     """The configuration as a JSON value.
 
@@ -40,10 +45,11 @@ def genai_config(
         facts: the bundle's facts.
         files: file name of each component.
         entries: session options of the decoder (`session_entries`).
+        provider: of the decoder.
     """
     sees = facts["kind"] == Kind.VISION_LANGUAGE
     model = {
-        "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries),
+        "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries, provider),
         **(_vision(facts, files) if sees else {}),
     }
     return configuration(_VISION_TYPE if sees else model_type, facts, model)
@@ -82,9 +88,9 @@ def configuration(kind: str, facts: Mapping[str, Any], model: Mapping[str, Any])
     }
 
 
-def session() -> dict[str, Any]:
+def session(provider: Provider | None = None) -> dict[str, Any]:
     """Options of a session. Said for every graph: one without its own would inherit the decoder's."""
-    return {"provider_options": []}
+    return {"provider_options": [{provider.name: dict(provider.options)}] if provider else []}
 
 
 def session_entries(component: Component) -> dict[str, str]:
@@ -94,20 +100,25 @@ def session_entries(component: Component) -> dict[str, str]:
     return dict([FLOAT_PRODUCTS]) if fused else {}
 
 
-def _decoder(facts: Mapping[str, Any], file: str, reads: str, entries: Mapping[str, str]) -> dict[str, Any]:
+def _decoder(
+    facts: Mapping[str, Any], file: str, reads: str, entries: Mapping[str, str], provider: Provider | None
+) -> dict[str, Any]:
     return {
         "filename": file,
-        **decoder_facts(facts, {reads: reads, "attention_mask": "attention_mask"}, entries),
+        **decoder_facts(facts, {reads: reads, "attention_mask": "attention_mask"}, entries, provider),
     }
 
 
-def decoder_facts(facts: Mapping[str, Any], inputs: Mapping[str, str], entries: Mapping[str, str]) -> dict[str, Any]:
+def decoder_facts(
+    facts: Mapping[str, Any], inputs: Mapping[str, str], entries: Mapping[str, str], provider: Provider | None = None
+) -> dict[str, Any]:
     """Dimensions of a decoder, names of its inputs and outputs, and the options of its session.
 
     Args:
         facts: the bundle's facts.
         inputs: what it reads besides the KV cache.
         entries: session options (`session_entries`).
+        provider: of its session.
     """
     return {
         "head_size": facts["head_size"],
@@ -115,7 +126,7 @@ def decoder_facts(facts: Mapping[str, Any], inputs: Mapping[str, str], entries: 
         "num_attention_heads": facts["num_heads"],
         "num_hidden_layers": facts["num_layers"],
         "num_key_value_heads": facts["num_kv_heads"],
-        "session_options": {"log_id": "onnxruntime-genai", **entries, **session()},
+        "session_options": {"log_id": "onnxruntime-genai", **entries, **session(provider)},
         "inputs": {
             **inputs,
             "past_key_names": "past_key_values.%d.key",

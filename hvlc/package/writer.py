@@ -123,6 +123,7 @@ def write_package(
     partial: Path,
     provenance: Callable[[], Provenance],
     bits_per_decoder_weight: float | None,
+    tried: str,
     threads: int,
     written: Written,
 ) -> Manifest:
@@ -134,6 +135,7 @@ def write_package(
         partial: an empty directory.
         provenance: what it is made from; asked for last, because digests may still be on the way.
         bits_per_decoder_weight: stored bits on average, None when nothing was quantized.
+        tried: how far packages for the target were tried.
         threads: how many evaluate weights.
         written: told the bytes of external data written so far.
 
@@ -156,6 +158,7 @@ def write_package(
         schema_version=1,
         kind=kind,
         sources=origin.sources,
+        tried=tried,
         components=_components(bundle, files),
         hidden_size=facts["hidden_size"],
         bits_per_decoder_weight=bits_per_decoder_weight,
@@ -171,7 +174,8 @@ def _config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> dict[s
     """genai_config.json, by the form of the decoder."""
     if stages(bundle):
         return staged_config(bundle, files, tokenizer)
-    return genai_config(bundle.model_type, bundle.facts, files, session_entries(bundle.components[DECODER]))
+    decoder = bundle.components[DECODER]
+    return genai_config(bundle.model_type, bundle.facts, files, session_entries(decoder), decoder.provider)
 
 
 def _facts(kind: Kind, facts: Mapping[str, Any], files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
@@ -227,6 +231,7 @@ def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEnt
             phase=component.phase,
             placement=component.placement,
             reason=component.reason,
+            provider=component.provider,
         )
     return entries
 

@@ -25,10 +25,12 @@ class FixShapes(BundlePass):
     Attributes:
         chunk: tokens of the prompt that run at once.
         context: positions of the KV cache; a multiple of `chunk`, because the last chunk is padded.
+        roles: whose shapes are fixed: decoders, vision encoders or both.
     """
 
     chunk: int
     context: int
+    roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER})
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.context < self.chunk or self.context % self.chunk:
@@ -40,10 +42,10 @@ class FixShapes(BundlePass):
         copies: dict[str, list[Component]] = {}
         for name, component in bundle.components.items():
             copies[name] = [component]
-            if component.role is Role.VISION_ENCODER:
-                changed += fix(component.graph, _TILE)
-            elif component.role is not Role.DECODER:
+            if component.role not in self.roles:
                 skipped.append(Skip(name, f"a {component.role} keeps its shapes"))
+            elif component.role is Role.VISION_ENCODER:
+                changed += fix(component.graph, _TILE)
             elif component.phase is Phase.ALWAYS:
                 copies[name] = [self._fixed(component, phase) for phase in (Phase.PROMPT, Phase.TOKEN)]
                 changed += 1

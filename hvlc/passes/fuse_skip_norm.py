@@ -12,7 +12,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.graph import MICROSOFT
 from hvlc.passes.base import ComponentPass, Outcome
-from hvlc.target import Target
+from hvlc.target import Target, target_for
 
 _FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 _SUM_OUTPUT = 3
@@ -24,7 +24,7 @@ class FuseSkipNorm(ComponentPass):
     """Fuses each norm with the residual addition that feeds it.
 
     Attributes:
-        target: asked whether it takes the fused operators.
+        target: asked whether it takes the fused operators; the CPU is, where it leaves a component to that.
     """
 
     target: Target
@@ -32,11 +32,11 @@ class FuseSkipNorm(ComponentPass):
 
     def transform(self, component: Component) -> Outcome:
         """Fuse every pair that the target takes."""
-        changed, skipped = 0, []
+        changed, skipped, target = 0, [], target_for(component.role, self.target)
         for norm in list(component.graph):
             if norm.op_type not in _FUSED or norm.domain:
                 continue
-            found = self._residual(norm)
+            found = _residual(norm, target)
             if isinstance(found, ir.Node):
                 _fuse(component.graph, found, norm)
                 changed += 1
@@ -44,21 +44,22 @@ class FuseSkipNorm(ComponentPass):
                 skipped.append(Skip(str(norm.name), found))
         return Outcome(changed, tuple(skipped))
 
-    def _residual(self, norm: ir.Node) -> ir.Node | str:
-        """The addition to fuse with, or why this norm stays as it is."""
-        verdict = self.target.takes_op(_FUSED[norm.op_type], MICROSOFT)
-        if not verdict:
-            return verdict.reason
-        if norm.attributes.get_int("axis", -1) != -1:
-            return "normalizes over more than the last axis"
-        add = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-        if add is None or add.op_type != "Add" or add.domain or add.graph is not norm.graph:
-            return "no residual addition before it"
-        if any(v is None or (v.producer() is None and not v.is_graph_input()) for v in add.inputs):
-            return "adds a weight, not a residual"
-        if norm.op_type == "LayerNormalization" and (len(norm.inputs) < _WITH_BIAS or norm.inputs[2] is None):
-            return "has no bias"
-        return add
+
+def _residual(norm: ir.Node, target: Target) -> ir.Node | str:
+    """The addition to fuse with, or why this norm stays as it is."""
+    verdict = target.takes_op(_FUSED[norm.op_type], MICROSOFT)
+    if not verdict:
+        return verdict.reason
+    if norm.attributes.get_int("axis", -1) != -1:
+        return "normalizes over more than the last axis"
+    add = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+    if add is None or add.op_type != "Add" or add.domain or add.graph is not norm.graph:
+        return "no residual addition before it"
+    if any(v is None or (v.producer() is None and not v.is_graph_input()) for v in add.inputs):
+        return "adds a weight, not a residual"
+    if norm.op_type == "LayerNormalization" and (len(norm.inputs) < _WITH_BIAS or norm.inputs[2] is None):
+        return "has no bias"
+    return add
 
 
 def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.lazy import Cast, LazyTensor, expression_of
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
-from hvlc.target import Target
+from hvlc.target import Target, target_for
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class NarrowTables(ComponentPass):
     """Takes the widening of a table behind its look-up.
 
     Attributes:
-        target: asked which element types it looks up.
+        target: asked which element types it looks up; the CPU is, where it leaves a component to that.
     """
 
     target: Target
@@ -27,14 +27,14 @@ class NarrowTables(ComponentPass):
 
     def transform(self, component: Component) -> Outcome:
         """Narrow every float table that was stored narrow and that nothing else reads."""
-        changed, skipped = 0, []
+        changed, skipped, target = 0, [], target_for(component.role, self.target)
         for node in [n for n in component.graph if n.op_type == "Gather" and not n.domain]:
             table = node.inputs[0]
             if table is None or table.const_value is None or table.const_value.dtype != ir.DataType.FLOAT:
                 continue
             widened = expression_of(table.const_value)
             stored = widened.of if isinstance(widened, Cast) else widened
-            verdict = self.target.takes_lookup(str(stored.dtype))
+            verdict = target.takes_lookup(str(stored.dtype))
             if stored.dtype.itemsize >= widened.dtype.itemsize:
                 skipped.append(Skip(str(table.name), f"the checkpoint stores it in {stored.dtype}"))
             elif not verdict:

@@ -70,6 +70,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                     partial,
                     lambda: provenance_of(digesting.finished(), *prepared.documents, prepared.inputs),
                     bits,
+                    prepared.target.tried,
                     estimate.threads,
                     written,
                 )

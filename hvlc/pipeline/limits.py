@@ -12,24 +12,22 @@ from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Manifest
 from hvlc.placement import Placement
 from hvlc.shapes import dynamic_dims, infer_shapes
-from hvlc.target import Target
+from hvlc.target import Target, target_for
 
 _OTHER = "choose another target"
-_EXECUTION_PROVIDER = "cpu"  # the only one that takes graphs of dynamic shapes so far
+_CPU = "cpu"  # the execution provider that no package needs to name
 
 
 def check_target(bundle: Bundle, target: Target) -> None:
-    """Hold every node against a target of dynamic shapes, before anything is written; `check_fixed` does the others.
+    """Hold every node of dynamic shapes against what it is for, before the work; `check_fixed` does the others.
 
     Raises:
         TargetError: the target needs what hvlc cannot emit yet, or refuses operators; all of them at once.
     """
-    if target.fixed_shapes:
-        return
     problems = []
-    if target.execution_provider != _EXECUTION_PROVIDER:
+    if not target.fixed_shapes and target.execution_provider != _CPU and target.provider is None:
         problems.append(f"packages for the execution provider {target.execution_provider!r} cannot be written yet")
-    problems += _refused(target, bundle.components.values())
+    problems += _refused(target, [c for c in bundle.components.values() if not target.fixes(c.role)])
     _raise(target, problems)
 
 
@@ -55,13 +53,13 @@ def check_compiler(target: Target, *, aot: bool) -> None:
 
 
 def check_fixed(bundle: Bundle, target: Target) -> None:
-    """Hold every component that is placed on the NPU against a target of fixed shapes; their values get their shapes.
+    """Hold every component that has to have fixed shapes against the target; their values get their shapes.
 
     Raises:
         TargetError: a dimension is not fixed, a value has too many of them, a graph has too many weights, or the
             target refuses operators; all of it at once.
     """
-    placed = [c for c in bundle.components.values() if c.placement is Placement.NPU]
+    placed = [c for c in bundle.components.values() if target.fixes(c.role)]
     problems: list[str] = []
     for component in placed:
         infer_shapes(component.graph)
@@ -70,7 +68,7 @@ def check_fixed(bundle: Bundle, target: Target) -> None:
 
 
 def check_written(directory: Path, manifest: Manifest, target: Target) -> None:
-    """Hold the graphs of a package for a target of fixed shapes against every rule of it, now that scales are known.
+    """Hold the graphs of a package that are not for the CPU against every rule of the target, now scales are known.
 
     Args:
         directory: of the package.
@@ -80,9 +78,7 @@ def check_written(directory: Path, manifest: Manifest, target: Target) -> None:
     Raises:
         TargetError: the target refuses a node, or computes wrong numbers for it; all of them at once.
     """
-    if not target.fixed_shapes:
-        return
-    placed = {name: entry for name, entry in manifest.components.items() if entry.placement is Placement.NPU}
+    placed = {name: entry for name, entry in manifest.components.items() if entry.placement is not Placement.CPU}
     reports = [lint_graph(directory / e.file, target, name=name, role=e.role) for name, e in placed.items()]
     found = [(report.name, finding) for report in reports for finding in report.findings]
     raise_all(
@@ -111,8 +107,8 @@ def _shape_problems(component: Component, target: Target) -> Iterator[str]:
 
 def _refused(target: Target, components: Iterable[Component]) -> list[str]:
     """Operators that a target refuses, each with its reason and number of nodes."""
-    nodes = [node for component in components for node in component.graph.all_nodes()]
-    verdicts = [target.takes_op(node.op_type, node.domain) for node in nodes]
+    homes = [(target_for(component.role, target), component.graph) for component in components]
+    verdicts = [home.takes_op(node.op_type, node.domain) for home, graph in homes for node in graph.all_nodes()]
     counted = Counter(verdict.reason for verdict in verdicts if not verdict)
     return [f"{reason} ({count} nodes)" for reason, count in sorted(counted.items())]
 

@@ -86,7 +86,14 @@ def lint(
             progress(graph.name, place, len(graphs))
         one = lint_graph(graph.path, target, name=graph.name, role=graph.role, dims=dims)
         found.append(_probed(one, target) if probe and not one.on_cpu else one)
-    return Lint(target=target.name, tried=target.tried.value, graphs=tuple(found), fixed=fixed, declined=declined)
+    return Lint(
+        target=target.name,
+        tried=target.tried.value,
+        partial=target.partial,
+        graphs=tuple(found),
+        fixed=fixed,
+        declined=declined,
+    )
 
 
 def _graphs(model: Path) -> list[_Graph]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hvlc.bundle import Bundle
+from hvlc.bundle import Bundle, Role
 from hvlc.errors import UserError
 from hvlc.manifest import Kind
 from hvlc.pipeline.limits import check_fixed
@@ -12,7 +12,7 @@ from hvlc.placement import Placement
 from hvlc.plan import Action, CacheType, Plan
 from hvlc.quantized import Solved
 from hvlc.recipes.schema import Preparation
-from hvlc.target import Target
+from hvlc.target import Target, target_for
 
 if TYPE_CHECKING:
     from hvlc.pipeline.calibrate import Observed
@@ -26,18 +26,22 @@ def float_passes(facts: Mapping[str, Any], target: Target, prepare: Preparation)
 def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
     """Those that no recipe asks for, in order: what makes tokens of images is for models that see and speak."""
     from hvlc.passes.compress_resolution import CompressResolution
+    from hvlc.passes.decompose_attention import DecomposeAttention
     from hvlc.passes.fuse_skip_norm import FuseSkipNorm
     from hvlc.passes.stitch_tiles import StitchTiles
     from hvlc.passes.tile_images import TileImages
 
+    by_target: list[Any] = [FuseSkipNorm(target)]
+    if not target_for(Role.VISION_ENCODER, target).takes_op("Attention"):
+        by_target.append(DecomposeAttention(target))
     if facts["kind"] != Kind.VISION_LANGUAGE:
-        return [FuseSkipNorm(target)]
+        return by_target
     mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
     return [
         TileImages(facts["tile_size"], facts["cell_size"], mean, std),
         CompressResolution(facts["proxy_size"], facts["min_scale"], facts["scale_step"], mean, std),
         StitchTiles(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]),
-        FuseSkipNorm(target),
+        *by_target,
     ]
 
 
@@ -60,22 +64,23 @@ def quantize(
     if QuantizeWeights.roles - static:
         QuantizeWeights(plan, SOLVERS, levels, QuantizeWeights.roles - static).run(bundle)
     if static:
-        QuantizeWeightsQDQ(plan, SOLVERS, levels, static, direct=target.fixed_shapes).run(bundle)
+        direct = any(target.fixes(role) for role in static)
+        QuantizeWeightsQDQ(plan, SOLVERS, levels, static, direct=direct).run(bundle)
     if plan.activations is not None:
         QuantizeActivations(plan, observed.ranges).run(bundle)
     if plan.kv_cache is CacheType.INT8:
         QuantizeKVCache(observed.magnitudes).run(bundle)
-    if not target.fixed_shapes:  # compilers of NPUs take products apart as they like
+    if not target.fixes(Role.DECODER):  # compilers of NPUs take products apart as they like
         PackProjections().run(bundle)
     NarrowTables(target).run(bundle)
     facts: dict[str, Any] = bundle.facts
-    if facts["kind"] == Kind.VISION_LANGUAGE and not target.fixed_shapes:
+    if facts["kind"] == Kind.VISION_LANGUAGE and not target.fixes(Role.VISION_ENCODER):
         SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]).run(bundle)
     return sum(a.action is not Action.KEEP for a in plan.assignments)
 
 
 def fix_for(bundle: Bundle, target: Target, context: int | None) -> None:
-    """Where the target wants fixed shapes: cut the decoder into stages, fix every dimension, place every component.
+    """Place every component; where the target wants fixed shapes, fix every dimension, and cut the decoder into stages.
 
     Args:
         bundle: with quantized weights; no pass changes it after.
@@ -87,11 +92,27 @@ def fix_for(bundle: Bundle, target: Target, context: int | None) -> None:
             nothing is fixed.
         TargetError: a layer alone is too large for a part, or a graph does not hold to the target's limits.
     """
-    if not target.fixed_shapes:
-        if context is not None:
-            cause = f"the KV cache of {target.name} grows with the sequence"
-            raise UserError("build.context", cause, "leave --context out, or choose a target of fixed shapes")
-        return
+    if context is not None and not target.fixes(Role.DECODER):
+        cause = f"the KV cache of {target.name} grows with the sequence"
+        raise UserError("build.context", cause, "leave --context out, or choose a target of fixed shapes")
+    if target.fixed_shapes:
+        _fix_shapes(bundle, target, context)
+    _place(bundle, target)
+    if target.fixed_shapes:
+        check_fixed(bundle, target)
+
+
+def _place(bundle: Bundle, target: Target) -> None:
+    """Say of every component where it runs and why, and what its session is told."""
+    for component in bundle.components.values():
+        if target.leaves_to_cpu(component.role):
+            component.placement, component.reason = Placement.CPU, target.why_cpu(component.role)
+        else:
+            component.placement, component.provider = target.placement, target.provider
+
+
+def _fix_shapes(bundle: Bundle, target: Target, context: int | None) -> None:
+    """Fix the dimensions of what the target takes, and cut the decoder if that is among it."""
     from hvlc.passes.fix_shapes import FixShapes
     from hvlc.passes.flatten_norms import FlattenNorms
     from hvlc.passes.keep_positions import KeepPositions
@@ -101,19 +122,12 @@ def fix_for(bundle: Bundle, target: Target, context: int | None) -> None:
     from hvlc.passes.take_lengths import TakeLengths
 
     facts, steps, room = bundle.facts, list[Any](), target.prompt_chunk
-    if facts["kind"] != Kind.VISION:
+    if facts["kind"] != Kind.VISION and target.fixes(Role.DECODER):
         facts["context_length"] = room = static_context(int(str(facts["context_length"])), target, context)
         steps += [TakeLengths(), KeepPositions(), SplitDecoder(target.part_bytes), LookUpTokens()]
-    for step in (*steps, FixShapes(target.prompt_chunk, room), SpellReshapes(), FlattenNorms()):
+    roles = frozenset(role for role in (Role.DECODER, Role.VISION_ENCODER) if target.fixes(role))
+    for step in (*steps, FixShapes(target.prompt_chunk, room, roles), SpellReshapes(), FlattenNorms()):
         step.run(bundle)
-    for component in bundle.components.values():
-        if target.leaves_to_cpu(component.role):
-            known = target.sources.get("cpu_roles")
-            component.placement = Placement.CPU
-            component.reason = known.source if known else f"{target.name} leaves a {component.role} to it"
-        else:
-            component.placement = Placement.NPU
-    check_fixed(bundle, target)
 
 
 def static_context(longest: int, target: Target, asked: int | None) -> int:

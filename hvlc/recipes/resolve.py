@@ -11,9 +11,10 @@ from hvlc.lazy import Cast, Expression, expression_of
 from hvlc.plan import Action, Assignment, CacheType, Plan, WeightFormat
 from hvlc.prequantized.matrix import STORED, Prequantized
 from hvlc.prequantized.taking import prequantized_in
-from hvlc.recipes.schema import Recipe, Rule, WeightSpec
-from hvlc.target import Grain, Target, Verdict
+from hvlc.recipes.schema import Recipe, Rule, WeightSpec, load_recipe, shipped_recipes
+from hvlc.target import Grain, Target, Verdict, target_for
 
+_OTHER = "choose another recipe or target"
 _RESOLVED_ROLES = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)
 
 
@@ -92,9 +93,25 @@ def resolve(
 
     Raises:
         UserError: a rule matches nothing, or names an unknown solver or a setting that the solver does not take.
-        TargetError: the target cannot take what a rule asks for. Several problems come in one error.
+        TargetError: the target cannot take what a rule asks for, with the shipped recipes that fit. Several problems
+            come in one error.
     """
-    problems = list(_solver_problems(recipe, set(solvers), options or {}))
+    options = options or {}
+    plan, problems = _planned(recipe, bundle, target, set(solvers), options)
+    if any(isinstance(problem, TargetError) for problem in problems):
+        tried = {name: _planned(load_recipe(name), bundle, target, set(solvers), options) for name in shipped_recipes()}
+        fitting = ", ".join(name for name, (_, found) in tried.items() if not found)
+        fix = f"choose another target, or a recipe that fits this one: {fitting or 'none that is shipped'}"
+        problems = [TargetError(p.code, p.cause, fix) if isinstance(p, TargetError) else p for p in problems]
+    raise_all(problems)
+    return plan
+
+
+def _planned(
+    recipe: Recipe, bundle: Bundle, target: Target, solvers: set[str], options: Mapping[str, type]
+) -> tuple[Plan, list[HvlcError]]:
+    """The plan, and everything that speaks against it."""
+    problems = list(_solver_problems(recipe, solvers, options))
     assignments: list[Assignment] = []
     refused: dict[str, list[str]] = {}
     used: set[int] = set()
@@ -110,22 +127,22 @@ def resolve(
     for reason, weights in refused.items():
         more = f" and {len(weights) - 1} more weights" if len(weights) > 1 else ""
         cause = f"{weights[0]}{more}: {reason}"
-        problems.append(TargetError("plan.target", cause, "choose another recipe or target"))
+        problems.append(TargetError("plan.target", cause, _OTHER))
     unused = [r for r in recipe.rules if id(r) not in used and not r.optional]
     if unused:
         names = "; ".join(f"{r.role} {r.weights!r}" for r in unused)
         cause = f"recipe {recipe.name}: rules that match no weight: {names}"
         problems.append(UserError("recipe.rule", cause, "correct or drop them"))
+    static = recipe.activation_format
     plan = Plan(
         recipe.name,
         target.name,
         tuple(assignments),
         recipe.activations != "int8",
-        recipe.activation_format and replace(recipe.activation_format, products=target.fixed_shapes),
+        static and replace(static, products=any(target.fixes(role) for role in static.roles)),
         recipe.kv_cache,
     )
-    raise_all([*problems, *_runtime_problems(plan, target)])
-    return plan
+    return plan, [*problems, *_runtime_problems(plan, target)]
 
 
 def _solver_problems(recipe: Recipe, solvers: set[str], options: Mapping[str, type]) -> Iterator[HvlcError]:
@@ -162,15 +179,23 @@ def _option_problems(solver: str, given: Mapping[str, bool | float], kind: type 
 
 def _runtime_problems(plan: Plan, target: Target) -> Iterator[HvlcError]:
     """Everything that the target, or the QDQ form, does not take of a plan's activations and cache."""
-    verdicts = [target.takes_cache(plan.kv_cache)] if plan.kv_cache is not CacheType.FLOAT else []
+    decoder = target_for(Role.DECODER, target)
+    verdicts = [decoder.takes_cache(plan.kv_cache)] if plan.kv_cache is not CacheType.FLOAT else []
     if plan.activations is not None:
-        verdicts.append(target.takes_activations(plan.activations.type))
+        homes = {home.name: home for role in plan.activations.roles if (home := target_for(role, target))}
+        verdicts += [home.takes_activations(plan.activations.type) for home in homes.values()]
         for assignment in (a for a in plan.assignments if plan.is_static(a.role)):
             obstacle = assignment.format.static_obstacle(assignment.in_features) if assignment.format else ""
             verdicts.append(Verdict(not obstacle, f"{assignment.weight}: {obstacle}"))
     for verdict in verdicts:
         if not verdict:
-            yield TargetError("plan.target", verdict.reason, "choose another recipe or target")
+            yield TargetError("plan.target", verdict.reason, _OTHER)
+
+
+def _home(place: _Place, target: Target) -> Target:
+    """What a weight is held against. Where a decoder gets fixed shapes, its table becomes an embedding of its own."""
+    leaves = place.is_lookup and target.fixes(Role.DECODER)
+    return target_for(Role.EMBEDDING if leaves else place.component.role, target)
 
 
 def _first_rule(recipe: Recipe, place: _Place) -> Rule | None:
@@ -184,8 +209,9 @@ def _decide(place: _Place, rule: Rule | None, target: Target, places: list[_Plac
         return _decide_lookup(place, rule, target, places, recipe)
     if rule is None or rule.quantize is None:
         return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
-    choice = _choice(place, rule.quantize, target, recipe)
-    verdict = _takes(target, choice.format, place, recipe)
+    home = _home(place, target)
+    choice = _choice(place, rule.quantize, home, recipe)
+    verdict = _takes(home, choice.format, place, recipe)
     return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
 
 
@@ -255,19 +281,20 @@ def _decide_lookup(
 ) -> Assignment | str:
     """An embedding table: shares the head's bytes when tied and the target can look them up, else follows its rule."""
     heads = [p for p in places if not p.is_lookup and p.dims == place.dims and place.shares(p)]
+    home = _home(place, target)
     head_rule = _first_rule(recipe, heads[0]) if heads else None
     if head_rule and head_rule.quantize:
-        choice = _choice(heads[0], head_rule.quantize, target, recipe)
-        verdict = _lookup_verdict(place, target, choice.format)
+        choice = _choice(heads[0], head_rule.quantize, _home(heads[0], target), recipe)
+        verdict = _lookup_verdict(place, home, choice.format)
         if verdict:
             tied = _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", choice)
             return replace(tied, shares=(heads[0].component.name, str(heads[0].node.name)))
         if rule is None or rule.quantize is None:
-            return _kept_table(place, target, verdict.reason)
+            return _kept_table(place, home, verdict.reason)
     if rule is None or rule.quantize is None:
-        return _kept_table(place, target, rule.reason if rule and rule.reason else "no rule asks for it")
-    choice = _choice(place, rule.quantize, target, recipe)
-    verdict = _lookup_verdict(place, target, choice.format)
+        return _kept_table(place, home, rule.reason if rule and rule.reason else "no rule asks for it")
+    choice = _choice(place, rule.quantize, home, recipe)
+    verdict = _lookup_verdict(place, home, choice.format)
     return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
 
 
@@ -282,7 +309,7 @@ def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
 
 def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> Verdict:
     op = target.takes_op("GatherBlockQuantized", "com.microsoft")
-    if not op and not target.leaves_to_cpu(Role.EMBEDDING):
+    if not op:
         return op
     width = place.dims[1]
     if width % format.block_size:  # the operator would return the padding of the last block too

@@ -155,7 +155,8 @@ def build_tables(result: BuildResult) -> Group:
         f"{result.output}: {size} MB in {total:.1f} s ({seconds}); peak memory {memory.unshared / 1e6:.0f} MB "
         f"unshared, {memory.total / 1e6:.0f} MB with mapped files"
     )
-    return Group(journal, plan_table(result.plan, result.estimate), Text(summary))
+    tried = f"packages for {result.manifest.sources.target_name}: {result.manifest.tried or 'not stated'}"
+    return Group(journal, plan_table(result.plan, result.estimate), Text(summary), Text(tried, style="dim"))
 
 
 def manifest_tables(manifest: Manifest) -> Group:
@@ -166,13 +167,15 @@ def manifest_tables(manifest: Manifest) -> Group:
         "model": sources.model_type,
         "recipe": f"{sources.recipe_name} ({sources.recipe[:16]})",
         "target": f"{sources.target_name} ({sources.target[:16]})",
+        **({"tried": manifest.tried} if manifest.tried else {}),
         "checkpoint": sources.checkpoint[:16],
         **_kind_facts(manifest),
         "versions": ", ".join(f"{name} {version}" for name, version in sources.versions.items()),
     }
-    components = _table("component", "role", "inputs", "outputs")
+    components = _table("component", "role", "runs on", "inputs", "outputs")
     for name, entry in manifest.components.items():
-        components.add_row(name, entry.role, ", ".join(entry.inputs), ", ".join(entry.outputs))
+        runs_on = str(entry.placement) + (f" ({entry.provider.name})" if entry.provider else "")
+        components.add_row(name, entry.role, runs_on, ", ".join(entry.inputs), ", ".join(entry.outputs))
     files = _table("file", "bytes", "share")
     for name, file in sorted(manifest.files.items(), key=lambda item: -item[1].bytes):
         files.add_row(name, f"{file.bytes:,}", f"{100 * file.bytes / manifest.total_bytes:.1f} %")

@@ -41,13 +41,15 @@ def _overview(found: Lint) -> Table:
     for title in ("graph", "nodes", "refused", "hazards", "partitions", "verdict"):
         table.add_column(title, justify="left" if title in ("graph", "verdict") else "right")
     for graph in found.graphs:
-        verdict = Text("on the CPU (declared)", style="dim") if graph.on_cpu else _verdict(graph)
+        verdict = Text("on the CPU (declared)", style="dim") if graph.on_cpu else _verdict(graph, partial=found.partial)
         counts = (graph.nodes, graph.refused, graph.hazards, graph.partitions)
         table.add_row(Text(graph.name), *(Text(str(count)) for count in counts), verdict)
     return table
 
 
-def _verdict(graph: GraphLint) -> Text:
+def _verdict(graph: GraphLint, *, partial: bool) -> Text:
+    if graph.refused and partial:
+        return Text("taken in part (declared)", style="green" if not graph.hazards else "yellow")
     if graph.refused:
         return Text("refused", style="red")
     if graph.hazards:

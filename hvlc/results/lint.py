@@ -115,6 +115,7 @@ class Lint(Record):
         schema_version: of this record.
         target: name.
         tried: how far packages for the target were tried.
+        partial: whether the target means to leave nodes that it refuses to the CPU of the same session.
         graphs: in the package's order.
         fixed: how many nodes `--fix` changed, by the name of the pass; None where it was not asked for.
         declined: what `--fix` could not change, each with its reason.
@@ -123,14 +124,17 @@ class Lint(Record):
     schema_version: int = SCHEMA_VERSION
     target: str
     tried: str
+    partial: bool = False
     graphs: tuple[GraphLint, ...]
     fixed: dict[str, int] | None = None
     declined: tuple[str, ...] = ()
 
     def refused(self, *, allow_hazards: bool) -> bool:
-        """Whether the target cannot have the model as it is: what is declared to run on the CPU does not count."""
+        """Whether the target cannot have the model as it is: what is declared to run on the CPU does not count, nodes
+        that a partial target leaves to it included.
+        """
         return any(
-            graph.refused
+            (graph.refused and not self.partial)
             or (graph.hazards and not allow_hazards)
             or (graph.probed is not None and not graph.probed.taken)
             for graph in self.graphs

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-import onnxruntime_genai as og
 
 from hvlc.errors import UserError
 from hvlc.graph import keep_positions
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
 from hvlc.runtime.prompt import open_tokenizer
+from hvlc.runtime.providers import load_decoder
 from hvlc.tokenization import opening_tokens
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -52,7 +52,9 @@ class TextScorer:
 
     def encode(self, text: str) -> np.ndarray:
         """int64 `[n]`: the tokens of a text and nothing else."""
-        model = og.Model(str(self._directory))  # its tokenizer opens with the whole model, and goes before the session
+        model = load_decoder(
+            self._directory, self._manifest
+        )  # its tokenizer opens with the whole model, and goes before the session
         return open_tokenizer(model, self._directory).encode(text).astype(np.int64)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:

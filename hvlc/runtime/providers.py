@@ -1,7 +1,8 @@
-"""The execution provider of packages that were compiled for a Snapdragon: registered once, where such a package opens.
+"""The execution providers of packages.
 
-On x86-64 it executes the binaries in emulation: slowly, and in values as the NPU's, as far as anyone can tell without
-a device.
+That of packages that were compiled for a Snapdragon is registered once, where such a package opens. On x86-64 it
+executes the binaries in emulation: slowly, and in values as the NPU's, as far as anyone can tell without a device.
+Other providers are built into an onnxruntime or not; where one is not, the CPU stands in, and reports say so.
 """
 
 import ctypes
@@ -11,12 +12,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import onnxruntime as ort
 import onnxruntime_genai as og
 
 from hvlc.errors import UserError
-from hvlc.manifest import CompiledEntry, Manifest
+from hvlc.manifest import DECODER, CompiledEntry, Manifest
+from hvlc.placement import Provider
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
 
@@ -35,9 +38,34 @@ def runs_on(manifest: Manifest) -> str:
     """What executes the package here, for reports."""
     chips = sorted({entry.compiled.chip for entry in manifest.components.values() if entry.compiled})
     if not chips:
-        return "onnxruntime CPU"
+        named = [entry.provider for entry in manifest.components.values() if entry.provider]
+        if any(offered(provider) is None for provider in named):
+            return f"onnxruntime CPU, standing in for {manifest.sources.target_name}"
+        return " and ".join(["onnxruntime CPU", *sorted({provider.name for provider in named})])
     emulated = platform.machine() in ("x86_64", "AMD64")
     return f"{'emulated ' if emulated else ''}NPU of {', '.join(chips)}, and onnxruntime CPU"
+
+
+def offered(provider: Provider) -> str | None:
+    """This onnxruntime's name of a provider that a package asks for; None where it does not have it."""
+    wanted = f"{provider.name}ExecutionProvider".casefold()
+    return next((name for name in ort.get_available_providers() if name.casefold() == wanted), None)
+
+
+def provider_list(provider: Provider | None) -> list[tuple[str, dict[str, str]]]:
+    """Providers of a session by priority; the CPU alone where it stands in."""
+    name = offered(provider) if provider else None
+    asked = [(name, provider.options)] if provider and name else []
+    return [*asked, ("CPUExecutionProvider", {})]
+
+
+def load_decoder(directory: Path, manifest: Manifest) -> og.Model:
+    """What onnxruntime-genai runs of a package, on the CPU where this onnxruntime lacks the decoder's provider."""
+    config = og.Config(str(directory))
+    decoder = manifest.components.get(DECODER)
+    if decoder and decoder.provider and offered(decoder.provider) is None:
+        config.clear_providers()
+    return og.Model(config)
 
 
 def use_device(options: ort.SessionOptions, compiled: CompiledEntry) -> None:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from hvlc.errors import UserError, nearest
 from hvlc.manifest import FLOAT_PRODUCTS, Manifest
-from hvlc.runtime.providers import register_providers, use_device
+from hvlc.runtime.providers import provider_list, register_providers, use_device
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
 
@@ -129,8 +129,9 @@ class Vision:
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         options.add_session_config_entry(*FLOAT_PRODUCTS)
-        compiled = next((e.compiled for e in self._manifest.components.values() if e.file == file), None)
-        if compiled:
-            use_device(options, compiled)
+        entry = next((e for e in self._manifest.components.values() if e.file == file), None)
+        if entry and entry.compiled:
+            use_device(options, entry.compiled)
             return ort.InferenceSession(self._directory / file, options)
-        return ort.InferenceSession(self._directory / file, options, providers=["CPUExecutionProvider"])
+        providers = provider_list(entry.provider if entry else None)
+        return ort.InferenceSession(self._directory / file, options, providers=providers)

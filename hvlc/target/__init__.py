@@ -1,6 +1,6 @@
 """Targets: frozen data about a device or runtime; code asks questions and never the name."""
 
-from hvlc.target.loading import load_target, shipped_targets, target_path
+from hvlc.target.loading import load_target, shipped_targets, target_for, target_path
 from hvlc.target.operation import Grain, Operand, Operation, Quantized
 from hvlc.target.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
 from hvlc.target.schema import BlockFormat, Finding, Target, Tried, Verdict
@@ -25,5 +25,6 @@ __all__ = [
     "Verdict",
     "load_target",
     "shipped_targets",
+    "target_for",
     "target_path",
 ]

@@ -1,5 +1,6 @@
 """Target files: the shipped ones, a user's own, and families that share facts."""
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from hvlc.spec import read_toml
 from hvlc.target.schema import Target
 
 _FAMILIES = "families"
+_CPU = "cpu"  # what runs beside every target
 
 
 def _directory() -> Path:
@@ -41,6 +43,16 @@ def load_target(name: str) -> Target:
     """
     path = target_path(name)
     return Target.parse(_resolved(read_toml(path), path, ()), path.name)
+
+
+def target_for(role: str, target: Target) -> Target:
+    """What a component of a role is held against: the CPU where the target leaves the role, or nodes of it, to that."""
+    return _cpu() if target.partial or target.leaves_to_cpu(role) else target
+
+
+@cache
+def _cpu() -> Target:
+    return load_target(_CPU)
 
 
 def _resolved(own: dict[str, Any], path: Path, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from hvlc.errors import nearest
+from hvlc.placement import Placement, Provider
 from hvlc.spec import StrictModel
 from hvlc.target.operation import Grain, Operation
 from hvlc.target.rules import Evidence, Known, Operators, Product, Rule, Severity
@@ -87,6 +88,7 @@ class Target(StrictModel):
         name: as given on the command line.
         description: one line.
         execution_provider: onnxruntime's name of the provider.
+        provider_name: the same as packages tell it to sessions (`hvlc.placement.Provider`); None where they name none.
         tried: how far packages for it were tried.
         evidence: how the target as a whole is known.
         contrib_ops: com.microsoft operators that run on it.
@@ -106,7 +108,11 @@ class Target(StrictModel):
         context: tokens that a KV cache of fixed shapes has room for, if nobody asks for more; None is the model's.
         max_rank: most dimensions of a value.
         part_bytes: most bytes of one compiled part.
-        cpu_roles: components of a package that are meant to run on the CPU beside this target.
+        partial: whether the provider is meant to take some nodes of a graph and leave the others to the CPU provider of
+            the same session; what it refuses is reported then, and no reason against a graph.
+        processor: what runs its graphs; without it an NPU where shapes are fixed, else the CPU.
+        cpu_roles: components of a package that are meant to run on the CPU beside this target; a table has the reason
+            of each.
         soc_model: Qualcomm's number of the chip.
         htp_arch: generation of its NPU.
         session_options: of onnxruntime, for this target.
@@ -120,6 +126,7 @@ class Target(StrictModel):
     name: str
     description: str
     execution_provider: str
+    provider_name: str | None = None
     tried: Tried = Tried.RULES
     evidence: Evidence
     contrib_ops: tuple[str, ...] = ()
@@ -137,7 +144,9 @@ class Target(StrictModel):
     context: int | None = Field(None, ge=1)
     max_rank: int | None = Field(None, ge=1)
     part_bytes: int | None = Field(None, ge=1)
-    cpu_roles: tuple[str, ...] = ()
+    partial: bool = False
+    processor: Placement | None = None
+    cpu_roles: tuple[str, ...] | dict[str, str] = ()
     soc_model: int | None = None
     htp_arch: int | None = None
     session_options: dict[str, str] = Field(default_factory=dict)
@@ -237,6 +246,26 @@ class Target(StrictModel):
         """Whether a component of this role is meant to run on the CPU."""
         taken = role in self.cpu_roles
         return Verdict(taken, f"{self.name} declares no CPU component of the role {role}")
+
+    def why_cpu(self, role: str) -> str:
+        """Why a component of this role is meant to run on the CPU."""
+        known = self.sources.get("cpu_roles")
+        otherwise = known.source if known else f"{self.name} leaves a {role} to it"
+        return self.cpu_roles.get(role, otherwise) if isinstance(self.cpu_roles, dict) else otherwise
+
+    def fixes(self, role: str) -> bool:
+        """Whether graphs of this role have to have fixed shapes."""
+        return self.fixed_shapes and not self.leaves_to_cpu(role)
+
+    @property
+    def placement(self) -> Placement:
+        """Where its graphs run."""
+        return self.processor or (Placement.NPU if self.fixed_shapes else Placement.CPU)
+
+    @property
+    def provider(self) -> Provider | None:
+        """What a session is told, where a package names the provider."""
+        return Provider(name=self.provider_name, options=self.provider_options) if self.provider_name else None
 
     def findings(self, operation: Operation) -> tuple[Finding, ...]:
         """Everything that speaks against an operation: refusals first; empty when it may run as it is."""
