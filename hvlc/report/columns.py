@@ -158,10 +158,10 @@ def notes(evaluations: Sequence[Evaluation]) -> list[str]:
     ran = ", ".join(sorted({f"{e.name} on {e.runs_on}" for e in evaluations}))
     tasks = ", ".join(sorted({f"{e.task} (n = {e.summary.n})" for e in evaluations}))
     meaning = (
-        "Brackets are 95 % intervals, after ~ the range of too few numbers. TTFT: median time to first token. MB: 10^6 "
-        "bytes. Same answers, kept: answers equal to the reference's, share of its exact match. p: exact McNemar test. "
-        "KL: mean divergence from the reference per token of its own answers; top-1: share of these tokens that both "
-        "find likeliest."
+        "Brackets are 95 % intervals, after ~ the range of too few numbers. TTFT: median time to first token. Peak "
+        "memory: of the whole process, what it did before included. MB: 10^6 bytes. Same answers, kept: answers equal "
+        "to the reference's, share of its exact match. p: exact McNemar test. KL: mean divergence from the reference "
+        "per token of its own answers; top-1: share of these tokens that both find likeliest."
     )
     return [*lines, f"Task: {tasks}. Ran: {ran}. {meaning}"]
 

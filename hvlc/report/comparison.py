@@ -16,6 +16,7 @@ from hvlc.results.comparison import SIGNIFICANCE, Comparison, Contestant, LayerE
 from hvlc.results.difference import ValueChange
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written
+from hvlc.stages import ANSWER, SAMPLING
 
 _STYLES = {"noise": "dim", "worse": "red", "better": "green"}
 _FIDELITY = ("kl", "top1_agreement")
@@ -34,7 +35,7 @@ def headline(comparison: Comparison) -> list[str]:
 
 def _departure(comparison: Comparison, name: str) -> Iterator[str]:
     """Where values begin to differ."""
-    stages = [row for row in comparison.stages if row.contestant == name]
+    stages = [row for row in comparison.stages if row.contestant == name and row.stage not in (SAMPLING, ANSWER)]
     first = next((row for row in stages if row.relative_error != 0), None)
     if first is not None:
         last = "" if stages[-1] is first else f", {error(stages[-1].relative_error)} at {stages[-1].stage}"
