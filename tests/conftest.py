@@ -8,7 +8,10 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hvlc.built import BuildResult
+    from tests.commands import Hvlc
 
 # Before any test imports a library that reads them.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -81,3 +84,11 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.checking import check_every_pass
 
     check_every_pass(monkeypatch)
+
+
+@pytest.fixture
+def hvlc(capsys: pytest.CaptureFixture[str]) -> "Iterator[Hvlc]":
+    """`hvlc ARGUMENTS` in this process: exit code, stdout and stderr."""
+    from tests.commands import commands
+
+    yield from commands(capsys)

@@ -1,53 +1,20 @@
 """The command line: exit codes, errors with a way out, JSON, and nothing left behind."""
 
 import errno
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from hvlc import cli
 from hvlc.cli.common import Size
+from tests.commands import Hvlc, Result
 from tests.tiny import picture
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Hvlc = Callable[..., Result]
-
-
-@pytest.fixture
-def hvlc(capsys: pytest.CaptureFixture[str]):
-    """`hvlc ARGUMENTS` in this process."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        try:
-            cli.main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

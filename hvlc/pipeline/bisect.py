@@ -18,8 +18,9 @@ from hvlc.pipeline.build import require_compile
 from hvlc.pipeline.diagnosis import diagnose
 from hvlc.pipeline.tracing import open_tracer
 from hvlc.results.bisection import Bisection, Deviation, StageResult
+from hvlc.runtime.package_stages import Stage
 from hvlc.runtime.parts import RUN_ERRORS, Precision
-from hvlc.runtime.tracing import PackageTracer, Stage
+from hvlc.runtime.tracing import PackageTracer
 from hvlc.stages import Layout, Question, Values
 
 #: Told what is being done, how far it is, and how far it goes.

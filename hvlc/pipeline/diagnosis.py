@@ -18,8 +18,9 @@ from hvlc.checkpoint import Checkpoint, read_json
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
 from hvlc.prequantized.reading import read_parameter
+from hvlc.runtime.package_stages import Stage
 from hvlc.runtime.parts import Part
-from hvlc.runtime.tracing import PackageTracer, Stage
+from hvlc.runtime.tracing import PackageTracer
 from hvlc.stages import Values
 
 _MATRIX = 2  # rank

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import UserError
@@ -83,7 +84,7 @@ class Graph:
         self._directory, self._threads = directory, threads
         try:
             self.model = ir.load(directory / file)
-        except Exception as error:  # protobuf's and onnx_ir's own, of no common class
+        except (DecodeError, OSError, RuntimeError, ValueError) as error:  # onnx_ir's own are RuntimeErrors
             raise UserError("package.graph", f"cannot read {directory / file}: {error}", "build it again") from error
         for tensor in _stored(self.model.graph):
             if isinstance(tensor, ir.ExternalTensor):

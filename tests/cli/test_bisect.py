@@ -1,14 +1,13 @@
 """`hvlc bisect`: exit codes, JSON, and the files that it writes."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hvlc import cli
 from hvlc.results.bisection import Bisection
+from tests.commands import Hvlc
 from tests.planting import planted
 from tests.tiny import picture
 
@@ -16,21 +15,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(hvlc: Hvlc) -> Run:
     """Exit code, stdout and stderr of `hvlc bisect ARGUMENTS`."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def bisect(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            cli.main(["bisect", *map(str, arguments), "--max-new-tokens", "4"])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    yield bisect
-    signal.signal(signal.SIGTERM, before)
+    return lambda *arguments: hvlc("bisect", *arguments, "--max-new-tokens", "4")
 
 
 def test_a_package_that_departs_ends_with_4_and_files(

@@ -1,13 +1,13 @@
 """`hvlc calibration show`."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from hvlc import cli
+from tests.commands import Hvlc
 from tests.export.tiny_families import save_text
 from tests.tiny import picture
 
@@ -15,21 +15,9 @@ Show = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Iterator[Show]:
+def show(hvlc: Hvlc) -> Show:
     """Exit code, stdout and stderr of `hvlc calibration show ARGUMENTS`."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            cli.main(["calibration", "show", *map(str, arguments)])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return partial(hvlc, "calibration", "show")
 
 
 def test_documents_are_counted_as_the_package_counts_them(

@@ -1,39 +1,27 @@
 """`hvlc eval` on the command line."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from hvlc import cli
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.store import Store
 from hvlc.runtime.generation import VisionLanguageModel
+from tests.commands import Hvlc
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ("-n", 2, "--encoder", "base", "--max-new-tokens", 2)
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(hvlc: Hvlc) -> Command:
     """Exit code, stdout and stderr of `hvlc eval ARGUMENTS`."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            cli.main(["eval", *map(str, arguments)])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return partial(hvlc, "eval")
 
 
 def test_one_model_is_a_table_with_every_interval(command: Command, tiny_w4a16: Path) -> None:

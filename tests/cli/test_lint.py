@@ -1,52 +1,20 @@
 """`hvlc lint` and `hvlc targets`: exit codes, JSON, tables and SARIF."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jsonschema
 import onnx
 import pytest
 
-from hvlc import cli
 from hvlc.lint import probe
 from hvlc.target import load_target, shipped_targets
+from tests.commands import Hvlc
 from tests.lint.corpus import corpus
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "sarif-2.1.0.json"
 CASES = {case.name: case for case in corpus()}
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Hvlc = Callable[..., Result]
-
-
-@pytest.fixture
-def hvlc(capsys: pytest.CaptureFixture[str]) -> Iterator[Hvlc]:
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        try:
-            cli.main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

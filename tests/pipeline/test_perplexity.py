@@ -2,8 +2,8 @@
 
 import json
 import math
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hvlc import cli
 from hvlc.errors import UserError
 from hvlc.evaluation.perplexity import perplexity, with_reading_agreement
 from hvlc.pipeline.build import build
@@ -23,6 +22,7 @@ from hvlc.pipeline.store import Store
 from hvlc.results import Perplexity, ScoredWindow, TextEvaluation, read_evaluation
 from hvlc.runtime.logits import TextScorer
 from hvlc.zoo.tokenizer import build_nano_tokenizer
+from tests.commands import Hvlc
 from tests.export.tiny_families import CONTEXT, save_text
 
 TEXT = " ".join(f"word {i} and {i * i % 97}" for i in range(400))
@@ -293,21 +293,9 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(hvlc: Hvlc) -> Command:
     """Exit code, stdout and stderr of `hvlc eval ARGUMENTS`."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            cli.main(["eval", *map(str, arguments)])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return partial(hvlc, "eval")
 
 
 def test_the_command_line_holds_a_package_against_its_reference(
