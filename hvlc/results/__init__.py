@@ -6,9 +6,10 @@ refuses unknown keys and any number that is not finite: what was not measured is
 
 from hvlc.results.answering import Answered, ExampleResult
 from hvlc.results.base import Interval, Record, Score, exact, wilson
-from hvlc.results.evaluation import SCHEMA_VERSION, Agreement, Evaluation, Summary, label_of
+from hvlc.results.evaluation import Agreement, Evaluation, Summary, label_of
 from hvlc.results.fidelity import Divergence, Fidelity
 from hvlc.results.files import read_evaluation, write_evaluation, write_whole
+from hvlc.results.measurement import SCHEMA_VERSION
 from hvlc.results.reading import Measured, Perplexity, ReadingAgreement, ScoredWindow, TextEvaluation
 
 __all__ = [

@@ -1,15 +1,12 @@
 """One model on one task of questions, and how it agrees with a reference."""
 
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from hvlc.results.answering import ExampleResult
 from hvlc.results.base import Interval, Record, Score
-from hvlc.results.fidelity import Fidelity
-
-#: Raised whenever a change makes older files unreadable.
-SCHEMA_VERSION: Final = 2
+from hvlc.results.measurement import Measurement
 
 
 class Summary(Record):
@@ -81,46 +78,28 @@ class Agreement(Record):
         return self
 
 
-class Evaluation(Record):
+class Evaluation(Measurement):
     """One model on one task of questions.
 
     Attributes:
-        schema_version: version of this file format.
         kind: tells this record from a `TextEvaluation` in a file.
-        name: name of the model or package.
-        runs_on: what it ran on, e.g. "onnxruntime CPU".
-        task: name of the task.
         examples_digest: hex SHA-256 of the examples' questions, answers and pixels.
         encoder: the vision encoder that was asked for; "" where the model has none.
         vrc: whether the resolution compressor was on.
         max_new_tokens: bound of generated tokens per example.
         summary: the scores.
         examples: one result per example, in the task's order.
-        peak_memory_bytes: peak resident memory of the process while answering; absent where the system cannot tell.
-        size_bytes: size of the package on disk.
-        bits_per_weight: stored bits per weight of the decoder's matrices, scales included; absent for checkpoints.
         agreement: comparison of the answers with a reference's, if there was one.
-        fidelity: comparison of the distributions with a reference's, if there was one.
-        provenance: digests, versions and facts of the machine, as given by the caller.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["questions"] = "questions"
-    name: str
-    runs_on: str
-    task: str
     examples_digest: str
     encoder: str
     vrc: bool
     max_new_tokens: int
     summary: Summary
     examples: tuple[ExampleResult, ...] = Field(min_length=1)
-    peak_memory_bytes: int | None = None
-    size_bytes: int | None = None
-    bits_per_weight: float | None = None
     agreement: Agreement | None = None
-    fidelity: Fidelity | None = None
-    provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from hvlc.errors import UserError
-from hvlc.results.evaluation import SCHEMA_VERSION
+from hvlc.results.measurement import SCHEMA_VERSION
 from hvlc.results.reading import Measured
 
 

@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from hvlc.results.base import Interval, Record
-from hvlc.results.evaluation import SCHEMA_VERSION, Evaluation
-from hvlc.results.fidelity import Fidelity
+from hvlc.results.evaluation import Evaluation
+from hvlc.results.measurement import Measurement
 
 
 class ScoredWindow(Record):
@@ -74,44 +74,26 @@ class ReadingAgreement(Record):
     ratio: Interval
 
 
-class TextEvaluation(Record):
+class TextEvaluation(Measurement):
     """One model on one text.
 
     Attributes:
-        schema_version: version of this file format.
         kind: tells this record from an `Evaluation` in a file.
-        name: name of the model or package.
-        runs_on: what it ran on, e.g. "onnxruntime CPU".
-        task: name of the text.
         text_digest: hex SHA-256 of the windows' token ids.
         window: tokens that were read at once, the opening ones included.
         tokens: that were predicted.
         perplexity: `exp` of the mean negative log-likelihood of a token; `n` counts windows.
         windows: one after another.
-        peak_memory_bytes: peak resident memory of the process while reading; absent where the system cannot tell.
-        size_bytes: size of the package on disk; absent for checkpoints.
-        bits_per_weight: stored bits per weight of the decoder's matrices, scales included; absent for checkpoints.
         agreement: comparison of the perplexity with a reference's, if there was one.
-        fidelity: comparison of the distributions with a reference's, if there was one.
-        provenance: digests, versions and facts of the machine, as given by the caller.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["text"] = "text"
-    name: str
-    runs_on: str
-    task: str
     text_digest: str
     window: int = Field(ge=2)
     tokens: int = Field(ge=1)
     perplexity: Interval
     windows: tuple[ScoredWindow, ...] = Field(min_length=1)
-    peak_memory_bytes: int | None = None
-    size_bytes: int | None = None
-    bits_per_weight: float | None = None
     agreement: ReadingAgreement | None = None
-    fidelity: Fidelity | None = None
-    provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
