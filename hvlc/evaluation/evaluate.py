@@ -15,6 +15,7 @@ from hvlc.evaluation.memory import peak_memory_bytes, reset_peak_memory
 from hvlc.evaluation.metrics import anls, exact_match, mean_score, proportion, quantile, ratio
 from hvlc.evaluation.task import Example, Task
 from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, Score, Summary
+from hvlc.results.compilation import Compilation
 
 #: Tokens of an answer, at most, where nothing else is said.
 MAX_NEW_TOKENS = 32
@@ -35,6 +36,7 @@ def evaluate(
     journal: Journal[ExampleResult] | None = None,
     size_bytes: int | None = None,
     bits_per_weight: float | None = None,
+    compilation: Compilation | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Answers the first `count` examples of a task; one image is in memory at a time.
@@ -50,6 +52,7 @@ def evaluate(
         journal: what an earlier run answered is taken from here, and every answer is kept here.
         size_bytes: size of the package, for the record.
         bits_per_weight: of the package's decoder, for the record.
+        compilation: of the package, for the record.
         provenance: digests and versions, for the record.
 
     Raises:
@@ -84,6 +87,7 @@ def evaluate(
         peak_memory_bytes=journal.peak_memory_bytes,
         size_bytes=size_bytes,
         bits_per_weight=bits_per_weight,
+        compilation=compilation,
         provenance=dict(provenance or {}),
     )
 

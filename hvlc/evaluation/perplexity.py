@@ -12,6 +12,7 @@ from hvlc.evaluation.journal import Journal
 from hvlc.evaluation.memory import peak_memory_bytes, reset_peak_memory
 from hvlc.evaluation.metrics import ratio
 from hvlc.results import Divergence, Interval, Perplexity, ReadingAgreement, ScoredWindow, TextEvaluation
+from hvlc.results.compilation import Compilation
 
 
 def perplexity(
@@ -56,6 +57,7 @@ def evaluate_text(
     journal: Journal[ScoredWindow] | None = None,
     size_bytes: int | None = None,
     bits_per_weight: float | None = None,
+    compilation: Compilation | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> TextEvaluation:
     """The record of how a model reads windows of a text; see `perplexity`.
@@ -70,6 +72,7 @@ def evaluate_text(
         journal: as in `perplexity`.
         size_bytes: size of the package, for the record.
         bits_per_weight: of the package's decoder, for the record.
+        compilation: of the package, for the record.
         provenance: digests and versions, for the record.
 
     Raises:
@@ -90,6 +93,7 @@ def evaluate_text(
         peak_memory_bytes=journal.peak_memory_bytes,
         size_bytes=size_bytes,
         bits_per_weight=bits_per_weight,
+        compilation=compilation,
         provenance=dict(provenance or {}),
     )
 

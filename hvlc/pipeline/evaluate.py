@@ -15,6 +15,7 @@ from hvlc.evaluation.task import Task
 from hvlc.manifest import Kind
 from hvlc.pipeline.store import Store, shared_facts
 from hvlc.pipeline.subject import Model, Subject, answering, open_subject, require_one_vocabulary
+from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import comparison_markdown
 from hvlc.report.page import write_page
 from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, label_of, write_whole
@@ -89,6 +90,7 @@ class Work:
             journal=self.store.journal(label, self.total, self.depends_on(setting), ExampleResult),
             size_bytes=self.subject.size_bytes,
             bits_per_weight=self.subject.bits_per_weight,
+            compilation=self.subject.compilation,
             provenance=self.subject.provenance,
         )
 
@@ -355,7 +357,7 @@ def write_reports(output: Path, evaluations: Sequence[Evaluation], task: Task, t
         UserError: they cannot be written.
     """
     write_report(output / "report.html", evaluations, task, title, shared_facts(evaluations))
-    write_whole(output / "report.md", [comparison_markdown(evaluations), "\n"])
+    write_whole(output / "report.md", [comparison_markdown(evaluations), "\n", checks_markdown(evaluations)])
 
 
 def write_report(path: Path, evaluations: Sequence[Evaluation], task: Task, title: str, facts: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from hvlc.evaluation.perplexity import evaluate_text, text_divergences, with_rea
 from hvlc.manifest import Kind
 from hvlc.pipeline.store import Store, shared_facts
 from hvlc.pipeline.subject import Subject, open_subject, reading, require_one_vocabulary
+from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import text_markdown
 from hvlc.report.text_page import write_text_page
 from hvlc.results import Divergence, Perplexity, ScoredWindow, TextEvaluation, write_whole
@@ -124,6 +125,7 @@ class _Work:
             journal=self.store.journal(label, len(self._windows), depends, ScoredWindow),
             size_bytes=subject.size_bytes,
             bits_per_weight=subject.bits_per_weight,
+            compilation=subject.compilation,
             provenance=subject.provenance,
         )
 
@@ -186,7 +188,7 @@ def write_text_reports(output: Path, evaluations: Sequence[TextEvaluation], titl
         UserError: they cannot be written.
     """
     write_text_page(output / "report.html", evaluations, title=title, facts=shared_facts(evaluations))
-    write_whole(output / "report.md", [text_markdown(evaluations)])
+    write_whole(output / "report.md", [text_markdown(evaluations), "\n", checks_markdown(evaluations)])
 
 
 def _read(path: Path) -> str:

@@ -18,6 +18,7 @@ from hvlc.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.build import build, require_compile
 from hvlc.pipeline.estimate import processors
 from hvlc.pipeline.request import BuildRequest, source_digest
+from hvlc.results.compilation import Compilation, read_compilation
 from hvlc.runtime.logits import TextScorer
 
 _CPU_FACTS = Path("/proc/cpuinfo")
@@ -71,6 +72,15 @@ class Subject:
     def bits_per_weight(self) -> float | None:
         """Of a package's decoder, where it is quantized."""
         return self.manifest.bits_per_decoder_weight if self.manifest else None
+
+    @cached_property
+    def compilation(self) -> Compilation | None:
+        """What a compiler made of a package.
+
+        Raises:
+            UserError: its record is damaged.
+        """
+        return read_compilation(self.directory) if self.manifest else None
 
     @property
     def encoders(self) -> tuple[str, ...]:

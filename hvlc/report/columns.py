@@ -163,7 +163,13 @@ def notes(evaluations: Sequence[Evaluation]) -> list[str]:
         "to the reference's, share of its exact match. p: exact McNemar test. KL: mean divergence from the reference "
         "per token of its own answers; top-1: share of these tokens that both find likeliest."
     )
-    return [*lines, f"Task: {tasks}. Ran: {ran}. {meaning}"]
+    return [*lines, f"Task: {tasks}. Ran: {ran}. {emulation(evaluations)}{meaning}"]
+
+
+def emulation(evaluations: Sequence[Evaluation]) -> str:
+    """What times of an emulated processor are worth; nothing where none is."""
+    emulated = any("emulated" in e.runs_on for e in evaluations)
+    return "Times in emulation say nothing of a device's. " if emulated else ""
 
 
 def _compared(evaluation: Evaluation, agreement: Agreement) -> str:

@@ -1,20 +1,70 @@
 """What a compiler made of a package and how far that was checked, as tables; no figure is a device's."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from hvlc.report.columns import ABSENT
+from hvlc.report.markdown import escaped, table
+from hvlc.results import Measured
 from hvlc.results.compilation import Compilation, CompiledGraph, GraphCheck
 
+#: Heads of the columns of a check.
+CHECK = ("emulated against the CPU", "runs", "noise", "largest error", "of", "cosine", "top-1", "output")
 _MB = 1e6
+
+
+@dataclass(frozen=True)
+class CheckedPackage:
+    """A compiled package as pages show it.
+
+    Attributes:
+        name: of the package.
+        made: what was compiled, in a sentence.
+        rows: the cells of `CHECK`, a row for each graph that was run.
+        missing: what was not checked, and why.
+    """
+
+    name: str
+    made: str
+    rows: tuple[tuple[str, ...], ...]
+    missing: tuple[str, ...]
+
+
+def checked_packages(evaluations: Iterable[Measured]) -> tuple[CheckedPackage, ...]:
+    """The compiled packages among what was evaluated, each once."""
+    found = {e.name: e.compilation for e in evaluations if e.compilation is not None}
+    return tuple(
+        CheckedPackage(name, _made(record), tuple(map(_checked, record.checks)), tuple(_missing(record)))
+        for name, record in found.items()
+    )
+
+
+def checks_markdown(evaluations: Iterable[Measured]) -> str:
+    """A table for each compiled package; nothing where there is none."""
+    lines: list[str] = []
+    for package in checked_packages(evaluations):
+        lines += [f"**{escaped(package.name)}**: {escaped(package.made)}", *table(CHECK, package.rows, left=1)]
+        lines += [*(f"- {escaped(gap)}" for gap in package.missing), ""]
+    return "\n".join(lines)
 
 
 def compilation_tables(found: Compilation) -> Group:
     """One line a compiled graph, one line a check, and what was not checked."""
-    head = f"compiled for {found.target} with onnxruntime-qnn {found.compiler}: every node on the NPU"
-    missing = [Text(f"not checked: {gap.what}: {gap.reason}", style="dim") for gap in found.not_checked]
-    return Group(Text(head), _graphs(found), *([_checks(found)] if found.checks else []), *missing)
+    missing = [Text(gap, style="dim") for gap in _missing(found)]
+    return Group(Text(_made(found)), _graphs(found), *([_checks(found)] if found.checks else []), *missing)
+
+
+def _made(found: Compilation) -> str:
+    return f"compiled for {found.target} with onnxruntime-qnn {found.compiler}: every node on the NPU"
+
+
+def _missing(found: Compilation) -> list[str]:
+    return [f"not checked: {gap.what}: {gap.reason}" for gap in found.not_checked]
 
 
 def _table(*columns: str) -> Table:
@@ -25,11 +75,11 @@ def _table(*columns: str) -> Table:
 
 
 def _graphs(found: Compilation) -> Table:
-    table = _table("graph", "nodes", "MB", "chip", "NPU", "remarks")
+    shown = _table("graph", "nodes", "MB", "chip", "NPU", "remarks")
     for graph in found.graphs:
         size, arch = f"{graph.binary_bytes / _MB:.2f}", f"v{graph.htp_arch}"
-        table.add_row(*map(Text, (graph.component, str(graph.nodes), size, graph.chip, arch, _remarks(graph))))
-    return table
+        shown.add_row(*map(Text, (graph.component, str(graph.nodes), size, graph.chip, arch, _remarks(graph))))
+    return shown
 
 
 def _remarks(graph: CompiledGraph) -> str:
@@ -39,16 +89,17 @@ def _remarks(graph: CompiledGraph) -> str:
 
 
 def _checks(found: Compilation) -> Table:
-    table = _table("emulated against the CPU", "runs", "noise", "largest error", "of", "cosine", "top-1", "output")
+    shown = _table(*CHECK)
     for check in found.checks:
-        table.add_row(*map(Text, (check.component, str(check.runs), *_figures(check), check.worst.name)))
-    return table
+        shown.add_row(*map(Text, _checked(check)))
+    return shown
 
 
-def _figures(check: GraphCheck) -> tuple[str, ...]:
-    """Of the output with the most noise; agreement is that of the output that has scores."""
+def _checked(check: GraphCheck) -> tuple[str, ...]:
+    """Figures of the output with the most noise; agreement is that of the output that has scores."""
     worst = check.worst
     scores = next((output.top1 for output in check.outputs if output.top1), None)
-    cosine = "" if worst.cosine is None else f"{worst.cosine:.6f}"
-    agreement = f"{scores.value:.1%} of {scores.n}" if scores else ""
-    return (f"{worst.noise:.3%}", f"{worst.max_error:.3g}", f"{worst.largest:.3g}", cosine, agreement)
+    cosine = ABSENT if worst.cosine is None else f"{worst.cosine:.6f}"
+    agreement = f"{scores.value:.1%} of {scores.n}" if scores else ABSENT
+    figures = (f"{worst.noise:.3%}", f"{worst.max_error:.3g}", f"{worst.largest:.3g}", cosine, agreement)
+    return (check.component, str(check.runs), *figures, worst.name)

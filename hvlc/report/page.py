@@ -15,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from hvlc.report import columns, gallery, plots
+from hvlc.report.compilation import CHECK, checked_packages
 from hvlc.report.runs import lettered
 from hvlc.results import Evaluation, write_whole
 
@@ -82,6 +83,8 @@ def page_parts(
             facts=dict(facts),
             runs=runs,
             comparison=comparison,
+            compiled=checked_packages(shown),
+            check=CHECK,
             columns=columns.COLUMNS,
             absent=columns.ABSENT,
             notes=columns.notes(shown)[-1] if shown else "",

@@ -27,6 +27,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for column in columns.COSTS:
         table.add_row(Text(column.title), column.cell(evaluation))
     table.add_row("ran on", Text(evaluation.runs_on))
+    if warning := columns.emulation([evaluation]):
+        table.add_row("", Text(warning, style="dim"))
     if evaluation.agreement:
         _add_agreement(table, evaluation.agreement)
     for column in columns.FIDELITY if evaluation.fidelity else ():

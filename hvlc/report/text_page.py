@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from hvlc.report.columns import ABSENT
+from hvlc.report.compilation import CHECK, checked_packages
 from hvlc.report.texts import TEXT_COLUMNS, text_notes
 from hvlc.results import TextEvaluation, write_whole
 
@@ -71,6 +72,8 @@ def write_text_page(path: Path, evaluations: Sequence[TextEvaluation], *, title:
         absent=ABSENT,
         notes=notes,
         plots=plots,
+        compiled=checked_packages(evaluations),
+        check=CHECK,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )
     write_whole(path, parts)

@@ -5,6 +5,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from hvlc.results.base import Record
+from hvlc.results.compilation import Compilation
 from hvlc.results.fidelity import Fidelity
 
 #: Raised whenever a change makes older files unreadable.
@@ -22,6 +23,7 @@ class Measurement(Record):
         peak_memory_bytes: peak resident memory of the process meanwhile; absent where the system cannot tell.
         size_bytes: size of the package on disk; absent for checkpoints.
         bits_per_weight: stored bits per weight of the decoder's matrices, scales included; absent for checkpoints.
+        compilation: what a compiler made of the package for an NPU, and how far that was checked; absent for others.
         fidelity: comparison of the distributions with a reference's, if there was one.
         provenance: digests, versions and facts of the machine, as given by the caller.
     """
@@ -33,5 +35,6 @@ class Measurement(Record):
     peak_memory_bytes: int | None = None
     size_bytes: int | None = None
     bits_per_weight: float | None = None
+    compilation: Compilation | None = None
     fidelity: Fidelity | None = None
     provenance: dict[str, str] = Field(default_factory=dict)

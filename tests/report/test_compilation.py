@@ -5,7 +5,9 @@ import pytest
 from rich.console import Console
 
 from hvlc.errors import UserError
-from hvlc.report.compilation import compilation_tables
+from hvlc.report.columns import notes
+from hvlc.report.compilation import checks_markdown, compilation_tables
+from hvlc.report.page import write_page
 from hvlc.results import Score
 from hvlc.results.compilation import (
     COMPILATION,
@@ -79,3 +81,29 @@ def test_a_package_keeps_the_record(tmp_path: Path) -> None:
         (tmp_path / COMPILATION).write_text(damaged, "utf-8")
         with pytest.raises(UserError, match=r"results\.invalid"):
             read_compilation(tmp_path)
+
+
+def test_a_page_and_its_markdown_have_each_compiled_package_once(evaluation, tmp_path: Path) -> None:
+    compiled = evaluation(["0", "x"]).model_copy(update={"name": "phone <1>", "compilation": compilation()})
+    shown = [evaluation(["0", "x"]), compiled, compiled.model_copy(update={"encoder": "large"})]
+    write_page(tmp_path / "page.html", shown, lambda index: None, title="t", facts={})
+    page, markdown = (tmp_path / "page.html").read_text("utf-8"), checks_markdown(shown)
+    assert page.count("emulated against the CPU</th>") == 1
+    assert "<strong>phone &lt;1&gt;</strong>: compiled for qnn-sm8750" in page
+    for text in (page, markdown):
+        assert all(figure in text for figure in ("0.403%", "0.999990", "75.0% of 4", "no device"))
+    assert markdown.count("compiled for qnn") == 1
+
+
+def test_nothing_is_said_where_nothing_was_compiled(evaluation, tmp_path: Path) -> None:
+    shown = [evaluation(["0", "x"])]
+    write_page(tmp_path / "page.html", shown, lambda index: None, title="t", facts={})
+    assert "Compiled for an NPU" not in (tmp_path / "page.html").read_text("utf-8")
+    assert checks_markdown(shown) == ""
+
+
+def test_times_of_an_emulation_are_said_to_be_worth_nothing(evaluation) -> None:
+    here = evaluation(["0", "x"])
+    emulated = here.model_copy(update={"runs_on": "emulated NPU of SM8750, and onnxruntime CPU"})
+    for shown, said in (([here], False), ([here, emulated], True)):
+        assert ("say nothing of a device" in notes(shown)[-1]) is said
