@@ -365,7 +365,7 @@ def train() -> None:
 @json_option
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
-    from hvlc.pipeline.build import require_compile
+    from hvlc.pipeline.needs import require_compile
 
     require_compile("training")
     from hvlc.errors import UserError

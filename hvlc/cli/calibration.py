@@ -26,7 +26,7 @@ def show_calibration(source: str, checkpoint: Path | None, samples: int, tokens:
     compressor.
     """
     from hvlc.pipeline.balance import show_inputs
-    from hvlc.pipeline.build import require_compile
+    from hvlc.pipeline.needs import require_compile
     from hvlc.report.calibration import balance_record, balance_tables
     from hvlc.zoo import nano_checkpoint
 

@@ -14,8 +14,8 @@ from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.images import load_image, to_array
 from hvlc.manifest import MANIFEST, Kind, Manifest
-from hvlc.pipeline.build import require_compile
 from hvlc.pipeline.diagnosis import diagnose
+from hvlc.pipeline.needs import require_compile
 from hvlc.pipeline.tracing import open_tracer
 from hvlc.results.bisection import Bisection, Deviation, StageResult
 from hvlc.runtime.package_stages import Stage

@@ -1,6 +1,5 @@
 """The build, stage by stage: checkpoint, bundle, passes, plan, package."""
 
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from hvlc.pipeline.estimate import estimate, needs_of, processors
 from hvlc.pipeline.limits import check_compiler, check_disk, check_memory, check_target, check_written, is_compiled_for
 from hvlc.pipeline.lowering import fix_for, float_passes, quantize
 from hvlc.pipeline.memory import MemoryWatch, current_memory
+from hvlc.pipeline.needs import require_compile, text_files
 from hvlc.pipeline.prepare import check_stored, fold_awaited, plan_factors
 from hvlc.pipeline.request import BuildRequest, Document, Progress, documents_of, provenance_of
 from hvlc.pipeline.stages import Digesting, Stages
@@ -107,17 +107,6 @@ def _scratch() -> Iterator[Path]:
     """A directory for what is read out of a checkpoint on the way; nothing is left of it."""
     with tempfile.TemporaryDirectory(prefix="hvlc-") as directory:
         yield Path(directory)
-
-
-def require_compile(work: str) -> None:
-    """Refuse work that needs what only building installs, where it is not installed.
-
-    Raises:
-        UserError: torch, transformers, optimum or numba is missing.
-    """
-    missing = [name for name in ("torch", "transformers", "optimum", "numba") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError("install.compile", f"{work} needs {', '.join(missing)}", "pip install 'hvlc[compile]'")
 
 
 def _compiled(directory: Path, target: Target, stages: Stages) -> Manifest:
@@ -222,20 +211,6 @@ def _within_budget(
     how = Measuring.of(budget, source, request.cache, min(threads, _MOST_THREADS))
     sensitivity = measure(checkpoint, text, recipe, target, how, stages.measured)
     return explicit(recipe, sensitivity, allocate(sensitivity, budget))
-
-
-def text_files(checkpoint: Checkpoint, scratch: Path) -> Path:
-    """Where the tokenizer is: beside the weights, or in `scratch` when a GGUF file has it inside.
-
-    Raises:
-        UserError: the file's tokenizer cannot be read.
-    """
-    if checkpoint.gguf is None or (checkpoint.directory / "tokenizer.json").is_file():
-        return checkpoint.directory
-    from hvlc.export.gguf_tokenizer import write_gguf_tokenizer
-
-    write_gguf_tokenizer(checkpoint.gguf, scratch)
-    return scratch
 
 
 def _thread_counts(request: BuildRequest) -> list[int]:

@@ -114,7 +114,7 @@ def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
     Raises:
         UserError: something is wrong with them, all of it at once.
     """
-    from hvlc.pipeline.build import require_compile, text_files
+    from hvlc.pipeline.needs import require_compile, text_files
 
     require_compile("sensitivity")
     found = Collector()

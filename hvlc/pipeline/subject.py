@@ -15,8 +15,9 @@ from hvlc.checkpoint import Checkpoint, read_json
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
 from hvlc.manifest import MANIFEST, Kind, Manifest
-from hvlc.pipeline.build import build, require_compile
+from hvlc.pipeline.build import build
 from hvlc.pipeline.estimate import processors
+from hvlc.pipeline.needs import require_compile
 from hvlc.pipeline.request import BuildRequest, source_digest
 from hvlc.results.compilation import Compilation, read_compilation
 from hvlc.runtime.logits import TextScorer
