@@ -127,13 +127,13 @@ class Layout:
     """The parts of a model that a trace goes through, for comparison before the work.
 
     Attributes:
-        vision: width and number of layers of each vision encoder's tower.
+        vision: width and number of layers of each vision encoder's tower; None where a compiled one does not show it.
         decoder: number of decoder layers.
         hidden: width of the decoder.
         vocabulary: of the logits.
     """
 
-    vision: Mapping[str, tuple[int, int]]
+    vision: Mapping[str, tuple[int, int] | None]
     decoder: int
     hidden: int
     vocabulary: int
@@ -145,13 +145,16 @@ class Layout:
             if ours != theirs:
                 yield f"{_WORDS[name]}: {ours} and {theirs}"
         for encoder in sorted({*self.vision, *other.vision}):
-            ours, theirs = self.vision.get(encoder), other.vision.get(encoder)
-            if ours != theirs:
+            ours, theirs = (side.vision.get(encoder, _NONE) for side in (self, other))
+            if ours is not None and theirs is not None and ours != theirs:
                 yield f"width and layers of vision encoder {encoder}: {_sides(ours)} and {_sides(theirs)}"
 
 
 _WORDS = {"decoder": "decoder layers", "hidden": "width of the decoder", "vocabulary": "vocabulary"}
 
 
-def _sides(found: tuple[int, int] | None) -> str:
-    return "none" if found is None else f"{found[0]} x {found[1]}"
+_NONE = (0, 0)  # of an encoder that is not there
+
+
+def _sides(found: tuple[int, int]) -> str:
+    return "none" if found == _NONE else f"{found[0]} x {found[1]}"

@@ -92,6 +92,11 @@ class _Stored:
         tensor = self._tensors[name]
         return self.read(name).view(_DTYPES[tensor.data_type]).reshape(tuple(tensor.dims))
 
+    def place(self, name: str) -> tuple[Path, int, int] | None:
+        """Where its bytes are, if not in the graph: graphs may share them."""
+        tensor = self._tensors[name]
+        return self._place(tensor) if tensor.data_location == TensorProto.EXTERNAL else None
+
     def save(self) -> None:
         onnx.save(self.model, self._path)
 
@@ -109,6 +114,12 @@ def _scale_weight(stored: _Stored, *parts: str) -> None:
     stored.save()
 
 
+def _decoders(package: Path) -> list[_Stored]:
+    """The graphs of the decoder: one, or those of its parts, of which two share the bytes of their weights."""
+    paths = [package / "model.onnx"] if (package / "model.onnx").is_file() else sorted(package.glob("decoder_*.onnx"))
+    return [_Stored(path) for path in paths]
+
+
 def _scale_projector(package: Path) -> None:
     for encoder in ENCODERS:
         _scale_weight(_Stored(package / encoder), "projector.linear_2.weight")
@@ -116,15 +127,17 @@ def _scale_projector(package: Path) -> None:
 
 def _swap_layers(package: Path) -> None:
     """Every weight of two decoder layers, norms too."""
-    stored = _Stored(package / "model.onnx")
     first, second = (f".layers.{layer}." for layer in LAYERS)
-    pairs = [(name, name.replace(first, second)) for name in stored.names(first)]
-    assert len(pairs) > 5
-    for one, other in pairs:
-        ours, theirs = stored.read(one).copy(), stored.read(other).copy()
-        stored.write(one, theirs)
-        stored.write(other, ours)
-    stored.save()
+    done = set[object]()
+    for stored in _decoders(package):
+        pairs = [(name, name.replace(first, second)) for name in stored.names(first)]
+        assert len(pairs) > 5
+        for one, other in [pair for pair in pairs if stored.place(pair[0]) not in done]:
+            ours, theirs = stored.read(one).copy(), stored.read(other).copy()
+            stored.write(one, theirs)
+            stored.write(other, ours)
+        done |= {stored.place(one) for one, _ in pairs} - {None}
+        stored.save()
 
 
 def _shift_mean(package: Path) -> None:
@@ -179,12 +192,14 @@ def _swap_tokens(package: Path) -> None:
 
 def _wrong_scales(package: Path) -> None:
     """The scales of every matrix of one decoder layer, in a package of int4 weights."""
-    stored = _Stored(package / "model.onnx")
-    names = list(stored.names(f".layers.{LAYERS[1]}.", ".scales"))
-    assert names
-    for name in names:
-        stored.write(name, (stored.floats(name) * FACTOR).astype(stored.floats(name).dtype))
-    stored.save()
+    done = set[object]()
+    for stored in _decoders(package):
+        names = list(stored.names(f".layers.{LAYERS[1]}.", ".scales"))
+        assert names
+        for name in [name for name in names if stored.place(name) not in done]:
+            stored.write(name, (stored.floats(name) * FACTOR).astype(stored.floats(name).dtype))
+        done |= {stored.place(name) for name in names} - {None}
+        stored.save()
 
 
 FAULTS: dict[str, Fault] = {

@@ -258,12 +258,16 @@ def inspect(directory: Path, top: int, as_json: bool) -> None:
     from hvlc.package.contents import contents_of
     from hvlc.report.builds import manifest_tables
     from hvlc.report.contents import contents_record, contents_tables
+    from hvlc.report.placement import placed_components, placement_table
+    from hvlc.results.compilation import read_compilation
 
     manifest = Manifest.load(directory)
     contents = contents_of(directory, manifest)
     compiled, tables = compilation.of_package(directory)
+    placed = placed_components(manifest, read_compilation(directory))
     data = manifest.model_dump(mode="json") | {"contents": contents_record(contents, top)} | compiled
-    parts = (manifest_tables(manifest), *tables, contents_tables(contents, top))
+    data["placement"] = [one.model_dump(mode="json") for one in placed]
+    parts = (manifest_tables(manifest), placement_table(placed), *tables, contents_tables(contents, top))
     show(data, as_json, lambda console: console.print(*parts))
 
 
@@ -298,8 +302,15 @@ def _verify_rebuilt(
 
     with progress("rebuild", len(STAGES)) as step:
         made = rebuild(directory, checkpoint, calibration=calibration, threads=threads, progress=step)
-    data = {"files": made.files, "bytes": made.bytes, "identical": True, "changed_tools": made.changed_tools}
+    chance = made.left_to_chance
+    data = {"files": made.files, "bytes": made.bytes, "identical": not chance, "changed_tools": made.changed_tools}
+    data["left_to_chance"] = chance
     lines = [f"{made.files} files ({made.bytes / 1e6:.2f} MB) of a new build are identical to the last byte"]
+    lines += [
+        f"{name} differs in {count} bytes, which the compiler leaves to chance, and computes the same in emulation"
+        for name, count in chance.items()
+    ]
+    lines += ["what the package says of its check in emulation was not measured again"] * made.checked_before
     lines += [f"although {name} was {then} and is {now}" for name, (then, now) in made.changed_tools.items()]
     show(data, as_json, lambda console: console.print("\n".join(lines)))
 

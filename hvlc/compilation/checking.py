@@ -117,18 +117,39 @@ def emulate(
     if compiled.context.graphs > 1:
         cause = f"{compiled.context.binary.name} holds {compiled.context.graphs} graphs, and x86-64 cannot load it"
         raise TargetError("check.shared", cause, "compile without shared weights to run it in emulation")
+    yield from emulate_file(compiled.context.file, compiled.options.running(), samples, scratch, isolation)
+
+
+def emulate_file(
+    file: Path,
+    options: Mapping[str, str],
+    samples: Sequence[Sample],
+    scratch: Path,
+    isolation: Isolation | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Outputs by name of each sample, from a compiled graph whose binary lies beside it and holds no other graph.
+
+    Args:
+        file: the ONNX file.
+        options: of the provider.
+        samples: at least one.
+        scratch: an existing directory.
+        isolation: bounds of time and memory.
+
+    Raises:
+        TargetError: its emulation fails, crashes or takes too long, or onnxruntime ran the graph elsewhere.
+    """
     feeds = [scratch / f"feeds-{number}.npz" for number in range(len(samples))]
     for path, sample in zip(feeds, samples, strict=True):
         np.savez(path, **sample.feeds)  # type: ignore[arg-type] # numpy's stub has an option among the names
-    context = compiled.context.file
-    graph = Graph(context.name, {"session.disable_cpu_ep_fallback": "1"})
-    request = Request(context.parent, [graph], compiled.options.running(), feeds, scratch)
+    graph = Graph(file.name, {"session.disable_cpu_ep_fallback": "1"})
+    request = Request(file.parent, [graph], options, feeds, scratch)
     ended = (isolation or Isolation()).run(request, scratch)
     if isinstance(ended, Failure):
         code = "check.timeout" if ended.how == "timeout" else "check.emulation"
-        cause = f"{context.name}: its emulation ended with {ended.how}: {ended.last_words}"
+        cause = f"{file.name}: its emulation ended with {ended.how}: {ended.last_words}"
         raise TargetError(code, cause, "allow it more time" if ended.how == "timeout" else "report it")
-    require_npu(context.name, [(node.provider, node.op_type) for node in ended.graphs[0].nodes])
+    require_npu(file.name, [(node.provider, node.op_type) for node in ended.graphs[0].nodes])
     for number in range(len(samples)):
         with np.load(scratch / f"{number}.npz", allow_pickle=False) as arrays:
             yield {name.removeprefix("output."): arrays[name] for name in arrays.files}

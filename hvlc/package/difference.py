@@ -3,7 +3,7 @@
 What has the same bytes is not opened. One tensor of each package is in memory at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import onnx
 
 from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest import MANIFEST, ComponentEntry, Manifest
 from hvlc.package.canonical import Matching, canonical_graph, match, paired_constants
 from hvlc.package.contents import file_sizes, load_graph
 from hvlc.package.distance import distance
@@ -96,12 +96,45 @@ def _component(name: str, first: _Package, second: _Package) -> ComponentDiffere
         counts = [
             0 if e is None else _count(p.directory / e.file) for p, e in zip((first, second), entries, strict=True)
         ]
-        return ComponentDifference(name=name, likeness=there, nodes=(counts[0], counts[1]))
+        compiled = tuple(_compiled(entries))
+        return ComponentDifference(name=name, likeness=there, nodes=(counts[0], counts[1]), facts=compiled)
     paths = first.directory / entries[0].file, second.directory / entries[1].file
+    if any(entry.compiled for entry in entries if entry):
+        return _compiled_pair(name, first, second)
     if _same_bytes(first, second, paths):
         count = _count(paths[0])
         return ComponentDifference(name=name, likeness="identical", nodes=(count, count))
     return _Pair(name, first, second, paths).compared()
+
+
+def _compiled_pair(name: str, first: _Package, second: _Package) -> ComponentDifference:
+    """A component of which at least one side is a binary: equal to the last byte, or not readable."""
+    entries = first.manifest.components[name], second.manifest.components[name]
+    paths = first.directory / entries[0].file, second.directory / entries[1].file
+    binaries = [
+        package.digests.get(entry.compiled.binary) if entry.compiled else None
+        for package, entry in zip((first, second), entries, strict=True)
+    ]
+    same = binaries[0] == binaries[1] and _same_bytes(first, second, paths)
+    facts = _compiled(entries) if not same else ()
+    return ComponentDifference(
+        name=name,
+        likeness="identical" if same else "compiled",
+        nodes=(_count(paths[0]), _count(paths[1])),
+        facts=tuple(facts),
+    )
+
+
+def _compiled(entries: Sequence[ComponentEntry | None]) -> Iterator[ValueChange]:
+    """What is known of the sides of a component that are compiled: the chip, and that the weights are not readable."""
+    chips = [entry.compiled.chip if entry and entry.compiled else None for entry in entries]
+    yield from changed_values({"compiled for": chips[0]}, {"compiled for": chips[1]})
+    if any(chips):
+        hidden = [
+            "compiled, not readable" if chip else "graph" if entry else None
+            for chip, entry in zip(chips, entries, strict=True)
+        ]
+        yield ValueChange(key="weights", a=hidden[0], b=hidden[1])
 
 
 def _count(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,9 @@ from hvlc.package.weights import StoredWeight
 from hvlc.results.comparison import LayerError, PlanChange
 
 Kind = Literal["attention", "mlp", "norm", "other"]
+
+#: In place of a format that is inside a binary.
+COMPILED = "compiled, not readable"
 
 _LAYER = re.compile(r"layers?\.(\d+)\.")
 _KINDS: tuple[tuple[str, Kind], ...] = ((r"norm", "norm"), (r"attn|attention", "attention"), (r"mlp|\bfc\d", "mlp"))
@@ -132,11 +135,14 @@ def place_of_weight(component: str, name: str) -> tuple[str, Kind]:
     return f"{component}.{part}", kind
 
 
-def plan_changes(packages: Mapping[str, Mapping[str, StoredWeight]]) -> list[PlanChange]:
+def plan_changes(
+    packages: Mapping[str, Mapping[str, StoredWeight]], compiled: Collection[str] = ()
+) -> list[PlanChange]:
     """Weights whose formats differ between packages.
 
     Args:
         packages: the weights of each by name, by contestant.
+        compiled: contestants that keep weights inside binaries; of what they do not show, that is said.
     """
     formats: dict[str, dict[str, str]] = {}
     components: dict[str, str] = {}
@@ -145,6 +151,8 @@ def plan_changes(packages: Mapping[str, Mapping[str, StoredWeight]]) -> list[Pla
             for member in weight.members:
                 formats.setdefault(member, {})[contestant] = weight.format
                 components.setdefault(member, weight.component)
+    for found in formats.values():
+        found |= {contestant: COMPILED for contestant in compiled if contestant not in found}
     return [
         PlanChange(component=components[member], weight=member, formats=found)
         for member, found in formats.items()

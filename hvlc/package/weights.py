@@ -125,6 +125,7 @@ class BlockValues:
         zero: the level that means 0 where no zero points are stored.
         middles: value of each block's middle level, added after (`hvlc.passes.add_middles`).
         transposed: whether rows are the features that come in.
+        turned: whether levels and scales are stored with rows and columns exchanged, as NPUs want them.
     """
 
     shape: tuple[int, ...]
@@ -137,6 +138,7 @@ class BlockValues:
     zero: int
     middles: Initializer | None = None
     transposed: bool = False
+    turned: bool = False
 
     @property
     def columns(self) -> int:
@@ -182,11 +184,13 @@ class BlockValues:
         values = stored.read()
         if stored.dtype not in _FLOATS:
             values = self._integers(values)[:, : self.blocks] if stored.size > 1 or self.packed else values
+        elif self.turned:
+            values = values.reshape(self.blocks, -1).T
         return values.astype(np.float32).reshape(-1, self.blocks)
 
     def _integers(self, stored: np.ndarray) -> np.ndarray:
         """`[rows, columns]`, perhaps with padding at the end of rows."""
-        rows = stored.reshape(self.shape[0], -1)
+        rows = stored.reshape(-1, self.shape[0]).T if self.turned else stored.reshape(self.shape[0], -1)
         if self.packed and self.bits == 4:
             return np.stack([rows & 15, rows >> 4], -1).reshape(len(rows), -1)
         return rows
@@ -315,11 +319,13 @@ class _Reader:
             raise self._unread(node, f"it dequantizes {levels.dtype} {list(shape)}")
         axis = _integer(node, "axis", 1) % len(shape)
         rows = not block and (scales.size == 1 or axis == 0)
-        if not rows and not (block and axis == 1 and len(shape) == 2):
+        turned = len(shape) == 2 and not rows and axis == (0 if block else 1)  # one scale for stretches of a column
+        if not rows and not turned and not (block and axis == 1 and len(shape) == 2):
             raise self._unread(node, f"its scales lie along axis {axis} of {list(shape)}")
-        transposed = len(shape) == 2 and not self._by_columns.isdisjoint(node.output)
+        transposed = len(shape) == 2 and self._by_columns.isdisjoint(node.output) is turned
+        shape = shape[::-1] if turned else shape
         block = block or math.prod(shape[1:])
-        values = BlockValues(shape, bits, block, False, levels, scales, zeros, 0, transposed=transposed)
+        values = BlockValues(shape, bits, block, False, levels, scales, zeros, 0, None, transposed, turned)
         return self._filled(node, values)
 
     def _layout(self, node: onnx.NodeProto, block_size: int) -> tuple[int, int]:

@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 #: and constants in float16.
 _FLOAT, _TOLERANCES = 1e-3, {16: 5e-3, 8: 0.05, 4: 0.4}
 _PEERS, _UNLIKE_PEERS = 4, 3.0  # quantized layers of one kind have errors of one size: docs/bisect.md
+_LISTED = 3  # values in an error
 _NEAR_TIE = 0.05  # of the spread of logits, between which an engine may choose as it rounds
 
 
@@ -89,6 +90,7 @@ def bisect(request: Request, progress: Progress = lambda *_: None) -> Bisection:
         cause = f"{tracer.name} and {reference.name} are models of different shapes: {'; '.join(differences)}"
         raise UserError("bisect.shape", cause, "name the checkpoint that the package was built from")
     question = tracer.resolved(Question(request.prompt, images, request.encoder, request.vrc, request.max_new_tokens))
+    _require_values(tracer, reference, question)
     answer, failure = _answer(tracer, question)
     progress("reference", 0, 1)
     expected = reference.trace(question)
@@ -149,6 +151,21 @@ def open_reference(directory: Path, manifest: Manifest, threads: int = 0) -> Tra
     return LanguageTracer(directory)
 
 
+def _require_values(tracer: PackageTracer, reference: Tracer, question: Question) -> None:
+    """Refuse a reference whose compiled graphs hide values that the package is compared at.
+
+    Raises:
+        UserError: there are such values.
+    """
+    if not isinstance(reference, PackageTracer) or not reference.is_compiled:
+        return
+    wanted, shown = ({stage.name for stage in one.stages(question)} for one in (tracer, reference))
+    if wanted - shown:
+        cause = f"{reference.name} is compiled and does not show {', '.join(sorted(wanted - shown)[:_LISTED])}"
+        fix = "name its checkpoint or the package that was built with --no-aot, or ask the other way round"
+        raise UserError("bisect.compiled", cause, fix)
+
+
 def _check_type(directory: Path, model_type: str, manifest: Manifest) -> None:
     if model_type != manifest.sources.model_type:
         cause = f"{directory} is of model_type {model_type!r}, the package of {manifest.sources.model_type!r}"
@@ -177,7 +194,11 @@ def _first_line(error: Exception) -> str:
 
 def _notes(tracer: PackageTracer) -> tuple[str, ...]:
     rotated = "the residual stream of the package is rotated; its values were rotated back before they were compared"
-    return (rotated,) if tracer.rotated else ()
+    whole = (
+        "compiled graphs cannot be cut: each is one stage, named after its component, and its weights cannot be read; "
+        "bisect the package that was built with --no-aot to see single layers"
+    )
+    return (*([rotated] if tracer.rotated else []), *([whole] if tracer.is_compiled else []))
 
 
 class _Comparison:
@@ -185,12 +206,12 @@ class _Comparison:
 
     Attributes:
         outputs: of each stage on the reference's values.
-        parts: the stages by name.
+        parts: the stages by label.
     """
 
     def __init__(self, tracer: PackageTracer, question: Question, expected: Values, tolerance: float | None) -> None:
         self.outputs: dict[str, np.ndarray] = {}
-        self.parts = {stage.name: stage for stage in tracer.stages(question)}
+        self.parts = {stage.label: stage for stage in tracer.stages(question)}
         self._tracer, self._question, self._expected = tracer, question, expected
         self._asked = tolerance
         self._chain: dict[str, np.ndarray] = {stages.SAMPLING: expected[stages.SAMPLING]}
@@ -201,21 +222,21 @@ class _Comparison:
     def run(self, progress: Progress) -> None:
         """Every stage but the sampling."""
         for index, stage in enumerate(self.parts.values()):
-            progress(stage.name, index, len(self.parts))
+            progress(stage.label, index, len(self.parts))
             self._compare(stage)
         if self._stepwise:
             self._decode()
 
     def _compare(self, stage: Stage) -> None:
-        expected, detail = self._expected[stage.name], ""
+        expected, detail = self._expected[stage.name], stage.detail
         before = self._expected[stage.before] if stage.before else None
         try:
             with stage.opened() as run:
                 self.outputs |= (made := run(self._expected))
                 own = self._deviation(stage.name, made[stage.name], expected, before)
-                if stage.before.startswith(_BEFORE_DECODER) and self._steps and own.relative is not None:
+                if stage.steps and self._steps and own.relative is not None:
                     stepped = run(self._expected, stepwise=True)[stage.name]
-                    self._stepwise.append((stage.name, deviation(stepped, made[stage.name], before), stage.precision))
+                    self._stepwise.append((stage.label, self._stepping(stage, stepped, made), stage.precision))
                 self._go_on(run)
         except RUN_ERRORS as error:
             self._broken = True
@@ -223,7 +244,13 @@ class _Comparison:
         accumulated = None
         if stage.name in self._chain:
             accumulated = self._deviation(stage.name, self._chain[stage.name], expected)
-        self._add(stage.name, own, accumulated, stage.precision, detail)
+        self._add(stage.label, own, accumulated, stage.precision, detail)
+
+    def _stepping(self, stage: Stage, stepped: np.ndarray, made: Mapping[str, np.ndarray]) -> Deviation:
+        """One token after another, from all positions at once."""
+        if stage.name == stages.HEAD:
+            return deviation(spread(stepped), spread(made[stage.name]))
+        return deviation(stepped, made[stage.name], self._expected[stage.before])
 
     @property
     def _steps(self) -> int:
@@ -293,9 +320,6 @@ class _Comparison:
         if self._asked is not None:
             return tuple(self._results)
         return tuple(among_peers(self._results))
-
-
-_BEFORE_DECODER = ("decoder.layers.", stages.EMBEDDING, stages.MERGE)
 
 
 def _size(found: Deviation) -> float:

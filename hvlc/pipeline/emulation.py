@@ -102,14 +102,16 @@ class _Stages:
         windows = np.pad(ids, (0, -len(ids) % size), constant_values=self._config["pad_token_id"]).reshape(-1, size)
         logits = np.zeros((1, 1, 1), np.float32)
         used = 0
-        for number, window in enumerate(windows[: amount.windows]):
+        room = self._config["context_length"] // size
+        for number, window in enumerate(windows[: min(amount.windows, room)]):
             in_window = int((ids[: number * size] == self._config.get("image_token_id")).sum())
             rows = None if features is None else features[in_window:]
             logits = self._window(window, rows, used, "run_on_prompt", samples)
             used += size
         last = min(len(ids), used) - 1
         token = int(logits[0, last % size].argmax())
-        for _ in range(amount.tokens):
+        used = last + 1  # an answer's first token takes the place of the padding
+        for _ in range(min(amount.tokens, self._config["context_length"] - used)):
             logits = self._window(np.array([token]), None, used, "run_on_token_gen", samples)
             used += 1
             token = int(logits[0, -1].argmax())

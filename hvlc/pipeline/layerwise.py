@@ -11,8 +11,8 @@ from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, spread
 from hvlc.manifest import Manifest
-from hvlc.package.layers import layer_errors, paired, plan_changes, unique_weights
-from hvlc.package.weights import StoredWeight, stored_weights
+from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
+from hvlc.package.weights import stored_weights
 from hvlc.pipeline.tracing import open_tracer
 from hvlc.results.comparison import LayerError, PlanChange, StageError
 from hvlc.results.difference import ValueChange
@@ -54,7 +54,9 @@ def weigh(
     Raises:
         UserError: a package is damaged, or stores a weight in a way that this version does not read.
     """
-    weights = {name: _weights(directory) for name, directory in packages.items()}
+    manifests = {name: Manifest.load(directory) for name, directory in packages.items()}
+    compiled = [n for n, manifest in manifests.items() if any(e.compiled for e in manifest.components.values())]
+    weights = {name: unique_weights(stored_weights(packages[name], manifest)) for name, manifest in manifests.items()}
     reference, *others = weights
     layers: list[LayerError] = []
     notes: list[str] = []
@@ -66,13 +68,11 @@ def weigh(
         pairs, alone = paired(weights[reference], weights[name])
         found, without = layer_errors(name, pairs)
         layers += found
-        notes += [f"{name}: without counterpart: {_some(alone)}"] if alone else []
+        hidden = [one for one in (reference, name) if one in compiled]
+        why = f"{COMPILED} ({' and '.join(hidden)})" if hidden else "without counterpart"
+        notes += [f"{name}: {len(alone)} weights are not compared: {why}: {_some(alone)}"] if alone else []
         notes += [f"{name}: not finite, or 0 everywhere in {reference}: {_some(without)}"] if without else []
-    return Weighed(tuple(layers), tuple(plan_changes(weights)), tuple(notes))
-
-
-def _weights(directory: Path) -> dict[str, StoredWeight]:
-    return unique_weights(stored_weights(directory, Manifest.load(directory)))
+    return Weighed(tuple(layers), tuple(plan_changes(weights, compiled)), tuple(notes))
 
 
 def _some(names: Sequence[str]) -> str:

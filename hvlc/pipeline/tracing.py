@@ -3,10 +3,13 @@
 import tempfile
 from pathlib import Path
 
+from hvlc.bundle import Role
 from hvlc.lock import Lock
 from hvlc.manifest import Manifest
+from hvlc.plan import CacheType
 from hvlc.recipes.schema import Recipe, load_recipe
 from hvlc.rotation import Rotation
+from hvlc.runtime.parts import Precision
 from hvlc.runtime.tracing import PackageTracer
 
 
@@ -21,10 +24,23 @@ def open_tracer(directory: Path, threads: int = 0) -> PackageTracer:
         UserError: it is none, or its graphs cannot be cut.
     """
     hidden = Manifest.load(directory).hidden_size
-    prepare = _recipe_of(directory).prepare
+    recipe = _recipe_of(directory)
+    prepare = recipe.prepare
     rotation = Rotation(hidden, prepare.rotate.seed) if prepare.rotate else None
     prepared = [name for name, setting in prepare if setting]
-    return PackageTracer(directory, rotation, ", ".join(prepared), threads)
+    return PackageTracer(directory, rotation, ", ".join(prepared), _precisions(recipe), threads)
+
+
+def _precisions(recipe: Recipe) -> dict[Role, Precision]:
+    """What an NPU computes a recipe's components with, by role: floats become numbers of 16 bits there."""
+    activations = 8 if recipe.activations == "int8" else 16
+    cache = 16 if recipe.kv_cache is CacheType.FLOAT else 8
+    found = {}
+    for role in (Role.DECODER, Role.VISION_ENCODER):
+        bits = [rule.quantize.bits for rule in recipe.rules if rule.role in (role, None) and rule.quantize]
+        weights = min(bits, default=Precision().weights)
+        found[role] = Precision(weights, activations, cache if role is Role.DECODER else Precision().cache)
+    return found
 
 
 def _recipe_of(directory: Path) -> Recipe:

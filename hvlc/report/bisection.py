@@ -122,7 +122,8 @@ def _difference(stage: StageResult) -> str:
 
 
 def _place(stage: StageResult) -> str:
-    axes = _AXES.get(stage.name.partition(".")[0], _POSITIONS)
+    kind = "projector" if stage.name.startswith("vision_") else stage.name.partition(".")[0]  # of a compiled encoder
+    axes = _AXES.get(kind, _POSITIONS)
     named = (f"{axis} {index}" for axis, index in zip(axes, stage.own.place or (), strict=False))
     return ", ".join(named)
 

@@ -15,6 +15,7 @@ _LIKENESS = {
     "names": "equal but for names",
     "weights": "other weights",
     "structure": "other nodes",
+    "compiled": "compiled, not readable",
     "only in A": "only in A",
     "only in B": "only in B",
 }

@@ -10,17 +10,12 @@ import onnxruntime as ort
 from hvlc.errors import UserError
 from hvlc.graph import keep_positions
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.runtime.fixed import DTYPES, StagedDecoder
 from hvlc.runtime.prompt import open_tokenizer
 from hvlc.runtime.providers import load_decoder
 from hvlc.tokenization import opening_tokens
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-}
 
 
 class TextScorer:
@@ -46,7 +41,7 @@ class TextScorer:
         if self._manifest.kind is not Kind.LANGUAGE:
             cause = f"{directory} is a {self._manifest.kind} package, and text alone is scored by language packages"
             raise UserError("package.kind", cause, "name a language package, or a task with images")
-        self._file = self._manifest.whole_decoder.file
+        self._file = None if self._manifest.is_staged else self._manifest.whole_decoder.file
         self.opening = tuple(opening_tokens(directory, "package.tokenizer"))
         self.context_length = int(self._manifest.context_length or 0)  # every language package has one
 
@@ -59,9 +54,11 @@ class TextScorer:
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """float32 `[n, vocabulary]`: what the decoder says after each token of int64 `[n]`."""
+        if self._file is None:
+            return self._staged.logits(ids)
         mask = np.ones((1, len(ids)), np.int64)
         past = {
-            value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), _DTYPES[value.type])
+            value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), DTYPES[value.type])
             for value in self._session.get_inputs()
             if value.name not in ("input_ids", "attention_mask")
         }
@@ -71,10 +68,15 @@ class TextScorer:
     def close(self) -> None:
         """Free the session; the next text opens it again."""
         self.__dict__.pop("_session", None)
+        self.__dict__.pop("_staged", None)
+
+    @cached_property
+    def _staged(self) -> StagedDecoder:
+        return StagedDecoder(self._directory, self._manifest, self._threads)
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        model = ir.load(self._directory / self._file)
+        model = ir.load(self._directory / self._manifest.whole_decoder.file)
         keep_positions(model.graph)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads

@@ -14,6 +14,7 @@ from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.manifest import Manifest
 from hvlc.rotation import Rotation
+from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.vision import Tiled
 from hvlc.stages import Question, Values
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from hvlc.runtime.tracing import PackageTracer
 
 TILE_BATCH = 4  # tiles per run of an encoder
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-}
 
 #: The values that a stage makes of those before it.
 Run = Callable[..., dict[str, np.ndarray]]
@@ -39,10 +34,19 @@ class Stage(ABC):
     Attributes:
         name: `hvlc.stages` has them.
         before: name of the value that it adds to, for a layer; "" where it makes something new.
+        steps: whether it runs one token after another as well.
+        detail: what is to be said of how it was run.
     """
 
     name: str
     before: str = ""
+    steps: bool = False
+    detail: str = ""
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return self.name
 
     @property
     def precision(self) -> Precision:
@@ -91,7 +95,8 @@ class Basis:
         return self.rotation.matrix().read()
 
 
-_SAME = Basis(None, inside=False)
+#: That of the checkpoint.
+SAME = Basis(None, inside=False)
 
 
 class Tokenization(Stage):
@@ -175,7 +180,7 @@ class Preprocessing(_Front):
 class _PartStage(Stage):
     """A stage that is a part of a graph."""
 
-    def __init__(self, name: str, part: Part, basis: Basis = _SAME) -> None:
+    def __init__(self, name: str, part: Part, basis: Basis = SAME) -> None:
         self.name = name
         self._part, self._basis = part, basis
 
@@ -211,15 +216,22 @@ class _PartStage(Stage):
 class Tiles(_PartStage):
     """A part of a vision encoder, over batches of tiles."""
 
-    def __init__(self, name: str, source: str, part: Part, basis: Basis = _SAME, *, residual: bool = False) -> None:
+    def __init__(self, name: str, source: str, part: Part, basis: Basis = SAME, *, residual: bool = False) -> None:
         super().__init__(name, part, basis)
         self._source = source
         self.before = source if residual else ""
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        given, name = values[self._source], session.get_inputs()[0].name
-        starts = range(0, len(given), TILE_BATCH)
-        return np.concatenate([session.run(None, {name: given[i : i + TILE_BATCH]})[0] for i in starts])
+        return run_tiles(session, values[self._source])
+
+
+def run_tiles(session: ort.InferenceSession, given: np.ndarray) -> np.ndarray:
+    """A graph over `[tiles, ...]`, as many at a time as it takes."""
+    taken = session.get_inputs()[0]
+    fixed = taken.shape[0] if taken.shape else None  # inside a graph, a shape need not be known
+    batch = fixed if isinstance(fixed, int) else TILE_BATCH
+    starts = range(0, len(given), batch)
+    return np.concatenate([session.run(None, {taken.name: given[i : i + batch]})[0] for i in starts])
 
 
 class Stitching(_PartStage):
@@ -250,7 +262,8 @@ class Embedding(_PartStage):
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
         ids = stages.read_ids(values)
         if self._tokens is None:
-            return session.run(None, {"input_ids": ids[None]})[0][0]
+            taken = session.get_inputs()[0]
+            return session.run(None, {taken.name: ids[None].astype(DTYPES[taken.type])})[0][0]
         image, row = self._tokens
         width = session.get_inputs()[1].shape[1]
         feeds = {
@@ -290,6 +303,8 @@ class Merge(_PartStage):
 class DecoderLayer(_PartStage):
     """A decoder layer: over all positions at once, or as an answer is made, one token after another with a cache."""
 
+    steps = True
+
     def __init__(self, index: int, source: str, part: Part, basis: Basis) -> None:
         super().__init__(stages.decoder_layer(index), part, basis)
         self.before = source
@@ -299,7 +314,7 @@ class DecoderLayer(_PartStage):
         prompt = len(values[stages.TOKENIZATION])
         ends = [prompt, *range(prompt + 1, given.shape[1] + 1)] if stepwise else [given.shape[1]]
         stream, _, *cache = session.get_inputs()
-        past = [np.zeros((1, v.shape[1], 0, v.shape[3]), _DTYPES[v.type]) for v in cache]
+        past = [np.zeros((1, v.shape[1], 0, v.shape[3]), DTYPES[v.type]) for v in cache]
         made, start = [], 0
         for end in ends:
             feeds = {stream.name: given[:, start:end], "attention_mask": np.ones((1, end), np.int64)}

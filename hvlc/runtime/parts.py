@@ -5,7 +5,7 @@ are taken apart there again, which changes nothing but where a part can end.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,23 @@ class Stream:
     uniform: bool
 
 
+@dataclass(frozen=True)
+class Layers:
+    """The layers whose norms are in a graph.
+
+    Attributes:
+        entries: the value of the residual stream that enters each, by its index.
+        prefix: of the dotted names, before "layers".
+        uniform: whether the first one's norm has the same gain for every channel.
+        width: channels.
+    """
+
+    entries: Mapping[int, ir.Value]
+    prefix: str
+    uniform: bool
+    width: int
+
+
 class Graph:
     """One graph file of a package, opened for cutting; its weights stay where they are.
 
@@ -125,35 +142,48 @@ class Graph:
         Raises:
             UserError: its norms cannot be found.
         """
+        found = self.layers(norm)
+        if sorted(found.entries) != list(range(len(found.entries))):
+            cause = f"{self.file} has norms {norm} of layers {sorted(found.entries)}, not of 0, 1, ..."
+            raise UserError("bisect.boundaries", cause, _FIX)
+        prefix = found.prefix.removesuffix("encoder.")  # the last norm of a tower stands beside its encoder
+        end = self.value(f"{prefix}{last}").producer()
+        if end is None:
+            raise UserError("bisect.boundaries", f"{self.file} has no one stack of layers", _FIX)
+        final = self._entering(end)
+        normed = self.value(f"{prefix}{last}")  # after the norm was taken apart
+        entering = tuple(found.entries[index] for index in sorted(found.entries))
+        return Stream(entering, final, normed, found.width, found.uniform)
+
+    def layers(self, norm: str) -> Layers:
+        """The layers that begin in this graph.
+
+        Args:
+            norm: dotted name, inside a layer, of the norm that it begins with.
+
+        Raises:
+            UserError: there is none, or they are of several stacks.
+        """
         pattern = re.compile(rf"(?P<prefix>(?:.+\.)?)layers\.(?P<index>\d+)\.{re.escape(norm)}")
         found = {
             int(m["index"]): (node, m["prefix"]) for node in self.graph if (m := pattern.fullmatch(str(node.name)))
         }
-        if sorted(found) != list(range(len(found))) or not found:
-            cause = f"{self.file} has norms {norm} of layers {sorted(found) or 'none'}, not of 0, 1, ..."
+        prefixes = {prefix for _, prefix in found.values()}
+        if len(prefixes) != 1:
+            cause = f"{self.file} has norms {norm} of {len(prefixes) or 'no'} stacks of layers, not of one"
             raise UserError("bisect.boundaries", cause, _FIX)
-        prefix = found[0][1].removesuffix("encoder.")  # the last norm of a tower stands beside its encoder
-        end = self.value(f"{prefix}{last}").producer()
-        if end is None or any(p.removesuffix("encoder.") != prefix for _, p in found.values()):
-            raise UserError("bisect.boundaries", f"{self.file} has no one stack of layers", _FIX)
-        gain = _gain(found[0][0])
-        entering = [self._entering(found[index][0]) for index in range(len(found))]
-        final = self._entering(end)
-        normed = self.value(f"{prefix}{last}")  # after the norm was taken apart
-        return Stream(tuple(entering), final, normed, gain.size, bool((gain == gain.flat[0]).all()))
+        gain = _gain(found[min(found)][0])
+        entries = {index: self._entering(found[index][0]) for index in sorted(found)}
+        return Layers(entries, prefixes.pop(), bool((gain == gain.flat[0]).all()), gain.size)
 
     def _entering(self, norm: ir.Node) -> ir.Value:
         """The value that a norm reads, before it is quantized; a fused norm is taken apart."""
         if norm.domain == MICROSOFT and norm.op_type in _FUSED:
             return _take_apart(self.graph, norm)
         value = norm.inputs[0]
-        while value is not None and (node := value.producer()) is not None:
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and node.name != _ENTRY:
-                break
-            value = node.inputs[0]
         if value is None:
             raise UserError("bisect.boundaries", f"{norm.name} of {self.file} reads nothing", _FIX)
-        return value
+        return before_rounding(value)
 
     def part(self, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value]) -> "Part":
         """What computes some values from others.
@@ -180,6 +210,15 @@ class Graph:
         if Path(tensor.location).name != str(tensor.location) or path.resolve().parent != self._directory.resolve():
             cause = f"{self.file} reads weights from {tensor.location}, outside the package"
             raise UserError("package.escape", cause, "do not trust this package")
+
+
+def before_rounding(value: ir.Value) -> ir.Value:
+    """What a value of the stream is made of, before it is quantized or put into another basis."""
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and node.name != _ENTRY:
+            break
+        value = node.inputs[0]
+    return value
 
 
 @dataclass(frozen=True)

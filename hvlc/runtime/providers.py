@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +19,7 @@ import onnxruntime as ort
 import onnxruntime_genai as og
 
 from hvlc.errors import UserError
-from hvlc.manifest import DECODER, CompiledEntry, Manifest
+from hvlc.manifest import DECODER, FLOAT_PRODUCTS, CompiledEntry, ComponentEntry, Manifest
 from hvlc.placement import Provider
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
@@ -28,10 +29,21 @@ def register_providers(manifest: Manifest) -> None:
     """Make the package's compiled graphs loadable, by onnxruntime and by onnxruntime-genai.
 
     Raises:
-        UserError: it has compiled graphs, and their provider is not installed.
+        UserError: it has compiled graphs, and their provider is not installed, or they share a binary, which ends the
+            process of an emulation that loads it.
     """
-    for provider in {entry.compiled.provider for entry in manifest.components.values() if entry.compiled}:
+    compiled = [entry.compiled for entry in manifest.components.values() if entry.compiled]
+    for provider in {entry.provider for entry in compiled}:
         _register(provider)
+    shared = [binary for binary, uses in Counter(entry.binary for entry in compiled).items() if uses > 1]
+    if shared and is_emulated():
+        cause = f"{', '.join(shared)} hold several graphs that share weights, which the emulation on x86-64 cannot load"
+        raise UserError("package.shared_binary", cause, "run it on the device, or compile without --share-weights")
+
+
+def is_emulated() -> bool:
+    """Whether an NPU's binaries run in emulation here, if at all."""
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def runs_on(manifest: Manifest) -> str:
@@ -42,8 +54,7 @@ def runs_on(manifest: Manifest) -> str:
         if any(offered(provider) is None for provider in named):
             return f"onnxruntime CPU, standing in for {manifest.sources.target_name}"
         return " and ".join(["onnxruntime CPU", *sorted({provider.name for provider in named})])
-    emulated = platform.machine() in ("x86_64", "AMD64")
-    return f"{'emulated ' if emulated else ''}NPU of {', '.join(chips)}, and onnxruntime CPU"
+    return f"{'emulated ' if is_emulated() else ''}NPU of {', '.join(chips)}, and onnxruntime CPU"
 
 
 def offered(provider: Provider) -> str | None:
@@ -66,6 +77,24 @@ def load_decoder(directory: Path, manifest: Manifest) -> og.Model:
     if decoder and decoder.provider and offered(decoder.provider) is None:
         config.clear_providers()
     return og.Model(config)
+
+
+def open_component(directory: Path, entry: ComponentEntry, threads: int = 0) -> ort.InferenceSession:
+    """A session of a package's graph where it is made to run; the package's providers are registered.
+
+    Args:
+        directory: the package.
+        entry: of the component.
+        threads: of the session; 0 lets onnxruntime choose.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry(*FLOAT_PRODUCTS)
+    if entry.compiled:
+        use_device(options, entry.compiled)
+        return ort.InferenceSession(directory / entry.file, options)
+    return ort.InferenceSession(directory / entry.file, options, providers=provider_list(entry.provider))
 
 
 def use_device(options: ort.SessionOptions, compiled: CompiledEntry) -> None:

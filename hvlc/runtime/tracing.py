@@ -4,28 +4,26 @@ So a stage can be given the package's own values, which is the package as it run
 what that stage alone does differently. One stage's session is open at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from PIL import Image
 
 from hvlc import stages
+from hvlc.bundle import Role
 from hvlc.errors import UserError
-from hvlc.manifest import Kind, Manifest
+from hvlc.manifest import ComponentEntry, Kind, Manifest
 from hvlc.rotation import Rotation
+from hvlc.runtime.decoders import open_decoder
+from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
 from hvlc.runtime.package_stages import (
     TILE_BATCH,
     Basis,
-    DecoderLayer,
-    Embedding,
-    Head,
-    Merge,
     Preprocessing,
     Resolution,
     Stage,
@@ -33,7 +31,8 @@ from hvlc.runtime.package_stages import (
     Tiles,
     Tokenization,
 )
-from hvlc.runtime.parts import Graph, Part, Stream
+from hvlc.runtime.parts import Graph, Precision, Stream
+from hvlc.runtime.providers import register_providers, runs_on
 from hvlc.runtime.vision import Vision
 from hvlc.stages import Layout, Question, Values
 
@@ -47,6 +46,7 @@ class PackageTracer:
         rotation: of the decoder's residual stream, where its recipe asks for one; values are given in the basis of
             the checkpoint all the same.
         prepared: what its recipe did to the float weights before they were stored; "" for nothing.
+        compiled: what compiled components were made to compute with, by role: their graphs do not show it.
         threads: of sessions; 0 lets onnxruntime choose.
 
     Attributes:
@@ -60,20 +60,29 @@ class PackageTracer:
         UserError: no package, one that answers nothing, or one whose graphs cannot be cut.
     """
 
-    runs_on = "onnxruntime CPU"
-
-    def __init__(self, directory: Path, rotation: Rotation | None = None, prepared: str = "", threads: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        rotation: Rotation | None = None,
+        prepared: str = "",
+        compiled: Mapping[Role, Precision] | None = None,
+        threads: int = 0,
+    ) -> None:
         self.prepared = prepared
         self.manifest = Manifest.load(directory)
         if self.manifest.kind is Kind.VISION:
             cause = f"{directory} is a vision package, which answers nothing"
             raise UserError("package.kind", cause, "name a language or a vision-language package")
         self.directory, self.name = directory, directory.resolve().name
-        self._threads = threads
-        self._decoder = Graph(directory, self.manifest.whole_decoder.file, threads)
-        self._stream = self._decoder.stream("input_layernorm", "norm")
-        self.rotated = rotation is not None and self._stream.uniform
-        self._basis = Basis(rotation if self.rotated else None, self._rotates_inside)
+        self._threads, self._precisions = threads, compiled or {}
+        self.runs_on = runs_on(self.manifest) if self.is_compiled else "onnxruntime CPU"
+        register_providers(self.manifest)
+        self._decoder = open_decoder(directory, self.manifest, self._precision(Role.DECODER), threads)
+        if rotation is not None and self._decoder.uniform is None:
+            cause = f"{directory} is compiled and may be rotated, which a compiled graph does not show"
+            raise UserError("bisect.compiled", cause, "take the package that was built with --no-aot")
+        self.rotated = rotation is not None and bool(self._decoder.uniform)
+        self._basis = Basis(rotation if self.rotated else None, self._decoder.turns_inside)
 
     @property
     def sees(self) -> bool:
@@ -81,21 +90,25 @@ class PackageTracer:
         return self.manifest.kind is Kind.VISION_LANGUAGE
 
     @property
-    def _rotates_inside(self) -> bool:
-        """Whether the decoder itself changes the basis, before its first layer."""
-        return any(node.name == "residual.rotate" for node in self._decoder.graph)
+    def is_compiled(self) -> bool:
+        """Whether any graph is; such a graph is one stage."""
+        return any(entry.compiled for entry in self.manifest.components.values())
+
+    def _precision(self, role: Role) -> Precision:
+        return self._precisions.get(role, Precision())
 
     @cached_property
     def layout(self) -> Layout:
         """Its widths and numbers of layers."""
-        towers = {name: self._tower(name)[1] for name in self.manifest.encoders}
-        logits = self._decoder.value("logits").shape
-        return Layout(
-            {name: (stream.width, len(stream.layers)) for name, stream in towers.items()},
-            len(self._stream.layers),
-            self._stream.width,
-            int(str(logits[-1])) if logits is not None else 0,
-        )
+        towers = {name: self._tower_size(name) for name in self.manifest.encoders}
+        return Layout(towers, self._decoder.layers, self.manifest.hidden_size, self._decoder.vocabulary)
+
+    def _tower_size(self, encoder: str) -> tuple[int, int] | None:
+        """Width and number of layers; None where a compiled graph does not show them."""
+        if self._encoder(encoder).compiled:
+            return None
+        _, stream = self._tower(encoder)
+        return stream.width, len(stream.layers)
 
     def resolved(self, question: Question) -> Question:
         """The question with the encoder that the package's policy chooses.
@@ -131,7 +144,7 @@ class PackageTracer:
         found: list[Stage] = [Tokenization(self, question)]
         if question.images:
             found += [Resolution(self, question), Preprocessing(self, question), *self._vision_stages(question)]
-        return (*found, *self._decoder_stages(seeing=bool(question.images)))
+        return (*found, *self._decoder.stages(self._basis, seeing=bool(question.images)))
 
     def trace(self, question: Question) -> Values:
         """The values of all stages of a resolved question, in the order in which they run.
@@ -169,12 +182,28 @@ class PackageTracer:
         """A graph of the package, by the name of its component."""
         return Graph(self.directory, self.manifest.components[component].file, self._threads)
 
+    def _encoder(self, encoder: str) -> ComponentEntry:
+        file = self.manifest.encoders[encoder]
+        return next(entry for entry in self.manifest.components.values() if entry.file == file)
+
     def _tower(self, encoder: str) -> tuple[Graph, Stream]:
         graph = Graph(self.directory, self.manifest.encoders[encoder], self._threads)
         return graph, graph.stream("layer_norm1", "post_layernorm")
 
     def _vision_stages(self, question: Question) -> Iterator[Stage]:
-        graph, stream = self._tower(question.encoder)
+        entry = self._encoder(question.encoder)
+        if entry.compiled:
+            covers, precision = "tower and projector", self._precision(Role.VISION_ENCODER)
+            name = f"vision_{question.encoder}"
+            yield CompiledEncoder(CompiledGraph(name, self.directory, entry, covers, precision, self._threads))
+        else:
+            yield from self._tower_stages(question.encoder)
+        stitch = self.graph("stitch")
+        laid = stitch.part(["tile_features", "grid"], [stitch.value("image_features")])
+        yield Stitching(laid, self.manifest, self._basis)
+
+    def _tower_stages(self, encoder: str) -> Iterator[Stage]:
+        graph, stream = self._tower(encoder)
         ends = [*stream.layers, stream.end]
         first = graph.part(["pixel_values"], [stream.layers[0]])
         yield Tiles(stages.VISION_EMBEDDINGS, stages.PREPROCESSING, first)
@@ -186,34 +215,3 @@ class PackageTracer:
         yield Tiles(stages.POST_NORM, source, graph.part([stream.end], [stream.norm]))
         projector = graph.part([stream.norm], [graph.value("tile_features")])
         yield Tiles(stages.PROJECTOR, stages.POST_NORM, projector, self._basis)
-        stitch = self.graph("stitch")
-        laid = stitch.part(["tile_features", "grid"], [stitch.value("image_features")])
-        yield Stitching(laid, self.manifest, self._basis)
-
-    def _decoder_stages(self, *, seeing: bool) -> Iterator[Stage]:
-        tokens = self.manifest.tokens
-        if tokens is None:
-            entry = self._decoder.value("embed_tokens")
-            yield Embedding(self._decoder.part(["input_ids"], [entry]), self._basis)
-            source = stages.EMBEDDING
-        else:
-            graph = self.graph("embedding")
-            entry = self._decoder.value("inputs_embeds")
-            part = graph.part(["input_ids", "image_features"], [graph.value("inputs_embeds")])
-            yield Embedding(part, self._basis, (tokens.image, tokens.row))
-            source = stages.EMBEDDING
-            if seeing:
-                yield Merge(part, self._basis, tokens.image)
-                source = stages.MERGE
-        ends = [entry, *self._stream.layers[1:], self._stream.end]
-        for index, (start, end) in enumerate(pairwise(ends)):
-            yield DecoderLayer(index, source, self._layer_part(index, start, end), self._basis)
-            source = stages.decoder_layer(index)
-        head = self._decoder.part([self._stream.end], [self._decoder.value("logits")])
-        yield Head(source, head, self._basis)
-
-    def _layer_part(self, index: int, start: ir.Value, end: ir.Value) -> Part:
-        sides = ("key", "value")
-        past = [f"past_key_values.{index}.{side}" for side in sides]
-        present = [self._decoder.value(f"present.{index}.{side}") for side in sides]
-        return self._decoder.part([start, "attention_mask", *past], [end, *present])

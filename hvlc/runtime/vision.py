@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc.errors import UserError, nearest
-from hvlc.manifest import FLOAT_PRODUCTS, Manifest
-from hvlc.runtime.providers import provider_list, register_providers, use_device
+from hvlc.manifest import Manifest
+from hvlc.runtime.providers import open_component, register_providers
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
 
@@ -125,13 +125,5 @@ class Vision:
         return self._encoder[1]
 
     def _session(self, file: str) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        options.add_session_config_entry(*FLOAT_PRODUCTS)
-        entry = next((e for e in self._manifest.components.values() if e.file == file), None)
-        if entry and entry.compiled:
-            use_device(options, entry.compiled)
-            return ort.InferenceSession(self._directory / file, options)
-        providers = provider_list(entry.provider if entry else None)
-        return ort.InferenceSession(self._directory / file, options, providers=providers)
+        entry = next(e for e in self._manifest.components.values() if e.file == file)
+        return open_component(self._directory, entry, self._threads)

@@ -146,7 +146,7 @@ def test_tables_have_the_bits_of_onnxruntime(
     dtype=st.sampled_from(["INT4", "UINT4", "INT8", "UINT8"]),
     rows=st.integers(1, 7),
     blocks=st.integers(1, 3),
-    form=st.sampled_from(["blocks", "rows", "whole"]),
+    form=st.sampled_from(["blocks", "rows", "whole", "columns", "turned blocks"]),
     zeros=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -157,8 +157,22 @@ def test_dequantized_constants_have_the_bits_of_onnxruntime(
     code, bits = getattr(TensorProto, dtype), int(dtype[-1])
     low, high = (0, 1 << bits) if dtype.startswith("U") else (-(1 << bits - 1), 1 << bits - 1)
     columns = 16 * blocks
-    shape = {"blocks": (rows, blocks), "rows": (rows,), "whole": ()}[form]
-    settings = {"blocks": {"axis": 1, "block_size": 16}, "rows": {"axis": 0}, "whole": {}}[form]
+    if form == "turned blocks":
+        rows, columns = columns, rows
+    shape = {
+        "blocks": (rows, blocks),
+        "rows": (rows,),
+        "whole": (),
+        "columns": (columns,),
+        "turned blocks": (blocks, columns),
+    }[form]
+    settings = {
+        "blocks": {"axis": 1, "block_size": 16},
+        "rows": {"axis": 0},
+        "whole": {},
+        "columns": {"axis": 1},
+        "turned blocks": {"axis": 0, "block_size": 16},
+    }[form]
     count = int(np.prod(shape))
     constants = {
         "w.int8": helper.make_tensor(

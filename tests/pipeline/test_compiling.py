@@ -29,6 +29,7 @@ from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.providers import runs_on
 from hvlc.target import load_target
 from tests.compilation.conftest import needs_qnn
+from tests.export.tiny_families import save_text
 from tests.tiny import picture
 
 TARGET = "qnn-sm8750"
@@ -233,9 +234,9 @@ def test_samples_are_what_the_stages_would_meet(source: Path) -> None:
     assert second.feeds["past_seq_len"].tolist() == [[2 * chunk - 1]]
     assert np.abs(second.feeds["past_key_values.0.key"][:, :, :chunk]).min() > 0  # filled by the first window
     assert second.valid["present.1.value"][2] == slice(0, 2 * chunk)
-    assert [int(sample.feeds["past_seq_len"][0, 0]) for sample in samples["decoder_1_token"]] == [
-        2 * chunk + step for step in range(3)
-    ]
+    places = [int(sample.feeds["past_seq_len"][0, 0]) for sample in samples["decoder_1_token"]]
+    assert places == [places[0] + step for step in range(3)]
+    assert chunk < places[0] < 2 * chunk  # the first token takes the place of the padding
 
 
 def test_samples_lead_to_the_models_own_answer(source: Path) -> None:
@@ -246,10 +247,23 @@ def test_samples_lead_to_the_models_own_answer(source: Path) -> None:
     manifest = Manifest.load(source)
     samples = component_samples(source, manifest, Amount(tiles=1, windows=9, tokens=4))
     model = VisionLanguageModel(source)
-    tokens = model.answer(question.text, [document.image], encoder="auto", vrc=False, max_new_tokens=4).tokens
+    answered = model.answer(question.text, [document.image], encoder="auto", vrc=False, max_new_tokens=4)
+    tokens = answered.tokens
+    assert samples["decoder_1_token"][0].feeds["past_seq_len"].tolist() == [[answered.prompt_tokens]]
     table = embedding_rows(source, list(tokens))
     for step, row in enumerate(table[: len(samples["decoder_1_token"])]):
         assert np.array_equal(samples["decoder_1_token"][step].feeds["inputs_embeds"][0, 0], row)
+
+
+def test_samples_stay_within_a_short_cache(tmp_path: Path) -> None:
+    checkpoint = save_text(tmp_path / "checkpoint", "llama")
+    source = build(BuildRequest(checkpoint, TARGET, "float32", tmp_path / "package", aot=False)).output
+    manifest = Manifest.load(source)
+    samples = component_samples(source, manifest, Amount(windows=9, tokens=9))
+    places = [int(s.feeds["past_seq_len"][0, 0]) for n in ("prompt", "token") for s in samples[f"decoder_1_{n}"]]
+    assert manifest.context_length == 64  # one window, most of which is padding
+    assert places == [63, *range(places[1], places[1] + 9)]
+    assert places[-1] < 63
 
 
 def embedding_rows(directory: Path, ids: list[int]) -> np.ndarray:

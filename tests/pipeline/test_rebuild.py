@@ -1,22 +1,30 @@
 """Rebuilding proves where a package comes from: equal to the last byte, or the file and the cause are named."""
 
+import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
 from hvlc.lock import LOCK, Lock
-from hvlc.manifest import MANIFEST
+from hvlc.manifest import MANIFEST, Manifest
 from hvlc.pipeline import rebuild as rebuilding
 from hvlc.pipeline.build import build
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
 from hvlc.recipes.schema import recipe_path
+from hvlc.results.compilation import COMPILATION
 from hvlc.target import target_path
+from tests.export.tiny_families import save_text
+from tests.fixed import write_target
+from tests.report.test_compilation import compilation
+from tests.runtime.test_fixed import as_if_compiled
 
 
 @pytest.fixture
@@ -132,3 +140,55 @@ def test_a_package_without_a_sound_lock_is_refused(
 ) -> None:
     damage(package)
     assert refused(package, tiny_checkpoint).code == code
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of fixed shapes whose checkpoint lies beside it; read only."""
+    root = tmp_path_factory.mktemp("static")
+    checkpoint, target = save_text(root / "checkpoint", "llama"), write_target(root / "npu.toml")
+    return build(BuildRequest(checkpoint, target, "float32", root / "package", threads=1)).output
+
+
+def test_a_compiled_package_is_not_rebuilt_without_the_compiler(
+    static: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = as_if_compiled(static, tmp_path / "package")
+    (package / COMPILATION).write_text(compilation().model_dump_json(), "utf-8")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime_qnn" else real(name))
+    monkeypatch.setattr(rebuilding, "build", lambda *_: pytest.fail("the long work began"))
+    assert refused(package, static.parent / "checkpoint").code == "install.qnn"
+
+
+@pytest.mark.parametrize(
+    ("content", "gap", "found"),
+    [
+        (b"binarX", 0.0, {"head_token_qnn.bin": 1}),
+        (b"binarX", 1e-7, {}),
+        (b"binary and more", 0.0, {}),
+    ],
+    ids=["computes the same", "computes something else", "is longer"],
+)
+def test_a_binary_that_differs_must_compute_the_same_to_the_last_bit(
+    static: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, gap: float, found: dict[str, int]
+) -> None:
+    package = as_if_compiled(static, tmp_path / "package")
+    again = as_if_compiled(static, tmp_path / "again", content=content)
+
+    def emulated(file: Path, options: Any, samples: Sequence[Any], scratch: Path) -> Iterator[dict[str, np.ndarray]]:
+        (sample,) = samples
+        (values,) = sample.feeds.values()  # hidden states
+        yield {"logits": values + (gap if file.parent == again else 0)}
+
+    monkeypatch.setattr(rebuilding, "emulate_file", emulated)
+    manifest = Manifest.load(package)
+    assert rebuilding._left_to_chance(package, again, manifest, {"head_token_qnn.bin"}) == found
+    assert rebuilding._left_to_chance(package, again, manifest, {"head_token_qnn.bin", "head_token.onnx"}) == {}
+
+
+def test_drawn_inputs_are_a_first_window(static: Path) -> None:
+    feeds = rebuilding._drawn(static / "decoder_1_prompt.onnx").feeds
+    window, context = feeds["inputs_embeds"].shape[1], feeds["past_key_values.0.key"].shape[2]
+    assert feeds["inputs_embeds"].std() == pytest.approx(1, rel=0.1)
+    assert (feeds["past_seq_len"].tolist(), feeds["total_seq_len"].tolist()) == ([[window - 1]], [context])

@@ -11,7 +11,6 @@ from hvlc.errors import UserError
 from hvlc.manifest import DECODER, Manifest
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
-from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.windows import Windows, force
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.fixed import CHUNK, write_target
@@ -86,7 +85,7 @@ def test_other_packages_have_no_windows(tiny_float32: Path) -> None:
 
 def test_work_that_needs_the_whole_decoder_says_where_there_is_one(package: Path, tiny_float32: Path) -> None:
     with pytest.raises(UserError, match=r"package\.decoder") as error:
-        TextScorer(package)
+        _ = Manifest.load(package).whole_decoder
     assert "in stages for npu" in error.value.cause
     manifest = Manifest.load(tiny_float32)
     assert manifest.whole_decoder == manifest.components[DECODER]
