@@ -72,7 +72,7 @@ class SplitDecoder(BundlePass):
 
     def _check(self, what: str, size: int) -> None:
         if self.part_bytes is not None and size > self.part_bytes:
-            cause = f"{what} has {size / 1e6:.0f} MB of weights, a part may have {self.part_bytes / 1e6:.0f} MB"
+            cause = f"{what} has {size / 1e6:.1f} MB of weights, a part may have {self.part_bytes / 1e6:.1f} MB"
             raise TargetError("target.part_size", cause, "choose a recipe with fewer bits, or another target")
 
 

@@ -175,7 +175,7 @@ def _prepare(
         observed = Observed.awaited(bundle, plan, request.state_directory)
         count(quantize(bundle, plan, target, awaited_matrices(plan, request.state_directory), observed))
         with found:
-            fix_for(bundle, target, request.context)
+            fix_for(bundle, target, request.context, text)
         needs, base = needs_of(bundle), current_memory().unshared
         copied = tokenizer_files(text)
         expected = [estimate(needs, checkpoint, copied, threads, base, cost) for threads in _thread_counts(request)]

@@ -101,6 +101,8 @@ def compile_package(
     """
     manifest = Manifest.load(source)
     manifest.verify(source)
+    CompileOptions.of(target)  # it and what follows refuse before anything is copied
+    _placed(source, manifest, target)
     with atomic_directory(output, force=force) as partial:
         for name in (*manifest.files, MANIFEST):
             shutil.copyfile(source / name, partial / name)

@@ -109,7 +109,7 @@ class _Stages:
             logits = self._window(window, rows, used, "run_on_prompt", samples)
             used += size
         last = min(len(ids), used) - 1
-        token = int(logits[0, last % size].argmax())
+        token = int(logits[0, last % logits.shape[1]].argmax())  # of a chunk, or of its last token alone
         used = last + 1  # an answer's first token takes the place of the padding
         for _ in range(min(amount.tokens, self._config["context_length"] - used)):
             logits = self._window(np.array([token]), None, used, "run_on_token_gen", samples)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
+
 from hvlc.built import Estimate
 from hvlc.bundle import Bundle, Component
 from hvlc.errors import TargetError, UserError, raise_all
@@ -12,7 +14,7 @@ from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Manifest
 from hvlc.placement import Placement
 from hvlc.shapes import dynamic_dims, infer_shapes
-from hvlc.target import Target, target_for
+from hvlc.target import Operation, Target, target_for
 
 _OTHER = "choose another target"
 _CPU = "cpu"  # the execution provider that no package needs to name
@@ -106,11 +108,21 @@ def _shape_problems(component: Component, target: Target) -> Iterator[str]:
 
 
 def _refused(target: Target, components: Iterable[Component]) -> list[str]:
-    """Operators that a target refuses, each with its reason and number of nodes."""
+    """Nodes that a target refuses by operator and attributes, each reason with their number and what to do about it.
+
+    Types, scales and the values of constants are held against it once they are written: `check_written`.
+    """
     homes = [(target_for(component.role, target), component.graph) for component in components]
-    verdicts = [home.takes_op(node.op_type, node.domain) for home, graph in homes for node in graph.all_nodes()]
-    counted = Counter(verdict.reason for verdict in verdicts if not verdict)
-    return [f"{reason} ({count} nodes)" for reason, count in sorted(counted.items())]
+    nodes = [(home, _by_attributes(node)) for home, graph in homes for node in graph.all_nodes()]
+    found = [next(iter(home.findings(node)), None) for home, node in nodes]
+    counted = Counter((one.reason, one.fix) for one in found if one is not None)
+    return [f"{reason} ({count} nodes{f'; {fix}' if fix else ''})" for (reason, fix), count in sorted(counted.items())]
+
+
+def _by_attributes(node: ir.Node) -> Operation:
+    """A node without what it reads and writes: no condition on those holds, nor on axes, which their rank counts."""
+    plain = {name: given.value for name, given in node.attributes.items() if name != "axis"}
+    return Operation(node.op_type, node.domain, plain)
 
 
 def _raise(target: Target, problems: Sequence[str]) -> None:

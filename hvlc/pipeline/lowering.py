@@ -1,11 +1,13 @@
 """Which passes make a package's graphs, and in what order."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvlc.bundle import Bundle, Role
 from hvlc.errors import UserError
 from hvlc.manifest import Kind
+from hvlc.package.staged import padding_token
 from hvlc.pipeline.limits import check_fixed
 from hvlc.pipeline.prepare import rotations
 from hvlc.placement import Placement
@@ -79,24 +81,27 @@ def quantize(
     return sum(a.action is not Action.KEEP for a in plan.assignments)
 
 
-def fix_for(bundle: Bundle, target: Target, context: int | None) -> None:
+def fix_for(bundle: Bundle, target: Target, context: int | None, tokenizer: Path) -> None:
     """Place every component; where the target wants fixed shapes, fix every dimension, and cut the decoder into stages.
 
     Args:
         bundle: with quantized weights; no pass changes it after.
         target: asked what it wants.
         context: tokens that the KV cache has room for; None is what target and checkpoint allow.
+        tokenizer: directory of its files.
 
     Raises:
         UserError: the context holds no chunk of the prompt or is longer than the checkpoint's, or it was asked for and
-            nothing is fixed.
+            nothing is fixed, or the tokenizer cannot be read.
         TargetError: a layer alone is too large for a part, or a graph does not hold to the target's limits.
     """
+    if context is not None and bundle.facts["kind"] == Kind.VISION:
+        raise UserError("build.context", "a vision tower has no KV cache", "leave --context out")
     if context is not None and not target.fixes(Role.DECODER):
         cause = f"the KV cache of {target.name} grows with the sequence"
         raise UserError("build.context", cause, "leave --context out, or choose a target of fixed shapes")
     if target.fixed_shapes:
-        _fix_shapes(bundle, target, context)
+        _fix_shapes(bundle, target, context, tokenizer)
     _place(bundle, target)
     if target.fixed_shapes:
         check_fixed(bundle, target)
@@ -111,22 +116,29 @@ def _place(bundle: Bundle, target: Target) -> None:
             component.placement, component.provider = target.placement, target.provider
 
 
-def _fix_shapes(bundle: Bundle, target: Target, context: int | None) -> None:
+def _fix_shapes(bundle: Bundle, target: Target, context: int | None, tokenizer: Path) -> None:
     """Fix the dimensions of what the target takes, and cut the decoder if that is among it."""
+    from hvlc.passes.drop_windows import DropWindows
     from hvlc.passes.fix_shapes import FixShapes
     from hvlc.passes.flatten_norms import FlattenNorms
+    from hvlc.passes.fold_shapes import FoldShapes
     from hvlc.passes.keep_positions import KeepPositions
     from hvlc.passes.look_up_tokens import LookUpTokens
+    from hvlc.passes.pick_last_token import PickLastToken
     from hvlc.passes.spell_reshapes import SpellReshapes
     from hvlc.passes.split_decoder import SplitDecoder
     from hvlc.passes.take_lengths import TakeLengths
+    from hvlc.passes.trim_rotary import TrimRotary
 
     facts, steps, room = bundle.facts, list[Any](), target.prompt_chunk
+    after: list[Any] = [FoldShapes(), SpellReshapes(), FlattenNorms()]
     if facts["kind"] != Kind.VISION and target.fixes(Role.DECODER):
         facts["context_length"] = room = static_context(int(str(facts["context_length"])), target, context)
-        steps += [TakeLengths(), KeepPositions(), SplitDecoder(target.part_bytes), LookUpTokens()]
+        steps += [TakeLengths(), KeepPositions(), TrimRotary(room), DropWindows(room)]
+        steps += [SplitDecoder(target.part_bytes), LookUpTokens()]
+        after.insert(0, PickLastToken(padding_token(tokenizer, facts)))
     roles = frozenset(role for role in (Role.DECODER, Role.VISION_ENCODER) if target.fixes(role))
-    for step in (*steps, FixShapes(target.prompt_chunk, room, roles), SpellReshapes(), FlattenNorms()):
+    for step in (*steps, FixShapes(target.prompt_chunk, room, roles), *after):
         step.run(bundle)
 
 

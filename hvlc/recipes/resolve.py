@@ -12,7 +12,7 @@ from hvlc.plan import Action, Assignment, CacheType, Plan, WeightFormat
 from hvlc.prequantized.matrix import STORED, Prequantized
 from hvlc.prequantized.taking import prequantized_in
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec, load_recipe, shipped_recipes
-from hvlc.target import Grain, Target, Verdict, target_for
+from hvlc.target import Grain, Operation, Severity, Target, Verdict, target_for
 
 _OTHER = "choose another recipe or target"
 _RESOLVED_ROLES = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)
@@ -210,7 +210,7 @@ def _decide(place: _Place, rule: Rule | None, target: Target, places: list[_Plac
     if rule is None or rule.quantize is None:
         return _assignment(place, Action.KEEP, rule.reason if rule and rule.reason else "no rule asks for it")
     home = _home(place, target)
-    choice = _choice(place, rule.quantize, home, recipe)
+    choice = _whole_blocks(_choice(place, rule.quantize, home, recipe), home, place, recipe)
     verdict = _takes(home, choice.format, place, recipe)
     return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
 
@@ -263,7 +263,7 @@ def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) 
         verdict = target.takes_float_zero_points(format.bits)
     if verdict and format.negative_scales and not target.takes_negative_scales(format.bits):
         return Verdict(False, f"{target.name} takes no negative scales at {format.bits} bits")
-    return verdict
+    return verdict and _takes_rows(target, format, place, recipe)
 
 
 def _takes_negative(target: Target, bits: int, block_size: int, place: _Place, recipe: Recipe) -> bool:
@@ -284,7 +284,8 @@ def _decide_lookup(
     home = _home(place, target)
     head_rule = _first_rule(recipe, heads[0]) if heads else None
     if head_rule and head_rule.quantize:
-        choice = _choice(heads[0], head_rule.quantize, _home(heads[0], target), recipe)
+        head = _home(heads[0], target)
+        choice = _whole_blocks(_choice(heads[0], head_rule.quantize, head, recipe), head, heads[0], recipe)
         verdict = _lookup_verdict(place, home, choice.format)
         if verdict:
             tied = _assignment(place, Action.TIE, f"shares the bytes of {heads[0].node.name}", choice)
@@ -296,6 +297,32 @@ def _decide_lookup(
     choice = _choice(place, rule.quantize, home, recipe)
     verdict = _lookup_verdict(place, home, choice.format)
     return _assignment(place, Action.QUANTIZE, choice.reason, choice) if verdict else verdict.reason
+
+
+def _whole_blocks(choice: _Choice, target: Target, place: _Place, recipe: Recipe) -> _Choice:
+    """The choice in the largest smaller blocks that divide the rows, where the target takes no rest of a row."""
+    asked = choice.format
+    if choice.solver == STORED or _takes_rows(target, asked, place, recipe):
+        return choice
+    sizes = {size for known in target.block_formats if known.bits == asked.bits for size in known.block_sizes}
+    smaller = [replace(asked, block_size=size) for size in sorted(sizes, reverse=True) if size < asked.block_size]
+    fitting = next((format for format in smaller if _takes(target, format, place, recipe)), None)
+    if fitting is None:
+        return choice
+    rest = f"blocks of {fitting.block_size}: {place.dims[1]} input features are no multiple of {asked.block_size}"
+    return replace(choice, format=fitting, reason="; ".join(filter(None, (choice.reason, rest))))
+
+
+def _takes_rows(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> Verdict:
+    """Whether a product in blocks (MatMulNBits) is taken for the sizes of this matrix."""
+    static = recipe.activation_format
+    if static is not None and place.role in static.roles:
+        return Verdict(True)  # a product of integers
+    outputs, inputs = place.dims
+    sizes = {"K": inputs, "N": outputs, "bits": format.bits, "block_size": format.block_size}
+    found = target.findings(Operation("MatMulNBits", "com.microsoft", sizes))
+    refused = next((one.reason for one in found if one.severity is Severity.REFUSAL), "")
+    return Verdict(not refused, f"{inputs} input features in blocks of {format.block_size}: {refused}")
 
 
 def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:

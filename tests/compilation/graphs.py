@@ -234,6 +234,25 @@ def layer_norm(path: Path, *, wrong: bool) -> Path:
     return g.save(path)
 
 
+def sixteen_rows(path: Path, *, wrong: bool) -> Path:
+    """N10: a product with 16 rows after LayerNormalization, whose weights have a scale for each channel; the same rows
+    in two axes are right.
+    """
+    g, width = Small(), 64
+    shape = [1, 16, width] if wrong else [1, 4, 4, width]
+    x = g.rounded(g.input("x", shape), *_range(UINT16, 4))
+    grid = [g.constant("gain.scale", 2 / 32767), g.constant("gain.zero", 32768, np.uint16)]
+    gamma = g.op("DequantizeLinear", [g.constant("gain", np.full(width, 49151), np.uint16), *grid], "gamma")
+    beta = g.rounded(g.constant("bias", np.linspace(-1, 1, width)), *_range(UINT16, 1))
+    normed = g.rounded(g.op("LayerNormalization", [x, gamma, beta], "normed", axis=-1), *_range(UINT16, 5))
+    levels = g.constant("levels", _RANDOM(0).integers(-127, 128, [width, width]), np.int8)
+    scales = g.constant("scales", _RANDOM(1).uniform(0.001, 0.002, width))
+    weight = g.op("DequantizeLinear", [levels, scales], "weight", axis=1)
+    g.rounded(g.op("MatMul", [normed, weight], "product"), *_range(UINT16, 5), name="y")
+    g.output("y", [*shape[:-1], width])
+    return g.save(path)
+
+
 def narrow_norm(path: Path, *, wrong: bool) -> Path:
     """N6: a norm over 32 channels or fewer whose rows lie in two axes; rows in one axis are right."""
     g, tokens, heads, width = Small(), 64, 2, 32
@@ -282,4 +301,5 @@ HAZARDS: dict[str, Callable[..., Path]] = {
     "N7": block_bias,
     "N8": negative_scale,
     "N9": missing_zero_point,
+    "N10": sixteen_rows,
 }

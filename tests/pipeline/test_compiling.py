@@ -196,7 +196,7 @@ def test_a_package_for_the_cpu_has_nothing_to_compile(tiny_float32: Path, tmp_pa
 
 @pytest.mark.usefixtures("pretended")
 def test_a_package_for_another_chip_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"compile\.target.*qnn-sm8750, not for qnn-sm8550"):
+    with pytest.raises(UserError, match=rf"compile\.target\] {source.name} was .*qnn-sm8750, not for qnn-sm8550"):
         compile_package(source, tmp_path / "output", load_target("qnn-sm8550"))
 
 

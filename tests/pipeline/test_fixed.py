@@ -282,10 +282,11 @@ def test_refused_operators_are_named_with_their_number(tiny_checkpoint: Path, tm
     assert "does not take Gelu: tried (7 nodes)" in error.cause
 
 
-def test_blocks_that_do_not_divide_their_rows_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(TargetError) as error:
-        build(request(tiny_checkpoint, write_target(tmp_path / "npu.toml"), tmp_path / "o", recipe="w4a16-rtn"))
-    assert "multiple of the block" in error.value.problems[0].cause
+def test_rows_that_no_block_divides_are_refused(tmp_path: Path) -> None:
+    checkpoint = save_text(tmp_path / "checkpoint", "llama", intermediate_size=104)
+    error = refusal(request(checkpoint, write_target(tmp_path / "npu.toml"), tmp_path / "o", recipe="w4a16-rtn"))
+    assert error.code == "plan.target"
+    assert "104 input features in blocks of 32: the input features must be a multiple of the block" in error.cause
     assert not (tmp_path / "o").exists()
 
 

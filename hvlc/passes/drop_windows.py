@@ -1,0 +1,42 @@
+"""Attention windows that a KV cache of fixed length fits into hide nothing, and go.
+
+Qwen2 and SmolLM3 may have layers that see the last so many positions, often more than a phone's cache has. Qualcomm's
+compiler takes no window (onnxruntime-qnn 2.7).
+"""
+
+from dataclasses import dataclass
+
+from hvlc.bundle import Component, Role, Skip
+from hvlc.graph import MICROSOFT
+from hvlc.passes.base import ComponentPass, Outcome
+
+_WINDOW, _NONE = "local_window_size", -1
+
+
+@dataclass(frozen=True)
+class DropWindows(ComponentPass):
+    """Takes away every window that is no shorter than the cache.
+
+    A window of W positions, the token's own included, reaches back to the first of W positions: where the last
+    possible one is the W-th, every token sees everything before it.
+
+    Attributes:
+        context: positions of the KV cache.
+    """
+
+    context: int
+    roles = frozenset({Role.DECODER})
+
+    def transform(self, component: Component) -> Outcome:
+        """Look at every attention."""
+        changed, skipped = 0, []
+        for node in [n for n in component.graph if n.op_type == "GroupQueryAttention" and n.domain == MICROSOFT]:
+            window = node.attributes.get_int(_WINDOW, _NONE)
+            if window == _NONE:
+                continue
+            if window < self.context:
+                skipped.append(Skip(str(node.name), f"sees {window} of {self.context} positions"))
+            else:
+                node.attributes.pop(_WINDOW)
+                changed += 1
+        return Outcome(changed, tuple(skipped))

@@ -1,0 +1,47 @@
+"""Rotary tables as long as the KV cache: positions behind its end never come.
+
+A checkpoint's tables have a row for each position of its context, 32,768 of them in many; a cache of fixed length ends
+far before.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hvlc.bundle import Component, Role, Skip
+from hvlc.graph import MICROSOFT
+from hvlc.lazy import expression_of
+from hvlc.passes.base import ComponentPass, Outcome, replace_weight
+
+_TABLES = (7, 8)  # cosines and sines, by input of GroupQueryAttention
+
+
+@dataclass(frozen=True)
+class TrimRotary(ComponentPass):
+    """Cuts the tables of every attention to their first rows.
+
+    Comes before `SplitDecoder`, so that parts go on sharing them.
+
+    Attributes:
+        context: positions of the KV cache.
+    """
+
+    context: int
+    roles = frozenset({Role.DECODER})
+
+    def transform(self, component: Component) -> Outcome:
+        """Cut every table once, however many layers read it."""
+        attentions = [n for n in component.graph if n.op_type == "GroupQueryAttention" and n.domain == MICROSOFT]
+        found = [v for n in attentions for at, v in enumerate(n.inputs) if at in _TABLES and v is not None]
+        tables = list(dict.fromkeys(found))
+        changed = sum(self._cut(table) for table in tables)
+        return Outcome(changed, () if tables else (Skip("*", "rotates with no table"),))
+
+    def _cut(self, table: ir.Value) -> int:
+        """1 if the table was longer."""
+        tensor = table.const_value
+        if tensor is None or expression_of(tensor).shape[0] <= self.context:
+            return 0
+        replace_weight(table, expression_of(tensor).narrow(0, 0, self.context))
+        table.shape = ir.Shape(table.const_value.shape.numpy()) if table.const_value is not None else None
+        return 1
