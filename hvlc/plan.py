@@ -120,6 +120,11 @@ class CacheType(StrEnum):
     FLOAT = "float"
     INT8 = "int8"
 
+    @property
+    def written(self) -> str:
+        """Element type of the same levels where a graph writes them itself: around 128, as integer products ask."""
+        return "uint8" if self is CacheType.INT8 else self.value
+
 
 @dataclass(frozen=True)
 class Assignment:

@@ -118,10 +118,12 @@ def _place(bundle: Bundle, target: Target) -> None:
 
 def _fix_shapes(bundle: Bundle, target: Target, context: int | None, tokenizer: Path) -> None:
     """Fix the dimensions of what the target takes, and cut the decoder if that is among it."""
+    from hvlc.passes.decompose_group_attention import DecomposeGroupAttention
     from hvlc.passes.drop_windows import DropWindows
     from hvlc.passes.fix_shapes import FixShapes
     from hvlc.passes.flatten_norms import FlattenNorms
     from hvlc.passes.fold_shapes import FoldShapes
+    from hvlc.passes.integer_attention import IntegerAttention
     from hvlc.passes.keep_positions import KeepPositions
     from hvlc.passes.look_up_tokens import LookUpTokens
     from hvlc.passes.pick_last_token import PickLastToken
@@ -138,7 +140,8 @@ def _fix_shapes(bundle: Bundle, target: Target, context: int | None, tokenizer: 
         steps += [SplitDecoder(target.part_bytes), LookUpTokens()]
         after.insert(0, PickLastToken(padding_token(tokenizer, facts)))
     roles = frozenset(role for role in (Role.DECODER, Role.VISION_ENCODER) if target.fixes(role))
-    for step in (*steps, FixShapes(target.prompt_chunk, room, roles), *after):
+    steps += [FixShapes(target.prompt_chunk, room, roles), DecomposeGroupAttention(target), IntegerAttention()]
+    for step in (*steps, *after):
         step.run(bundle)
 
 

@@ -180,7 +180,7 @@ def _option_problems(solver: str, given: Mapping[str, bool | float], kind: type 
 def _runtime_problems(plan: Plan, target: Target) -> Iterator[HvlcError]:
     """Everything that the target, or the QDQ form, does not take of a plan's activations and cache."""
     decoder = target_for(Role.DECODER, target)
-    verdicts = [decoder.takes_cache(plan.kv_cache)] if plan.kv_cache is not CacheType.FLOAT else []
+    verdicts = [_cache_verdict(plan.kv_cache, decoder)] if plan.kv_cache is not CacheType.FLOAT else []
     if plan.activations is not None:
         homes = {home.name: home for role in plan.activations.roles if (home := target_for(role, target))}
         verdicts += [home.takes_activations(plan.activations.type) for home in homes.values()]
@@ -190,6 +190,12 @@ def _runtime_problems(plan: Plan, target: Target) -> Iterator[HvlcError]:
     for verdict in verdicts:
         if not verdict:
             yield TargetError("plan.target", verdict.reason, _OTHER)
+
+
+def _cache_verdict(cache: CacheType, decoder: Target) -> Verdict:
+    """Whether a target's attention stores such a cache, or a graph of fixed shapes may write it itself."""
+    written = decoder.fixed_shapes and decoder.writes_cache(cache.written)
+    return Verdict(True) if written else decoder.takes_cache(cache)
 
 
 def _home(place: _Place, target: Target) -> Target:

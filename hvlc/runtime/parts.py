@@ -302,12 +302,13 @@ def _gain(norm: ir.Node) -> np.ndarray:
 
 def _precision(graph: ir.Graph) -> Precision:
     weights, activations, cache = [_FLOAT], [_FLOAT], [_FLOAT]
+    written = {use.node.inputs[1] for v in graph.inputs if v.dtype is ir.DataType.UINT8 for use in v.uses()}  # scales
     for node in graph:
         if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
             weights.append(node.attributes.get_int("bits", 4))
             activations += [8] if node.attributes.get_int("accuracy_level", 0) == _INT8_PRODUCTS else []
         elif node.op_type == "QuantizeLinear" and (zero := node.inputs[2]) is not None and zero.dtype is not None:
-            activations.append(zero.dtype.bitwidth)
+            (cache if node.inputs[1] in written else activations).append(zero.dtype.bitwidth)
         elif node.op_type == "DequantizeLinear" and (levels := node.inputs[0]) is not None:
             constant = levels.const_value
             weights += [] if constant is None or len(constant.shape) < _MATRIX else [constant.dtype.bitwidth]

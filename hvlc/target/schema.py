@@ -102,7 +102,8 @@ class Target(StrictModel):
         gather_bits: widths that the block-wise embedding look-up takes.
         lookup_dtypes: element types of tables that a look-up (Gather) copies rows from.
         activation_dtypes: element types of static integer activations (QDQ form).
-        cache_dtypes: element types of a KV cache besides float.
+        cache_dtypes: element types of a KV cache besides float that GroupQueryAttention stores.
+        written_cache_dtypes: those that a graph of fixed shapes may store itself, with its attention written out.
         fixed_shapes: whether every dimension must be static.
         prompt_chunk: tokens of a prompt that run at once, where shapes are fixed.
         context: tokens that a KV cache of fixed shapes has room for, if nobody asks for more; None is the model's.
@@ -139,6 +140,7 @@ class Target(StrictModel):
     lookup_dtypes: tuple[str, ...] = ("float32",)
     activation_dtypes: tuple[str, ...] = ()
     cache_dtypes: tuple[str, ...] = ()
+    written_cache_dtypes: tuple[str, ...] = ()
     fixed_shapes: bool = False
     prompt_chunk: int = Field(64, ge=1)
     context: int | None = Field(None, ge=1)
@@ -209,6 +211,10 @@ class Target(StrictModel):
     def takes_cache(self, dtype: str) -> Verdict:
         """Whether attention may store its keys and values in this element type."""
         return Verdict(dtype in self.cache_dtypes, f"{self.name} keeps no KV cache of {dtype}")
+
+    def writes_cache(self, dtype: str) -> Verdict:
+        """Whether a graph whose attention is written out may store keys and values in this element type."""
+        return Verdict(dtype in self.written_cache_dtypes, f"{self.name} has no way to write a KV cache of {dtype}")
 
     def takes_lookup(self, dtype: str) -> Verdict:
         """Whether an embedding look-up may copy rows of this element type."""

@@ -6,12 +6,13 @@ import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.pipeline.build import build
+from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.zoo import nano_checkpoint
 
 pytestmark = pytest.mark.slow
-DOCUMENTS = 16
+DOCUMENTS, CACHED = 16, 64
 
 
 @pytest.mark.parametrize("recipe", ["float32", "w4a16-rtn"])
@@ -33,3 +34,13 @@ def test_a_package_of_fixed_shapes_gives_the_tokens_of_the_dynamic_one(tmp_path:
             if ours.tokens != theirs.tokens:
                 different.append((index, encoder, ours.text, theirs.text))
     assert different == []
+
+
+def test_a_cache_of_8_bits_costs_no_answer(tmp_path: Path) -> None:
+    counts = []
+    for recipe in ("npu-w4a16", "npu-w4a16-kv8"):
+        package = build(BuildRequest(nano_checkpoint(), "qnn-sm8750", recipe, tmp_path / recipe, aot=False)).output
+        found = evaluate_directory(package, DocumentsTask(CACHED), [Setting("large", True)])[0].summary
+        counts.append(round(found.exact_match.value * CACHED))
+    assert counts[0] > 0.9 * CACHED
+    assert abs(counts[1] - counts[0]) <= 1

@@ -51,16 +51,18 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def static(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Packages whose graphs are left to their runtime, of both checkpoints."""
+    """Packages whose graphs are left to their runtime, of both checkpoints; two with a KV cache of 8 bits."""
     found = {}
-    for name, checkpoint in {"nano": nano_checkpoint(), "wide": wide_checkpoint}.items():
+    recipes = {"nano": "w4a16-rtn", "wide": "w4a16-rtn", "cached": "npu-w4a16-kv8", "integer": "w4a16-static"}
+    for name, recipe in recipes.items():
         found[name] = tmp_path_factory.mktemp("static") / name
-        build(BuildRequest(checkpoint, "qnn-sm8750", "w4a16-rtn", found[name], context=1024, aot=False))
+        checkpoint = wide_checkpoint if name == "wide" else nano_checkpoint()
+        build(BuildRequest(checkpoint, "qnn-sm8750", recipe, found[name], context=1024, aot=False))
     return found
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("name", ["nano", "wide"])
+@pytest.mark.parametrize("name", ["nano", "wide", "cached", "integer"])
 def test_every_npu_component_compiles_for_every_chip(
     static: dict[str, Path], tmp_path: Path, name: str, chip: str
 ) -> None:
@@ -73,11 +75,11 @@ def test_every_npu_component_compiles_for_every_chip(
         assert (record.chip, record.soc_model, record.htp_arch) == (chip, *CHIPS[chip])
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+@pytest.fixture(scope="module", params=["npu-w4a16", "npu-w4a16-kv8"])
+def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The shipped checkpoint compiled and checked, and the seconds that this took."""
     output = tmp_path_factory.mktemp("emulated") / "package"
-    made = build(BuildRequest(nano_checkpoint(), "qnn-sm8750", "npu-w4a16", output))
+    made = build(BuildRequest(nano_checkpoint(), "qnn-sm8750", request.param, output))
     return output, made.seconds["compile"]
 
 

@@ -227,6 +227,20 @@ def test_a_target_refuses_activations_and_caches_that_it_does_not_take(tied: Bun
     assert error.value.exit_code == 3
 
 
+def test_a_graph_of_fixed_shapes_may_write_the_cache_itself(tied: Bundle) -> None:
+    npu, cached, known = load_target("qnn-sm8750"), load_recipe("npu-w4a16-kv8"), {**SOLVERS, **CALIBRATED}
+    assert not npu.takes_cache(CacheType.INT8)  # GroupQueryAttention does not store it
+    assert resolve(cached, tied, npu, known, OPTIONS).kv_cache is CacheType.INT8
+    for changes in ({"written_cache_dtypes": []}, {"written_cache_dtypes": ["uint4"]}):
+        with pytest.raises(TargetError) as error:
+            resolve(cached, tied, without(npu, **changes), known, OPTIONS)
+        assert error.value.cause == "qnn-sm8750 keeps no KV cache of int8"
+        assert "npu-w4a16" in error.value.fix
+    growing = without(CPU, cache_dtypes=[], written_cache_dtypes=["uint8"])  # whose attention is not written out
+    with pytest.raises(TargetError, match="keeps no KV cache"):
+        resolve(static(decoder(block_size=16), kv_cache="int8"), tied, growing, SOLVERS)
+
+
 def test_static_activations_refuse_zero_points_by_weight(tied: Bundle) -> None:
     with pytest.raises(TargetError) as error:
         resolve(static(decoder(symmetric=False)), tied, CPU, SOLVERS)
