@@ -16,10 +16,24 @@ class Action(StrEnum):
 
 
 class ScaleType(StrEnum):
-    """Stored element type of the scales."""
+    """How the scales are stored.
+
+    LPBQ (AIMET's "low power blockwise quantization") stores a whole number from 1 to `LPBQ_LARGEST` for each block and
+    a float32 for each row; a block's scale is their product. An NPU multiplies levels by the whole number and is left
+    with 8-bit integers that have one scale a row.
+    """
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    LPBQ = "lpbq"
+
+
+#: Largest whole number of an LPBQ block. Times the lowest 4-bit level, -8, it is the lowest 8-bit integer; Qualcomm's
+#: compiler lets larger products wrap around (docs/snapdragon.md).
+LPBQ_LARGEST = 16
+
+_SCALE_NAMES = {ScaleType.FLOAT32: "f32", ScaleType.FLOAT16: "f16", ScaleType.LPBQ: "lpbq"}
+_SCALE_BYTES = {ScaleType.FLOAT32: 4, ScaleType.FLOAT16: 2, ScaleType.LPBQ: 1}
 
 
 class ZeroType(StrEnum):
@@ -42,9 +56,12 @@ class WeightFormat:
         bits: width of an element.
         block_size: input channels that share one scale.
         symmetric: no zero points; the stored level is offset by `2 ** (bits - 1)`.
-        scale_type: stored type of the scales.
+        scale_type: how the scales are stored; LPBQ is for 4 bits without zero points or negative scales.
         negative_scales: whether a scale may be negative.
         zero_type: element type of the zero points, where there are any.
+
+    Raises:
+        ValueError: LPBQ scales of another form.
     """
 
     bits: int
@@ -54,14 +71,24 @@ class WeightFormat:
     negative_scales: bool = True
     zero_type: ZeroType = ZeroType.INTEGER
 
+    def __post_init__(self) -> None:
+        if self.is_lpbq and (self.bits != 4 or not self.symmetric or self.negative_scales):
+            raise ValueError("LPBQ scales are for 4 bits without zero points or negative scales")
+
     def bytes(self, out_features: int, in_features: int) -> int:
         """Stored size of a matrix, levels and scales (and zero points)."""
         blocks = out_features * ceil(in_features / self.block_size)
-        scale = 2 if self.scale_type is ScaleType.FLOAT16 else 4
+        factors = 4 * out_features if self.is_lpbq else 0
         zeros = 0 if self.symmetric else out_features * ceil(ceil(in_features / self.block_size) * self.bits / 8)
         if self.float_zeros:
             zeros = 4 * blocks
-        return blocks * self.block_size * self.bits // 8 + blocks * scale + zeros
+        scales = blocks * _SCALE_BYTES[self.scale_type] + factors
+        return blocks * self.block_size * self.bits // 8 + scales + zeros
+
+    @property
+    def is_lpbq(self) -> bool:
+        """Whether a block's scale is a whole number times its row's float."""
+        return self.scale_type is ScaleType.LPBQ
 
     @property
     def float_zeros(self) -> bool:
@@ -78,7 +105,7 @@ class WeightFormat:
 
     def __str__(self) -> str:
         kind = "sym" if self.symmetric else "float zero" if self.float_zeros else "asym"
-        return f"int{self.bits} b{self.block_size} {kind} {'f16' if self.scale_type is ScaleType.FLOAT16 else 'f32'}"
+        return f"int{self.bits} b{self.block_size} {kind} {_SCALE_NAMES[self.scale_type]}"
 
 
 class ActivationType(StrEnum):

@@ -9,7 +9,9 @@ import numpy as np
 
 from hvlc.errors import HvlcError
 from hvlc.lazy import Box, Expression
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
+
+_SCALE_DTYPES = {ScaleType.FLOAT32: np.float32, ScaleType.FLOAT16: np.float16, ScaleType.LPBQ: np.uint8}
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Levels:
 
     Attributes:
         levels: unsigned levels uint8 `[out, blocks, block_size]`, 0 to `2**bits - 1`.
-        scales: float32 `[out, blocks]`, already rounded to the stored scale type.
+        scales: float32 `[out, blocks]`, already rounded to the stored scale type: of LPBQ, whole numbers up to
+            `LPBQ_LARGEST` times a float of the row, which its largest scale is `LPBQ_LARGEST` times.
         zero_points: uint8 (float32 where the format has float zeros) `[out, blocks]`, or None for `2**(bits - 1)`
             everywhere.
         format: what they are.
@@ -42,8 +45,23 @@ class Levels:
         return pack_levels(self.levels, self.format.bits)
 
     def stored_scales(self) -> np.ndarray:
-        """`[out, blocks]` in the stored scale type."""
-        return self.scales.astype(scale_dtype(self.format))
+        """`[out, blocks]` in the stored scale type; of LPBQ the whole numbers, uint8.
+
+        Raises:
+            HvlcError: LPBQ scales are other than whole numbers times `factors` (the solver's bug).
+        """
+        if not self.format.is_lpbq:
+            return self.scales.astype(scale_dtype(self.format))
+        factors = self.factors()[:, None]
+        wholes = np.rint(self.scales / factors).clip(1, LPBQ_LARGEST)
+        if not np.array_equal(wholes.astype(np.float32) * factors, self.scales):
+            cause = "the solver gave scales that are no whole numbers times a float of their row"
+            raise HvlcError("solver.scales", cause, "report it")
+        return wholes.astype(np.uint8)
+
+    def factors(self) -> np.ndarray:
+        """float32 `[out]`: what an LPBQ block's whole number is multiplied by."""
+        return self.scales.max(axis=1) / np.float32(LPBQ_LARGEST)
 
     def packed_zero_points(self) -> np.ndarray:
         """uint8 `[out, ceil(blocks * bits / 8)]`, low nibble first; of float zeros the value of the middle level,
@@ -62,7 +80,7 @@ class Levels:
         return pack_zero_points(zeros, self.format)
 
 
-def _unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+def unpack_levels(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     """The first `count` elements of each packed row."""
     if bits == 8:
         return packed[..., :count]
@@ -74,13 +92,15 @@ def unpacked(solved: "Solved") -> np.ndarray:
     """float32 `[out, in]` of a solved matrix."""
     format, (rows, columns) = solved.format, solved.shape
     blocks = ceil(columns / format.block_size)
-    levels = _unpack(solved.stream(Stream.LEVELS).read(), format.bits, format.block_size)
+    levels = unpack_levels(solved.stream(Stream.LEVELS).read(), format.bits, format.block_size)
     scales = solved.stream(Stream.SCALES).read().astype(np.float32).reshape(rows, blocks)
+    if format.is_lpbq:
+        scales *= solved.stream(Stream.FACTORS).read()[:, None]
     if format.float_zeros:
         values = Levels(levels, scales, None, format).dequantize(columns)
         middle = np.repeat(solved.stream(Stream.ZERO_POINTS).read(), format.block_size, 1)
         return values + middle[:, :columns]
-    zeros = None if format.symmetric else _unpack(solved.stream(Stream.ZERO_POINTS).read(), format.bits, blocks)
+    zeros = None if format.symmetric else unpack_levels(solved.stream(Stream.ZERO_POINTS).read(), format.bits, blocks)
     return Levels(levels, scales, zeros, format).dequantize(columns)
 
 
@@ -103,7 +123,7 @@ def pack_zero_points(zeros: np.ndarray, format: WeightFormat) -> np.ndarray:
 
 def scale_dtype(format: WeightFormat) -> np.dtype:
     """numpy dtype of the stored scales."""
-    return np.dtype(np.float16 if format.scale_type is ScaleType.FLOAT16 else np.float32)
+    return np.dtype(_SCALE_DTYPES[format.scale_type])
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,7 @@ class Stream(StrEnum):
     LEVELS = "levels"
     SCALES = "scales"
     ZERO_POINTS = "zero_points"
+    FACTORS = "factors"
 
 
 @dataclass(frozen=True)
@@ -212,7 +233,8 @@ class Solved:
 
 def streams_of(format: WeightFormat) -> tuple[Stream, ...]:
     """What is stored of a matrix of this format."""
-    return (Stream.LEVELS, Stream.SCALES) if format.symmetric else tuple(Stream)
+    extra = () if format.symmetric else (Stream.ZERO_POINTS,)
+    return (Stream.LEVELS, Stream.SCALES, *((Stream.FACTORS,) if format.is_lpbq else extra))
 
 
 def stream_shape(matrix: tuple[int, int], format: WeightFormat, stream: Stream) -> tuple[int, ...]:
@@ -225,11 +247,13 @@ def stream_shape(matrix: tuple[int, int], format: WeightFormat, stream: Stream) 
             return rows, blocks
         case Stream.ZERO_POINTS:
             return rows, blocks if format.float_zeros else ceil(blocks * format.bits / 8)
+        case Stream.FACTORS:
+            return (rows,)
 
 
 def stream_dtype(format: WeightFormat, stream: Stream) -> np.dtype:
     """numpy dtype of what is stored."""
-    if stream is Stream.ZERO_POINTS and format.float_zeros:
+    if stream is Stream.FACTORS or (stream is Stream.ZERO_POINTS and format.float_zeros):
         return np.dtype(np.float32)
     return scale_dtype(format) if stream is Stream.SCALES else np.dtype(np.uint8)
 
@@ -243,11 +267,15 @@ def stored_array(levels: Levels, stream: Stream) -> np.ndarray:
             return levels.stored_scales()
         case Stream.ZERO_POINTS:
             return levels.packed_zero_points()
+        case Stream.FACTORS:
+            return levels.factors()
 
 
 @dataclass(frozen=True)
 class StoredPart(Expression):
-    """Packed levels uint8 `[out, blocks, block_size * bits / 8]`, scales `[out, blocks]`, or packed zero points."""
+    """Packed levels uint8 `[out, blocks, block_size * bits / 8]`, scales `[out, blocks]`, packed zero points, or LPBQ's
+    factors float32 `[out]`.
+    """
 
     of: Quantization
     stream: Stream

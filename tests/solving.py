@@ -9,16 +9,19 @@ from hypothesis.extra.numpy import arrays
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
 from hvlc.quantized import Levels
 
+#: Types of scales that any form may have.
+FLOAT_SCALES = (ScaleType.FLOAT32, ScaleType.FLOAT16)
 FORMATS = [
     WeightFormat(bits, 16, symmetric, scale_type, negative)
     for bits in (4, 8)
     for symmetric in (True, False)
-    for scale_type in ScaleType
+    for scale_type in FLOAT_SCALES
     for negative in (True, False)
     if symmetric or negative
 ]
 SYMMETRIC = [f for f in FORMATS if f.symmetric]
 ASYMMETRIC = [f for f in FORMATS if not f.symmetric]
+LPBQ = [WeightFormat(4, block, True, ScaleType.LPBQ, negative_scales=False) for block in (16, 32)]
 FLOAT_ZEROS = [replace(f, zero_type=ZeroType.FLOAT) for f in ASYMMETRIC]
 
 matrices = arrays(

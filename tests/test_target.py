@@ -173,6 +173,28 @@ def test_pairs_of_types_follow_the_measurements(activation: str, weight: str, gr
     assert (not target.findings(Operation("MatMul", inputs=operands))) is taken
 
 
+@pytest.mark.parametrize(
+    ("operator", "shape", "transposed", "taken"),
+    [
+        ("MatMul", (64, 48), 0, True),
+        ("MatMul", (48, 64), 0, False),
+        ("Gemm", (64, 48), 1, False),
+        ("Gemm", (48, 64), 1, True),
+        ("MatMul", None, 0, True),
+    ],
+)
+def test_some_products_want_a_multiple_of_inputs(
+    operator: str, shape: tuple[int, int] | None, transposed: int, taken: bool
+) -> None:
+    target = load_target("qnn-sm8750")
+    weight = Operand(shape=shape, constant=True, quantized=Quantized("int4", Grain.LPBQ))
+    operation = Operation(operator, "", {"transB": transposed}, (Operand(quantized=Quantized("uint16")), weight))
+    refusals = [f.reason for f in target.findings(operation) if f.rule == "products"]
+    assert (not refusals) is taken
+    assert taken or refusals[0].endswith("weights per lpbq and 48 inputs: it takes multiples of 32")
+    assert target.takes_product("MatMul", "uint16", "int4", Grain.BLOCK, 48)
+
+
 def test_a_target_without_products_takes_any() -> None:
     assert load_target("webgpu").takes_product("MatMul", "uint3", "int1", Grain.TENSOR)
 

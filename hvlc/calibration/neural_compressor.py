@@ -76,6 +76,8 @@ def supports(solver: str, format: WeightFormat, in_features: int) -> Verdict:
     """
     if solver not in OFFERED:
         return Verdict(False, DECLINED.get(solver, "neural-compressor has no such solver"))
+    if format.is_lpbq:
+        return Verdict(False, "it knows no scales of the form LPBQ")
     if solver == "inc/awq" and format.bits != _AWQ_BITS:
         # quant_tensor takes `bits`; the search passes `num_bits`, which it ignores.
         return Verdict(False, f"it searches scales for {_AWQ_BITS} bits whatever is asked for")

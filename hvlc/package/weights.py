@@ -124,6 +124,7 @@ class BlockValues:
         zeros: one for each block, or None for `zero` everywhere.
         zero: the level that means 0 where no zero points are stored.
         middles: value of each block's middle level, added after (`hvlc.passes.add_middles`).
+        factors: of each row, which the blocks' scales (whole numbers then: LPBQ) are multiplied by.
         transposed: whether rows are the features that come in.
         turned: whether levels and scales are stored with rows and columns exchanged, as NPUs want them.
     """
@@ -139,6 +140,7 @@ class BlockValues:
     middles: Initializer | None = None
     transposed: bool = False
     turned: bool = False
+    factors: Initializer | None = None
 
     @property
     def columns(self) -> int:
@@ -153,13 +155,17 @@ class BlockValues:
     @property
     def parts(self) -> tuple[Initializer, ...]:
         """Everything that is stored."""
-        return tuple(part for part in (self.levels, self.scales, self.zeros, self.middles) if part is not None)
+        return tuple(
+            part for part in (self.levels, self.scales, self.zeros, self.middles, self.factors) if part is not None
+        )
 
     @property
     def format(self) -> str:
         """As plans name it (`hvlc.plan.WeightFormat`); "whole" where blocks are whole rows."""
         block = "whole" if self.block_size == self.columns and not self.packed else f"b{self.block_size}"
         floats = self.middles is not None or (self.zeros is not None and self.zeros.dtype in _FLOATS)
+        if self.factors is not None:
+            return f"int{self.bits} {block} sym lpbq"
         kind = "float zero" if floats else "sym" if self.zeros is None else "asym"
         scales = {"float16": "f16", "float": "f32"}.get(self.scales.dtype, self.scales.dtype)
         return f"int{self.bits} {block} {kind} {scales}"
@@ -168,6 +174,8 @@ class BlockValues:
         """float32 `(level - zero point) * scale`, the features that come out first."""
         values = self._integers(self.levels.read()).astype(np.float32)
         scales = self._by_block(self.scales)
+        if self.factors is not None:
+            scales *= self.factors.read()[:, None]
         zeros = None if self.zeros is None else self._by_block(self.zeros)
         middles = None if self.middles is None else self._by_block(self.middles)
         for block in range(self.blocks):  # in place: a matrix may be large
@@ -250,6 +258,8 @@ class _Reader:
         }
         self._producers = {name: node for node in self._nodes for name in node.output}
         self._by_columns = self._read_by_columns()
+        #: Scales that a node makes of whole numbers (LPBQ).
+        self._multiplied = {n.input[1] for n in self._nodes if n.op_type == "DequantizeLinear"}
 
     def weights(self) -> Iterator[StoredWeight]:
         """Quantized ones first."""
@@ -284,7 +294,7 @@ class _Reader:
                 return self._product(node)
             case "GatherBlockQuantized":
                 return self._table(node)
-            case "DequantizeLinear" if node.input[0] in self._tensors:
+            case "DequantizeLinear" if node.input[0] in self._tensors and node.output[0] not in self._multiplied:
                 return self._dequantized(node)
         return None
 
@@ -313,7 +323,10 @@ class _Reader:
 
     def _dequantized(self, node: onnx.NodeProto) -> BlockValues:
         """DequantizeLinear of a constant: in blocks of a matrix's rows, with one scale a row, or one for all."""
-        levels, scales, zeros = self._required(node, 0), self._required(node, 1), self._source(node, 2)
+        product = self._producers.get(node.input[1])
+        lpbq = product if product is not None and product.op_type == node.op_type else None
+        scales, factors = self._required(lpbq or node, 0 if lpbq else 1), self._required(lpbq, 1) if lpbq else None
+        levels, zeros = self._required(node, 0), self._source(node, 2)
         bits, shape, block = _WIDTHS.get(levels.dtype), levels.shape, _integer(node, "block_size", 0)
         if bits is None or not levels.size:
             raise self._unread(node, f"it dequantizes {levels.dtype} {list(shape)}")
@@ -325,7 +338,9 @@ class _Reader:
         transposed = len(shape) == 2 and self._by_columns.isdisjoint(node.output) is turned
         shape = shape[::-1] if turned else shape
         block = block or math.prod(shape[1:])
-        values = BlockValues(shape, bits, block, False, levels, scales, zeros, 0, None, transposed, turned)
+        values = BlockValues(
+            shape, bits, block, False, levels, scales, zeros, 0, None, transposed, turned=turned, factors=factors
+        )
         return self._filled(node, values)
 
     def _layout(self, node: onnx.NodeProto, block_size: int) -> tuple[int, int]:

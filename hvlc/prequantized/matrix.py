@@ -6,9 +6,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hvlc.errors import HvlcError
 from hvlc.lazy import Box, Expression
 from hvlc.plan import WeightFormat
-from hvlc.quantized import Solved, Stream, pack_levels, pack_zero_points, scale_dtype, stream_dtype, stream_shape
+from hvlc.quantized import (
+    Solved,
+    Stream,
+    pack_levels,
+    pack_zero_points,
+    scale_dtype,
+    stream_dtype,
+    stream_shape,
+    streams_of,
+)
 
 #: What a plan calls the solver of a matrix whose levels are taken as they are.
 STORED = "stored"
@@ -60,8 +70,7 @@ class Prequantized(Expression):
     def form(self, format: WeightFormat) -> Solved:
         """It in one of `formats`."""
         rows, columns = self.shape
-        parts = [TakenPart(self, format, stream) for stream in Stream]
-        return Solved((rows, columns), format, tuple(parts[:2] if format.symmetric else parts))
+        return Solved((rows, columns), format, tuple(TakenPart(self, format, s) for s in streams_of(format)))
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,8 @@ class TakenPart(Expression):
                 values = self._repeated(self.of.scales(*rows)).astype(scale_dtype(self.format), copy=False)
             case Stream.ZERO_POINTS:
                 values = pack_zero_points(self._repeated(self.of.zero_points(*rows)), self.format)
+            case Stream.FACTORS:
+                raise HvlcError("plan.format", f"{self.of.origin} has no scales of the form LPBQ", "report it")
         return values[(slice(None), *box[1:])]
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 
 from hvlc.bundle import Role
 from hvlc.errors import HvlcError, UserError
-from hvlc.plan import Action, Assignment
+from hvlc.plan import Action, Assignment, ScaleType
 from hvlc.prequantized.matrix import STORED
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
 from hvlc.sensitivity import Candidate, Sensitivity
@@ -154,6 +154,8 @@ def uniform(recipe: Recipe, format: FormatSpec, solver: str | None = None) -> Re
 
 def _respecified(spec: WeightSpec, format: FormatSpec | Candidate, solver: str | None = None) -> WeightSpec:
     changes: dict[str, object] = {"bits": format.bits, "block_size": format.block_size, "per_channel": False}
+    if spec.scale_type is ScaleType.LPBQ and format.bits != 4:  # LPBQ has no other width
+        changes["scale_type"] = ScaleType.FLOAT32
     if solver is not None and solver != spec.solver:
         changes |= {"solver": solver, "options": {}}
     return spec.model_copy(update=changes)

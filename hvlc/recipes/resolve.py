@@ -147,7 +147,7 @@ def _planned(
 
 def _solver_problems(recipe: Recipe, solvers: set[str], options: Mapping[str, type]) -> Iterator[HvlcError]:
     """Everything that is wrong with the solvers that a recipe names and with what it sets of them."""
-    asked = [rule.quantize for rule in recipe.rules if rule.quantize]
+    asked = [spec for rule in recipe.rules if rule.quantize for spec in rule.quantize.with_fallbacks()]
     for name in dict.fromkeys(spec.solver for spec in asked if spec.solver not in solvers):
         yield UserError("recipe.solver", f"no solver {name!r}", nearest(name, solvers))
     for spec in asked:
@@ -243,25 +243,33 @@ def _choice(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> 
         reason = f"stored as {matrix.origin}: {refusal}; dequantized and quantized again"
     elif inner := next(prequantized_in(matrix), None):
         reason = f"stored as {inner.origin}: rewritten since; dequantized and quantized again"
-    negative = _takes_negative(target, spec.bits, spec.block_size or place.dims[1], place, recipe)
-    chosen = spec.format(place.dims[1], negative_scales=negative)
-    return _Choice(chosen, spec.solver, tuple(sorted(spec.options.items())), reason)
+    made = _made(place, spec, target, recipe)
+    return replace(made, reason="; ".join(filter(None, (reason, made.reason))))
+
+
+def _made(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> _Choice:
+    """What a rule asks for, or what it falls back on where that does not fit the matrix or the target, and why."""
+    format = spec.format(place.dims[1], negative_scales=False)
+    if not format.is_lpbq and _takes_negative(target, format, place, recipe):
+        format = replace(format, negative_scales=True)
+    if spec.fallback is not None and (obstacle := _obstacle(target, format, place, recipe)):
+        made = _made(place, spec.fallback, target, recipe)
+        return replace(made, reason="; ".join(filter(None, (f"not {format}: {obstacle}", made.reason))))
+    return _Choice(format, spec.solver, tuple(sorted(spec.options.items())))
 
 
 def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> Verdict:
     """Whether a product by a matrix of this format may run on the target."""
     width, static = place.dims[1], recipe.activation_format
     if static is not None and place.role in static.roles:
-        grain = Grain.CHANNEL if format.block_size == width else Grain.BLOCK
-        taken = target.takes_product("MatMul", static.type, f"int{format.bits}", grain)
-        if (
-            taken
-            and format.negative_scales
-            and not _takes_negative(target, format.bits, format.block_size, place, recipe)
-        ):
+        grain = _grain(format, width)
+        taken = target.takes_product("MatMul", static.type, f"int{format.bits}", grain, width)
+        if taken and format.negative_scales and not _takes_negative(target, format, place, recipe):
             return Verdict(False, f"{target.name} takes no negative scales of a {grain} at {format.bits} bits")
         if not taken or grain is Grain.CHANNEL:
             return taken
+    elif format.is_lpbq:
+        return Verdict(False, "scales of the form LPBQ are for static activations: MatMulNBits has float scales alone")
     if format.float_zeros and width % format.block_size:  # the sums of a block's inputs have no padding
         return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
     verdict = target.takes_weights(format.bits, format.block_size, symmetric=format.symmetric)
@@ -272,14 +280,30 @@ def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) 
     return verdict and _takes_rows(target, format, place, recipe)
 
 
-def _takes_negative(target: Target, bits: int, block_size: int, place: _Place, recipe: Recipe) -> bool:
+def _obstacle(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> str:
+    """Why a matrix cannot be stored in a format; empty when it can."""
+    static = recipe.activation_format
+    if static is not None and place.role in static.roles and (found := format.static_obstacle(place.dims[1])):
+        return found
+    verdict = _takes(target, format, place, recipe)
+    return "" if verdict else verdict.reason
+
+
+def _grain(format: WeightFormat, in_features: int) -> Grain:
+    """What shares a scale of a matrix behind DequantizeLinear."""
+    if format.is_lpbq:
+        return Grain.LPBQ
+    return Grain.CHANNEL if format.block_size == in_features else Grain.BLOCK
+
+
+def _takes_negative(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> bool:
     """Whether a matrix may have negative scales, in the form that the recipe gives its product."""
     static = recipe.activation_format
     if static is None or place.role not in static.roles:
-        return target.takes_negative_scales(bits)
-    grain = Grain.CHANNEL if block_size == place.dims[1] else Grain.BLOCK
-    signed = target.takes_negative_product("MatMul", static.type, f"int{bits}", grain)
-    return signed and (grain is Grain.CHANNEL or target.takes_negative_scales(bits))
+        return target.takes_negative_scales(format.bits)
+    grain = _grain(format, place.dims[1])
+    signed = target.takes_negative_product("MatMul", static.type, f"int{format.bits}", grain)
+    return signed and (grain is Grain.CHANNEL or target.takes_negative_scales(format.bits))
 
 
 def _decide_lookup(
@@ -351,6 +375,8 @@ def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> Verd
         return Verdict(False, f"GatherBlockQuantized takes no blocks of {format.block_size}")
     if format.float_zeros:
         return Verdict(False, "GatherBlockQuantized takes no float zero points")
+    if format.is_lpbq:
+        return Verdict(False, "GatherBlockQuantized takes no scales of the form LPBQ")
     return target.takes_gather(format.bits)
 
 

@@ -1,6 +1,7 @@
 """Recipes: strict, versioned YAML that says which weights become what."""
 
 import fnmatch
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Self
@@ -24,9 +25,11 @@ class WeightSpec(StrictModel):
         block_size: input channels that share one scale.
         per_channel: one scale for all of an output channel's weights, instead of blocks.
         symmetric: no zero points.
-        scale_type: stored type of the scales.
+        scale_type: how the scales are stored; lpbq is for static activations, 4 bits in blocks without zero points.
         solver: who chooses the levels.
         options: of the solver; what is not given has the solver's default.
+        fallback: how matrices are stored whose rows are no whole number of blocks, or which the target does not take
+            in this form.
     """
 
     bits: Literal[4, 8]
@@ -36,6 +39,7 @@ class WeightSpec(StrictModel):
     scale_type: ScaleType = ScaleType.FLOAT16
     solver: str = "rtn"
     options: dict[str, bool | int | float] = Field(default_factory=dict)
+    fallback: "WeightSpec | None" = None
 
     @model_validator(mode="after")
     def _one_grain(self) -> Self:
@@ -43,9 +47,21 @@ class WeightSpec(StrictModel):
             raise ValueError("give either block_size or per_channel: true")
         return self
 
+    @model_validator(mode="after")
+    def _lpbq_is_of_four_bits_in_blocks(self) -> Self:
+        if self.scale_type is ScaleType.LPBQ and (self.bits != 4 or self.per_channel or not self.symmetric):
+            raise ValueError("scale_type lpbq is for 4 bits in blocks without zero points")
+        return self
+
     def format(self, in_features: int, *, negative_scales: bool) -> WeightFormat:
         """The format of rows of `in_features` as a plan carries it."""
         return WeightFormat(self.bits, self.block_size or in_features, self.symmetric, self.scale_type, negative_scales)
+
+    def with_fallbacks(self) -> Iterator["WeightSpec"]:
+        """It, its fallback, that one's and so on."""
+        yield self
+        if self.fallback is not None:
+            yield from self.fallback.with_fallbacks()
 
 
 class Rule(StrictModel):

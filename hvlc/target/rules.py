@@ -227,6 +227,7 @@ class Product(Known):
         activations: integer types of the first operand; "float" where it is not quantized.
         weights: integer types of the second.
         grains: what shares a scale of the weights.
+        inputs_multiple_of: of which the number of input features has to be a multiple.
         negative_scales: whether a scale of the weights may be negative.
     """
 
@@ -234,4 +235,5 @@ class Product(Known):
     activations: tuple[str, ...]
     weights: tuple[str, ...]
     grains: tuple[Grain, ...]
+    inputs_multiple_of: int = Field(1, ge=1)
     negative_scales: bool = False

@@ -220,16 +220,25 @@ class Target(StrictModel):
         """Whether an embedding look-up may copy rows of this element type."""
         return Verdict(dtype in self.lookup_dtypes, f"{self.name} looks up no {dtype}")
 
-    def takes_product(self, operator: str, activation: str, weight: str, grain: Grain) -> Verdict:
-        """Whether a product of an activation ("float" or an integer type) with constant integers may run here."""
+    def takes_product(
+        self, operator: str, activation: str, weight: str, grain: Grain, in_features: int | None = None
+    ) -> Verdict:
+        """Whether a product of an activation ("float" or an integer type) with constant integers may run here.
+
+        Args:
+            operator: the product.
+            activation: type of its first operand.
+            weight: type of the integers.
+            grain: what shares a scale of them.
+            in_features: of the product; None where the number is not known.
+        """
         about = [product for product in self.products.values() if operator in product.operators]
-        taken = not about or any(
-            activation in product.activations and weight in product.weights and grain in product.grains
-            for product in about
-        )
-        return Verdict(
-            taken, f"{self.name} takes no {operator} of {activation} activations with {weight} weights per {grain}"
-        )
+        named = [p for p in about if activation in p.activations and weight in p.weights and grain in p.grains]
+        refusal = f"{self.name} takes no {operator} of {activation} activations with {weight} weights per {grain}"
+        if named and in_features is not None and all(in_features % p.inputs_multiple_of for p in named):
+            several = _list({product.inputs_multiple_of for product in named})
+            return Verdict(False, f"{refusal} and {in_features} inputs: it takes multiples of {several}")
+        return Verdict(not about or bool(named), refusal)
 
     def takes_negative_product(self, operator: str, activation: str, weight: str, grain: Grain) -> bool:
         """Whether a product that `takes_product` takes may have weights with negative scales."""
@@ -317,7 +326,9 @@ class Target(StrictModel):
             return
         activation = first.quantized.dtype if first.quantized else "float"
         weight = second.quantized
-        verdict = self.takes_product(operation.operator, activation, weight.dtype, weight.grain)
+        turned = bool((operation.attributes or {}).get("transB", 0))
+        features = second.shape[-1 if turned else -2] if second.shape is not None and len(second.shape) == 2 else None
+        verdict = self.takes_product(operation.operator, activation, weight.dtype, weight.grain, features)
         if not verdict:
             yield self._finding("products", verdict.reason, "choose a pair of types that the target takes")
 

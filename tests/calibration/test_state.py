@@ -22,7 +22,7 @@ from hvlc.plan import WeightFormat
 from hvlc.quantized import Levels, Stream, stored_array, unpacked
 from tests.calibrating import StoppedError, contents, request, stopping, write_recipe
 from tests.export.tiny_families import save_text
-from tests.solving import ASYMMETRIC, SYMMETRIC, normal
+from tests.solving import ASYMMETRIC, LPBQ, SYMMETRIC, normal
 
 FINGERPRINT = {"checkpoint": "1", "recipe": "2"}
 
@@ -32,7 +32,7 @@ def state(tmp_path: Path) -> State:
     return State.open(tmp_path / "state", FINGERPRINT)
 
 
-@pytest.mark.parametrize("format", [SYMMETRIC[0], SYMMETRIC[-1], ASYMMETRIC[0], ASYMMETRIC[-1]], ids=str)
+@pytest.mark.parametrize("format", [SYMMETRIC[0], SYMMETRIC[-1], ASYMMETRIC[0], ASYMMETRIC[-1], LPBQ[0]], ids=str)
 @pytest.mark.parametrize("columns", [16, 40, 48])
 def test_a_matrix_comes_back_as_it_was_put(state: State, format: WeightFormat, columns: int) -> None:
     levels = round_to_nearest(normal(5, columns), format)

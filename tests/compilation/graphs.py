@@ -194,20 +194,47 @@ def block_bias(path: Path, *, wrong: bool) -> Path:
     return g.save(path)
 
 
-def _block_operands(g: Small, *, transposed: bool) -> list[str]:
+def _block_operands(
+    g: Small, *, transposed: bool, depth: int = 128, block: int = 32, largest: int = 15, faintest: float = 1
+) -> list[str]:
     """A quantized input and 4-bit weights whose blocks have integer scales, which have a float scale per channel."""
-    depth, width, block, random = 128, 64, 32, _RANDOM(0)
+    width, random = 64, _RANDOM(0)
     axis = 1 if transposed else 0
     shape, blocks = [depth, width], [depth // block, width]
     if transposed:
         shape, blocks = shape[::-1], blocks[::-1]
-    integers = g.constant("integers", random.integers(1, 16, blocks), np.uint8)
-    floats = [g.constant("floats", random.random(width) * 0.002 + 0.001), g.constant("none", np.zeros(width), np.uint8)]
+    integers = g.constant("integers", random.integers(1, largest + 1, blocks), np.uint8)
+    channels = (random.random(width) * 0.002 + 0.001) * np.where(np.arange(width) % 8, 1, faintest)
+    floats = [g.constant("floats", channels), g.constant("none", np.zeros(width), np.uint8)]
     scales = g.op("DequantizeLinear", [integers, *floats], "scales", axis=1 - axis)
     levels = g.constant("levels", random.integers(-7, 8, shape), ml_dtypes.int4)
     zeros = g.constant("zeros", np.zeros(blocks), ml_dtypes.int4)
     weight = g.op("DequantizeLinear", [levels, scales, zeros], "weight", axis=axis, block_size=block)
     return [g.rounded(g.input("x", [8, depth]), *_range(UINT16, 4)), weight]
+
+
+def odd_inputs(path: Path, *, wrong: bool) -> Path:
+    """N11: 4-bit weights whose blocks have integer scales need a multiple of 32 inputs, whatever the block."""
+    return _blocks(path, depth=48 if wrong else 96, block=16)
+
+
+def faint_channels(path: Path, *, wrong: bool) -> Path:
+    """N12: channels whose products are below 2**-23 of a level of the output's."""
+    return _blocks(path, faintest=2**-16 if wrong else 2**-6)
+
+
+def wrapped_scales(path: Path, *, wrong: bool) -> Path:
+    """N13: 4-bit levels times the integer scales of their blocks are 8-bit integers, and wrap around."""
+    return _blocks(path, largest=31 if wrong else 16)
+
+
+def _blocks(path: Path, **options: Any) -> Path:
+    """A product with weights whose blocks have integer scales."""
+    g = Small()
+    operands = _block_operands(g, transposed=False, **options)
+    g.rounded(g.op("MatMul", operands, "product"), *_range(UINT16, 20), name="y")
+    g.output("y", [8, 64])
+    return g.save(path)
 
 
 def large_values(path: Path, *, wrong: bool) -> Path:
@@ -302,4 +329,7 @@ HAZARDS: dict[str, Callable[..., Path]] = {
     "N8": negative_scale,
     "N9": missing_zero_point,
     "N10": sixteen_rows,
+    "N11": odd_inputs,
+    "N12": faint_channels,
+    "N13": wrapped_scales,
 }

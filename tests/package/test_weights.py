@@ -219,6 +219,24 @@ def test_formats_are_named_and_read_as_the_solver_meant_them(place: Path, format
     assert found.bytes == format.bytes(6, 64)
 
 
+def test_lpbq_scales_are_whole_numbers_times_a_float_of_their_row(place: Path) -> None:
+    format = WeightFormat(4, 16, scale_type=ScaleType.LPBQ, negative_scales=False)
+    levels = SOLVERS["rtn"](np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32), format)
+    signed = (levels.levels.astype(np.int8) - 8).reshape(6, 64)
+    constants = {
+        "w.int4": helper.make_tensor("w.int4", TensorProto.INT4, (6, 64), signed.ravel().tolist()),
+        "w.scales": tensor("w.scales", levels.stored_scales()),
+        "w.factors": tensor("w.factors", levels.factors()),
+    }
+    node = helper.make_node("DequantizeLinear", ["w.int4", "scales"], ["y"], axis=1, block_size=16)
+    model = node_model(node, constants, {})
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["w.scales", "w.factors"], ["scales"], axis=0))
+    (found,) = weights_in(place, model)
+    assert (found.name, found.format, found.bytes) == ("w", str(format), format.bytes(6, 64))
+    np.testing.assert_array_equal(found.load(), levels.dequantize(64))
+    np.testing.assert_array_equal(found.load(), computed(model))
+
+
 def test_a_float_package_holds_the_checkpoint(tiny_float32: Path, tiny_checkpoint: Path) -> None:
     """Every parameter but the compressor's, which are folded into its convolutions, bit for bit."""
     checkpoint = Checkpoint.open(tiny_checkpoint)

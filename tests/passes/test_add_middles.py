@@ -13,6 +13,7 @@ from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat, ZeroTyp
 from hvlc.quantized import Levels, Quantization, Solved, Solver, unpacked
 from tests.checking import check_model
 from tests.running import run
+from tests.solving import FLOAT_SCALES
 from tests.tolerances import QUANTIZED_PRODUCT
 
 WIDTH, OUT, BLOCK = 64, 8, 16
@@ -83,7 +84,7 @@ def between(rows: np.ndarray, format: WeightFormat) -> Levels:
     return Levels(levels.astype(np.uint8), scales, (-least / scales).astype(np.float32), format)
 
 
-@pytest.mark.parametrize("scale_type", ScaleType)
+@pytest.mark.parametrize("scale_type", FLOAT_SCALES)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_solver_may_choose_float_zero_points(checked: None, bits: int, scale_type: ScaleType) -> None:
     weight = np.random.default_rng(0).normal(0.3, 1, (OUT, WIDTH)).astype(np.float32)

@@ -13,9 +13,10 @@ from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import HvlcError
 from hvlc.graph import GraphBuilder
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, Assignment, Plan, WeightFormat
 from hvlc.quantized import Solver
 from tests.running import OPTIMIZATIONS, session
+from tests.solving import FLOAT_SCALES
 from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 PRODUCTS = [
@@ -23,7 +24,7 @@ PRODUCTS = [
     for bits in (4, 8)
     for block in (16, 32, 64, 128)
     for symmetric in (True, False)
-    for scale_type in ScaleType
+    for scale_type in FLOAT_SCALES
 ]
 LOOKUPS = [f for f in PRODUCTS if f.bits == 4]
 

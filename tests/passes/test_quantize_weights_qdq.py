@@ -1,6 +1,7 @@
 """Products and look-ups in QDQ form run as numpy computes them from the same levels, which are stored once."""
 
-from dataclasses import replace
+import tracemalloc
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import UserError
 from hvlc.graph import GraphBuilder
-from hvlc.lazy import Constant
+from hvlc.lazy import Box, Constant, Expression, LazyTensor
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
@@ -21,6 +22,7 @@ from hvlc.plan import Action, ActivationFormat, Assignment, Plan, ScaleType, Wei
 from hvlc.quantized import Solved, stored_array, streams_of
 from tests.passes.test_quantize_weights import assignment, lookup, matrix, product
 from tests.running import OPTIMIZATIONS, run, session
+from tests.solving import FLOAT_SCALES, LPBQ
 from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 COLUMNS = 96
@@ -28,7 +30,7 @@ FORMATS = [
     WeightFormat(bits, block, True, scale_type)
     for bits in (4, 8)
     for block in (16, 32, COLUMNS)
-    for scale_type in ScaleType
+    for scale_type in FLOAT_SCALES
 ]
 
 
@@ -137,7 +139,7 @@ def shared_product(weight: np.ndarray) -> Bundle:
 
 
 @pytest.mark.parametrize("kind", [QuantizeWeights, QuantizeWeightsQDQ])
-@pytest.mark.parametrize("scale_type", ScaleType)
+@pytest.mark.parametrize("scale_type", FLOAT_SCALES)
 @pytest.mark.usefixtures("checked")
 def test_a_matrix_that_two_products_read_is_stored_once(kind: Any, scale_type: ScaleType) -> None:
     weight, x = matrix(24, 64), matrix(3, 64)
@@ -197,3 +199,96 @@ def test_a_direct_matrix_is_the_same_one_across(bits: int, block_size: int, out:
     feeds = {"x": np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)}
     expected, found = (run(component.model, feeds)[0] for component in made)
     np.testing.assert_array_equal(found, expected)
+
+
+@dataclass(frozen=True)
+class Drawn(Expression):
+    """A matrix whose rows are drawn when they are read, and were never all there."""
+
+    shape: tuple[int, ...]
+    dtype = np.dtype(np.float32)
+
+    def box(self, box: Box) -> np.ndarray:
+        rows = np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None]
+        return rows - np.arange(box[1].start, box[1].stop, dtype=np.float32)
+
+
+def lpbq_component(
+    weight: np.ndarray, format: WeightFormat, *, direct: bool, solved: bool = False, drawn: Drawn | None = None
+) -> Component:
+    b = GraphBuilder("model")
+    x = b.input("x", ir.DataType.FLOAT, ["n", weight.shape[1]])
+    y = b.op("MatMul", x, b.constant(np.ascontiguousarray(weight.T), "w"), name="product")
+    b.output(y, "y", ir.DataType.FLOAT, ["n", weight.shape[0]])
+    bundle = Bundle("test")
+    bundle.add(Component("model", Role.DECODER, b.model(), "model"))
+    solver = "rtn" if drawn is None else "minmax"
+    planned = Assignment("model", Role.DECODER, "product", "w", *weight.shape, Action.QUANTIZE, "", format, solver)
+    plan = Plan("recipe", "npu", (planned,), activations=ActivationFormat())
+    known: dict[tuple[str, str], Solved] = {}
+    if solved:
+        levels = round_to_nearest(weight, format)
+        stored = tuple(Constant(stored_array(levels, s)) for s in streams_of(format))
+        known["model", "product"] = Solved(weight.shape, format, stored)
+    if drawn is not None:
+        bundle.components["model"].graph.initializers["w"].const_value = LazyTensor("w", drawn.transpose())
+    QuantizeWeightsQDQ(plan, SOLVERS, known, direct=direct).run(bundle)
+    QuantizeWeightsQDQ(plan, SOLVERS, direct=direct).run(bundle)
+    assert bundle.journal[-1].changed == 0
+    return bundle.components["model"]
+
+
+@pytest.mark.parametrize("solved", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("format", LPBQ, ids=str)
+@pytest.mark.parametrize("out", [24, 7])
+def test_an_lpbq_graph_dequantizes_to_the_solvers_matrix(
+    out: int, format: WeightFormat, direct: bool, solved: bool
+) -> None:
+    """Exactly: an identity goes through the product, and comes out as the matrix."""
+    weight = matrix(out, COLUMNS) * np.exp(matrix(out, 1))
+    component = lpbq_component(weight, format, direct=direct, solved=solved)
+    moved = [] if direct else ["Transpose"]
+    assert [n.op_type for n in component.graph] == ["DequantizeLinear", "DequantizeLinear", *moved, "MatMul"]
+    multiply, dequantize = list(component.graph)[:2]
+    blocks = COLUMNS // format.block_size
+    stored = {v.name: (v.dtype, tuple(v.shape or ())) for v in component.graph.initializers.values()}
+    turned = (slice(None, None, -1)) if direct else slice(None)
+    expected = {
+        "w.int4": (ir.DataType.INT4, (out, COLUMNS)[turned]),
+        "w.scales": (ir.DataType.UINT8, (out, blocks)[turned]),
+        "w.factors": (ir.DataType.FLOAT, (out,)),
+    }
+    if direct:  # the compiler wants them
+        expected["w.zero_points"] = (ir.DataType.INT4, (blocks, out))
+    assert stored == expected
+    assert [v.name for v in multiply.inputs if v] == ["w.scales", "w.factors"]
+    assert dequantize.inputs[1] is multiply.outputs[0]
+    for optimization in OPTIMIZATIONS:
+        (y,) = session(component.model, optimization).run(None, {"x": np.eye(COLUMNS, dtype=np.float32)})
+        np.testing.assert_array_equal(y.T, round_to_nearest(weight, format).dequantize(COLUMNS))
+
+
+def test_two_products_share_an_lpbq_matrix() -> None:
+    weight = matrix(24, 64)
+    bundle, one = shared_product(weight), assignment(weight, LPBQ[0])
+    QuantizeWeightsQDQ(Plan("recipe", "npu", (one, replace(one, node="again"))), SOLVERS, direct=True).run(bundle)
+    graph = bundle.components["graph"].graph
+    assert [node.op_type for node in graph] == ["DequantizeLinear", "DequantizeLinear", "MatMul", "MatMul"]
+    assert len(graph.initializers) == 4
+
+
+@pytest.mark.parametrize("format", [LPBQ[1], WeightFormat(4, 32, negative_scales=False)], ids=str)
+def test_turning_a_matrix_takes_little_more_than_its_levels(format: WeightFormat) -> None:
+    out, columns = 6_000, 1024
+    component = lpbq_component(np.zeros((out, columns), np.float32), format, direct=True, drawn=Drawn((out, columns)))
+    stored = {v.name: v.const_value.expression for v in component.graph.initializers.values()}
+    SOLVERS["minmax"](matrix(1, 64), format)  # compile the kernels first
+    tracemalloc.start()
+    for name in ("w.int4", "w.scales", *(["w.factors"] if format.is_lpbq else [])):
+        stored[name].read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = out * columns // 2
+    assert size < peak < 3.5 * size + 8_000_000
+    assert 3.5 * size + 8_000_000 < 4 * out * columns  # the float matrix alone

@@ -40,6 +40,14 @@ STATIC: dict[str, Any] = {
         {"role": "vision_encoder", "optional": True, "quantize": {"bits": 8, "block_size": 16}},
     ],
 }
+#: The same with a decoder whose blocks have whole numbers for scales.
+LPBQ: dict[str, Any] = {
+    **STATIC,
+    "rules": [
+        {"role": "decoder", "quantize": {"bits": 4, "block_size": 16, "scale_type": "lpbq"}},
+        *STATIC["rules"][1:],
+    ],
+}
 #: MatMulNBits in blocks that divide every row, as Qualcomm's compiler asks.
 BLOCKS: dict[str, Any] = {
     "rules": [
@@ -74,10 +82,10 @@ def build_pair(checkpoint: Path, root: Path, recipe: str, **target: Any) -> Pair
     return Pair(*made)
 
 
-@pytest.fixture(scope="module", params=["float32", "blocks", "static"])
+@pytest.fixture(scope="module", params=["float32", "blocks", "static", "static lpbq"])
 def seeing(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     root = tmp_path_factory.mktemp(request.param)
-    content = {"static": STATIC, "blocks": BLOCKS}.get(request.param)
+    content = {"static": STATIC, "static lpbq": LPBQ, "blocks": BLOCKS}.get(request.param)
     recipe = write_recipe(root / f"{request.param}.yaml", **content) if content else request.param
     return build_pair(tiny_checkpoint, root, recipe)
 

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, needs_qnn]
 LAYERS, VOCABULARY = 2, 32_000
 DOCUMENTS = 16
 MINUTES = 3
+RECIPES = ("npu-w4a16", "npu-w4a16-kv8", "npu-w4a16-static", "npu-w4a16-encoders")
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +55,17 @@ def static(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """Packages whose graphs are left to their runtime, of both checkpoints; two with a KV cache of 8 bits."""
     found = {}
     recipes = {"nano": "w4a16-rtn", "wide": "w4a16-rtn", "cached": "npu-w4a16-kv8", "integer": "w4a16-static"}
+    recipes["lpbq"] = "npu-w4a16-static"
     for name, recipe in recipes.items():
         found[name] = tmp_path_factory.mktemp("static") / name
         checkpoint = wide_checkpoint if name == "wide" else nano_checkpoint()
-        build(BuildRequest(checkpoint, "qnn-sm8750", recipe, found[name], context=1024, aot=False))
+        samples = 4 if name == "lpbq" else None
+        build(BuildRequest(checkpoint, "qnn-sm8750", recipe, found[name], context=1024, aot=False, samples=samples))
     return found
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("name", ["nano", "wide", "cached", "integer"])
+@pytest.mark.parametrize("name", ["nano", "wide", "cached", "integer", "lpbq"])
 def test_every_npu_component_compiles_for_every_chip(
     static: dict[str, Path], tmp_path: Path, name: str, chip: str
 ) -> None:
@@ -75,7 +78,7 @@ def test_every_npu_component_compiles_for_every_chip(
         assert (record.chip, record.soc_model, record.htp_arch) == (chip, *CHIPS[chip])
 
 
-@pytest.fixture(scope="module", params=["npu-w4a16", "npu-w4a16-kv8"])
+@pytest.fixture(scope="module", params=RECIPES)
 def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The shipped checkpoint compiled and checked, and the seconds that this took."""
     output = tmp_path_factory.mktemp("emulated") / "package"

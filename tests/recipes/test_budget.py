@@ -243,3 +243,15 @@ def test_another_budget_keeps_the_other_settings() -> None:
 def test_a_wrong_budget_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"spec\.invalid"):
         recipe(budget=wrong)
+
+
+def test_lpbq_is_for_four_bits_in_a_budget_too() -> None:
+    spec = {"bits": 4, "block_size": 32, "scale_type": "lpbq"}
+    asked = Recipe.parse(
+        {"schema_version": 1, "name": "n", "description": "d", "rules": [{"role": "decoder", "quantize": spec}]}, "x"
+    )
+    found = [uniform(asked, format).rules[0].quantize for format in (INT4, INT8)]
+    assert [one and one.scale_type for one in found] == ["lpbq", "float32"]
+    for one in found:
+        assert one is not None
+        assert one.format(64, negative_scales=False).bits == one.bits

@@ -26,6 +26,22 @@ WRONG = {
     "unknown cache": (VALID + "kv_cache: int2\n", "kv_cache: "),
     "static settings of float activations": (VALID + "static: {dtype: int16}\n", "activations are float"),
     "unknown range": (VALID + "activations: static\nstatic: {range: mean}\n", "static.range: "),
+    "LPBQ of 8 bits": (
+        VALID.replace("bits: 4", "bits: 8, scale_type: lpbq"),
+        "scale_type lpbq is for 4 bits in blocks",
+    ),
+    "LPBQ of whole rows": (
+        VALID.replace("block_size: 32", "per_channel: true, scale_type: lpbq"),
+        "scale_type lpbq is for 4 bits in blocks",
+    ),
+    "LPBQ with zero points": (
+        VALID.replace("bits: 4", "bits: 4, symmetric: false, scale_type: lpbq"),
+        "scale_type lpbq is for 4 bits in blocks",
+    ),
+    "a wrong fallback": (
+        VALID.replace("bits: 4", "bits: 4, fallback: {bits: 8}"),
+        "rules.0.quantize.fallback: ",
+    ),
     "later version": (VALID.replace("schema_version: 1", "schema_version: 2"), "schema_version: "),
     "not a mapping": ("- 1\n- 2\n", "file: "),
     "empty": ("", "file: "),

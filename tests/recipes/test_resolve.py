@@ -17,6 +17,7 @@ from hvlc.plan import Action, ActivationFormat, CacheType, Plan, ScaleType, Weig
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
 from hvlc.target import Target, load_target, shipped_targets
+from tests.solving import FLOAT_SCALES
 from tests.tiny import save_tiny
 
 OPTIONS = {name: solver.options for name, solver in CALIBRATED.items()}
@@ -178,7 +179,7 @@ def test_resolving_changes_nothing(tied: Bundle) -> None:
     assert before == {n: [node.op_type for node in c.graph] for n, c in tied.components.items()}
 
 
-@pytest.mark.parametrize("scale_type", ScaleType)
+@pytest.mark.parametrize("scale_type", FLOAT_SCALES)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dims", [(3, 32), (5, 100), (4, 200)])
@@ -246,3 +247,84 @@ def test_static_activations_refuse_zero_points_by_weight(tied: Bundle) -> None:
         resolve(static(decoder(symmetric=False)), tied, CPU, SOLVERS)
     assert len(error.value.problems) > 10
     assert "without zero points" in error.value.problems[0].cause
+
+
+# LPBQ, and what falls back from it.
+
+LPBQ = {"scale_type": "lpbq", "block_size": 16}
+CHANNELS = {"bits": 8, "per_channel": True, "scale_type": "float32"}
+VISION = {"role": "vision_encoder", "quantize": {"bits": 4, **LPBQ}}
+
+
+def npu() -> Target:
+    return load_target("qnn-sm8750")
+
+
+def test_lpbq_is_planned_for_static_activations(tied: Bundle) -> None:
+    for target in (npu(), CPU):
+        plan = resolve(static(decoder(**LPBQ)), tied, target, SOLVERS)
+        formats = {a.format for a in plan.assignments if a.role is Role.DECODER}
+        assert formats == {WeightFormat(4, 16, True, ScaleType.LPBQ, negative_scales=False)}
+        kept = table(plan)
+        assert (kept.action, kept.reason) == (Action.KEEP, "GatherBlockQuantized takes no scales of the form LPBQ")
+    assert plan.bits_per_weight(Role.DECODER) == pytest.approx(4.5 + 32 / 64, abs=0.2)  # a byte a block, a float a row
+
+
+def test_lpbq_is_no_form_of_float_activations(tied: Bundle) -> None:
+    with pytest.raises(TargetError, match="MatMulNBits has float scales alone"):
+        resolve(recipe(decoder(**LPBQ)), tied, CPU, SOLVERS)
+
+
+def test_a_target_that_does_not_multiply_lpbq_refuses_it(tied: Bundle) -> None:
+    products = npu().model_dump(mode="json")["products"]
+    del products["lpbq"]
+    with pytest.raises(TargetError, match="no MatMul of uint16 activations with int4 weights per lpbq"):
+        resolve(static(decoder(**LPBQ)), tied, without(npu(), products=products), SOLVERS)
+
+
+def test_blocks_of_lpbq_have_the_targets_sizes(tied: Bundle) -> None:
+    with pytest.raises(TargetError, match="takes blocks of 16, 32, 64, 128, not 24"):
+        resolve(static(decoder(**LPBQ | {"block_size": 24})), tied, npu(), SOLVERS)
+
+
+@pytest.mark.parametrize(
+    ("target", "block", "why"),
+    [
+        ("qnn-sm8750", 16, "not int4 b16 sym lpbq: qnn-sm8750 takes no MatMul of uint16 activations"),
+        ("qnn-sm8750", 32, "not int4 b32 sym lpbq: rows of 48 are no whole number of blocks of 32"),
+        ("cpu", 32, "not int4 b32 sym lpbq: rows of 48 are no whole number of blocks of 32"),
+        ("cpu", 16, ""),
+    ],
+)
+def test_rows_that_do_not_fit_fall_back_with_the_reason(tied: Bundle, target: str, block: int, why: str) -> None:
+    vision = {"role": "vision_encoder", "quantize": {"bits": 4, **LPBQ, "block_size": block, "fallback": CHANNELS}}
+    plan = resolve(static(vision), tied, load_target(target), SOLVERS)
+    odd = [a for a in plan.assignments if a.role is Role.VISION_ENCODER and a.in_features % 32]
+    others = [a for a in plan.assignments if a.role is Role.VISION_ENCODER and a.in_features % 32 == 0]
+    assert {a.in_features for a in odd} == {48}
+    assert {str(a.format) for a in odd} == ({"int8 b48 sym f32"} if why else {"int4 b16 sym lpbq"})
+    assert all(a.reason.startswith(why) if why else not a.reason for a in odd)
+    assert {str(a.format) for a in others} == {f"int4 b{block} sym lpbq"}
+    assert {a.reason for a in others} == {""}
+
+
+def test_without_a_fallback_rows_that_do_not_fit_are_refused(tied: Bundle) -> None:
+    with pytest.raises(TargetError, match=r"weights per lpbq and 48 inputs: it takes multiples of 32"):
+        resolve(static(VISION), tied, npu(), SOLVERS)
+
+
+def test_solvers_of_fallbacks_are_known_too(tied: Bundle) -> None:
+    spec = {"bits": 4, **LPBQ, "fallback": CHANNELS | {"solver": "rnt"}}
+    with pytest.raises(UserError, match="no solver 'rnt'"):
+        resolve(static({"role": "vision_encoder", "quantize": spec}), tied, npu(), SOLVERS)
+
+
+@pytest.mark.parametrize("name", ["npu-w4a16-static", "npu-w4a16-encoders"])
+def test_recipes_for_npus_fit_the_snapdragons(tied: Bundle, name: str) -> None:
+    plan = resolve(load_recipe(name), tied, npu(), {*SOLVERS, *CALIBRATED}, OPTIONS)
+    assert {a.action for a in plan.assignments if a.role is not Role.EMBEDDING} == {Action.QUANTIZE}
+    assert table(plan).action is (Action.QUANTIZE if name == "npu-w4a16-static" else Action.TIE)
+    role = Role.DECODER if name == "npu-w4a16-static" else Role.VISION_ENCODER
+    lpbq = [a for a in plan.assignments if a.role is role and a.format and a.format.is_lpbq]
+    assert len(lpbq) > 10
+    assert plan.is_static(role)

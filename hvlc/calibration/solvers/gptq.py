@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvlc.calibration.solvers import kernels
+from hvlc.calibration.solvers.lpbq import whole_scales
 from hvlc.calibration.statistics import InputStatistics, damped
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
@@ -186,6 +187,8 @@ def _grids(weight: np.ndarray, format: WeightFormat, importance: np.ndarray) -> 
         kernels.weighted_symmetric(
             weight, importance, format.bits, format.block_size, _SHRINK, format.negative_scales, half, scales
         )
+        if format.is_lpbq:
+            scales = whole_scales(weight, scales, importance, format)
     else:
         kernels.weighted_asymmetric(weight, importance, format.bits, format.block_size, _SHRINK, half, scales, zeros)
     return scales, zeros

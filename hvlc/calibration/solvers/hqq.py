@@ -16,6 +16,7 @@ large weights that the squared error of SmolLM2-135M's matrices rises by a quart
 import numpy as np
 
 from hvlc.calibration.solvers import kernels_fit
+from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
 from hvlc.calibration.solvers.rtn import room, stored_zeros
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
@@ -36,6 +37,8 @@ def half_quadratic(weight: np.ndarray, format: WeightFormat) -> Levels:
     Returns:
         Levels of `[out, ceil(in / block_size), block_size]`; the same for a row whatever rows come with it.
     """
+    if format.is_lpbq:
+        return in_lpbq(weight, half_quadratic(weight, with_free_scales(format)))
     levels, scales = room(weight, format)
     zeros = np.empty_like(scales)
     kernels_fit.half_quadratic(

@@ -9,6 +9,7 @@ the scale is fitted again under the zero point next to the fitted minimum, and g
 import numpy as np
 
 from hvlc.calibration.solvers import kernels_fit
+from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
 from hvlc.calibration.solvers.rtn import room, stored_zeros
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
@@ -47,6 +48,9 @@ def weighted_least_squares(weight: np.ndarray, format: WeightFormat, importance:
 
 
 def _fit(weight: np.ndarray, importance: np.ndarray, by_magnitude: bool, format: WeightFormat) -> Levels:
+    if format.is_lpbq:
+        free = _fit(weight, importance, by_magnitude, with_free_scales(format))
+        return in_lpbq(weight, free, importance.astype(np.float32))
     levels, scales = room(weight, format)
     zeros = np.empty_like(scales)
     kernels_fit.least_squares(

@@ -363,3 +363,64 @@ def feed_back(
             errors[row, j] = error
             for k in range(j + 1, columns):
                 wanted[k] += error * feedback[j, k]
+
+
+@compiled
+def whole_scales(
+    weight: np.ndarray,
+    importance: np.ndarray,
+    bits: int,
+    block_size: int,
+    free: np.ndarray,
+    factors: np.ndarray,
+    largest: int,
+    scales: np.ndarray,
+) -> None:
+    """Scales that are whole numbers times a factor of their row: of the two next to a free scale the better one.
+
+    The block with a row's largest free scale gets the largest number, so that scales tell the factor.
+
+    Args:
+        weight: float32 `[out, in]`.
+        importance: float32 `[in]`.
+        bits: width of an element.
+        block_size: of a block.
+        free: float32 `[out, blocks]`.
+        factors: float32 `[out]`, not below a `largest`th of the row's largest free scale.
+        largest: number; 1 is the smallest.
+        scales: float32 `[out, blocks]`, filled.
+    """
+    half, top, last = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1), np.float32(largest)
+    for row in range(weight.shape[0]):
+        widest = np.argmax(free[row])
+        for block in range(free.shape[1]):
+            values = weight[row, block * block_size : (block + 1) * block_size]
+            weights = importance[block * block_size : (block + 1) * block_size]
+            below = min(max(np.floor(free[row, block] / factors[row]), np.float32(1)), last)
+            lower, upper = below * factors[row], min(below + np.float32(1), last) * factors[row]
+            worse = _weighted_error(values, weights, lower, half, top)
+            better = _weighted_error(values, weights, upper, half, top) < worse
+            scales[row, block] = upper if better else lower
+        scales[row, widest] = last * factors[row]
+
+
+@compiled
+def round_under(weight: np.ndarray, scales: np.ndarray, bits: int, levels: np.ndarray) -> None:
+    """Levels nearest to the weights under given scales, without zero points.
+
+    Args:
+        weight: float32 `[out, in]`.
+        scales: float32 `[out, blocks]`, none negative.
+        bits: width of an element.
+        levels: uint8 `[out, blocks, block_size]`, filled; padding stands for 0.
+    """
+    half, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
+    columns, block_size = weight.shape[1], levels.shape[2]
+    levels[:] = np.uint8(half)
+    for row in range(weight.shape[0]):
+        for block in range(levels.shape[1]):
+            scale, first = scales[row, block], block * block_size
+            inverse = np.float32(1) / scale if scale >= _NORMAL else np.float32(0)
+            for i in range(min(block_size, columns - first)):
+                level = np.floor(weight[row, first + i] * inverse + half + np.float32(0.5))
+                levels[row, block, i] = np.uint8(min(max(level, np.float32(0)), top))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from hvlc.calibration.solvers import kernels
+from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
 
@@ -45,6 +46,8 @@ def extreme_on_last_level(weight: np.ndarray, format: WeightFormat) -> Levels:
 
 
 def _symmetric(weight: np.ndarray, format: WeightFormat, shrink: np.ndarray, signed: np.ndarray) -> Levels:
+    if format.is_lpbq:
+        return in_lpbq(weight, _symmetric(weight, with_free_scales(format), shrink, signed))
     levels, scales = room(weight, format)
     half_scales = format.scale_type is ScaleType.FLOAT16
     flat = levels.reshape(-1, format.block_size)

@@ -1,0 +1,51 @@
+"""LPBQ: scales of blocks that are whole numbers times a float of their row, for every solver.
+
+A solver finds a float scale for each block first. The largest of a row becomes `LPBQ_LARGEST` times the row's float;
+each block then has the whole number next to its scale, below or above, that leaves the smaller squared error, and its
+levels are chosen under that. AIMET ("low power blockwise quantization") rounds to the nearest number instead.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from hvlc.calibration.solvers import kernels
+from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
+from hvlc.quantized import Levels
+
+_SMALLEST = np.float32(2**-24)  # as of float16 scales (`kernels`): a row of zeros has a scale too
+
+
+def with_free_scales(format: WeightFormat) -> WeightFormat:
+    """The format whose scales are any floats."""
+    return replace(format, scale_type=ScaleType.FLOAT32)
+
+
+def in_lpbq(weight: np.ndarray, free: Levels, importance: np.ndarray | None = None) -> Levels:
+    """The same matrix under LPBQ scales next to the free ones.
+
+    Args:
+        weight: float32 `[out, in]`, row-major.
+        free: its levels under float scales, none negative.
+        importance: float32 `[in]`, weights of the squared errors; None is 1 everywhere.
+    """
+    weighted = np.ones(weight.shape[1], np.float32) if importance is None else importance
+    scales = whole_scales(weight, free.scales, weighted, free.format)
+    levels = np.empty_like(free.levels)
+    kernels.round_under(weight, scales, free.format.bits, levels)
+    return Levels(levels, scales, None, replace(free.format, scale_type=ScaleType.LPBQ))
+
+
+def whole_scales(weight: np.ndarray, free: np.ndarray, importance: np.ndarray, format: WeightFormat) -> np.ndarray:
+    """LPBQ scales float32 `[out, blocks]` next to free ones; a row's do not depend on the rows beside it.
+
+    Args:
+        weight: float32 `[out, in]`.
+        free: float32 `[out, blocks]`, none negative.
+        importance: float32 `[in]`.
+        format: bits and block size.
+    """
+    factors = np.maximum(free.max(axis=1) / np.float32(LPBQ_LARGEST), _SMALLEST)
+    scales = np.empty_like(free)
+    kernels.whole_scales(weight, importance, format.bits, format.block_size, free, factors, LPBQ_LARGEST, scales)
+    return scales
