@@ -165,7 +165,11 @@ def _cpu_session(model: Path) -> ort.InferenceSession:
 class _Sums:
     """What a comparison needs of all values so far; sums are float64.
 
-    Integers stand for values around a zero point that is not known here, so they are taken around their mean.
+    Integers stand for values around a zero point that is not known here, so they are taken around their mean. Steps of
+    8 bits are so wide that two values which differ by little are mostly on one level and now and then on two, and that
+    one step squared says nothing of them. But as many levels lie between two values as they are steps apart, on average
+    over where levels lie; so differences of one step count by their mean, as those of a normal distribution, and larger
+    ones by their squares.
     """
 
     def __init__(self) -> None:
@@ -173,13 +177,16 @@ class _Sums:
         self._error = self._largest = 0.0
         self._moments = np.zeros(6)  # of found and expected values: both sums, both squares, product, squared error
         self._integers = False
+        self._steps = 0  # differences of one step in bytes
 
     def add(self, found: np.ndarray, expected: np.ndarray, *, scores: bool) -> None:
         one, other = found.astype(np.float64), expected.astype(np.float64)
         # What is not finite is not refused as such: the tolerance cannot be met, and the figures stay finite.
         one = np.nan_to_num(one, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
         difference = one - other
-        self._integers |= np.issubdtype(expected.dtype, np.integer)
+        if np.issubdtype(expected.dtype, np.integer):
+            self._integers = True
+            self._steps += int((np.abs(difference) == 1).sum()) if expected.dtype.itemsize == 1 else 0
         self._values += other.size
         self._error = max(self._error, float(np.abs(difference).max(initial=0)))
         self._largest = max(self._largest, float(np.abs(other).max(initial=0)))
@@ -194,6 +201,7 @@ class _Sums:
         if self._integers:
             ones, others = (total - mean**2 / self._values for total, mean in ((ones, one), (others, other)))
             product -= one * other / self._values
+            error += math.pi / 2 * self._steps**2 / self._values - self._steps
         top1 = None
         if self._rows:
             share = self._same / self._rows

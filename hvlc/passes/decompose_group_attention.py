@@ -168,6 +168,11 @@ class _Sizes:
         """Query heads that share keys and values."""
         return self.heads // self.kv_heads
 
+    @property
+    def rows(self) -> int:
+        """Of queries, for each head of keys."""
+        return self.groups * self.tokens
+
 
 def _dims(value: ir.Value | None) -> list[int]:
     if value is None or value.shape is None:
@@ -278,9 +283,9 @@ class _Positions:
 
         None behind the row's own: there the cache holds padding, another request or nothing.
         """
-        rows = sizes.groups * sizes.tokens
 
         def make() -> ir.Value:
+            rows = sizes.rows
             offsets = np.tile(_offsets(sizes.tokens), sizes.groups).reshape(1, 1, rows, 1)
             shifts = ops.constant(f"{ops.name}.query_offsets", offsets)
             queries = ops.op("Add", "query_positions", last, shifts, dims=[1, 1, rows, 1], dtype=_INT32)
@@ -317,14 +322,9 @@ def _write_out(graph: ir.Graph, node: ir.Node, positions: _Positions) -> None:
     (present_key, keys), (present_value, values) = (
         _stored(ops, node, place, new, entries) for place, new in enumerate((key, value))
     )
-    rows = sizes.groups * sizes.tokens
-    query = ops.reshape("q_groups", query, [1, sizes.kv_heads, rows, sizes.width])
+    query = ops.reshape("q_groups", query, [1, sizes.kv_heads, sizes.rows, sizes.width])
     query = ops.like("Mul", "q_scaled", query, _query_factor(ops, node, sizes))
-    seen = [1, sizes.kv_heads, rows, sizes.room]
-    scores = ops.op("MatMul", "scores", query, ops.transpose("keys", keys, _KEYS_LAST), dims=seen)
-    hidden = ops.constant("hidden_score", np.array(_HIDDEN, np.float32))
-    scores = ops.op("Where", "masked", positions.visible(ops, last, sizes), scores, hidden, dims=seen)
-    weights = ops.like("Softmax", "softmax", scores, axis=-1)
+    weights = _weights(ops, query, keys, positions.visible(ops, last, sizes), sizes)
     attended = ops.op("MatMul", "attended", weights, values, dims=_dims(query))
     if (scales := _input(node, _SCALES[1])) is not None:
         attended = ops.like("Mul", "restored", attended, ops.factors("v_magnitudes", scales, _Factors(sizes.channels)))
@@ -332,6 +332,14 @@ def _write_out(graph: ir.Graph, node: ir.Node, positions: _Positions) -> None:
     joined = ops.transpose("tokens", attended, _HEADS_FIRST)
     output = ops.reshape("", joined, [1, sizes.tokens, sizes.heads * sizes.width])
     _replace(graph, node, ops.nodes, [output, present_key, present_value])
+
+
+def _weights(ops: _Ops, query: ir.Value, keys: ir.Value, visible: ir.Value, sizes: _Sizes) -> ir.Value:
+    """What each row of queries takes of each position of the cache, float `[1, kv_heads, rows, room]`."""
+    dims = [1, sizes.kv_heads, sizes.rows, sizes.room]
+    scores = ops.op("MatMul", "scores", query, ops.transpose("keys", keys, _KEYS_LAST), dims=dims)
+    hidden = ops.constant("hidden_score", np.array(_HIDDEN, np.float32))
+    return ops.like("Softmax", "softmax", ops.op("Where", "masked", visible, scores, hidden, dims=dims), axis=-1)
 
 
 def _given(node: ir.Node, position: int) -> ir.Value:

@@ -8,8 +8,8 @@ to uint16.
 
 No range of these is calibrated. All follow from levels that are there already, and nothing can be cut off: queries are
 levels of a known range, turned and multiplied by constants; a score is at most the sum of what its channels can reach;
-weights lie between 0 and 1; and a mean of values lies where values lie. The bound of the scores is several times what
-they reach, which 65,536 levels afford: a step is about what half precision rounds such scores to.
+weights lie between 0 and 1; and a mean of values lies where values lie. The bound of the scores is 10 to 15 times what
+hypervl-nano's reach, which 65,536 levels afford: its steps of 0.004 to 0.009 are those of half precision around 8.
 """
 
 from collections.abc import Callable

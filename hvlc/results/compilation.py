@@ -65,7 +65,8 @@ class OutputCheck(Record):
         cosine: similarity of all values as one vector; None where one of the two is all zeros.
         max_error: largest absolute difference.
         largest: largest magnitude of the CPU's values.
-        noise: root of the mean squared difference over that of the CPU's values; 0 where they are equal.
+        noise: root of the mean squared difference over that of the CPU's values; 0 where they are equal. Of bytes, that
+            of the values before they were rounded, as far as the levels tell.
         top1: share of rows whose largest value is in the same place; None where rows are no scores.
     """
 

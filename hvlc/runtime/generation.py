@@ -15,7 +15,7 @@ from hvlc.images import to_array
 from hvlc.manifest import Kind, Manifest
 from hvlc.results import Answered
 from hvlc.runtime.prompt import open_tokenizer, templated
-from hvlc.runtime.providers import load_decoder, register_providers, runs_on
+from hvlc.runtime.providers import load_decoder, runs_on
 from hvlc.runtime.vision import Tiled, Vision
 from hvlc.runtime.windows import Windows, force
 from hvlc.tokenization import chat_template, opening_tokens
@@ -99,7 +99,6 @@ class LanguageModel:
         self.directory = directory
         self.name = name or directory.resolve().name
         self.runs_on = runs_on(self.manifest)
-        register_providers(self.manifest)
         self._model = load_decoder(directory, self.manifest)
         self._tokenizer = open_tokenizer(self._model, directory)
         config = json.loads((directory / "genai_config.json").read_text("utf-8"))

@@ -71,7 +71,12 @@ def provider_list(provider: Provider | None) -> list[tuple[str, dict[str, str]]]
 
 
 def load_decoder(directory: Path, manifest: Manifest) -> og.Model:
-    """What onnxruntime-genai runs of a package, on the CPU where this onnxruntime lacks the decoder's provider."""
+    """What onnxruntime-genai runs of a package, on the CPU where this onnxruntime lacks the decoder's provider.
+
+    Raises:
+        UserError: see `register_providers`.
+    """
+    register_providers(manifest)
     config = og.Config(str(directory))
     decoder = manifest.components.get(DECODER)
     if decoder and decoder.provider and offered(decoder.provider) is None:

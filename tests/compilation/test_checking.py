@@ -90,6 +90,25 @@ def test_sums_over_runs_are_those_of_all_values(seed: int, runs: int, error: flo
     assert (check.top1.value, check.top1.n) == (pytest.approx(rows.mean()), 2 * runs)
 
 
+@given(st.integers(0, 1000), st.floats(5, 40), st.floats(0.002, 0.2))
+def test_bytes_have_the_noise_of_what_was_rounded(seed: int, spread: float, noise: float) -> None:
+    random = np.random.default_rng(seed)
+    exact = 128 + spread * random.standard_normal(100_000)
+    off = exact + noise * spread * random.standard_normal(exact.size)
+    found, expected = (np.clip(np.round(x), 0, 255).astype(np.uint8) for x in (off, exact))
+    assert output_of([found], [expected]).noise == pytest.approx(noise, rel=0.25, abs=0.1 / spread * noise)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda x: x + 1, lambda x: np.where(np.arange(x.size) % 1000, x, 255 - x), lambda x: 2 * (x // 2)],
+    ids=["another zero point", "some rows of something else", "the last bit lost"],
+)
+def test_bytes_that_are_wrong_are_noise_all_the_same(spoil) -> None:
+    levels = np.clip(128 + 40 * np.random.default_rng(0).standard_normal(10_000), 0, 250).astype(np.uint8)
+    assert output_of([spoil(levels).astype(np.uint8)], [levels]).noise > 0.015
+
+
 def test_integers_count_around_their_mean() -> None:
     """A level that is 100 off is much of a spread of 1,000, however far from zero the levels are."""
     expected = np.array([40000, 42000], np.uint16)

@@ -247,7 +247,8 @@ def inspected(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_the_json_has_every_piece_and_the_manifest(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(inspected(capsys, package, "--json", "--top", 3))
-    contents = shown.pop("contents")
+    contents, placement = shown.pop("contents"), shown.pop("placement")
+    assert {place["component"] for place in placement} == set(Manifest.load(package).components)
     assert Manifest.model_validate(shown) == Manifest.load(package)
     sizes = {p.name: p.stat().st_size for p in package.iterdir()}
     assert {f["file"]: f["bytes"] for f in contents["files"]} == sizes

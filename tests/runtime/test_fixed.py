@@ -153,6 +153,15 @@ def test_a_binary_of_several_graphs_is_not_loaded_in_emulation(
     assert asked == ["QNNExecutionProvider"] * 2
 
 
+def test_a_tokenizer_opens_with_the_provider_of_a_compiled_package(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, asked = as_if_compiled(pair[1], tmp_path / "package"), list[str]()
+    monkeypatch.setattr(providers, "_register", asked.append)
+    assert len(TextScorer(package).encode("abc")) == 3
+    assert asked == ["QNNExecutionProvider"]
+
+
 def test_compiled_components_are_equal_to_the_byte_or_not_readable(pair: tuple[Path, Path], tmp_path: Path) -> None:
     one, same = (as_if_compiled(pair[1], tmp_path / name) for name in ("one", "same"))
     other = as_if_compiled(pair[1], tmp_path / "other", content=b"others")
