@@ -12,6 +12,7 @@ import pytest
 
 from hvlc.compilation.checking import Sample
 from hvlc.errors import TargetError
+from hvlc.graph import LAST_INDEX
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Manifest
 from hvlc.pipeline.build import build, plan_build
@@ -151,9 +152,12 @@ def test_samples_of_the_check_hand_levels_on(speaking: Pair) -> None:
     (prompt,), (first, second) = samples["decoder_1_prompt"], samples["decoder_1_token"]
     assert {x.dtype for sample in (prompt, first, second) for x in cached(sample)} == {np.dtype(np.uint8)}
     assert all((x == 0).all() for x in cached(prompt))
-    for sample, filled in ((first, CHUNK), (second, CHUNK + 1)):
-        assert all((x[:, :, :filled] != 0).any(-1).all() and (x[:, :, filled:] == 0).all() for x in cached(sample))
-        assert sample.valid["present.0.key"] == (slice(None), slice(None), slice(0, filled + 1))
+    length = int(first.feeds[LAST_INDEX].item())  # of the prompt, whose padding the first token of an answer replaces
+    assert 0 < length < CHUNK
+    assert second.feeds[LAST_INDEX].item() == length + 1
+    for sample, filled in ((first, length + 1), (second, length + 2)):
+        assert all((x[:, :, :CHUNK] != 0).any(-1).all() and (x[:, :, CHUNK:] == 0).all() for x in cached(sample))
+        assert sample.valid["present.0.key"] == (slice(None), slice(None), slice(0, filled))
 
 
 def test_it_is_rebuilt_to_the_byte(speaking: Pair) -> None:
