@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from hvlc import stages
 from hvlc.errors import UserError
-from hvlc.graph import LAST_INDEX, MOST_TOKENS
+from hvlc.graph import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.manifest import ComponentEntry, Manifest
 from hvlc.placement import Phase
 from hvlc.runtime.fixed import LOGITS, PAST, PRESENT
@@ -230,7 +230,9 @@ class FixedDecoder(Decoder):
     def _head(self, part: _Fixed, phase: Phase, before: Sequence[Part]) -> Chain:
         if part.compiled:
             return self._whole(part, phase, "last norm and logits")
-        return [*before, part.graphs[phase].part([part.given(phase)], [part.made(phase)])]
+        graph = part.graphs[phase]
+        row = [value for value in graph.graph.inputs if value.name == LAST_ROW]
+        return [*before, graph.part([part.given(phase), *row], [part.made(phase)])]
 
     def _whole(self, part: _Fixed, phase: Phase, covers: str) -> Chain:
         entry = part.entries[phase]

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc.errors import UserError
-from hvlc.graph import LAST_INDEX, MOST_TOKENS
+from hvlc.graph import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.manifest import ComponentEntry, Manifest
 from hvlc.placement import Phase
 from hvlc.runtime.providers import open_component, register_providers
@@ -51,16 +51,17 @@ def stream_of(session: ort.InferenceSession) -> ort.NodeArg:
     return next(v for v in session.get_inputs() if not v.name.startswith((PAST, LAST_INDEX, MOST_TOKENS)))
 
 
-def keeps_rows(session: ort.InferenceSession) -> bool:
-    """Whether a graph gives a row for every row of a window, not for some of them."""
-    return bool(stream_of(session).shape[1] == session.get_outputs()[0].shape[1])
+def picks_row(session: ort.InferenceSession) -> bool:
+    """Whether a graph gives one row of a window, and is told which (`hvlc.passes.pick_last_token`)."""
+    return any(value.name == LAST_ROW for value in session.get_inputs())
 
 
 def run_windows(session: ort.InferenceSession, values: np.ndarray, cache: Cache) -> np.ndarray:
     """A graph over what follows the positions that its cache has seen.
 
     Args:
-        session: of a graph of fixed shapes `[1, window, ...]` that keeps the rows of a window.
+        session: of a graph of fixed shapes `[1, window, ...]`. One that gives a single row has no cache, and is run
+            once for each row; rows are at the end of its window, so that a graph which takes the first is found out.
         values: `[n, ...]`, floats or integers as the graph takes, of any width.
         cache: filled on the way.
 
@@ -79,13 +80,20 @@ def run_windows(session: ort.InferenceSession, values: np.ndarray, cache: Cache)
     for start in range(0, len(values), size):
         rows = values[start : start + size]
         window = np.zeros((1, size, *values.shape[1:]), dtype)
-        window[0, : len(rows)] = rows
-        made.append(_run_window(session, stream.name, window, cache)[: len(rows)])
+        if picks_row(session):
+            first = size - len(rows)
+            window[0, first:] = rows
+            made += [_run_window(session, stream.name, window, cache, row) for row in range(first, size)]
+        else:
+            window[0, : len(rows)] = rows
+            made.append(_run_window(session, stream.name, window, cache)[: len(rows)])
         cache.used += len(rows)
     return np.concatenate(made)
 
 
-def _run_window(session: ort.InferenceSession, stream: str, window: np.ndarray, cache: Cache) -> np.ndarray:
+def _run_window(
+    session: ort.InferenceSession, stream: str, window: np.ndarray, cache: Cache, row: int = 0
+) -> np.ndarray:
     total = cache.used + window.shape[1]
     if total > cache.context:
         cause = f"{total} positions, padding included, exceed the context of {cache.context}"
@@ -94,6 +102,7 @@ def _run_window(session: ort.InferenceSession, stream: str, window: np.ndarray, 
         stream: window,
         LAST_INDEX: np.array([[total - 1]], np.int32),
         MOST_TOKENS: np.array([cache.context], np.int32),
+        LAST_ROW: np.array([row], np.int32),
     }
     feeds = {v.name: given[v.name] if v.name in given else _past(v, cache) for v in session.get_inputs()}
     names = [output.name for output in session.get_outputs()]
@@ -143,7 +152,7 @@ class StagedDecoder:
         values: np.ndarray = session.run(None, {taken.name: ids[None].astype(DTYPES[taken.type])})[0][0]
         for name, entry in self._prompt:
             session = self._session(name, entry)
-            if not keeps_rows(session):  # a head that gives the row that is wanted next alone
+            if picks_row(session):  # a window for each position is more than a token for each
                 other = f"{name.removesuffix(Phase.PROMPT)}{Phase.TOKEN}"
                 session = self._session(other, self._token[other])
             values = run_windows(session, values, Cache(self._context))

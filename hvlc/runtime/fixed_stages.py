@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from hvlc import stages
 from hvlc.manifest import ComponentEntry
-from hvlc.runtime.fixed import Cache, keeps_rows, run_windows
+from hvlc.runtime.fixed import Cache, run_windows
 from hvlc.runtime.package_stages import SAME, Basis, Run, Stage, run_tiles
 from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.providers import open_component
@@ -92,7 +92,7 @@ class _FixedStage(Stage):
         """Open both graphs."""
         with ExitStack() as stack:
             prompt, token = ([stack.enter_context(g.opened()) for g in chain] for chain in (self._prompt, self._token))
-            yield partial(self._run, prompt if keeps_rows(prompt[-1]) else token, token)
+            yield partial(self._run, prompt, token)
 
     def _run(
         self,

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
+from hvlc.graph import LAST_ROW
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.difference import difference
 from hvlc.pipeline.build import build
@@ -62,19 +63,27 @@ def changed(package: Path, copy: Path, file: str, change: Callable[[onnx.ModelPr
     return copy
 
 
-def last_row(model: onnx.ModelProto) -> None:
-    """A head that gives one row of a window."""
-    for node in model.graph.node:
-        node.output[:] = ["all" if name == "logits" else name for name in node.output]
-    model.graph.initializer.append(numpy_helper.from_array(np.array([CHUNK - 1], np.int64), "row"))
-    model.graph.node.append(helper.make_node("Gather", ["all", "row"], ["logits"], axis=1))
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+def deaf_head(model: onnx.ModelProto) -> None:
+    """A head that gives the first row of a window, whichever it is asked for."""
+    (pick,) = [node for node in model.graph.node if LAST_ROW in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int32), "first"))
+    pick.input[list(pick.input).index(LAST_ROW)] = "first"
 
 
-def test_a_head_that_gives_one_row_is_left_to_the_graph_for_tokens(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    package = changed(pair[1], tmp_path / "package", "head_prompt.onnx", last_row)
-    found = StagedDecoder(package, Manifest.load(package), 1).logits(IDS[: CHUNK + 3])
-    np.testing.assert_allclose(found, TextScorer(pair[0], threads=1).logits(IDS[: CHUNK + 3]), atol=GRAPH_FLOAT32)
+def test_a_head_of_one_row_is_run_for_each(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    manifest = Manifest.load(pair[1])
+    entry = manifest.components["head_prompt"]
+    expected = StagedDecoder(pair[1], manifest, 1).logits(IDS[: CHUNK + 3])
+    states = np.random.default_rng(0).standard_normal((3, manifest.hidden_size), np.float32)
+    prompt, token = (
+        run_windows(open_component(pair[1], one, 1), states, Cache(64))
+        for one in (entry, manifest.components["head_token"])
+    )
+    assert prompt.shape == token.shape == (3, expected.shape[1])
+    np.testing.assert_allclose(prompt, token, atol=GRAPH_FLOAT32)
+    deaf = changed(pair[1], tmp_path / "package", "head_prompt.onnx", deaf_head)
+    wrong = run_windows(open_component(deaf, entry, 1), states, Cache(64))
+    assert np.abs(wrong - token).max() > 1e-2
 
 
 def _narrow_cache(model: onnx.ModelProto) -> None:
@@ -112,7 +121,8 @@ def test_a_cache_of_integers_is_handed_on_as_it_is(pair: tuple[Path, Path], tmp_
 
 
 def test_a_graph_takes_what_it_is_made_for(pair: tuple[Path, Path]) -> None:
-    entry = Manifest.load(pair[1]).components["head_prompt"]
+    manifest = Manifest.load(pair[1])
+    entry = manifest.components["head_prompt"]
     session = open_component(pair[1], entry, 1)
     with pytest.raises(ValueError, match="takes float32, not int64"):
         run_windows(session, np.zeros((3, 64), np.int64), Cache(CONTEXT))
