@@ -249,11 +249,26 @@ def test_refusals_come_before_hazards() -> None:
         ({"scale": 1 / 65536}, Operand(quantized=Quantized("uint16", scale=1.52587890625e-05)), True),
         ({"scale": 1 / 65536}, Operand(quantized=Quantized("uint16", scale=1.6e-05)), False),
         ({"scale": 1 / 65536}, Operand(quantized=Quantized("uint16")), False),
+        ({"scale_below": 0.0}, Operand(quantized=Quantized("int8", least_scale=-0.1)), True),
+        ({"scale_below": 0.0}, Operand(quantized=Quantized("int8", least_scale=0.1)), False),
+        ({"scale_below": 0.0}, Operand(quantized=Quantized("int8")), False),
+        ({"scale_below": 0.0}, Operand(), False),
+        ({"gives_zero_point": False}, Operand(quantized=Quantized("int4", gives_zero_point=False)), True),
+        ({"gives_zero_point": False}, Operand(quantized=Quantized("int4")), False),
+        ({"gives_zero_point": False}, Operand(), False),
     ],
 )
 def test_a_condition_on_an_operand(condition: dict, operand: Operand, holds: bool) -> None:
     assert OperandIs(at=0, **condition).holds((operand,)) is holds
     assert OperandIs(**condition).holds((None, operand)) is holds
+
+
+@pytest.mark.parametrize(("drops", "rank", "taken"), [(True, 6, True), (False, 6, False), (True, 7, False)])
+def test_a_dimension_of_1_is_not_counted_where_it_is_dropped(drops: bool, rank: int, taken: bool) -> None:
+    target = load_target("qnn-sm8750").model_copy(update={"drops_unit_dims": drops})
+    wide = Operand("float32", (1,) * rank, spare_unit=True)
+    found = target.findings(Operation("Reshape", inputs=(Operand("float32", (1,)), None), outputs=(wide,)))
+    assert (not found) is taken
 
 
 def test_an_absent_operand_meets_no_condition_but_its_absence() -> None:

@@ -23,7 +23,7 @@ _BACKEND = {"backend_type": "htp"}
 #: Options of the provider that a binary has been made with.
 _COMPILING = (_MODE, "soc_model", "htp_arch", "offload_graph_io_quantization", "vtcm_mb")
 _NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
-_TRACE = "qnn_op_trace.json"  # the provider's own account of nodes that it refused
+TRACE = "qnn_op_trace.json"  # the provider's own account of nodes that it refused
 _SILENT = "no reason given"
 _SHOWN = 5  # refused nodes, in the text of an error
 #: How the provider names nodes in its log, which is all there is where it took none.
@@ -237,7 +237,7 @@ def _attempts(
         ended = isolation.run(_request(models, options, mode, scratch, made), scratch)
         if isinstance(ended, Answer):
             return mode, ended, tuple(failed)
-        refused = refused_nodes(scratch / _TRACE, ended.last_words)
+        refused = refused_nodes(scratch / TRACE, ended.last_words)
         if refused:
             raise _refusal(models, refused)
         failed.append(FailedAttempt(mode=mode, error=ended.last_words))
@@ -249,17 +249,21 @@ def _attempts(
 
 
 def _request(models: Sequence[Path], options: CompileOptions, mode: int, scratch: Path, made: Path) -> Request:
+    graphs = [Graph(model.name, entries) for model, entries in zip(models, _entries(models, made), strict=True)]
+    graphs = [Graph(g.model, {**options.session_options, **g.session_options}) for g in graphs]
+    return Request(models[0].parent, graphs, traced(options, mode, scratch))
+
+
+def traced(options: CompileOptions, mode: int, scratch: Path) -> dict[str, str]:
+    """Options of the provider for a session that compiles and leaves its account of refused nodes in `scratch`."""
     affinity = scratch / "affinity.json"
     affinity.write_text(json.dumps({"op_type": dict(options.affinity)}), "utf-8")
-    provider = {
+    return {
         **options.provider(mode),
         **({"op_affinity": str(affinity)} if options.affinity else {}),
         "enable_framework_op_trace": "1",
         "framework_op_trace_dir": str(scratch),
     }
-    graphs = [Graph(model.name, entries) for model, entries in zip(models, _entries(models, made), strict=True)]
-    graphs = [Graph(g.model, {**options.session_options, **g.session_options}) for g in graphs]
-    return Request(models[0].parent, graphs, provider)
 
 
 def _entries(models: Sequence[Path], made: Path) -> Iterator[dict[str, str]]:

@@ -71,10 +71,12 @@ class Opened:
     Attributes:
         nodes: after onnxruntime's own rewrites.
         seconds: that it took.
+        partitions: pieces of the graph that Qualcomm's provider has; None where the process did not say.
     """
 
     nodes: tuple[Node, ...]
     seconds: float
+    partitions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,18 @@ class Isolation:
         }
 
 
+def is_installed() -> bool:
+    """Whether the compiler is there to be asked."""
+    return importlib.util.find_spec("onnxruntime_qnn") is not None
+
+
 def require_qnn() -> None:
     """Refuse work that needs Qualcomm's compiler where it is not installed.
 
     Raises:
         UserError: it is not.
     """
-    if importlib.util.find_spec("onnxruntime_qnn") is None:
+    if not is_installed():
         cause = "compiling for a Snapdragon needs onnxruntime-qnn, which is not installed"
         raise UserError("install.qnn", cause, "pip install 'hvlc[qnn]' on x86-64 Linux (mind its licence)")
 
@@ -181,5 +188,8 @@ def last_words(path: Path) -> str:
 
 
 def _parsed(answer: Mapping[str, Any]) -> Answer:
-    graphs = [Opened(tuple(Node(*node) for node in graph["nodes"]), graph["seconds"]) for graph in answer["graphs"]]
-    return Answer(answer["version"], tuple(graphs), answer["peak_bytes"])
+    graphs = tuple(
+        Opened(tuple(Node(*node) for node in graph["nodes"]), graph["seconds"], graph.get("partitions"))
+        for graph in answer["graphs"]
+    )
+    return Answer(answer["version"], graphs, answer["peak_bytes"])

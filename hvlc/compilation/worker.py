@@ -39,7 +39,8 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     for graph in request["graphs"]:
         started = time.perf_counter()
         session = _session(ort, devices, graph["model"], request["provider_options"], graph["session_options"])
-        opened.append({"seconds": time.perf_counter() - started, "nodes": _nodes(session)})
+        seconds = time.perf_counter() - started
+        opened.append({"seconds": seconds, "nodes": _nodes(session), "partitions": _partitions(session)})
         kept.append(session)  # graphs that share weights must be open together
     for number, feeds in enumerate(request["feeds"]):
         _run(kept[0], Path(feeds), Path(request["results"]) / f"{number}.npz")
@@ -65,6 +66,11 @@ def _nodes(session: Any) -> list[tuple[str, str, str]]:
         for part in session.get_provider_graph_assignment_info()
         for node in part.get_nodes()
     ]
+
+
+def _partitions(session: Any) -> int:
+    """Pieces that the provider has."""
+    return sum(part.ep_name == _PROVIDER for part in session.get_provider_graph_assignment_info())
 
 
 def _run(session: Any, feeds: Path, results: Path) -> None:

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import helper, inliner
+from onnx import defs, helper, inliner
 
 from hvlc.errors import UserError
 from hvlc.lint.constants import Constants
@@ -46,6 +47,7 @@ class Node:
 class _Scope:
     """What is known of the values of a graph and of those around it."""
 
+    opset: int
     types: dict[str, ValueType]
     constants: list[Constants]
     producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
@@ -103,12 +105,14 @@ def nodes_of(model: onnx.ModelProto, directory: Path) -> tuple[Node, ...]:
     """The nodes of a model whose external data lies in a directory."""
     if model.functions:
         model = inliner.inline_local_functions(model)
-    scope = _Scope(infer(model), [])
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+    scope = _Scope(opset, infer(model), [])
     return tuple(_nodes(model.graph, directory, scope, "", 0))
 
 
 def _nodes(graph: onnx.GraphProto, directory: Path, outer: _Scope, prefix: str, depth: int) -> Iterator[Node]:
     scope = _Scope(
+        outer.opset,
         outer.types,
         [Constants(graph, directory), *outer.constants],
         dict(outer.producers),
@@ -148,16 +152,19 @@ def _operation(node: onnx.NodeProto, scope: _Scope) -> Operation:
     return Operation(
         node.op_type,
         domain,
-        _attributes(node, inputs),
+        _attributes(node, inputs, scope),
         inputs,
         tuple(_output(name, scope) if name else None for name in node.output),
         frozenset(readers),
     )
 
 
-def _attributes(node: onnx.NodeProto, inputs: tuple[Operand | None, ...]) -> dict[str, object]:
-    """Plain attributes; an axis is counted from the end, so that -1 is the last one however the file counts."""
-    found: dict[str, object] = {}
+def _attributes(node: onnx.NodeProto, inputs: tuple[Operand | None, ...], scope: _Scope) -> dict[str, object]:
+    """Plain attributes, ONNX's own where the file gives none; an axis is counted from the end, whatever the file does.
+
+    CumSum has its axis as an input, which is an attribute here.
+    """
+    found = {} if node.domain else dict(_usual(node.op_type, scope.opset))
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         if isinstance(value, bytes):
@@ -166,24 +173,44 @@ def _attributes(node: onnx.NodeProto, inputs: tuple[Operand | None, ...]) -> dic
             found[attribute.name] = value
         elif attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS):
             found[attribute.name] = tuple(value)
+    summed = scope.values(node.input[1]) if node.op_type == "CumSum" and not node.domain else None
+    if summed is not None and summed.size == 1:
+        found["axis"] = int(summed.reshape(-1)[0])
     axis, first = found.get("axis"), inputs[0] if inputs else None
     if isinstance(axis, int) and axis >= 0 and first is not None and first.shape is not None:
         found["axis"] = axis - len(first.shape)
     return found
 
 
+@cache
+def _usual(op_type: str, opset: int) -> dict[str, object]:
+    """Values of the attributes that ONNX has one for where a file gives none."""
+    if not defs.has(op_type, opset):
+        return {}
+    attributes = defs.get_schema(op_type, opset).attributes.items()
+    given = {name: helper.get_attribute_value(one.default_value) for name, one in attributes if one.default_value.name}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in given.items()}
+
+
 def _input(name: str, scope: _Scope) -> Operand:
-    producer = scope.producers.get(name)
+    producer = _dequantizer(scope.producers.get(name), scope)
     value = scope.types.get(name, ValueType(None, None))
     largest, least = _extremes(name, scope)
     if producer is None or producer.op_type != _DEQUANTIZE:
-        return Operand(value.dtype, value.shape, name in scope.known, None, largest, least)
+        spare = _has_spare_unit(name, value.shape, scope)
+        return Operand(value.dtype, value.shape, name in scope.known, None, largest, least, spare_unit=spare)
     levels = producer.input[0]
-    source = scope.producers.get(levels)
-    constant = levels in scope.known or (
-        source is not None and source.op_type == _QUANTIZE and source.input[0] in scope.known
-    )
-    return Operand(value.dtype, value.shape, constant, _quantized(producer, levels, scope))
+    return Operand(value.dtype, value.shape, levels in scope.known, _quantized(producer, levels, scope))
+
+
+def _dequantizer(producer: onnx.NodeProto | None, scope: _Scope) -> onnx.NodeProto | None:
+    """What dequantizes a value; a Transpose behind constants without blocks is gone, onnxruntime turns those."""
+    if producer is None or producer.op_type != "Transpose":
+        return producer
+    before = scope.producers.get(producer.input[0])
+    if before is None or before.op_type != _DEQUANTIZE or before.input[0] not in scope.known:
+        return producer
+    return producer if any(attribute.name == "block_size" for attribute in before.attribute) else before
 
 
 def _output(name: str, scope: _Scope) -> Operand:
@@ -191,10 +218,24 @@ def _output(name: str, scope: _Scope) -> Operand:
     readers = scope.readers.get(name, [])
     quantizers = [reader for reader in readers if reader.op_type == _QUANTIZE]
     if name in scope.wanted or not quantizers or len(quantizers) < len(readers):
-        return Operand(value.dtype, value.shape, is_output=name in scope.wanted)
+        spare = _has_spare_unit(name, value.shape, scope)
+        return Operand(value.dtype, value.shape, is_output=name in scope.wanted, spare_unit=spare)
     levels = quantizers[0].output[0]
     quantized = _quantized(quantizers[0], levels, scope)
     return Operand(value.dtype, value.shape, quantized=quantized, is_output=levels in scope.wanted)
+
+
+def _has_spare_unit(name: str, shape: tuple[int | None, ...] | None, scope: _Scope) -> bool:
+    """Whether a value lies around a Transpose between two Reshapes, with a dimension of 1 that stays in place."""
+    producer, readers = scope.producers.get(name), scope.readers.get(name, [])
+    turn = producer if producer and producer.op_type == "Transpose" else readers[0] if len(readers) == 1 else None
+    if turn is None or turn.op_type != "Transpose" or shape is None:
+        return False
+    before, after = scope.producers.get(turn.input[0]), scope.readers.get(turn.output[0], [])
+    between = before is not None and (before.op_type, *(node.op_type for node in after)) == ("Reshape", "Reshape")
+    alone = len(scope.readers[turn.input[0]]) == 1 and not {turn.input[0], turn.output[0]} & scope.wanted
+    perm = next((tuple(attribute.ints) for attribute in turn.attribute if attribute.name == "perm"), ())
+    return between and alone and any(place == at and shape[at] == 1 for at, place in enumerate(perm[: len(shape)]))
 
 
 def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | None:
@@ -210,9 +251,11 @@ def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | 
     block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
     shape = scope.types.get(scale, ValueType(None, None)).shape or ()
     values, zeros = scope.values(scale), scope.values(node.input[2]) if len(node.input) > 2 else np.zeros(1)
+    sizes = values
     if block:
         scaled = producer is not None and producer.op_type == _DEQUANTIZE
         grain = Grain.LPBQ if scaled else Grain.BLOCK
+        sizes = scope.values(producer.input[1]) if producer is not None and scaled else values
     else:
         grain = Grain.CHANNEL if any(size != 1 for size in shape) else Grain.TENSOR
     return Quantized(
@@ -220,6 +263,8 @@ def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | 
         grain,
         float(values.reshape(-1)[0]) if values is not None and values.size == 1 else None,
         int(zeros.reshape(-1)[0]) if zeros is not None and zeros.size and (zeros == zeros.flat[0]).all() else None,
+        len(node.input) > 2 and bool(node.input[2]),
+        float(sizes.min()) if sizes is not None and sizes.size else None,
     )
 
 

@@ -1,6 +1,7 @@
 """What every pass is: a frozen dataclass that changes a bundle and says what it did and declined."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -100,3 +101,11 @@ def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=dims)
     graph.register_initializer(value)
     return value
+
+
+def dequantizers(graph: ir.Graph, readers: frozenset[str]) -> Iterator[ir.Node]:
+    """The DequantizeLinear nodes whose outputs named nodes read, each once."""
+    made = {value.producer(): None for node in graph if node.name in readers for value in node.inputs if value}
+    for node in made:
+        if node is not None and node.op_type == "DequantizeLinear" and not node.domain:
+            yield node

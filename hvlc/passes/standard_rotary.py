@@ -2,7 +2,7 @@
 
 Both turn pairs of features by angles that tables give for each position; inputs come in another order, and the
 standard operator has neither a scale nor packed batches. Qualcomm's compiler (onnxruntime-qnn 2.7) rejects the
-contrib operator, which its documentation lists.
+contrib operator, which its documentation lists, and constant positions: their rows of the tables are looked up here.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component, Skip
 from hvlc.graph import MICROSOFT
-from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
 from hvlc.target import Target
 
 _NAME = "RotaryEmbedding"
@@ -40,8 +40,7 @@ class StandardRotary(ComponentPass):
             if isinstance(found, str):
                 skipped.append(Skip(str(node.name), found))
                 continue
-            x, positions, cosines, sines = node.inputs[:4]
-            new = ir.node(_NAME, [x, cosines, sines, positions], found, name=str(node.name))
+            new = ir.node(_NAME, [node.inputs[0], *_turns(component.graph, node)], found, name=str(node.name))
             replace_node(node, new, {0: 0})
             changed += 1
         return Outcome(changed, tuple(skipped))
@@ -70,3 +69,16 @@ class StandardRotary(ComponentPass):
             heads = features // (2 * width)
         attributes = {"interleaved": node.attributes.get_int("interleaved", 0), "rotary_embedding_dim": turned}
         return attributes | ({"num_heads": heads} if len(x.shape) == _FLAT else {})
+
+
+def _turns(graph: ir.Graph, node: ir.Node) -> list[ir.Value | None]:
+    """Both tables and the positions; where all of them are constants, the rows of both tables."""
+    positions, *tables = node.inputs[1:4]
+    constants = [
+        value.const_value for value in (positions, *tables) if value is not None and value.const_value is not None
+    ]
+    if len(constants) < len(tables) + 1:
+        return [*tables, positions]
+    at, *rows = (constant.numpy() for constant in constants)
+    named = zip(("cosines", "sines"), rows, strict=True)
+    return [register(graph, ir.tensor(table[at], name=f"{node.name}.{name}")) for name, table in named]

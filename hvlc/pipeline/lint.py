@@ -13,7 +13,6 @@ from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError, nearest
 from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
-from hvlc.lint.probe import ask_compiler, disagreements, require_compiler
 from hvlc.lock import LOCK
 from hvlc.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
@@ -24,7 +23,10 @@ from hvlc.passes.plain_gemm import PlainGemm
 from hvlc.passes.raise_opset import RaiseOpset
 from hvlc.passes.spell_reshapes import SpellReshapes
 from hvlc.passes.standard_rotary import StandardRotary
+from hvlc.passes.state_zero_points import StateZeroPoints
+from hvlc.passes.turn_negative_scales import TurnNegativeScales
 from hvlc.passes.unfuse_skip_norm import UnfuseSkipNorm
+from hvlc.pipeline.probing import probed, require_compiler
 from hvlc.results.lint import GraphLint, Lint, Weight
 from hvlc.shapes import infer_shapes
 from hvlc.target import Target
@@ -85,7 +87,7 @@ def lint(
         if progress:
             progress(graph.name, place, len(graphs))
         one = lint_graph(graph.path, target, name=graph.name, role=graph.role, dims=dims)
-        found.append(_probed(one, target) if probe and not one.on_cpu else one)
+        found.append(probed(one, target) if probe and not one.on_cpu else one)
     return Lint(
         target=target.name,
         tried=target.tried.value,
@@ -120,11 +122,6 @@ def _check_dims(graphs: Sequence[_Graph], dims: Mapping[str, int]) -> None:
     for name in sorted(dims.keys() - known):
         hint = nearest(name, known) if known else "every dimension is fixed already"
         raise UserError("lint.dim", f"no dimension {name!r} in the model", hint)
-
-
-def _probed(graph: GraphLint, target: Target) -> GraphLint:
-    compiled = ask_compiler(Path(graph.file), target.provider_options, target.session_options, target.affinity)
-    return graph.model_copy(update={"probed": disagreements(graph, compiled)})
 
 
 def _fix(model: Path, graphs: Sequence[_Graph], target: Target, output: Path) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -199,6 +196,9 @@ def _passes(found: GraphLint, target: Target) -> Iterator[ComponentPass]:
     if target.takes_op("MatMul") and target.takes_op("Add"):
         yield PlainGemm(frozenset(by_rule))
     yield NarrowIntegers(frozenset(wide))
+    asked = [(f.node, operand) for f in found.findings if f.rule in rules for operand in rules[f.rule].when.inputs]
+    yield StateZeroPoints(frozenset(node for node, operand in asked if operand.gives_zero_point is False))
+    yield TurnNegativeScales(frozenset(node for node, operand in asked if operand.scale_below == 0))
     if any(f.operator in _NORMS and f.weight is Weight.HAZARD for f in found.findings):
         yield from (SpellReshapes(), FlattenNorms())
 

@@ -23,12 +23,16 @@ class Quantized:
         grain: what shares a scale.
         scale: where there is one alone and the file has it.
         zero_point: where it is the same for all; 0 where none is given.
+        gives_zero_point: whether the file names one.
+        least_scale: smallest scale, where they were read; of LPBQ that of the channels.
     """
 
     dtype: str
     grain: Grain = Grain.TENSOR
     scale: float | None = None
     zero_point: int | None = None
+    gives_zero_point: bool = True
+    least_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Operand:
         largest: magnitude of a constant, where it was read.
         least: smallest element of an integer constant, where it was read.
         is_output: whether its integers, or the value itself where it is not quantized, are an output of the graph.
+        spare_unit: whether it lies around a Transpose between two Reshapes and has a dimension of 1 that stays in
+            place, so that it could do without.
     """
 
     dtype: str | None = None
@@ -52,6 +58,7 @@ class Operand:
     largest: float | None = None
     least: int | None = None
     is_output: bool = False
+    spare_unit: bool = False
 
 
 @dataclass(frozen=True)

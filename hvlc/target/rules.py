@@ -70,6 +70,8 @@ class OperandIs(StrictModel):
         grains: what shares a scale.
         scale: the one scale, to a millionth of it.
         zero_point: the one zero point.
+        gives_zero_point: whether the file names one.
+        scale_below: a scale below that.
         rank_above: more dimensions than that.
         rank: exactly as many dimensions.
         side_above: a dimension above that.
@@ -88,6 +90,8 @@ class OperandIs(StrictModel):
     grains: tuple[Grain, ...] | None = None
     scale: float | None = None
     zero_point: int | None = None
+    gives_zero_point: bool | None = None
+    scale_below: float | None = None
     rank_above: int | None = None
     rank: int | None = None
     side_above: int | None = None
@@ -132,12 +136,14 @@ class OperandIs(StrictModel):
     def _quantization_fits(self, operand: Operand) -> bool:
         found = operand.quantized
         if found is None:
-            asked = (self.grains, self.scale, self.zero_point)
+            asked = (self.grains, self.scale, self.zero_point, self.gives_zero_point, self.scale_below)
             return not self.quantized and all(part is None for part in asked)
         return (
             (self.quantized is None or found.dtype in self.quantized)
             and (self.grains is None or found.grain in self.grains)
             and (self.zero_point is None or found.zero_point == self.zero_point)
+            and (self.gives_zero_point is None or found.gives_zero_point is self.gives_zero_point)
+            and (self.scale_below is None or (found.least_scale is not None and found.least_scale < self.scale_below))
             and (self.scale is None or (found.scale is not None and abs(found.scale - self.scale) <= 1e-6 * self.scale))
         )
 

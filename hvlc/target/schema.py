@@ -108,6 +108,8 @@ class Target(StrictModel):
         prompt_chunk: tokens of a prompt that run at once, where shapes are fixed.
         context: tokens that a KV cache of fixed shapes has room for, if nobody asks for more; None is the model's.
         max_rank: most dimensions of a value.
+        drops_unit_dims: whether Reshape, Transpose, Reshape over one dimension too many are taken where a dimension is
+            1 and stays in place.
         part_bytes: most bytes of one compiled part.
         partial: whether the provider is meant to take some nodes of a graph and leave the others to the CPU provider of
             the same session; what it refuses is reported then, and no reason against a graph.
@@ -145,6 +147,7 @@ class Target(StrictModel):
     prompt_chunk: int = Field(64, ge=1)
     context: int | None = Field(None, ge=1)
     max_rank: int | None = Field(None, ge=1)
+    drops_unit_dims: bool = False
     part_bytes: int | None = Field(None, ge=1)
     partial: bool = False
     processor: Placement | None = None
@@ -309,11 +312,12 @@ class Target(StrictModel):
         return None
 
     def _shape_findings(self, operation: Operation) -> Iterator[Finding]:
-        shapes = [operand.shape for operand in operation.operands if operand.shape is not None]
+        known = [(operand, operand.shape) for operand in operation.operands if operand.shape is not None]
+        shapes = [shape for _, shape in known]
         if self.fixed_shapes and any(None in shape for shape in shapes):
             fix = "fix every dimension: one graph for each size of tile and prompt chunk"
             yield self._finding("fixed_shapes", f"{self.name} needs static shapes, and one here is dynamic", fix)
-        rank = max(map(len, shapes), default=0)
+        rank = max((len(shape) - (self.drops_unit_dims and one.spare_unit) for one, shape in known), default=0)
         if self.max_rank is not None and rank > self.max_rank:
             fix = "merge dimensions, or move in two steps"
             yield self._finding("max_rank", f"{self.name} takes at most {self.max_rank} dimensions, not {rank}", fix)

@@ -8,7 +8,7 @@ import jsonschema
 import onnx
 import pytest
 
-from hvlc.lint import probe
+from hvlc.pipeline import probing
 from hvlc.target import load_target, shipped_targets
 from tests.commands import Hvlc
 from tests.lint.corpus import corpus
@@ -100,7 +100,7 @@ def test_fix_and_output_need_each_other(hvlc: Hvlc, model, options: tuple[str, .
 def test_a_probe_without_the_compiler_stops_before_the_work(
     hvlc: Hvlc, model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(probe, "is_installed", lambda: False)
+    monkeypatch.setattr(probing, "is_installed", lambda: False)
     options = ("--probe", "--fix", "-o", tmp_path / "out")
     found = hvlc("lint", model("Trilu"), "--target", "qnn-sm8750", *options)
     assert found.code == 2
@@ -109,7 +109,7 @@ def test_a_probe_without_the_compiler_stops_before_the_work(
 
 
 @pytest.mark.skipif(
-    not probe.is_installed(), reason="needs Qualcomm's compiler: pip install 'hvlc[qnn]' on x86-64 Linux"
+    not probing.is_installed(), reason="needs Qualcomm's compiler: pip install 'hvlc[qnn]' on x86-64 Linux"
 )
 def test_a_probe_says_where_rules_and_compiler_disagree(hvlc: Hvlc, model, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(

@@ -57,42 +57,69 @@ def grouped(
     return tape.case(name)
 
 
-def dequantized(tape: Tape, dims: tuple[int, int], dtype: str, grain: str, axis: int) -> str:
-    """A dequantized constant `dims`, channels along `axis`, blocks along the other one."""
+def dequantized(
+    tape: Tape, dims: tuple[int, int], dtype: str, grain: str, axis: int, *, negative: bool = False, bare: bool = False
+) -> str:
+    """A dequantized constant `dims`, channels along `axis`, blocks along the other one.
+
+    Args:
+        tape: takes it.
+        dims: of the constant.
+        dtype: of the integers.
+        grain: "tensor", "channel", "blockN" or "lpbqN".
+        axis: of the channels.
+        negative: whether some scales are.
+        bare: whether the zero point, which is 0, is left out.
+    """
     kind, size = (grain[:5], int(grain[5:])) if grain.startswith("block") else (grain, 0)
     if grain.startswith("lpbq"):
         kind, size = "lpbq", int(grain[4:])
     channels, along = dims[axis], 1 - axis
     wide = dtype in LEVELS
-    middle = LEVELS[dtype][2] if wide else (8 if dtype == "uint4" else 0)
+    middle = 0 if bare else LEVELS[dtype][2] if wide else (8 if dtype == "uint4" else 0)
     element = np.dtype(dtype) if wide else NARROW[dtype]
     reach = {"int16": 8000, "uint16": 8000}.get(dtype, 100 if wide else 7)
     levels = tape.constant(tape.random.integers(-reach, reach, dims) + middle, element)
     step = 0.05 / reach
     blocks = tuple(d // size if a == along else d for a, d in enumerate(dims)) if size else ()
+
+    def sized(*dims: int) -> str:
+        made = (tape.random.random(dims) + 0.5) * step
+        return tape.constant(np.where(np.arange(made.size).reshape(dims) % 3 == 0, -made, made) if negative else made)
+
+    def zeros(*dims: int) -> list[str]:
+        return [] if bare else [tape.constant(np.full(dims, middle), element)]
+
     if kind == "tensor":
-        return tape.op("DequantizeLinear", levels, tape.constant(step), tape.constant(middle, element))
+        scale = tape.constant(-step if negative else step)
+        return tape.op("DequantizeLinear", levels, scale, *zeros())
     if kind == "channel":
-        scales = tape.constant((tape.random.random(channels) + 0.5) * step)
-        return tape.op("DequantizeLinear", levels, scales, tape.constant(np.full(channels, middle), element), axis=axis)
+        return tape.op("DequantizeLinear", levels, sized(channels), *zeros(channels), axis=axis)
     if kind == "block":
-        scales = tape.constant((tape.random.random(blocks) + 0.5) * step)
+        scales = sized(*blocks)
     else:  # LPBQ: the scales of blocks are small integers times a float per channel
-        per_channel = tape.constant((tape.random.random(channels) + 0.5) * step / 8)
+        step /= 8
+        per_channel = sized(channels)
         whole = tape.constant(tape.random.integers(1, 16, blocks), np.uint8)
         scales = tape.op("DequantizeLinear", whole, per_channel, tape.constant(np.zeros(channels), np.uint8), axis=axis)
-    zeros = tape.constant(np.full(blocks, middle), element)
-    return tape.op("DequantizeLinear", levels, scales, zeros, axis=along, block_size=size)
+    return tape.op("DequantizeLinear", levels, scales, *zeros(*blocks), axis=along, block_size=size)
 
 
 def product(
-    name: str, activation: str, weight: str, grain: str, op: str = "MatMul", transposed: int = 0, bias: str = "none"
+    name: str,
+    activation: str,
+    weight: str,
+    grain: str,
+    op: str = "MatMul",
+    transposed: int = 0,
+    bias: str = "none",
+    **form: bool,
 ) -> Case:
     tape = Tape()
     rows = (1, S) if op == "MatMul" else (S,)
     x = tape.input("x", (*rows, K))
     x = tape.quantized(x, activation) if activation else x
-    given = [x, dequantized(tape, (N, K) if transposed else (K, N), weight, grain, 0 if transposed else 1)]
+    given = [x, dequantized(tape, (N, K) if transposed else (K, N), weight, grain, 0 if transposed else 1, **form)]
     if bias == "float":
         given.append(tape.constant(np.linspace(-1, 1, N)))
     elif bias == "quantized":
@@ -105,23 +132,22 @@ def product(
     return tape.case(name)
 
 
-def convolution(name: str, activation: str, weight: str, grain: str) -> Case:
+def convolution(
+    name: str, activation: str, weight: str, grain: str, *, negative: bool = False, bare: bool = False
+) -> Case:
     tape = Tape()
-    x = tape.quantized(tape.input("x", (1, H, 1, S)), activation)
-    step = 0.02
+    x = tape.input("x", (1, H, 1, S))
+    x = tape.quantized(x, activation) if activation else x
+    step = -0.02 if negative else 0.02
     element = np.dtype(weight) if weight in LEVELS else NARROW[weight]
     levels = tape.constant(tape.random.integers(-7, 8, (32, H, 1, 1)), element)
-    if grain == "tensor":
-        w = tape.op("DequantizeLinear", levels, tape.constant(step), tape.constant(0, element))
-    elif grain == "channel":
-        scales = tape.constant((tape.random.random(32) + 0.5) * step)
-        w = tape.op("DequantizeLinear", levels, scales, tape.constant(np.zeros(32), element), axis=0)
-    else:
-        dims = (32, H // int(grain[5:]), 1, 1)
-        scales = tape.constant((tape.random.random(dims) + 0.5) * step)
-        zeros = tape.constant(np.zeros(dims), element)
-        w = tape.op("DequantizeLinear", levels, scales, zeros, axis=1, block_size=int(grain[5:]))
-    tape.output(tape.quantized(tape.op("Conv", x, w), activation, 20), (1, 32, 1, S))
+    size = int(grain[5:]) if grain.startswith("block") else 1
+    dims = {"tensor": (), "channel": (32,)}.get(grain, (32, H // size, 1, 1))
+    axes = {"tensor": {}, "channel": {"axis": 0}}.get(grain, {"axis": 1, "block_size": size})
+    scales = tape.constant((tape.random.random(dims) + 0.5) * step if dims else step)
+    zeros = [] if bare else [tape.constant(np.zeros(dims), element)]
+    y = tape.op("Conv", x, tape.op("DequantizeLinear", levels, scales, *zeros, **axes))
+    tape.output(tape.quantized(y, activation, 20) if activation else y, (1, 32, 1, S))
     return tape.case(name)
 
 

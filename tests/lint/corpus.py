@@ -1,6 +1,6 @@
 """Small models, good and bad for an NPU: one operator or one block each, made without randomness.
 
-The rules of `hvlc/targets` were written from the compiler's verdicts on all but the last part, `fresh`, which is held
+The rules of `hvlc/targets` were written from the compiler's verdicts on all but the last part, `later`, which is held
 out (`Case.held_out`): the agreement on it says what to expect of a model that nobody looked at.
 """
 
@@ -12,11 +12,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from tests.lint.building import blockwise, convolution, dequantized, grouped, product, unit
+from tests.lint.formed import formed
 from tests.lint.fresh import fresh
 from tests.lint.tape import (
     ACTIVATIONS,
     LEVELS,
     MICROSOFT,
+    NARROW,
     TYPES,
     Case,
     H,
@@ -31,6 +33,8 @@ from tests.lint.tape import (
     one,
     scalar,
 )
+from tests.lint.typed import typed
+from tests.lint.unseen import later, unseen
 
 UNARY = (
     "Relu Sigmoid Tanh Exp Sqrt Neg Abs Log Sin Cos Tan Floor Ceil Round Sign Softplus HardSwish HardSigmoid Elu "
@@ -497,6 +501,13 @@ def lessons() -> Iterator[Case]:
     yield tape.case("Softmax-masked")
     yield blockwise("MatMulNBits-4-rest", 4, 32, features=48)
     yield blockwise("MatMulNBits-negative-scales", 4, 32, negative=True)
+    yield one("GlobalMaxPool-3d", "GlobalMaxPool", [((1, 4, 8, 8, 8), "float32")], (1, 4, 1, 1, 1))
+    yield one("GlobalAveragePool-3d", "GlobalAveragePool", [((1, 4, 8, 8, 8), "float32")], (1, 4, 1, 1, 1))
+    for op in ("GatherElements", "ScatterElements"):
+        updates = [((1, 16), "float32")] if op[0] == "S" else []
+        dims = (8, 16) if updates else (1, 16)
+        last = lambda tape: tape.constant(np.full((1, 16), -1), np.int64)  # noqa: E731
+        yield one(f"{op}-negative", op, [((8, 16), "float32"), last, *updates], dims, axis=0)
     yield grouped("GroupQueryAttention-static-lengths", "float32", lengths=(1, 1))
 
 
@@ -508,6 +519,96 @@ def _integer_output(op: str, dtype: str) -> Case:
     made = tape.op("QuantizeLinear", tape.op(op, x), tape.constant(8 / (high - low)), tape.constant(middle, dtype))
     tape.output(made, X, dtype)
     return tape.case(f"{op}-{dtype}-integer-output")
+
+
+def weight_forms() -> Iterator[Case]:
+    """Weights with negative scales, and weights that do not say that their zero point is 0."""
+    formats = (
+        ("uint8", "int8", ("tensor", "channel")),
+        ("uint8", "int4", ("tensor", "channel", "lpbq32")),
+        ("uint16", "int8", ("tensor", "channel", "block32")),
+        ("uint16", "int4", ("tensor", "channel", "block32", "lpbq32")),
+        ("uint16", "int16", ("tensor", "channel")),
+        ("int16", "int8", ("tensor", "channel")),
+        ("int16", "int4", ("channel", "block32", "lpbq32")),
+        ("", "int8", ("tensor",)),
+        ("", "int4", ("tensor",)),
+    )
+    for form in ("negative", "bare"):
+        for activation, weight, grains in formats:
+            for grain in grains:
+                name = f"{form}-{activation or 'float32'}-{weight}-{grain}"
+                yield product(f"MatMul-{name}", activation, weight, grain, **{form: True})
+                if grain != "lpbq32":
+                    yield product(f"Gemm-{name}", activation, weight, grain, op="Gemm", **{form: True})
+                    yield convolution(f"Conv-{name}", activation, weight, grain, **{form: True})
+        for op in ("Add", "Mul", "Gather", "Concat"):
+            for weight in ("int8", "int4", "int16"):
+                yield _constant_operand(f"{op}-{form}-{weight}", op, weight, **{form: True})
+
+
+def rearranged() -> Iterator[Case]:
+    """Reshape, Transpose, Reshape over six dimensions; the provider drops one of 1 that stays in place."""
+    for name, dims, split, perm, out in (
+        ("cells", (1, 8, 8, 16), [1, 4, 2, 4, 2, 16], [0, 1, 3, 2, 4, 5], [1, 4, 4, 64]),
+        ("channels", (1, 8, 8, 16), [1, 4, 2, 4, 2, 16], [0, 3, 1, 5, 2, 4], [1, 16, 64]),
+        ("unit-inside", (4, 8, 16), [4, 1, 2, 4, 2, 8], [0, 1, 3, 2, 4, 5], [4, 16, 8]),
+        ("unit-moves", (4, 8, 16), [4, 1, 2, 4, 2, 8], [1, 0, 3, 2, 4, 5], [16, 4, 8]),
+        ("no-unit", (2, 8, 8, 16), [2, 4, 2, 4, 2, 16], [0, 1, 3, 2, 4, 5], [2, 16, 64]),
+        ("space-to-depth", (1, 8, 8, 16), [1, 4, 2, 4, 2, 16], [0, 1, 3, 5, 2, 4], [1, 16, 64]),
+    ):
+        tape = Tape()
+        wide = tape.op("Reshape", tape.input("x", dims), tape.constant(split, np.int64))
+        moved = tape.op("Transpose", wide, perm=perm)
+        tape.output(tape.op("Reshape", moved, tape.constant(out, np.int64)), out)
+        yield tape.case(f"rearranged-{name}")
+
+
+def transposed_convolutions() -> Iterator[Case]:
+    for activation in ACTIVATIONS:
+        for weight in ("int8", "int4", "int16"):
+            tape = Tape()
+            element = NARROW.get(weight, weight)
+            levels = tape.constant(tape.random.integers(-7, 8, (8, 4, 2, 2)), element)
+            scaled = tape.op("DequantizeLinear", levels, tape.constant(0.02), tape.constant(0, element))
+            x = tape.quantized(tape.input("x", (1, 8, 8, 8)), activation)
+            y = tape.op("ConvTranspose", x, scaled, strides=[2, 2])
+            tape.output(tape.quantized(y, activation), (1, 4, 16, 16))
+            yield tape.case(f"ConvTranspose-{activation}-{weight}")
+
+
+def lone_dequantizations() -> Iterator[Case]:
+    """Dequantized constants that no product reads, or that are transposed before it."""
+    for grain in ("channel", "block32", "lpbq32", "tensor"):
+        weight = "int4" if grain == "lpbq32" else "int8"
+        for activation in ("", "uint16"):
+            tape = Tape()
+            x = tape.input("x", (1, S, K))
+            x = tape.quantized(x, activation) if activation else x
+            turned = tape.op("Transpose", dequantized(tape, (N, K), weight, grain, 0), perm=[1, 0])
+            y = tape.op("MatMul", x, turned)
+            tape.output(tape.quantized(y, activation) if activation else y, (1, S, N))
+            yield tape.case(f"lone-{grain}-Transpose-{activation or 'float32'}")
+        tape = Tape()
+        constant = dequantized(tape, (K, N), weight, grain, 1)
+        tape.output(tape.op("Add", tape.input("x", (K, N)), constant), (K, N))
+        yield tape.case(f"lone-{grain}-Add")
+        tape = Tape()
+        rows = tape.op("Gather", dequantized(tape, (K, N), weight, grain, 1), tape.input("x", (1, S), "int32"))
+        tape.output(rows, (1, S, N))
+        yield tape.case(f"lone-{grain}-Gather")
+
+
+def _constant_operand(name: str, op: str, weight: str, **form: bool) -> Case:
+    """A constant with one scale that is no weight of a product."""
+    tape = Tape()
+    constant = dequantized(tape, (S, H), weight, "tensor", 1, **form)
+    if op == "Gather":
+        tape.output(tape.op(op, constant, tape.input("x", (1, S), "int32")), X)
+    else:
+        made = tape.op(op, tape.input("x", (S, H)), constant, **({"axis": 0} if op == "Concat" else {}))
+        tape.output(made, (2 * S, H) if op == "Concat" else (S, H))
+    return tape.case(name)
 
 
 def quantized_elementwise() -> Iterator[Case]:
@@ -690,7 +791,16 @@ def corpus() -> tuple[Case, ...]:
         blocks,
         lessons,
         fresh,
+        weight_forms,
+        rearranged,
+        transposed_convolutions,
+        lone_dequantizations,
     )
-    cases = tuple(replace(case, held_out=part is fresh) for part in parts for case in part())
+    cases = [case for part in parts for case in part()]
+    known = {case.model.SerializeToString() for case in cases}
+    cases += [case for case in typed() if case.model.SerializeToString() not in known]
+    cases += [*formed(), *unseen()]
+    known = {case.model.SerializeToString() for case in cases}
+    cases += [replace(case, held_out=True) for case in later() if case.model.SerializeToString() not in known]
     assert len({case.name for case in cases}) == len(cases)
-    return cases
+    return tuple(cases)

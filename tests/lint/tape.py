@@ -17,6 +17,8 @@ TYPES = {
     "bool": TensorProto.BOOL,
     "uint16": TensorProto.UINT16,
     "int16": TensorProto.INT16,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
 }
 LEVELS = {"uint8": (0, 255, 128), "int8": (-128, 127, 0), "uint16": (0, 65535, 32768), "int16": (-32768, 32767, 0)}
 NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4}
@@ -124,3 +126,10 @@ def floats(*dims: int, dtype: str = "float32") -> Callable[[Tape], str]:
 
 def absent(tape: Tape) -> str:
     return ""
+
+
+def may_have(op_type: str, dtype: str, opset: int = 21) -> bool:
+    """Whether ONNX lets the first input of an operator have a type."""
+    schema = onnx.defs.get_schema(op_type, opset, "")
+    allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+    return f"tensor({'float' if dtype == 'float32' else dtype})" in allowed.get(schema.inputs[0].type_str, [])

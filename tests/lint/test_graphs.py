@@ -1,5 +1,6 @@
 """Graphs as operations: types, shapes and quantization as a target is asked about them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,63 @@ def operation(name: str, op_type: str):
         ("MatMul-uint16-uint8-tensor", Quantized("uint8", Grain.TENSOR, pytest.approx(0.0005), 128)),
         ("MatMul-uint16-int4-block32", Quantized("int4", Grain.BLOCK, None, 0)),
         ("MatMul-uint16-LPBQ32", Quantized("int4", Grain.LPBQ, None, 0)),
+        ("MatMul-bare-uint16-int4-channel", Quantized("int4", Grain.CHANNEL, None, 0, gives_zero_point=False)),
+        ("MatMul-bare-uint16-int4-lpbq32", Quantized("int4", Grain.LPBQ, None, 0, gives_zero_point=False)),
     ],
 )
 def test_the_quantization_of_weights_is_read(case: str, expected: Quantized) -> None:
     x, weight = operation(case, "MatMul").inputs
-    assert (weight.quantized, weight.constant, weight.shape) == (expected, True, (128, 64))
+    assert (replace(weight.quantized, least_scale=None), weight.constant) == (expected, True)
+    assert weight.shape == (128, 64)
     assert (x.quantized.dtype, x.quantized.zero_point, x.constant) == ("uint16", 32768, False)
+
+
+@pytest.mark.parametrize("grain", ["tensor", "channel", "block32", "lpbq32"])
+def test_the_least_scale_of_weights_is_read(grain: str) -> None:
+    """Of LPBQ that is the one of the channels: those of the blocks are made of both."""
+    negative = operation(f"MatMul-negative-uint16-int4-{grain}", "MatMul").inputs[1].quantized
+    positive = operation(f"MatMul-bare-uint16-int4-{grain}", "MatMul").inputs[1].quantized
+    assert negative.least_scale < 0 < positive.least_scale
+
+
+@pytest.mark.parametrize(("grain", "seen"), [("channel", True), ("tensor", True), ("block32", False)])
+def test_weights_are_seen_through_a_transpose_that_onnxruntime_does_before(grain: str, seen: bool) -> None:
+    weight = operation(f"lone-{grain}-Transpose-uint16", "MatMul").inputs[1]
+    assert (weight.quantized is not None, weight.constant) == (seen, seen)
+
+
+def test_what_is_quantized_when_the_graph_runs_is_no_constant() -> None:
+    kernel = operation("typed-ConvTranspose-quantized-int16", "ConvTranspose").inputs[1]
+    assert (kernel.constant, kernel.quantized.dtype) == (False, "int16")
+
+
+@pytest.mark.parametrize(
+    ("case", "spare"),
+    [
+        ("rearranged-cells", True),
+        ("rearranged-unit-inside", True),
+        ("rearranged-unit-moves", False),
+        ("rearranged-no-unit", False),
+        ("Transpose-rank6", False),
+    ],
+)
+def test_a_dimension_of_1_that_stays_between_two_reshapes_is_spare(case: str, spare: bool) -> None:
+    turn = operation(case, "Transpose")
+    assert [one.spare_unit for one in (*turn.inputs, *turn.outputs)] == [spare, spare]
+
+
+@pytest.mark.parametrize("more", ["output", "reader"])
+def test_no_dimension_is_spare_where_something_else_sees_it(more: str) -> None:
+    tape = Tape()
+    wide = tape.op("Reshape", tape.input("x", (1, 8, 8, 16)), tape.constant([1, 4, 2, 4, 2, 16], np.int64))
+    moved = tape.op("Transpose", wide, perm=[0, 1, 3, 2, 4, 5])
+    tape.output(tape.op("Reshape", moved, tape.constant([1, 16, 64], np.int64)), (1, 16, 64))
+    if more == "output":
+        tape.output(wide, (1, 4, 2, 4, 2, 16))
+    else:
+        tape.output(tape.op("Reshape", wide, tape.constant([1024], np.int64)), (1024,))
+    turn = next(n.operation for n in nodes(tape.case("seen")) if n.operation.op_type == "Transpose")
+    assert not turn.inputs[0].spare_unit
 
 
 def test_a_float_weight_is_constant_and_not_quantized() -> None:
@@ -46,7 +98,7 @@ def test_a_float_weight_is_constant_and_not_quantized() -> None:
 
 def test_an_output_is_quantized_by_the_node_behind_it() -> None:
     (inside,) = operation("Sigmoid-uint16-exact", "Sigmoid").outputs
-    assert inside.quantized == Quantized("uint16", Grain.TENSOR, 1 / 65536, 0)
+    assert inside.quantized == Quantized("uint16", Grain.TENSOR, 1 / 65536, 0, least_scale=1 / 65536)
     assert not inside.is_output
     assert operation("Sigmoid-uint16-integer-output", "Sigmoid").outputs[0].is_output
     (plain,) = operation("Sigmoid-float32", "Sigmoid").outputs
@@ -98,6 +150,7 @@ def test_subgraphs_are_read_with_what_surrounds_them() -> None:
 def test_an_axis_is_counted_from_the_end() -> None:
     assert operation("LayerNormalization-axis1", "LayerNormalization").attributes["axis"] == -2
     assert operation("Concat-rank4", "Concat").attributes["axis"] == -1
+    assert operation("CumSum", "CumSum").attributes["axis"] == -2  # an input of the operator
 
 
 def test_extremes_of_constants_are_found() -> None:

@@ -1,5 +1,6 @@
 """Graphs as ONNX text, for tests of lint and of the passes that fix what it finds."""
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -23,6 +24,15 @@ def bundle_of(text: str, opset: int = 23) -> Bundle:
     """The same as the only component of a bundle."""
     made = Bundle("test")
     made.add(Component("graph", Role.DECODER, model_of(text, opset), "graph"))
+    return made
+
+
+def with_int4(made: Bundle) -> Bundle:
+    """The same with int4 for int8 constants, which ONNX's text cannot write."""
+    for value in made.components["graph"].graph.initializers.values():
+        if value.dtype == ir.DataType.INT8 and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(ml_dtypes.int4), name=value.name)
+            value.type = ir.TensorType(ir.DataType.INT4)
     return made
 
 

@@ -28,7 +28,9 @@ EXPECTED = {
     HEADS: f"RotaryEmbedding <interleaved = 0, rotary_embedding_dim = 0> {INPUTS}",
     PARTIAL: f"RotaryEmbedding <interleaved = 0, rotary_embedding_dim = 4, num_heads = 2> {INPUTS}",
 }
-NAMES = pytest.mark.parametrize("text", EXPECTED, ids=["flat", "named", "heads", "partial"])
+FIXED = FLAT.replace(", int64[1, 5] positions", "").replace("   <", "   <int64[1, 5] positions = {3, 0, 7, 1, 2}, ")
+EXPECTED[FIXED] = EXPECTED[FLAT].replace(INPUTS, "(x, rotary.cosines, rotary.sines)")
+NAMES = pytest.mark.parametrize("text", EXPECTED, ids=["flat", "named", "heads", "partial", "fixed positions"])
 
 
 @NAMES

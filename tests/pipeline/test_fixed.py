@@ -25,6 +25,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.placement import Phase, Placement
 from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.target import load_target
+from tests.compilation.graphs import HAZARDS
 from tests.export.tiny_families import save_text, save_vision
 from tests.fixed import CHUNK, npu_target, write_target
 from tests.tiny import CONTEXT, picture
@@ -354,6 +355,18 @@ def test_written_graphs_that_would_err_are_refused(seeing: Pair) -> None:
     assert "at most 2 dimensions" in error.value.cause
     assert len(error.value.problems) > 10
     check_written(seeing.dynamic, Manifest.load(seeing.dynamic), load_target("cpu"))
+
+
+@pytest.mark.parametrize("hazard", ["N8", "N9"])
+def test_written_weights_that_would_err_are_refused(seeing: Pair, tmp_path: Path, hazard: str) -> None:
+    manifest = Manifest.load(seeing.fixed)
+    entry = next(entry for entry in manifest.components.values() if entry.placement is Placement.NPU)
+    written = manifest.model_copy(update={"components": {"graph": entry.model_copy(update={"file": "graph.onnx"})}})
+    HAZARDS[hazard](tmp_path / "graph.onnx", wrong=False)
+    check_written(tmp_path, written, load_target("qnn-sm8750"))
+    HAZARDS[hazard](tmp_path / "graph.onnx", wrong=True)
+    with pytest.raises(TargetError, match=r"graph: product \(MatMul\): .*errors as large as the values"):
+        check_written(tmp_path, written, load_target("qnn-sm8750"))
 
 
 def test_the_exported_bundle_is_not_asked_for(tiny_checkpoint: Path) -> None:

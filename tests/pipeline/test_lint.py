@@ -78,6 +78,11 @@ def test_a_hazard_counts_unless_it_is_allowed(tmp_path: Path) -> None:
         ("SkipSimplifiedLayerNormalization-float32", {"RaiseOpset": 1, "UnfuseSkipNorm": 1}),
         ("Gemm-uint16-LPBQ32-transB0-bias-none", {"PlainGemm": 1}),
         ("Gemm-uint16-LPBQ32-transB0-bias-float", {"PlainGemm": 1}),
+        ("MatMul-negative-uint16-int8-channel", {"TurnNegativeScales": 1}),
+        ("Conv-negative-uint8-int4-tensor", {"TurnNegativeScales": 1}),
+        ("MatMul-bare-uint16-int4-channel", {"StateZeroPoints": 1}),
+        ("MatMul-bare-uint16-int4-lpbq32", {"StateZeroPoints": 1}),
+        ("Mul-bare-int4", {"StateZeroPoints": 1}),
     ],
 )
 def test_a_fixed_model_is_taken_and_computes_the_same(tmp_path: Path, name: str, fixed: dict[str, int]) -> None:

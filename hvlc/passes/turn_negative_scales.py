@@ -1,0 +1,80 @@
+"""Negative scales of constant integers turned positive together with their levels.
+
+Exact: -s times q is s times -q, where -q is a level too. The lowest level of a signed integer has no positive twin, so
+a channel with one stays. Qualcomm's compiler (onnxruntime-qnn 2.7) computes wrong numbers with negative scales for a
+channel or the whole matrix, and says nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.bundle import Component, Skip
+from hvlc.passes.base import ComponentPass, Outcome, dequantizers, register
+
+
+@dataclass(frozen=True)
+class TurnNegativeScales(ComponentPass):
+    """Turns the signs of scales and levels, of a channel or of the whole tensor.
+
+    Attributes:
+        nodes: names of those that read what is dequantized, and that a target refuses, or errs in, as they are.
+    """
+
+    nodes: frozenset[str]
+
+    def transform(self, component: Component) -> Outcome:
+        """Turn what the named nodes read."""
+        changed, skipped = 0, []
+        for node in dequantizers(component.graph, self.nodes):
+            levels, scales = (_constant(value) for value in node.inputs[:2])
+            if scales is None or not (scales < 0).any():
+                continue
+            negative = _along(node, scales < 0, levels)
+            obstacle = _obstacle(node, levels, negative)
+            if obstacle or levels is None:
+                skipped.append(Skip(str(node.name), obstacle))
+                continue
+            turned = np.where(negative, -levels.astype(np.int32), levels.astype(np.int32)).astype(levels.dtype)
+            for place, values in enumerate((turned, np.abs(scales))):
+                name = f"{node.outputs[0].name}.{('levels', 'scales')[place]}"
+                _put(component.graph, node, place, ir.tensor(values, name=name))
+            changed += 1
+        return Outcome(changed, tuple(skipped))
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def _along(node: ir.Node, negative: np.ndarray, levels: np.ndarray | None) -> np.ndarray:
+    """One flag a scale, in a shape that lies along the levels' axis of channels."""
+    if levels is None or negative.ndim != 1:
+        return negative
+    dims = [1] * levels.ndim
+    dims[node.attributes.get_int("axis", 1)] = -1
+    return negative.reshape(dims)
+
+
+def _obstacle(node: ir.Node, levels: np.ndarray | None, negative: np.ndarray) -> str:
+    """Why the signs must stay; empty when they may be turned."""
+    if node.attributes.get_int("block_size", 0):
+        return "its scales are those of blocks"
+    if levels is None:
+        return "its integers are no constant"
+    zeros = _constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
+    if zeros is None or zeros.astype(np.int32).any():
+        return "its zero point is not 0"
+    lowest = ir.DataType.from_numpy(levels.dtype).min
+    if lowest == 0:
+        return "its integers have no sign"
+    return "a level is the lowest, which has no positive twin" if (negative & (levels == lowest)).any() else ""
+
+
+def _put(graph: ir.Graph, node: ir.Node, place: int, tensor: ir.TensorProtocol) -> None:
+    """A constant in the place of another, which goes where nobody else reads it."""
+    old = node.inputs[place]
+    node.replace_input_with(place, register(graph, tensor))
+    if old is not None and not old.uses() and old.name in graph.initializers:
+        del graph.initializers[str(old.name)]
