@@ -21,6 +21,8 @@ def write_target(path: Path, **changes: Any) -> str:
         "prompt_chunk": CHUNK,
         **levels,
         "block_formats": formats,
+        # The tiny towers have 16 patches. Where they are compiled, the rule and the check refuse them.
+        "rules": {"sixteen-rows": {"operators": ["none"]}},
         **changes,
     }
     path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in content.items()), "utf-8")

@@ -256,6 +256,16 @@ def test_refusals_come_before_hazards() -> None:
         ({"gives_zero_point": False}, Operand(quantized=Quantized("int4", gives_zero_point=False)), True),
         ({"gives_zero_point": False}, Operand(quantized=Quantized("int4")), False),
         ({"gives_zero_point": False}, Operand(), False),
+        ({"factor_above": 16}, Operand(quantized=Quantized("int4", largest_factor=17)), True),
+        ({"factor_above": 16}, Operand(quantized=Quantized("int4", largest_factor=16)), False),
+        ({"factor_above": 16}, Operand(quantized=Quantized("int4")), False),
+        ({"factor_above": 16}, Operand(), False),
+        ({"rows": 16}, Operand(shape=(1, 16, 64)), True),
+        ({"rows": 16}, Operand(shape=(16, 1, 64)), True),
+        ({"rows": 16}, Operand(shape=(1, 4, 4, 64)), False),
+        ({"rows": 16}, Operand(shape=(1, None, 64)), False),
+        ({"rows": 16}, Operand(shape=(16,)), False),
+        ({"rows": 16}, Operand(), False),
     ],
 )
 def test_a_condition_on_an_operand(condition: dict, operand: Operand, holds: bool) -> None:

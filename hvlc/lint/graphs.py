@@ -251,11 +251,12 @@ def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | 
     block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
     shape = scope.types.get(scale, ValueType(None, None)).shape or ()
     values, zeros = scope.values(scale), scope.values(node.input[2]) if len(node.input) > 2 else np.zeros(1)
-    sizes = values
-    if block:
-        scaled = producer is not None and producer.op_type == _DEQUANTIZE
-        grain = Grain.LPBQ if scaled else Grain.BLOCK
-        sizes = scope.values(producer.input[1]) if producer is not None and scaled else values
+    sizes, factors = values, None
+    if block and producer is not None and producer.op_type == _DEQUANTIZE:
+        grain = Grain.LPBQ
+        factors, sizes = scope.values(producer.input[0]), scope.values(producer.input[1])
+    elif block:
+        grain = Grain.BLOCK
     else:
         grain = Grain.CHANNEL if any(size != 1 for size in shape) else Grain.TENSOR
     return Quantized(
@@ -265,6 +266,7 @@ def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | 
         int(zeros.reshape(-1)[0]) if zeros is not None and zeros.size and (zeros == zeros.flat[0]).all() else None,
         len(node.input) > 2 and bool(node.input[2]),
         float(sizes.min()) if sizes is not None and sizes.size else None,
+        int(factors.max()) if factors is not None and factors.size else None,
     )
 
 

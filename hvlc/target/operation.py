@@ -25,6 +25,7 @@ class Quantized:
         zero_point: where it is the same for all; 0 where none is given.
         gives_zero_point: whether the file names one.
         least_scale: smallest scale, where they were read; of LPBQ that of the channels.
+        largest_factor: largest integer that LPBQ multiplies a channel's scale by, where they were read.
     """
 
     dtype: str
@@ -33,6 +34,7 @@ class Quantized:
     zero_point: int | None = None
     gives_zero_point: bool = True
     least_scale: float | None = None
+    largest_factor: int | None = None
 
 
 @dataclass(frozen=True)

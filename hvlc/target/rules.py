@@ -72,11 +72,13 @@ class OperandIs(StrictModel):
         zero_point: the one zero point.
         gives_zero_point: whether the file names one.
         scale_below: a scale below that.
+        factor_above: an integer above that, which LPBQ multiplies a channel's scale by.
         rank_above: more dimensions than that.
         rank: exactly as many dimensions.
         side_above: a dimension above that.
         last_at_most: the last dimension is no larger.
         matrices_above: more matrices than that: the product of all dimensions but the last two.
+        rows: exactly as many rows, along one axis: every dimension but this and the last is 1.
         is_output: whether the integers, or the value where it is not quantized, are an output of the graph.
         largest_above: a constant with a magnitude above that.
         least_below: an integer constant with an element below that.
@@ -92,11 +94,13 @@ class OperandIs(StrictModel):
     zero_point: int | None = None
     gives_zero_point: bool | None = None
     scale_below: float | None = None
+    factor_above: int | None = None
     rank_above: int | None = None
     rank: int | None = None
     side_above: int | None = None
     last_at_most: int | None = None
     matrices_above: int | None = None
+    rows: int | None = None
     is_output: bool | None = None
     largest_above: float | None = None
     least_below: int | None = None
@@ -129,14 +133,23 @@ class OperandIs(StrictModel):
     def _size_fits(self, shape: tuple[int | None, ...]) -> bool:
         last = shape[-1] if shape else None
         matrices = math.prod(size or 1 for size in shape[:-2])
-        return (self.last_at_most is None or (last is not None and last <= self.last_at_most)) and (
-            self.matrices_above is None or matrices > self.matrices_above
+        return (
+            (self.last_at_most is None or (last is not None and last <= self.last_at_most))
+            and (self.matrices_above is None or matrices > self.matrices_above)
+            and (self.rows is None or [size for size in shape[:-1] if size != 1] == [self.rows])
         )
 
     def _quantization_fits(self, operand: Operand) -> bool:
         found = operand.quantized
         if found is None:
-            asked = (self.grains, self.scale, self.zero_point, self.gives_zero_point, self.scale_below)
+            asked = (
+                self.grains,
+                self.scale,
+                self.zero_point,
+                self.gives_zero_point,
+                self.scale_below,
+                self.factor_above,
+            )
             return not self.quantized and all(part is None for part in asked)
         return (
             (self.quantized is None or found.dtype in self.quantized)
@@ -144,6 +157,10 @@ class OperandIs(StrictModel):
             and (self.zero_point is None or found.zero_point == self.zero_point)
             and (self.gives_zero_point is None or found.gives_zero_point is self.gives_zero_point)
             and (self.scale_below is None or (found.least_scale is not None and found.least_scale < self.scale_below))
+            and (
+                self.factor_above is None
+                or (found.largest_factor is not None and found.largest_factor > self.factor_above)
+            )
             and (self.scale is None or (found.scale is not None and abs(found.scale - self.scale) <= 1e-6 * self.scale))
         )
 

@@ -38,7 +38,7 @@ def operation(name: str, op_type: str):
 )
 def test_the_quantization_of_weights_is_read(case: str, expected: Quantized) -> None:
     x, weight = operation(case, "MatMul").inputs
-    assert (replace(weight.quantized, least_scale=None), weight.constant) == (expected, True)
+    assert (replace(weight.quantized, least_scale=None, largest_factor=None), weight.constant) == (expected, True)
     assert weight.shape == (128, 64)
     assert (x.quantized.dtype, x.quantized.zero_point, x.constant) == ("uint16", 32768, False)
 
