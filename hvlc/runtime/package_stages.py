@@ -5,22 +5,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 
 from hvlc import stages
-from hvlc.errors import UserError
-from hvlc.manifest import Manifest
+from hvlc.manifest import TileRule
 from hvlc.rotation import Rotation
 from hvlc.runtime.fixed import DTYPES
+from hvlc.runtime.generation import LanguageModel
 from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.vision import Tiled
 from hvlc.stages import Question, Values
-
-if TYPE_CHECKING:
-    from hvlc.runtime.tracing import PackageTracer
 
 TILE_BATCH = 4  # tiles per run of an encoder
 
@@ -100,21 +96,29 @@ SAME = Basis(None, inside=False)
 
 
 class Tokenization(Stage):
-    """The prompt through the package's template and tokenizer; image placeholders as the grids say."""
+    """The prompt through the package's template and tokenizer; image placeholders as the grids say.
+
+    Args:
+        question: resolved.
+        engine: opens what has the tokenizer.
+        grids: of a question's images, where the trace has none yet.
+    """
 
     name = stages.TOKENIZATION
 
-    def __init__(self, tracer: "PackageTracer", question: Question) -> None:
-        self._tracer, self._question = tracer, question
+    def __init__(
+        self, question: Question, engine: Callable[[], LanguageModel], grids: Callable[[Question], np.ndarray]
+    ) -> None:
+        self._question, self._engine, self._grids = question, engine, grids
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
         """Open the tokenizer."""
-        engine = self._tracer.engine()
+        engine = self._engine()
 
         def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
             grids = values.get(stages.GRIDS)
-            grids = self._tracer.grids(self._question) if grids is None else grids
+            grids = self._grids(self._question) if grids is None else grids
             tiled = [Tiled(np.zeros(0, np.float32), int(rows), int(columns), 1.0) for rows, columns in grids]
             return {self.name: engine.prompt_ids(self._question.prompt, tiled).astype(np.int64)}
 
@@ -122,20 +126,22 @@ class Tokenization(Stage):
 
 
 class _Front(Stage):
-    """A stage of the front graph."""
+    """A stage of the front graph.
 
-    def __init__(self, tracer: "PackageTracer", question: Question) -> None:
-        self._tracer, self._question = tracer, question
-        rule = tracer.manifest.tiles
-        if rule is None:
-            raise UserError("package.kind", f"{tracer.directory} has no tiles", "name a vision-language package")
-        self._rule = rule
+    Args:
+        question: resolved.
+        front: the graph.
+        rule: of the package's tiles.
+    """
+
+    def __init__(self, question: Question, front: Part, rule: TileRule) -> None:
+        self._question, self._front, self._rule = question, front, rule
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
         """Open the front graph."""
         names = ["pixel_values", "grid", "used_scale"]
-        with self._tracer.graph("front").whole.opened() as session:
+        with self._front.opened() as session:
 
             def front(image: np.ndarray, scale: float) -> list[np.ndarray]:
                 limit = np.array([self._rule.max_visual_tokens], np.int64)
@@ -237,11 +243,9 @@ def run_tiles(session: ort.InferenceSession, given: np.ndarray) -> np.ndarray:
 class Stitching(_PartStage):
     """Tiles side by side, image after image."""
 
-    def __init__(self, part: Part, manifest: Manifest, basis: Basis) -> None:
+    def __init__(self, part: Part, rule: TileRule, basis: Basis) -> None:
         super().__init__(stages.STITCHING, part, basis)
-        if manifest.tiles is None:
-            raise UserError("package.kind", "the package has no tiles", "name a vision-language package")
-        self._side = manifest.tiles.tile_size // manifest.tiles.cell_size
+        self._side = rule.tile_size // rule.cell_size
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
         features, rasters, start = self._given(stages.PROJECTOR, values), [], 0

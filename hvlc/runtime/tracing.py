@@ -16,7 +16,7 @@ from PIL import Image
 from hvlc import stages
 from hvlc.bundle import Role
 from hvlc.errors import UserError
-from hvlc.manifest import ComponentEntry, Kind, Manifest
+from hvlc.manifest import ComponentEntry, Kind, Manifest, TileRule
 from hvlc.rotation import Rotation
 from hvlc.runtime.decoders import open_decoder
 from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph
@@ -135,15 +135,22 @@ class PackageTracer:
     def _vision(self) -> Vision:
         return Vision(self.directory, self.manifest, TILE_BATCH, self._threads)
 
+    @property
+    def _tile_rule(self) -> TileRule:
+        if self.manifest.tiles is None:
+            raise UserError("package.kind", f"{self.directory} has no tiles", "name a vision-language package")
+        return self.manifest.tiles
+
     def stages(self, question: Question) -> tuple[Stage, ...]:
         """The stages of a resolved question but its answer, in the order in which they run.
 
         Raises:
             UserError: a graph cannot be cut.
         """
-        found: list[Stage] = [Tokenization(self, question)]
+        found: list[Stage] = [Tokenization(question, self.engine, self.grids)]
         if question.images:
-            found += [Resolution(self, question), Preprocessing(self, question), *self._vision_stages(question)]
+            seen = question, self.graph("front").whole, self._tile_rule
+            found += [Resolution(*seen), Preprocessing(*seen), *self._vision_stages(question)]
         return (*found, *self._decoder.stages(self._basis, seeing=bool(question.images)))
 
     def trace(self, question: Question) -> Values:
@@ -200,7 +207,7 @@ class PackageTracer:
             yield from self._tower_stages(question.encoder)
         stitch = self.graph("stitch")
         laid = stitch.part(["tile_features", "grid"], [stitch.value("image_features")])
-        yield Stitching(laid, self.manifest, self._basis)
+        yield Stitching(laid, self._tile_rule, self._basis)
 
     def _tower_stages(self, encoder: str) -> Iterator[Stage]:
         graph, stream = self._tower(encoder)
