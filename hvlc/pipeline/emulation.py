@@ -19,14 +19,13 @@ from hvlc.compilation.checking import Sample
 from hvlc.graph import LAST_INDEX, MOST_TOKENS
 from hvlc.images import to_array
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
 from hvlc.runtime.vision import Tiled, Vision
 from hvlc.zoo.documents import examples
 
 #: Documents that no training of weights and no evaluation saw.
 _SPLIT = "calibration"
-#: Of a cache, in onnxruntime's words and in numpy's.
-_CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class _Stages:
         present = wanted.name.replace("past_key_values.", "present.")
         if present == wanted.name:
             return values[wanted.name]
-        return self._cache.get(present, np.zeros(wanted.shape, _CACHE_TYPES[wanted.type]))
+        return self._cache.get(present, np.zeros(wanted.shape, DTYPES[wanted.type]))
 
     def _session(self, name: str, file: str) -> ort.InferenceSession:
         if name not in self._sessions:
