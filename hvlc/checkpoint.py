@@ -16,8 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError, raise_all
+from hvlc.files.digests import digest_file
 from hvlc.gguf.file import GgufEntry, GgufFile, read_gguf
 from hvlc.gguf.names import derived_config, interleaved_heads, parameter_name
+from hvlc.inputs.documents import read_json
 
 _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -39,7 +41,6 @@ _SETTINGS = (
     "preprocessor_config.json",
 )
 _GGUF_DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16", "I8": "I8", "I32": "I32", "I64": "I64"}  # not in blocks
-_AT_ONCE = 1 << 20  # bytes of a file that is digested
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _GGUF = ".gguf"
 _HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
@@ -139,29 +140,6 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
             raise UserError("checkpoint.truncated", f"{path}: {name} lies outside the file", "fetch it again")
         tensors[name] = StoredTensor(name, _DTYPES[dtype], shape, buffer, start + begin)
     return tensors
-
-
-def read_json(path: Path, code: str) -> Any:
-    """Parsed JSON of a file, any failure as a `UserError` with `code`."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error
-
-
-def digest_file(path: Path, given_up: threading.Event | None = None) -> str:
-    """Hex SHA-256 of a file's bytes.
-
-    Raises:
-        InterruptedError: `given_up` was set on the way.
-    """
-    digest, buffer = hashlib.sha256(), bytearray(_AT_ONCE)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            if given_up and given_up.is_set():
-                raise InterruptedError(f"{path} is no longer wanted")
-            digest.update(memoryview(buffer)[:size])
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

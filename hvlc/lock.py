@@ -7,10 +7,10 @@ from typing import Self
 
 from pydantic import Field
 
-from hvlc.checkpoint import read_json
 from hvlc.errors import UserError
+from hvlc.inputs.documents import read_json
+from hvlc.inputs.records import StrictModel
 from hvlc.manifest import FileEntry, Sources
-from hvlc.spec import StrictModel
 
 LOCK = "hvlc.lock.json"
 

@@ -7,10 +7,11 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
+from hvlc.inputs.documents import read_json
+from hvlc.inputs.records import StrictModel
 from hvlc.placement import Phase, Placement, Provider
-from hvlc.spec import StrictModel
 
 MANIFEST = "hvlc.json"
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from hvlc.spec import StrictModel
+from hvlc.inputs.records import StrictModel
 
 
 class Placement(StrEnum):

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hvlc.checkpoint import digest_file
+from hvlc.files.digests import digest_file
 from hvlc.manifest import MANIFEST, FileEntry, Manifest
 
 ENCODERS = ("vision_base.onnx", "vision_large.onnx")

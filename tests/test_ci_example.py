@@ -10,7 +10,7 @@ import pytest
 
 from hvlc.cli import cli
 from hvlc.evaluation.gates import read_gates, require_checkable
-from hvlc.spec import read_yaml
+from hvlc.inputs.documents import read_yaml
 
 CI = Path(__file__).parents[1] / "examples" / "ci"
 

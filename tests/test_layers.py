@@ -36,10 +36,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph",),
     ("prequantized",),
     ("balance", "bundle", "linears", "rotation", "manifest", "lock", "target", "plan", "quantized", "results"),
-    ("lazy", "placement", "stages", "tokenization"),
+    ("lazy", "placement", "stages"),
     ("checkpoint",),
     ("gguf",),
-    ("images", "jsonl", "spec"),
+    ("inputs",),
+    ("files",),
     ("errors",),
     ("__init__",),  # hvlc itself: the version
 )
@@ -212,7 +213,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, me
         ("cli.py", "def f():\n    from hvlc import pipeline\n    print('x')"),
         ("recipes/a.py", "from hvlc import __version__\nfrom hvlc.passes import x"),
         ("training/a.py", "import torch\nfrom hvlc.models import hypervl\nfrom hvlc.zoo import documents"),
-        ("passes/a.py", "from .b import x\nfrom hvlc.passes import c\nfrom hvlc.spec import y"),
+        ("passes/a.py", "from .b import x\nfrom hvlc.passes import c\nfrom hvlc.inputs.documents import y"),
         ("runtime/a.py", "import torchlight\nfrom safetensors.numpy import load_file"),
         ("report/a.py", "console.print('x')"),
     ],

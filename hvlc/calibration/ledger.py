@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.calibration.sensitivity import Damage
-from hvlc.checkpoint import read_json
 from hvlc.errors import UserError
+from hvlc.inputs.documents import read_json
 from hvlc.results import write_whole
 
 

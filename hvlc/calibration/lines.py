@@ -19,7 +19,7 @@ from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import ImageSample, Sample, StoredPicture, TextSample
 from hvlc.calibration.windows import spread
 from hvlc.errors import Collector, UserError
-from hvlc.jsonl import ImageLine, JsonLines, Line, Words, image_beside
+from hvlc.inputs.jsonl import ImageLine, JsonLines, Line, Words, image_beside
 
 FIX = 'each line is an object like {"text": "..."} or {"image": "a.png", "question": "Total?", "answers": ["9.90"]}'
 

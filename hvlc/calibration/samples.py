@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from hvlc.checkpoint import digest_file
-from hvlc.images import load_image, to_array
+from hvlc.files.digests import digest_file
+from hvlc.inputs.images import load_image, to_array
 from hvlc.zoo import documents
 
 

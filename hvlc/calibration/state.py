@@ -11,8 +11,9 @@ from urllib.parse import quote
 import numpy as np
 from safetensors.numpy import save_file
 
-from hvlc.checkpoint import open_tensors, read_json
+from hvlc.checkpoint import open_tensors
 from hvlc.errors import UserError
+from hvlc.inputs.documents import read_json
 from hvlc.lazy import Box, Expression
 from hvlc.plan import WeightFormat
 from hvlc.quantized import Levels, Solved, stored_array, stream_dtype, stream_shape, streams_of

@@ -184,7 +184,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Ask the package in DIRECTORY a question; the answer streams."""
-    from hvlc.images import load_image
+    from hvlc.inputs.images import load_image
     from hvlc.runtime.generation import open_model
 
     loaded = [load_image(path) for path in images]

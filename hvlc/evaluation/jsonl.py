@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from hvlc.errors import UserError
 from hvlc.evaluation.task import Example
-from hvlc.images import load_image
-from hvlc.jsonl import JsonLines, Line, Words, image_beside
+from hvlc.inputs.images import load_image
+from hvlc.inputs.jsonl import JsonLines, Line, Words, image_beside
 
 _FIX = 'each line is an object like {"image": "a.png", "question": "Total?", "answers": ["9.90"]}'
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
 from hvlc.manifest import MANIFEST, ComponentEntry, Manifest
 from hvlc.package.canonical import Matching, canonical_graph, match, paired_constants
 from hvlc.package.contents import file_sizes, load_graph

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from hvlc.checkpoint import read_json
+from hvlc.inputs.documents import read_json
+from hvlc.inputs.tokenizer import chat_template, tokenizer_config
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import Manifest
 from hvlc.results.difference import ValueChange
-from hvlc.tokenization import chat_template, tokenizer_config
 
 _CONFIG = "genai_config.json"
 #: Of the manifest what the lock says in more detail, or what is compared as files.

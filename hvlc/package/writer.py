@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.bundle import Bundle, Role
-from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
+from hvlc.inputs.documents import read_json
 from hvlc.lock import LOCK, Lock, Provenance
 from hvlc.manifest import (
     DECODER,

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from hvlc import stages
-from hvlc.checkpoint import digest_file, read_json
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
-from hvlc.images import load_image, to_array
+from hvlc.files.digests import digest_file
+from hvlc.inputs.documents import read_json
+from hvlc.inputs.images import load_image, to_array
 from hvlc.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.diagnosis import diagnose
 from hvlc.pipeline.needs import require_compile

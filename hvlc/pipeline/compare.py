@@ -13,7 +13,7 @@ from hvlc.evaluation.perplexity import with_reading_agreement
 from hvlc.evaluation.significance import flips, paired_tests
 from hvlc.evaluation.task import Task
 from hvlc.evaluation.tasks import NAMED_TASKS, open_task
-from hvlc.images import to_array
+from hvlc.inputs.images import to_array
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.settings import changed_settings, changed_tokenizer
 from hvlc.pipeline.evaluate import Against, evaluate_directory, require_sight, settings_of

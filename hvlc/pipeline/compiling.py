@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hvlc.checkpoint import digest_file
 from hvlc.compilation.checking import Sample, check_compiled
 from hvlc.compilation.compiler import PROVIDER, Compiled, CompileOptions, compile_graph, compile_graphs
 from hvlc.compilation.isolation import Isolation, require_qnn
 from hvlc.errors import TargetError, UserError
+from hvlc.files.digests import digest_file
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST, CompiledEntry, ComponentEntry, FileEntry, Manifest
 from hvlc.package.atomic import atomic_directory

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from hvlc import stages
-from hvlc.checkpoint import Checkpoint, read_json
+from hvlc.checkpoint import Checkpoint
+from hvlc.inputs.documents import read_json
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
 from hvlc.prequantized.reading import read_parameter

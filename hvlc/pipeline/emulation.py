@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from hvlc.compilation.checking import Sample
 from hvlc.graph import LAST_INDEX, MOST_TOKENS
-from hvlc.images import to_array
+from hvlc.inputs.images import to_array
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from hvlc.bundle import Component, Role
-from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError, nearest
+from hvlc.files.digests import digest_file
 from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
 from hvlc.lock import LOCK

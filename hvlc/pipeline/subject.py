@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hvlc import __version__
-from hvlc.checkpoint import Checkpoint, read_json
+from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
+from hvlc.inputs.documents import read_json
 from hvlc.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.build import build
 from hvlc.pipeline.estimate import processors

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from hvlc.bundle import Role
 from hvlc.errors import UserError, nearest
+from hvlc.inputs.documents import dump_yaml, read_yaml
+from hvlc.inputs.records import StrictModel
 from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod, ScaleType, WeightFormat
-from hvlc.spec import StrictModel, dump_yaml, read_yaml
 
 #: Components that a calibration walks through.
 CalibratedRole = Literal[Role.DECODER, Role.VISION_ENCODER]

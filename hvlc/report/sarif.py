@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from hvlc import __version__
 from hvlc.errors import GateError
+from hvlc.inputs.documents import yaml_line
 from hvlc.results.gates import ACCURACY, GateOutcome, JudgedEvaluation, Judgement, Origin, RecipeText, Suspect, Verdict
 from hvlc.results.measures import MEASURES
-from hvlc.spec import yaml_line
 
 #: Of SARIF files.
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

@@ -11,14 +11,14 @@ import onnxruntime_genai as og
 from PIL import Image
 
 from hvlc.errors import UserError
-from hvlc.images import to_array
+from hvlc.inputs.images import to_array
+from hvlc.inputs.tokenizer import chat_template, opening_tokens
 from hvlc.manifest import Kind, Manifest
 from hvlc.results import Answered
 from hvlc.runtime.prompt import open_tokenizer, templated
 from hvlc.runtime.providers import load_decoder, runs_on
 from hvlc.runtime.vision import Tiled, Vision
 from hvlc.runtime.windows import Windows, force
-from hvlc.tokenization import chat_template, opening_tokens
 
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
 

@@ -9,11 +9,11 @@ import onnxruntime as ort
 
 from hvlc.errors import UserError
 from hvlc.graph import keep_positions
+from hvlc.inputs.tokenizer import opening_tokens
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
 from hvlc.runtime.fixed import DTYPES, StagedDecoder
 from hvlc.runtime.prompt import open_tokenizer
 from hvlc.runtime.providers import load_decoder
-from hvlc.tokenization import opening_tokens
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 

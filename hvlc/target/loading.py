@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.errors import UserError, nearest
-from hvlc.spec import read_toml
+from hvlc.inputs.documents import read_toml
 from hvlc.target.schema import Target
 
 _FAMILIES = "families"

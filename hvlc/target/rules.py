@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from hvlc.spec import StrictModel
+from hvlc.inputs.records import StrictModel
 from hvlc.target.operation import Grain, Operand, Operation
 
 Scalar = bool | int | float | str | tuple[int, ...]

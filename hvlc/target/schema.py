@@ -8,8 +8,8 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from hvlc.errors import nearest
+from hvlc.inputs.records import StrictModel
 from hvlc.placement import Placement, Provider
-from hvlc.spec import StrictModel
 from hvlc.target.operation import Grain, Operation
 from hvlc.target.rules import Evidence, Known, Operators, Product, Rule, Severity
 

@@ -23,7 +23,7 @@ def show(hvlc: Hvlc) -> Show:
 def test_documents_are_counted_as_the_package_counts_them(
     show: Show, tiny_checkpoint: Path, tiny_float32: Path, tmp_path: Path
 ) -> None:
-    from hvlc.images import to_array
+    from hvlc.inputs.images import to_array
     from hvlc.runtime.generation import VisionLanguageModel
 
     for number in range(3):

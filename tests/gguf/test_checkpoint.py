@@ -7,8 +7,9 @@ from pathlib import Path
 import gguf
 import pytest
 
-from hvlc.checkpoint import Checkpoint, digest_file
+from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
 from tests.prequantized.tiny_quantized import config, save_gguf
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from hvlc.built import BuildResult
 from hvlc.bundle import Role
-from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
 from hvlc.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
 from hvlc.plan import Action
 from tests.tiny import CONTEXT, HIDDEN

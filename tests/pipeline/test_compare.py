@@ -11,7 +11,7 @@ import pytest
 
 from hvlc import cli
 from hvlc.errors import UserError
-from hvlc.images import to_array
+from hvlc.inputs.images import to_array
 from hvlc.pipeline.compare import Asking, Compared, compare_models, open_contenders, write_comparison
 from hvlc.pipeline.layerwise import trace
 from hvlc.report.comparison import comparison_markdown, comparison_tables, headline

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.pipeline import rebuild as rebuilding

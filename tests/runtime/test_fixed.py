@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from hvlc.checkpoint import digest_file
 from hvlc.errors import UserError
+from hvlc.files.digests import digest_file
 from hvlc.graph import LAST_ROW
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.difference import difference

@@ -13,10 +13,11 @@ from typing import Literal, cast
 from pydantic import Field
 
 from hvlc.errors import Collector, UserError, nearest
+from hvlc.inputs.documents import read_yaml, yaml_line
+from hvlc.inputs.records import StrictModel
 from hvlc.results.gates import Gate, Operator, Place
 from hvlc.results.measures import MEASURES, Measure
 from hvlc.results.units import factors, split_quantity
-from hvlc.spec import StrictModel, read_yaml, yaml_line
 
 _GATE = re.compile(
     r"(?P<surely>surely\s+)?(?P<metric>[A-Za-z][\w-]*)\s*(?:\[\s*(?P<encoder>[\w.-]+)\s*\]\s*)?"

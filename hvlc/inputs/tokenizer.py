@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hvlc.checkpoint import read_json
 from hvlc.errors import UserError
+from hvlc.inputs.documents import read_json
 
 
 def chat_template(directory: Path, code: str) -> str | None:

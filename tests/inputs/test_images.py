@@ -12,7 +12,7 @@ from PIL import Image
 
 from hvlc import images
 from hvlc.errors import UserError
-from hvlc.images import load_image, to_array
+from hvlc.inputs.images import load_image, to_array
 from tests.tiny import picture
 
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 
 from hvlc.errors import UserError
-from hvlc.tokenization import chat_template, opening_tokens, tokenizer_config
+from hvlc.inputs.tokenizer import chat_template, opening_tokens, tokenizer_config
 
 CODE = "checkpoint.tokenizer"
 SPECIAL = [("<s>", 1), ("<b>", 2), ("</s>", 3)]
