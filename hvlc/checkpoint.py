@@ -1,7 +1,6 @@
 """Checkpoints, opened without reading the weights: a directory of config.json and safetensors, or a GGUF file."""
 
 import hashlib
-import json
 import math
 import mmap
 import struct
@@ -17,9 +16,10 @@ import numpy as np
 
 from hvlc.errors import HvlcError, UserError, raise_all
 from hvlc.files.digests import digest_file
+from hvlc.files.reading import map_file
 from hvlc.gguf.file import GgufEntry, GgufFile, read_gguf
 from hvlc.gguf.names import derived_config, interleaved_heads, parameter_name
-from hvlc.inputs.documents import read_json
+from hvlc.inputs.documents import parse_json, read_json
 
 _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -43,6 +43,7 @@ _SETTINGS = (
 _GGUF_DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16", "I8": "I8", "I32": "I32", "I64": "I64"}  # not in blocks
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _GGUF = ".gguf"
+_PREFIX = 8  # bytes of a safetensors file before its header: the header's length
 _HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
 
 
@@ -96,21 +97,20 @@ class GgufTensor(StoredTensor):
     heads: int = 0
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Header, first data byte and file size of a safetensors file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _HEADER_LIMIT + 1
-        if length > min(_HEADER_LIMIT, size - 8):
-            raise UserError("checkpoint.truncated", f"{path} is cut short or no safetensors file", "fetch it again")
-        try:
-            header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise UserError("checkpoint.truncated", f"{path} has a damaged header", "fetch it again") from error
+def _read_header(path: Path, buffer: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """Header and first data byte of a safetensors file."""
+    size = len(buffer)
+    length = struct.unpack_from("<Q", buffer)[0] if size >= _PREFIX else _HEADER_LIMIT + 1
+    if length > min(_HEADER_LIMIT, size - _PREFIX):
+        cause = f"{path} is cut short or is not a safetensors file"
+        raise UserError("checkpoint.truncated", cause, "fetch it again")
+    try:
+        header = parse_json(buffer[_PREFIX : _PREFIX + length], unique=True)
+    except ValueError as error:
+        raise UserError("checkpoint.truncated", f"{path} has a damaged header: {error}", "fetch it again") from error
     if not isinstance(header, dict):
         raise UserError("checkpoint.truncated", f"{path} has a damaged header", "fetch it again")
-    return header, 8 + length, size
+    return header, _PREFIX + length
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -119,9 +119,8 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: the file is cut short, its header lies, or a dtype is not known.
     """
-    header, start, size = _read_header(path)
-    with path.open("rb") as file:
-        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    buffer = map_file(path, "checkpoint.truncated")
+    header, start = _read_header(path, buffer)
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -136,7 +135,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
                 "checkpoint.dtype", f"{path}: {name} is {dtype}", "convert it to float32, float16 or bfloat16"
             )
         wanted = math.prod(shape) * _DTYPES[dtype].itemsize
-        if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted or start + end > size:
+        if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted or start + end > len(buffer):
             raise UserError("checkpoint.truncated", f"{path}: {name} lies outside the file", "fetch it again")
         tensors[name] = StoredTensor(name, _DTYPES[dtype], shape, buffer, start + begin)
     return tensors

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.errors import UserError
+from hvlc.files.reading import map_file
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -126,11 +127,7 @@ def read_gguf(path: Path) -> GgufFile:
         UserError: no GGUF file, of an unknown version or type, cut short, or its header lies; or the gguf package is
             missing.
     """
-    try:
-        with path.open("rb") as file:
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # mmap refuses an empty file
-        raise UserError("checkpoint.truncated", f"cannot read {path}: {error}", "check the file") from error
+    buffer = map_file(path, "checkpoint.truncated")
     cursor = _Cursor(path, buffer)
     tensor_count, value_count = _read_start(cursor)
     metadata: dict[str, Any] = {}

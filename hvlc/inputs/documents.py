@@ -1,42 +1,82 @@
-"""JSON, YAML and TOML files, read strictly."""
+"""JSON, YAML and TOML: read strictly, in linear time, within bounds of size, depth and numbers.
+
+One reader for all of them, because each parser fails in its own way on what nobody wrote by hand: integers of
+thousands of digits, thousands of brackets, dates that do not exist, aliases that multiply.
+"""
 
 import json
+import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hvlc.errors import UserError
+from hvlc.files.reading import DOCUMENT, SOURCE, read_text, shown
+
+_DEEPEST = 64  # containers within each other
+_TOO_DEEP = f"more than {_DEEPEST} levels within each other"
+_MOST_DIGITS = 40  # of an integer: tokenizers say int(1e30) where they mean "without bound"
+_MOST_NODES = 200_000  # of a YAML document, aliases counted as often as they are used
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+#: What parsers raise besides their own errors: by numbers, tags, nesting, keys that cannot be hashed.
+_PARSER_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys instead of keeping the last one."""
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the JSON.
+        unique: refuse an object that has a key twice (of files whose writer we are); otherwise the last one counts.
+
+    Raises:
+        ValueError: not JSON or not UTF-8, nested too deeply, an integer of too many digits, half a character, or a
+            key that is there twice. `json.JSONDecodeError` where it is not JSON.
+    """
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    try:
+        found = json.loads(text, object_pairs_hook=_unique if unique else None, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    _check(found, surrogates=_ESCAPED_SURROGATE.search(text) is not None)
+    return found
 
 
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    repeated = {str(key) for key in keys if keys.count(key) > 1}
-    if repeated:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"duplicate key {', '.join(sorted(repeated))}", node.start_mark
-        )
-    return loader.construct_mapping(node, deep=True)
+def read_json(path: Path, code: str, *, limit: int = DOCUMENT, unique: bool = False) -> Any:
+    """Parsed JSON of a file, any failure as a `UserError` with `code`.
+
+    Args:
+        path: the file.
+        code: of the error.
+        limit: largest size of the file in bytes.
+        unique: see `parse_json`.
+    """
+    text = read_text(path, code, limit=limit, fix="check the directory")
+    try:
+        return parse_json(text, unique=unique)
+    except ValueError as error:
+        raise UserError(code, f"cannot read {shown(path)}: {error}", "check the directory") from error
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text: strings, numbers, booleans, lists and mappings; dates stay strings.
+
+    Raises:
+        ValueError: not YAML, a tag or key that hvlc does not read, a key that is there twice, or too large.
+    """
+    return _strictly(lambda: _yaml(text))
 
 
 def read_yaml(path: Path) -> Any:
-    """Parsed YAML, without code execution and without duplicate keys.
+    """Parsed YAML of a file, without code execution and without duplicate keys.
 
     Raises:
         UserError: unreadable or malformed.
     """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - derived from SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError("spec.unreadable", f"{path}: {error}", "check the path and the YAML syntax") from error
+    return _read(path, parse_yaml, "YAML")
 
 
 def yaml_line(text: str, *path: str | int) -> int:
@@ -57,34 +97,152 @@ def yaml_line(text: str, *path: str | int) -> int:
     return node.start_mark.line + 1 if node else 1
 
 
+def dump_yaml(data: Any) -> str:
+    """Plain values as YAML, keys in their order, the innermost collections on a line each."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def parse_toml(text: str) -> Any:
+    """The value of a TOML text.
+
+    Raises:
+        ValueError: not TOML, or too large a number or nesting.
+    """
+    return _strictly(lambda: tomllib.loads(text))
+
+
+def read_toml(path: Path) -> Any:
+    """Parsed TOML of a file.
+
+    Raises:
+        UserError: unreadable or malformed.
+    """
+    return _read(path, parse_toml, "TOML")
+
+
+def _read(path: Path, parse: Callable[[str], Any], syntax: str) -> Any:
+    fix = f"check the path and the {syntax} syntax"
+    text = read_text(path, "spec.unreadable", limit=SOURCE, fix=fix)
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UserError("spec.unreadable", f"{shown(path)}: {error}", fix) from error
+
+
+def _strictly(parse: Callable[[], Any]) -> Any:
+    """What a parser of YAML or TOML makes, its many errors as one ValueError."""
+    try:
+        found = parse()
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    except (yaml.YAMLError, *_PARSER_ERRORS) as error:
+        raise ValueError(str(error)) from error
+    _check(found, surrogates=True)
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key[:100]!r} is given twice")
+            seen.add(key)
+    return found
+
+
+def _check(value: Any, *, surrogates: bool) -> None:
+    """Refuse what would break a later step: depth, giant integers, halves of characters; linear in the value's size.
+
+    Raises:
+        ValueError: what was found.
+    """
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        below: list[Any] = []
+        for found in level:
+            if isinstance(found, dict):
+                below += found.values()
+                if surrogates:
+                    below += found
+            elif isinstance(found, list):
+                below += found
+            elif isinstance(found, int):
+                if abs(found) >= 10**_MOST_DIGITS:
+                    raise ValueError(f"an integer of more than {_MOST_DIGITS} digits")
+            elif surrogates and isinstance(found, str):
+                found.encode()  # UnicodeEncodeError is a ValueError
+        if not below:
+            return
+        level = below
+    raise ValueError(_TOO_DEEP)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's core types: no dates, binaries, sets; duplicate keys are refused instead of the last one kept."""
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _yaml(text: str) -> Any:
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Refuse a document whose aliases multiply, or lead back to themselves; what is counted is bounded."""
+    level, count = [node], 0
+    for _ in range(_DEEPEST + 1):
+        below: list[yaml.Node] = []
+        for found in level:
+            if isinstance(found, yaml.MappingNode):
+                below += (part for pair in found.value for part in pair)
+            elif isinstance(found, yaml.SequenceNode):
+                below += found.value
+            if count + len(below) > _MOST_NODES:
+                raise ValueError(f"more than {_MOST_NODES} values, aliases counted as often as they are used")
+        count += len(below)
+        if not below:
+            return
+        level = below
+    raise ValueError(_TOO_DEEP)
+
+
+def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if isinstance(key, list | dict) or key in seen:
+            what = "a key that is a list or mapping" if isinstance(key, list | dict) else f"duplicate key {key}"
+            raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+
+
 def _child(node: yaml.Node | None, part: str | int) -> yaml.Node | None:
     if isinstance(node, yaml.MappingNode):
         return next((value for key, value in node.value if key.value == part), None)
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
         return node.value[part]
     return None
-
-
-def dump_yaml(data: Any) -> str:
-    """Plain values as YAML, keys in their order, the innermost collections on a line each."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-
-
-def read_toml(path: Path) -> Any:
-    """Parsed TOML.
-
-    Raises:
-        UserError: unreadable or malformed.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError("spec.unreadable", f"{path}: {error}", "check the path and the TOML syntax") from error
-
-
-def read_json(path: Path, code: str) -> Any:
-    """Parsed JSON of a file, any failure as a `UserError` with `code`."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error

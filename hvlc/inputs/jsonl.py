@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from hvlc.errors import UserError
+from hvlc.inputs.documents import parse_json
 
 #: Text that is not blank, without the white space around it.
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -130,15 +131,7 @@ def image_beside(file: Path, name: str) -> Path:
 
 
 def _object(raw: bytes) -> Any:
-    return json.loads(raw, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"key {key!r} is given twice")
-    return dict(pairs)
+    return parse_json(raw, unique=True)
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hvlc.errors import UserError, nearest
 
+_NAMED = 12  # of many problems, in the text
+
 
 class StrictModel(BaseModel):
     """A frozen record that refuses unknown keys."""
@@ -22,7 +24,9 @@ class StrictModel(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            problems = [_explain(cls, problem) for problem in error.errors()]
+            found = error.errors(include_url=False, include_input=False)
+            problems = [_explain(cls, problem) for problem in found[:_NAMED]]
+            problems += [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
             raise UserError("spec.invalid", f"{source}: " + "; ".join(problems), "correct the file") from error
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hvlc.errors import UserError
+from hvlc.files.reading import TEMPLATE, TOKENIZER, is_file, read_text
 from hvlc.inputs.documents import read_json
 
 
@@ -18,11 +18,8 @@ def chat_template(directory: Path, code: str) -> str | None:
         UserError: the file that would hold it cannot be read.
     """
     path = directory / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(code, f"cannot read {path}: {error}", "check the directory") from error
+    if is_file(path):
+        return read_text(path, code, limit=TEMPLATE, fix="check the directory")
     template = tokenizer_config(directory, code).get("chat_template")
     if isinstance(template, list):  # several, each with a name
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
@@ -37,7 +34,7 @@ def tokenizer_config(directory: Path, code: str) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     path = directory / "tokenizer_config.json"
-    content = read_json(path, code) if path.is_file() else {}
+    content = read_json(path, code) if is_file(path) else {}
     return content if isinstance(content, dict) else {}
 
 
@@ -49,7 +46,7 @@ def opening_tokens(directory: Path, code: str) -> list[int]:
     Raises:
         UserError: tokenizer.json cannot be read.
     """
-    post: Any = read_json(directory / "tokenizer.json", code).get("post_processor") or {}
+    post: Any = read_json(directory / "tokenizer.json", code, limit=TOKENIZER).get("post_processor") or {}
     for processor in post.get("processors", [post]):
         if processor.get("type") == "TemplateProcessing":
             return _leading(processor)

@@ -182,7 +182,7 @@ def test_a_changed_image_changes_the_digest(images: Path, seeing: Model) -> None
         ({"image": "link.png", "question": "q"}, "is outside"),
         ({"image": "inputs.jsonl", "question": "q"}, "cannot identify image"),
         ('{"text": "a", "text": "b"}', "'text' is given twice"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "64 levels"),
     ],
 )
 def test_a_wrong_line_is_named(images: Path, seeing: Model, line: object, reason: str) -> None:

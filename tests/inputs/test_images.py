@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hvlc import images
 from hvlc.errors import UserError
+from hvlc.inputs import images
 from hvlc.inputs.images import load_image, to_array
 from tests.tiny import picture
 
