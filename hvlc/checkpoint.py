@@ -33,6 +33,8 @@ _DTYPES: dict[str, np.dtype] = {
 _SETTINGS = (
     "config.json",
     "generation_config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -151,6 +153,8 @@ class Checkpoint:
         tensors: every stored tensor by name.
         files: the weight files, sorted.
         problems: what exporting found wrong with the tensors, so that all of it can be told at once.
+        notes: what was decided about the checkpoint and does not stop a build: the plan tells it.
+        known: what others have found out about it once and need again, by their own names.
         given_up: set it to end digesting in another thread, when its result is no longer wanted.
     """
 
@@ -159,6 +163,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...]
     problems: list[HvlcError] = field(default_factory=list, compare=False)
+    notes: list[str] = field(default_factory=list, compare=False)
+    known: dict[str, Any] = field(default_factory=dict, compare=False)
     given_up: threading.Event = field(default_factory=threading.Event, compare=False)
 
     @classmethod

@@ -93,6 +93,18 @@ class GraphBuilder:
         """Whether the checkpoint stores this parameter."""
         return self._checkpoint is not None and is_stored(self._checkpoint, name)
 
+    def has_zeros(self, name: str) -> bool:
+        """Whether the checkpoint stores this parameter as a vector of zeros."""
+        found = read_parameter(self._checkpoint, name) if self._checkpoint else None
+        if found is None or len(found.shape) != 1:
+            return False
+        return not np.any(found.box((slice(0, found.shape[0]),)))
+
+    def note(self, text: str) -> None:
+        """Tell the plan what was decided about the checkpoint."""
+        if self._checkpoint is not None and text not in self._checkpoint.notes:
+            self._checkpoint.notes.append(text)
+
     def stored_size(self, name: str, axis: int, otherwise: int) -> int:
         """One dimension as the checkpoint has it, for sizes that no config gives; `otherwise` where it has none.
 
@@ -167,11 +179,19 @@ class GraphBuilder:
         """An initializer whose values are a lazy expression."""
         return self._tape.initializer(LazyTensor(name, expression))
 
-    def linear(self, x: ir.Value, path: str, in_features: int, out_features: int) -> ir.Value:
-        """`x @ W.T (+ b)` of the torch Linear at `path`; the bias is added when the checkpoint has one."""
+    def linear(self, x: ir.Value, path: str, in_features: int, out_features: int, *, bias: bool = True) -> ir.Value:
+        """`x @ W.T (+ b)` of the torch Linear at `path`; the bias is added when the checkpoint has one.
+
+        Args:
+            x: float `[..., in_features]`.
+            path: dotted name of the layer.
+            in_features: columns of the weight.
+            out_features: rows of the weight.
+            bias: False leaves a stored bias out.
+        """
         weight = self.weight(f"{path}.weight", (out_features, in_features), transpose=True)
         y = self.op("MatMul", x, weight, name=path)
-        if self.has(f"{path}.bias"):
+        if bias and self.has(f"{path}.bias"):
             y = self.op("Add", y, self.weight(f"{path}.bias", (out_features,)), name=f"{path}.bias_add")
         return y
 

@@ -218,6 +218,7 @@ class Plan:
         float_compute: whether quantized products compute in float (W4A16) instead of int8 activations.
         activations: the static integer activations that products read and write (QDQ form), or None.
         kv_cache: element type of the KV cache.
+        notes: what was decided about the checkpoint that a user should know; it changes no assignment.
     """
 
     recipe: str
@@ -226,6 +227,7 @@ class Plan:
     float_compute: bool = True
     activations: ActivationFormat | None = None
     kv_cache: CacheType = CacheType.FLOAT
+    notes: tuple[str, ...] = ()
 
     def for_component(self, name: str) -> dict[str, Assignment]:
         """Assignments of a component by node name."""

@@ -10,7 +10,7 @@ from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
 from hvlc.manifest import Kind
-from hvlc.prequantized.reading import read_grouping
+from hvlc.prequantized.settings import read_quantization
 
 _TASKS = {
     Kind.VISION_LANGUAGE: "image-text-to-text",
@@ -36,7 +36,7 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
             f"no family exports model_type {checkpoint.model_type!r}",
             nearest(checkpoint.model_type, known_families()),
         )
-    read_grouping(checkpoint)  # a quantization that nobody reads is refused before anything is built
+    read_quantization(checkpoint)  # a quantization that nobody reads is refused before anything is built
     family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
     bundle: Bundle = family.export(checkpoint)
     _check_task(checkpoint.model_type, Kind(str(bundle.facts["kind"])))

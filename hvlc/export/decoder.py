@@ -58,8 +58,8 @@ def _linear(b: GraphBuilder, x: ir.Value, path: str, into: int, out: int, shape:
     """The projection at `path`, with a bias exactly where the configuration has one."""
     if path.rpartition(".")[2] not in shape.biases:
         refuse_surplus(b, f"{path}.bias")
-    else:
-        b.parameter(f"{path}.bias", (out,))  # a missing one is a problem, not a projection without bias
+        return b.linear(x, path, into, out, bias=False)
+    b.parameter(f"{path}.bias", (out,))  # a missing one is a problem, not a projection without bias
     return b.linear(x, path, into, out)
 
 

@@ -32,10 +32,14 @@ def read_config(config_class: type[C], checkpoint: Checkpoint) -> C:
 def refuse_surplus(b: GraphBuilder, name: str) -> None:
     """Refuse a parameter that the configuration gives no place to; transformers would drop it with a warning.
 
+    A bias of zeros changes nothing (AutoGPTQ stores one for every layer): it is left out with a note.
+
     Raises:
-        UserError: the checkpoint stores it.
+        UserError: the checkpoint stores it, and it is not a bias of zeros.
     """
-    if b.has(name):
+    if b.has_zeros(name):
+        b.note("biases of zeros are left out, which the checkpoint stores and its architecture does not have")
+    elif b.has(name):
         cause = f"the checkpoint stores {name}, its configuration has no place for it"
         raise UserError("checkpoint.surplus", cause, "match config and weights")
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hvlc import stages
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.prequantized.reading import read_grouping
+from hvlc.prequantized.settings import read_quantization
 from hvlc.stages import Layout, Question, Values
 
 
@@ -36,7 +36,7 @@ class LanguageTracer:
 
     def __init__(self, directory: Path) -> None:
         checkpoint = Checkpoint.open(directory)
-        if checkpoint.gguf is not None or read_grouping(checkpoint) is not None:
+        if checkpoint.gguf is not None or read_quantization(checkpoint) is not None:
             cause = f"{directory} is quantized, and transformers' float modules are the reference"
             raise UserError("bisect.reference", cause, "name the checkpoint that it was made from, or a package of it")
         logging.disable_progress_bar()  # the caller has its own

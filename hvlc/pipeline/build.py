@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,6 +186,7 @@ def _prepare(
     with found:
         check_disk(request.output, expected[0].disk_bytes)
     found.raise_all()
+    plan = replace(plan, notes=tuple(dict.fromkeys(checkpoint.notes)))
     return Prepared(checkpoint, bundle, plan, fitting[0], documents, inputs, target, recipe.prepare, scaled, text)
 
 

@@ -34,6 +34,7 @@ def plan_record(plan: Plan, estimate: Estimate) -> dict[str, Any]:
         "kv_cache": plan.kv_cache,
         "estimate": asdict(estimate),
         "stored_bytes": plan.stored_bytes,
+        "notes": list(plan.notes),
         "assignments": [
             {
                 "component": a.component,
@@ -62,6 +63,7 @@ def plan_table(plan: Plan, estimate: Estimate, *, each: bool = False) -> Group:
         Text(f"plan: recipe {plan.recipe}, target {plan.target}", style="bold"),
         Text(f"activations {_activations(plan)}, KV cache {plan.kv_cache}"),
         _weights_table(plan) if each else _kinds_table(plan),
+        *(Text(f"note: {note}", style="yellow") for note in plan.notes),
         Text(_expected(estimate)),
     )
 
@@ -125,6 +127,7 @@ def build_record(result: BuildResult) -> dict[str, Any]:
         "seconds": dict(result.seconds),
         "peak_memory_bytes": asdict(result.memory),
         "estimate": asdict(result.estimate),
+        "notes": list(result.plan.notes),
         "journal": [
             {
                 "step": e.step,

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
-from hvlc.prequantized.reading import read_grouping
+from hvlc.prequantized.settings import read_quantization
 from tests.prequantized.tiny_quantized import save_grouped
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}
@@ -63,9 +63,9 @@ def test_a_quantization_inside_a_part_of_the_configuration_is_found(saved: Path,
     def move(config: dict[str, Any], _: Any) -> None:
         config["text_config"] = {"quantization_config": config.pop("quantization_config")}
 
-    grouping = read_grouping(damaged(saved, tmp_path / "c", move))
-    assert grouping is not None
-    assert (grouping.method, grouping.bits, grouping.group) == ("GPTQ", 4, 64)
+    found = read_quantization(damaged(saved, tmp_path / "c", move))
+    assert found is not None
+    assert (found.base.method, found.base.bits, found.base.group) == ("GPTQ", 4, 64)
 
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], str, str]] = {
