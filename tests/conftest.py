@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hvlc.built import BuildResult
-    from tests.commands import Hvlc
+    from tests.helpers.commands import Hvlc
 
 # Before any test imports a library that reads them.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -36,7 +36,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved HyperVL with random weights; tests copy it before they damage it."""
-    from tests.tiny import save_tiny
+    from tests.helpers.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
@@ -44,7 +44,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a language-model head of its own."""
-    from tests.tiny import save_tiny
+    from tests.helpers.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("untied") / "checkpoint", tied=False)
 
@@ -81,7 +81,7 @@ def tiny_w4a16(w4a16_build: "BuildResult") -> Path:
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pass leaves valid graphs, also when it found valid ones, and a second run changes nothing."""
-    from tests.checking import check_every_pass
+    from tests.helpers.checks import check_every_pass
 
     check_every_pass(monkeypatch)
 
@@ -89,6 +89,6 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hvlc(capsys: pytest.CaptureFixture[str]) -> "Iterator[Hvlc]":
     """`hvlc ARGUMENTS` in this process: exit code, stdout and stderr."""
-    from tests.commands import commands
+    from tests.helpers.commands import commands
 
     yield from commands(capsys)

@@ -13,8 +13,8 @@ import pytest
 
 from hvlc import cli
 from hvlc.cli.common import Size
-from tests.commands import Hvlc, Result
-from tests.tiny import picture
+from tests.helpers.commands import Hvlc, Result
+from tests.helpers.tiny import picture
 
 
 @pytest.fixture

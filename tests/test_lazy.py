@@ -17,7 +17,7 @@ from hvlc.checkpoint import Checkpoint
 from hvlc.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box
 from hvlc.plan import WeightFormat
 from hvlc.quantized import Quantization, Stream, stored_array
-from tests.solving import FLOAT_SCALES
+from tests.helpers.solvers import FLOAT_SCALES
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
 SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (0, 3), (5, 0), (1, 9), (6, 4), (3, 33), (2, 3, 5), (2, 1, 3, 4))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hvlc.lazy import Constant
 from hvlc.rotation import Identity, Rotated, Rotation, hadamard_core, is_rotated
-from tests.tolerances import ROTATION
+from tests.helpers.tolerances import ROTATION
 
 #: Powers of two, Paley's first and second kind times powers of two, and sizes without a Hadamard matrix.
 SIZES = (1, 2, 4, 12, 28, 36, 40, 64, 72, 3, 7, 6, 10, 52)

@@ -8,8 +8,8 @@ import pytest
 
 from hvlc.passes.fix_shapes import fix
 from hvlc.shapes import dynamic_dims, infer_shapes
-from tests.graphs import component
-from tests.running import session
+from tests.helpers.graphs import component
+from tests.helpers.sessions import session
 
 NORM = "com.microsoft.SkipSimplifiedLayerNormalization"
 

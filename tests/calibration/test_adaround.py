@@ -12,8 +12,8 @@ from hvlc.calibration.solvers.k_quant import weighted_least_squares
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
 from hvlc.quantized import Levels
-from tests.solving import FLOAT_ZEROS, FORMATS, matrices, normal
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.solvers import FLOAT_ZEROS, FORMATS, matrices, normal
+from tests.helpers.tolerances import SOLVER_ERROR
 
 SIGNED, UNSIGNED = WeightFormat(4, 16), WeightFormat(4, 16, symmetric=False)
 FLOAT_ZERO = WeightFormat(4, 16, symmetric=False, zero_type=ZeroType.FLOAT)

@@ -7,7 +7,7 @@ import pytest
 from hvlc.balance import Spread, VisualSize
 from hvlc.calibration.balance import aspect, balance_of
 from hvlc.calibration.samples import CalibrationSet, ImagePrompt, ImageSample, StoredPicture, TextSample
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 PROMPT = ImagePrompt(np.zeros(3, np.int64), np.zeros(4, np.int64), 7, 8)
 

@@ -11,7 +11,7 @@ from hvlc.calibration.solvers.gptq import GptqOptions, cholesky_in_place, factor
 from hvlc.calibration.statistics import Accumulator, InputStatistics
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
-from tests.solving import FORMATS, normal, stored
+from tests.helpers.solvers import FORMATS, normal, stored
 
 formats = pytest.mark.parametrize("format", FORMATS, ids=str)
 

@@ -12,7 +12,7 @@ from hvlc.calibration.solvers.hqq import half_quadratic
 from hvlc.calibration.solvers.rtn import extreme_on_last_level
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
 from hvlc.quantized import Levels
-from tests.solving import (
+from tests.helpers.solvers import (
     FLOAT_ZEROS,
     FORMATS,
     blocks_of,
@@ -24,7 +24,7 @@ from tests.solving import (
     stored,
     stored_zero,
 )
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.tolerances import SOLVER_ERROR
 
 P = 0.75
 

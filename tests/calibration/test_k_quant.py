@@ -11,7 +11,7 @@ from hvlc.calibration.solvers.k_quant import k_quant, weighted_least_squares
 from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
 from hvlc.quantized import Levels
-from tests.solving import (
+from tests.helpers.solvers import (
     ASYMMETRIC,
     FLOAT_ZEROS,
     FORMATS,
@@ -25,7 +25,7 @@ from tests.solving import (
     stored,
     stored_zero,
 )
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.tolerances import SOLVER_ERROR
 
 
 def magnitudes(block: np.ndarray, size: int) -> np.ndarray:

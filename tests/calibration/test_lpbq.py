@@ -16,7 +16,7 @@ from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import HvlcError
 from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.quantized import Levels, Stream, stored_array, streams_of
-from tests.solving import LPBQ, matrices, normal, squared
+from tests.helpers.solvers import LPBQ, matrices, normal, squared
 
 FORMAT = LPBQ[0]
 Solve = Callable[[np.ndarray, WeightFormat], Levels]

@@ -15,7 +15,7 @@ from hvlc.errors import UserError
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
 from tests.calibration.conftest import END, READS, SEES
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 CHATML = (
     "{%- for message in messages -%}\n"

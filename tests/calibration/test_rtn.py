@@ -11,8 +11,8 @@ from hvlc.calibration.solvers import kernels
 from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels
-from tests.solving import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared, stored
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared, stored
+from tests.helpers.tolerances import SOLVER_ERROR
 
 
 def zero_of(levels: Levels) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImagePrompt, ImageSample, Sample, TextSample
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 IDS = st.lists(st.integers(0, 300), min_size=1, max_size=6)
 

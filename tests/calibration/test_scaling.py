@@ -11,7 +11,7 @@ from hvlc.calibration.scaling import awq_factors, output_errors, scaled_statisti
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.statistics import Accumulator, InputStatistics
 from hvlc.plan import WeightFormat
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.tolerances import SOLVER_ERROR
 
 FORMAT = WeightFormat(4, 16)
 

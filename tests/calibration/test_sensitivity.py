@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hvlc.calibration.sensitivity import Spoken, divergence, output_error
 from hvlc.calibration.statistics import Accumulator
 from hvlc.lazy import Constant
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.tolerances import SOLVER_ERROR
 
 
 def plain_divergence(mine: np.ndarray, other: np.ndarray) -> float:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.plan import ScaleType, WeightFormat
-from tests.solving import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared
-from tests.tolerances import SOLVER_ERROR
+from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared
+from tests.helpers.tolerances import SOLVER_ERROR
 
 solvers = pytest.mark.parametrize("solver", SOLVERS)
 formats = pytest.mark.parametrize("format", FORMATS, ids=str)

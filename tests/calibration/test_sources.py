@@ -15,7 +15,7 @@ from hvlc.calibration.sources import QUESTION, Model, open_set
 from hvlc.errors import UserError
 from hvlc.zoo import documents
 from tests.calibration.conftest import END
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away "
 

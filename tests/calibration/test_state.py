@@ -20,9 +20,9 @@ from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build
 from hvlc.plan import WeightFormat
 from hvlc.quantized import Levels, Stream, stored_array, unpacked
-from tests.calibrating import StoppedError, contents, request, stopping, write_recipe
 from tests.export.tiny_families import save_text
-from tests.solving import ASYMMETRIC, LPBQ, SYMMETRIC, normal
+from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe
+from tests.helpers.solvers import ASYMMETRIC, LPBQ, SYMMETRIC, normal
 
 FINGERPRINT = {"checkpoint": "1", "recipe": "2"}
 
@@ -234,7 +234,7 @@ def test_a_killed_build_goes_on(
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from hvlc.pipeline.build import build\n"
-        "from tests.calibrating import request\n"
+        "from tests.helpers.calibration import request\n"
         "def progress(what, done, total):\n"
         "    if what.startswith('calibrate model') and done > 3:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"

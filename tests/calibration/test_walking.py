@@ -20,8 +20,8 @@ from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.target import load_target
 from tests.export.tiny_families import TEXT, save_text, save_vision
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 Feeds = list[dict[str, np.ndarray]]
 

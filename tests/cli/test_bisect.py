@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hvlc.results.bisection import Bisection
-from tests.commands import Hvlc
-from tests.planting import planted
-from tests.tiny import picture
+from tests.helpers.commands import Hvlc
+from tests.helpers.faults import planted
+from tests.helpers.tiny import picture
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Hvlc
 from tests.export.tiny_families import save_text
-from tests.tiny import picture
+from tests.helpers.commands import Hvlc
+from tests.helpers.tiny import picture
 
 Show = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ from hvlc.evaluation.documents import DocumentsTask
 from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.store import Store
 from hvlc.runtime.generation import VisionLanguageModel
-from tests.commands import Hvlc
+from tests.helpers.commands import Hvlc
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ("-n", 2, "--encoder", "base", "--max-new-tokens", 2)

@@ -14,7 +14,7 @@ import pytest
 from hvlc import cli
 from hvlc.cli.gates import GateRequest, gate_options
 from hvlc.recipes.schema import recipe_path
-from tests.planting import NAMES, planted
+from tests.helpers.faults import NAMES, planted
 
 
 class Result(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 
 from hvlc.pipeline import probing
 from hvlc.target import load_target, shipped_targets
-from tests.commands import Hvlc
+from tests.helpers.commands import Hvlc
 from tests.lint.corpus import corpus
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "sarif-2.1.0.json"

@@ -13,7 +13,7 @@ from hvlc.evaluation.gates.checking import verdict
 from hvlc.results import Evaluation, Measured, Score
 from hvlc.results.gates import GateOutcome, Verdict
 from hvlc.results.measures import MEASURES
-from tests.measured import fidelity, measured, read_text
+from tests.helpers.measurements import fidelity, measured, read_text
 
 ENDS = st.floats(0, 2)
 BOUND = st.decimals("0.01", "0.99", places=2)

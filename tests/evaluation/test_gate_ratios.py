@@ -10,7 +10,7 @@ from hvlc.evaluation.gates.ratios import bonett_price, compare
 from hvlc.results import Evaluation, Measured
 from hvlc.results.gates import Ratio
 from hvlc.results.measures import MEASURES
-from tests.measured import fidelity, measured, read_text
+from tests.helpers.measurements import fidelity, measured, read_text
 
 RIGHT = [True] * 90 + [False] * 10
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hvlc.errors import UserError
 from hvlc.evaluation.metrics import mcnemar
 from hvlc.evaluation.significance import flips, holm, paired_tests, sign_flip_p_value
-from tests.measured import measured
+from tests.helpers.measurements import measured
 
 
 def test_a_run_against_itself_is_noise_with_p_1() -> None:

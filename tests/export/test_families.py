@@ -42,8 +42,8 @@ from tests.export.tiny_families import (
     save_vision,
     vision_tower,
 )
-from tests.running import OPTIMIZATIONS, session
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 VISION = ("siglip", "siglip2", "siglip_vision_model", "siglip2_vision_model")
 

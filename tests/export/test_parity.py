@@ -13,9 +13,9 @@ from hvlc.bundle import Bundle
 from hvlc.checkpoint import Checkpoint
 from hvlc.export import export_bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration
-from tests.running import OPTIMIZATIONS, session
-from tests.tiny import HIDDEN, TILE, save_tiny
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.tiny import HIDDEN, TILE, save_tiny
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {},

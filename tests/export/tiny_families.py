@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hvlc.zoo.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
-from tests.tiny import randomize
+from tests.helpers.tiny import randomize
 
 TEXT: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,

@@ -15,7 +15,7 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from tests.export.test_families import logits_difference
 from tests.export.tiny_families import save_text
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),

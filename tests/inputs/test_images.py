@@ -13,7 +13,7 @@ from PIL import Image
 from hvlc.errors import UserError
 from hvlc.inputs import images
 from hvlc.inputs.images import load_image, to_array
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:

@@ -13,8 +13,8 @@ from hvlc.models.hypervl.tracing import HyperVLTracer
 from hvlc.models.tracing import LanguageTracer
 from hvlc.stages import Question
 from tests.export.tiny_families import TEXT, save_text
+from tests.helpers.tiny import picture
 from tests.prequantized.tiny_quantized import save_grouped
-from tests.tiny import picture
 
 
 @pytest.mark.parametrize("family", TEXT)

@@ -7,7 +7,7 @@ import pytest
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.pipeline.evaluate import Against, Setting, evaluate_directory
 from hvlc.results import Evaluation, Fidelity
-from tests.planting import FAULTS, planted
+from tests.helpers.faults import FAULTS, planted
 
 BASE = Setting("base", True)
 TASK = DocumentsTask(12)

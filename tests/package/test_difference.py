@@ -20,7 +20,7 @@ from hvlc.package.difference import difference
 from hvlc.package.distance import distance
 from hvlc.report.difference import difference_tables, summary
 from hvlc.results.difference import ComponentDifference, Difference
-from tests.planting import FAULTS, planted
+from tests.helpers.faults import FAULTS, planted
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hvlc.manifest import Manifest
 from hvlc.package.initializers import Initializer
 from hvlc.package.layers import layer_errors, paired, place_of_weight, plan_changes, unique_weights
 from hvlc.package.weights import FloatValues, StoredWeight, stored_weights
-from tests.planting import planted
+from tests.helpers.faults import planted
 
 
 def weights(directory: Path) -> dict[str, StoredWeight]:

@@ -15,7 +15,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
 from hvlc.plan import Action
-from tests.tiny import CONTEXT, HIDDEN
+from tests.helpers.tiny import CONTEXT, HIDDEN
 
 BUILDS = ["float32_build", "w4a16_build"]
 

@@ -14,8 +14,8 @@ from hvlc.graph import IR_VERSION
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.target import load_target
 from hvlc.zoo.tokenizer import VOCABULARY_SIZE, special_token_id
-from tests.running import session
-from tests.tiny import TILE
+from tests.helpers.sessions import session
+from tests.helpers.tiny import TILE
 
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["" : 23, "com.microsoft" : 1]>'
 Weights = dict[tuple[str, str], np.ndarray]

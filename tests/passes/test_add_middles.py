@@ -11,10 +11,10 @@ from hvlc.passes.add_middles import add_middles
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat, ZeroType
 from hvlc.quantized import Levels, Quantization, Solved, Solver, unpacked
-from tests.checking import check_model
-from tests.running import run
-from tests.solving import FLOAT_SCALES
-from tests.tolerances import QUANTIZED_PRODUCT
+from tests.helpers.checks import check_model
+from tests.helpers.sessions import run
+from tests.helpers.solvers import FLOAT_SCALES
+from tests.helpers.tolerances import QUANTIZED_PRODUCT
 
 WIDTH, OUT, BLOCK = 64, 8, 16
 

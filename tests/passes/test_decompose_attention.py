@@ -6,10 +6,10 @@ import pytest
 from hvlc.bundle import Role
 from hvlc.passes.decompose_attention import DecomposeAttention
 from hvlc.target import load_target
-from tests.graphs import bundle, component, lines
+from tests.helpers.graphs import bundle, component, lines
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.texts import feeds
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
 
 REFUSES, TAKES, PARTIAL = (load_target(name) for name in ("coreml-ane", "cpu", "xnnpack"))
 PLAIN = "q_num_heads = 2, kv_num_heads = 2, scale = 0.5"

@@ -15,9 +15,9 @@ from hvlc.lazy import Constant
 from hvlc.passes.decompose_group_attention import DecomposeGroupAttention
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache
 from hvlc.target import Target, load_target
-from tests.graphs import bundle, component, lines, signature
-from tests.running import OPTIMIZATIONS, run
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.graphs import bundle, component, lines, signature
+from tests.helpers.sessions import OPTIMIZATIONS, run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 HEADS, KV_HEADS, ROOM, CHUNK = 4, 2, 32, 8
 WIDTHS = {"query": HEADS, "key": KV_HEADS, "value": KV_HEADS}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hvlc.passes.drop_windows import DropWindows
-from tests.graphs import bundle, component, lines
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines
+from tests.helpers.sessions import run
 
 CONTEXT, WINDOW = 6, 4
 BEFORE = f"""

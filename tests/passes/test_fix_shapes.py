@@ -7,8 +7,8 @@ import pytest
 from hvlc.bundle import Bundle, Role, Wire
 from hvlc.passes.fix_shapes import FixShapes
 from hvlc.placement import Phase
-from tests.graphs import bundle, component, lines, signature
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines, signature
+from tests.helpers.sessions import run
 
 ENCODER = """
 graph (float[tiles, 2, 6] pixel_values) => (float[tiles, 3, 4] tile_features)

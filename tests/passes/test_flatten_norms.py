@@ -5,8 +5,8 @@ import pytest
 
 from hvlc.passes.flatten_norms import FlattenNorms
 from hvlc.shapes import infer_shapes
-from tests.graphs import bundle, component, lines
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines
+from tests.helpers.sessions import run
 
 BEFORE = """
 graph (float[1, 5, 8] x) => (float[1, 5, 8] y)

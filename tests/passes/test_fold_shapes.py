@@ -7,8 +7,8 @@ from hvlc.bundle import Role
 from hvlc.passes.fix_shapes import FixShapes
 from hvlc.passes.fold_shapes import FoldShapes
 from hvlc.shapes import dynamic_dims, infer_shapes
-from tests.graphs import bundle, component, lines
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines
+from tests.helpers.sessions import run
 
 #: A pooling head: one learned query for each image.
 BEFORE = """

@@ -8,8 +8,8 @@ from hvlc.bundle import Bundle, Component, Role
 from hvlc.graph import IR_VERSION
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.target import Target, load_target
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 BEFORE = """
 graph (float[b, s, 8] x, float[b, s, 8] y) => (float[b, s, 8] normed, float[b, s, 8] total)

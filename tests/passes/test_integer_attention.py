@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hvlc.bundle import Bundle
 from hvlc.passes.base import register
 from hvlc.passes.integer_attention import IntegerAttention
+from tests.helpers.sessions import run
 from tests.passes.test_decompose_group_attention import (
     CHUNK,
     ROOM,
@@ -19,7 +20,6 @@ from tests.passes.test_decompose_group_attention import (
     shifted,
     written_out,
 )
-from tests.running import run
 
 SCALE, ZERO = 8 / 65535, 20000  # of queries: from -2.4 to 5.6
 PRODUCTS = [

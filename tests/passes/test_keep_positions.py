@@ -13,8 +13,8 @@ from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.target import load_target
 from tests.export.tiny_families import TEXT, save_text
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 
 @pytest.mark.parametrize("fused", [False, True])

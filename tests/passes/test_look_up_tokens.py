@@ -5,8 +5,8 @@ import pytest
 
 from hvlc.bundle import Role, Wire
 from hvlc.passes.look_up_tokens import LookUpTokens
-from tests.graphs import bundle, component, lines, signature
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines, signature
+from tests.helpers.sessions import run
 
 BEFORE = """
 graph (int64[1, s] input_ids, float[n, 4] image_features) => (float[1, s, 4] inputs_embeds)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hvlc.passes.narrow_integers import NarrowIntegers
+from tests.helpers.sessions import run
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips
-from tests.running import run
 
 GRAPH = """
 graph (float[4, 6] x) => (float[4, 2] y) <int64[2] picked = {%s}> {

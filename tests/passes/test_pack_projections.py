@@ -13,8 +13,8 @@ from hvlc.passes import pack_projections
 from hvlc.passes.pack_projections import PackProjections
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
-from tests.running import OPTIMIZATIONS, session
-from tests.tolerances import QUANTIZED_PRODUCT
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.tolerances import QUANTIZED_PRODUCT
 
 HIDDEN, HEADS, KV_HEADS, HEAD = 48, 4, 2, 16
 WIDTHS = {"q_proj": HEADS * HEAD, "k_proj": KV_HEADS * HEAD, "v_proj": KV_HEADS * HEAD}

@@ -6,8 +6,8 @@ import pytest
 from hvlc.bundle import Bundle, Role, Wire
 from hvlc.passes.fix_shapes import FixShapes
 from hvlc.passes.pick_last_token import PickLastToken
-from tests.graphs import bundle, component, lines, signature
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines, signature
+from tests.helpers.sessions import run
 
 CHUNK, PADDING = 4, 7
 EMBEDDING = """

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hvlc.passes.plain_gemm import PlainGemm
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
 
 GRAPH = """
 graph (float[4, 2] x) => (float[4, 3] y) <float[2, 3] w = {0, 0, 0, 0, 0, 0}, float[3] c = {0, 0, 0}> {

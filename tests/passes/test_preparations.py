@@ -18,8 +18,8 @@ from hvlc.passes.scale_channels import ScaleChannels
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
 from hvlc.target import load_target
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.passes.float_models import bundle_of, difference, image_logits
-from tests.tolerances import GRAPH_FLOAT32
 
 
 def prepare(bundle: Bundle) -> None:

@@ -34,8 +34,8 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan, WeightFormat
 from hvlc.target import load_target
 from tests.export.tiny_families import save_text, save_vision
-from tests.running import OPTIMIZATIONS, session
-from tests.tolerances import QUANTIZED_ACTIVATIONS
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.tolerances import QUANTIZED_ACTIVATIONS
 
 FORMAT = WeightFormat(4, 16)
 WIDTH, INNER = 32, 48

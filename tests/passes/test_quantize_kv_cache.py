@@ -23,8 +23,8 @@ from hvlc.passes.quantize_kv_cache import QuantizeKVCache, rotated_keys
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text
-from tests.running import OPTIMIZATIONS, session
-from tests.tolerances import QUANTIZED_CACHE, QUANTIZED_PRODUCT
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.tolerances import QUANTIZED_CACHE, QUANTIZED_PRODUCT
 
 HEADS, KV_HEADS, THETA = 4, 2, 10_000.0
 SIZES = {"query": HEADS, "key": KV_HEADS, "value": KV_HEADS}

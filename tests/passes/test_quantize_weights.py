@@ -15,9 +15,9 @@ from hvlc.graph import GraphBuilder
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Action, Assignment, Plan, WeightFormat
 from hvlc.quantized import Solver
-from tests.running import OPTIMIZATIONS, session
-from tests.solving import FLOAT_SCALES
-from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.solvers import FLOAT_SCALES
+from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 PRODUCTS = [
     WeightFormat(bits, block, symmetric, scale_type)

@@ -20,10 +20,10 @@ from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.plan import Action, ActivationFormat, Assignment, Plan, ScaleType, WeightFormat
 from hvlc.quantized import Solved, stored_array, streams_of
+from tests.helpers.sessions import OPTIMIZATIONS, run, session
+from tests.helpers.solvers import FLOAT_SCALES, LPBQ
+from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 from tests.passes.test_quantize_weights import assignment, lookup, matrix, product
-from tests.running import OPTIMIZATIONS, run, session
-from tests.solving import FLOAT_SCALES, LPBQ
-from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 COLUMNS = 96
 FORMATS = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hvlc.passes.raise_opset import RaiseOpset
+from tests.helpers.sessions import run
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips
-from tests.running import run
 
 GRAPH = """
 graph (float[2, 3] x) => (float[3, 2] y) <int64[2] shape = {3, 2}> {

@@ -12,6 +12,8 @@ from hvlc.bundle import Bundle
 from hvlc.passes.rotate_heads import RotateHeads
 from hvlc.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text, save_vision
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.passes.float_models import (
     attention,
     bundle_of,
@@ -21,8 +23,6 @@ from tests.passes.float_models import (
     text_logits,
     weights_of,
 )
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
 
 
 def rotate(bundle: Bundle) -> None:

@@ -18,9 +18,9 @@ from hvlc.passes.rotate_residual import RotateResidual
 from hvlc.plan import WeightFormat
 from hvlc.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text
+from tests.helpers.sessions import run, session
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.passes.float_models import bundle_from, bundle_of, difference, image_logits, text_logits, weights_of
-from tests.running import run, session
-from tests.tolerances import GRAPH_FLOAT32
 
 HIDDEN = 64
 

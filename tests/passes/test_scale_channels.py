@@ -16,6 +16,8 @@ from hvlc.linears import LinearGroup, inverse_factors, linear_groups
 from hvlc.passes.producers import producer_of
 from hvlc.passes.scale_channels import Factors, ScaleChannels
 from tests.export.tiny_families import TEXT, save_text, save_vision
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.passes.float_models import (
     attention,
     bundle_from,
@@ -26,8 +28,6 @@ from tests.passes.float_models import (
     text_logits,
     weights_of,
 )
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
 
 
 def factors_for(group: LinearGroup, seed: int) -> np.ndarray:

@@ -5,8 +5,8 @@ import pytest
 
 from hvlc.passes.spell_reshapes import SpellReshapes
 from hvlc.shapes import infer_shapes
-from tests.graphs import bundle, component, lines
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines
+from tests.helpers.sessions import run
 
 BEFORE = """
 graph (float[2, 4, 6] x) => (float[2, 4, 6] y)

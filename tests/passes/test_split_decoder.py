@@ -8,8 +8,8 @@ from hvlc.bundle import Bundle, Role, Wire
 from hvlc.errors import HvlcError, TargetError
 from hvlc.lazy import LazyTensor
 from hvlc.passes.split_decoder import SplitDecoder
-from tests.graphs import bundle, component, lines, signature
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines, signature
+from tests.helpers.sessions import run
 
 #: Two layers that each add what a norm and a weight make of the stream, with a "cache" that is handed out.
 BEFORE = """

@@ -5,9 +5,9 @@ import pytest
 
 from hvlc.passes.standard_rotary import StandardRotary
 from hvlc.target import load_target
+from tests.helpers.sessions import run
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips
-from tests.running import run
-from tests.tolerances import GRAPH_FLOAT32
 
 CPU, NPU = load_target("cpu"), load_target("qnn-sm8750")
 GRAPH = """

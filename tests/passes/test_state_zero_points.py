@@ -5,8 +5,8 @@ import onnx_ir as ir
 import pytest
 
 from hvlc.passes.state_zero_points import StateZeroPoints
+from tests.helpers.sessions import run
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips, with_int4
-from tests.running import run
 
 GRAPH = """
 graph (float[3, 2] x) => (float[3, 4] y)

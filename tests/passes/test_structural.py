@@ -20,9 +20,9 @@ from hvlc.pipeline.lowering import structural_passes
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
 from hvlc.target import load_target
-from tests.running import session
-from tests.tiny import CELL, HIDDEN, TILE
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.sessions import session
+from tests.helpers.tiny import CELL, HIDDEN, TILE
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 CPU = load_target("cpu")
 SELECT = SelectEncoder(cells_per_side=TILE // CELL, hidden_size=HIDDEN)

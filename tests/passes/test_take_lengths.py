@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hvlc.passes.take_lengths import TakeLengths
-from tests.graphs import bundle, component, lines, signature
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines, signature
+from tests.helpers.sessions import run
 
 ATTENTION = "<num_heads = 2, kv_num_heads = 1, do_rotary = 0>"
 BEFORE = f"""

@@ -5,8 +5,8 @@ import pytest
 
 from hvlc.lazy import LazyTensor
 from hvlc.passes.trim_rotary import TrimRotary
-from tests.graphs import bundle, component, lines
-from tests.running import run
+from tests.helpers.graphs import bundle, component, lines
+from tests.helpers.sessions import run
 
 ATTENTION = "com.microsoft.GroupQueryAttention <num_heads = 1, kv_num_heads = 1, do_rotary = 1>"
 ROWS, CONTEXT = 12, 6

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.passes.turn_negative_scales import TurnNegativeScales
+from tests.helpers.sessions import run
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips, with_int4
-from tests.running import run
 
 GRAPH = """
 graph (float[3, 2] x) => (float[3, 4] y)

@@ -22,8 +22,8 @@ from hvlc.pipeline.tracing import open_tracer
 from hvlc.results.bisection import Bisection, Deviation, StageResult
 from hvlc.zoo import documents
 from tests.export.tiny_families import TEXT, save_text
-from tests.planting import FACTOR, FAULTS, NAMES, planted
-from tests.tiny import save_tiny
+from tests.helpers.faults import FACTOR, FAULTS, NAMES, planted
+from tests.helpers.tiny import save_tiny
 
 PROMPT = "What is the total?"
 

@@ -31,10 +31,10 @@ from hvlc.pipeline.rebuild import rebuild
 from hvlc.plan import WeightFormat
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
-from tests.calibrating import contents, request, write_recipe
 from tests.export.tiny_families import save_text, save_vision
-from tests.tiny import picture
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.calibration import contents, request, write_recipe
+from tests.helpers.tiny import picture
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 Command = Callable[..., tuple[int, Any]]
 

@@ -12,8 +12,8 @@ from hvlc.pipeline.calibration_cost import CalibrationCost, calibration_cost, pr
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
 from hvlc.target import load_target
-from tests.calibrating import write_recipe
 from tests.export.tiny_families import save_text
+from tests.helpers.calibration import write_recipe
 
 MB = 1e6
 

@@ -18,10 +18,10 @@ from hvlc.report.comparison import comparison_markdown, comparison_tables, headl
 from hvlc.results import write_evaluation
 from hvlc.results.comparison import Comparison
 from hvlc.stages import Question
-from tests.measured import measured, read_text
-from tests.planting import FAULTS, planted
+from tests.helpers.faults import FAULTS, planted
+from tests.helpers.measurements import measured, read_text
+from tests.helpers.tiny import picture
 from tests.report.test_page import Page, requests
-from tests.tiny import picture
 
 FEW = Asking(count=6, encoders=("base",), traces=1, max_new_tokens=4)
 

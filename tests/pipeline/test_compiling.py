@@ -30,7 +30,7 @@ from hvlc.runtime.providers import runs_on
 from hvlc.target import load_target
 from tests.compilation.conftest import needs_qnn
 from tests.export.tiny_families import save_text
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 TARGET = "qnn-sm8750"
 AMOUNT = Amount(tiles=1, windows=1, tokens=1)

@@ -10,7 +10,7 @@ from hvlc import stages
 from hvlc.pipeline.diagnosis import diagnose, reader
 from hvlc.pipeline.tracing import open_tracer
 from hvlc.stages import Question
-from tests.planting import planted
+from tests.helpers.faults import planted
 
 RANDOM = np.random.default_rng(0)
 TILES = RANDOM.normal(size=(4, 3, 8, 8)).astype(np.float32)

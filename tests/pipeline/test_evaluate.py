@@ -28,7 +28,7 @@ from hvlc.pipeline.store import Store
 from hvlc.pipeline.subject import open_subject
 from hvlc.results import Evaluation, read_evaluation
 from tests.export.tiny_families import save_text
-from tests.planting import planted
+from tests.helpers.faults import planted
 
 BASE = Setting("base", True)
 

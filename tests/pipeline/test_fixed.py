@@ -27,9 +27,9 @@ from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.target import load_target
 from tests.compilation.graphs import HAZARDS
 from tests.export.tiny_families import save_text, save_vision
-from tests.fixed import CHUNK, npu_target, write_target
-from tests.tiny import CONTEXT, picture
-from tests.tolerances import GRAPH_FLOAT32, STATIC_ACTIVATIONS
+from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target
+from tests.helpers.tiny import CONTEXT, picture
+from tests.helpers.tolerances import GRAPH_FLOAT32, STATIC_ACTIVATIONS
 
 #: Every product of integers. Blocks, because rows have negative scales on the CPU alone, so levels would differ.
 STATIC: dict[str, Any] = {

@@ -24,9 +24,9 @@ from hvlc.runtime.generation import open_model
 from hvlc.runtime.parts import Part
 from hvlc.target import load_target
 from tests.export.tiny_families import save_text
-from tests.fixed import CHUNK, write_target
-from tests.tiny import picture
-from tests.tolerances import GRAPH_FLOAT32, QUANTIZED_CACHE
+from tests.helpers.fixed_shapes import CHUNK, write_target
+from tests.helpers.tiny import picture
+from tests.helpers.tolerances import GRAPH_FLOAT32, QUANTIZED_CACHE
 
 _BLOCKS = {"bits": 4, "block_size": 16}
 CACHED: dict[str, Any] = {

@@ -13,9 +13,9 @@ from hvlc.lock import LOCK
 from hvlc.manifest import Manifest
 from hvlc.pipeline.lint import lint
 from hvlc.target import Condition, Evidence, OperandIs, Rule, load_target
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.corpus import corpus
 from tests.lint.tape import MICROSOFT, S, Tape
-from tests.tolerances import GRAPH_FLOAT32
 
 NPU = load_target("qnn-sm8750")
 CASES = {case.name: case for case in corpus()}

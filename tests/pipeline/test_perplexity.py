@@ -22,8 +22,8 @@ from hvlc.pipeline.store import Store
 from hvlc.results import Perplexity, ScoredWindow, TextEvaluation, read_evaluation
 from hvlc.runtime.logits import TextScorer
 from hvlc.zoo.tokenizer import build_nano_tokenizer
-from tests.commands import Hvlc
 from tests.export.tiny_families import CONTEXT, save_text
+from tests.helpers.commands import Hvlc
 
 TEXT = " ".join(f"word {i} and {i * i % 97}" for i in range(400))
 

@@ -35,12 +35,12 @@ from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
 from hvlc.target import load_target
-from tests.calibrating import StoppedError, contents, request
 from tests.export.tiny_families import save_text, save_vision
+from tests.helpers.calibration import StoppedError, contents, request
+from tests.helpers.sessions import session
+from tests.helpers.tiny import picture
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.prequantized.tiny_quantized import save_gguf
-from tests.running import session
-from tests.tiny import picture
-from tests.tolerances import GRAPH_FLOAT32
 
 BOTH = {"roles": ["decoder", "vision_encoder"]}
 PREPARATIONS: dict[str, tuple[dict[str, Any], str]] = {

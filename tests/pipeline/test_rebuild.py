@@ -22,7 +22,7 @@ from hvlc.recipes.schema import recipe_path
 from hvlc.results.compilation import COMPILATION
 from hvlc.target import target_path
 from tests.export.tiny_families import save_text
-from tests.fixed import write_target
+from tests.helpers.fixed_shapes import write_target
 from tests.report.test_compilation import compilation
 from tests.runtime.test_fixed import as_if_compiled
 

@@ -24,8 +24,8 @@ from hvlc.runtime.providers import runs_on
 from hvlc.target import load_target
 from hvlc.zoo import nano_checkpoint
 from tests.export.tiny_families import save_text
-from tests.tiny import picture
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.tiny import picture
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 #: Where the vision encoders run, and the name of the provider that their session is told.
 ENCODERS = {

@@ -25,9 +25,9 @@ from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.sensitivity import Part, Sensitivity
 from hvlc.target import load_target
 from tests.export.tiny_families import save_text
-from tests.running import session
-from tests.tiny import picture
-from tests.tolerances import DAMAGE
+from tests.helpers.sessions import session
+from tests.helpers.tiny import picture
+from tests.helpers.tolerances import DAMAGE
 
 CPU = load_target("cpu")
 FORMATS = (FormatSpec(bits=4, block_size=32), FormatSpec(bits=8, block_size=16))

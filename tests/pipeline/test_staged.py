@@ -26,9 +26,9 @@ from hvlc.runtime.parts import Precision
 from hvlc.stages import Question
 from hvlc.zoo import documents
 from tests.export.tiny_families import save_text
-from tests.fixed import CHUNK, write_target
+from tests.helpers.faults import FACTOR, FAULTS, planted
+from tests.helpers.fixed_shapes import CHUNK, write_target
 from tests.pipeline.test_fixed import BLOCKS, STATIC, write_recipe
-from tests.planting import FACTOR, FAULTS, planted
 from tests.runtime.test_fixed import as_if_compiled, changed, deaf_head
 
 PROMPT = "What is the total?"

@@ -23,7 +23,7 @@ from hvlc.target import load_target
 from hvlc.zoo import documents, nano_checkpoint
 from tests.compilation.conftest import CHIPS, needs_qnn
 from tests.export.tiny_families import save_text
-from tests.planting import planted
+from tests.helpers.faults import planted
 
 pytestmark = [pytest.mark.slow, needs_qnn]
 

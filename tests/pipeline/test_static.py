@@ -36,10 +36,10 @@ from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
 from hvlc.target import load_target, target_path
-from tests.calibrating import StoppedError, request, stopping
 from tests.export.tiny_families import save_text, save_vision
-from tests.running import session
-from tests.tolerances import QUANTIZED_CACHE, STATIC_ACTIVATIONS
+from tests.helpers.calibration import StoppedError, request, stopping
+from tests.helpers.sessions import session
+from tests.helpers.tolerances import QUANTIZED_CACHE, STATIC_ACTIVATIONS
 
 STATIC: dict[str, Any] = {"activations": "static", "static": {"range": "minmax"}}
 LANGUAGES = ["llama", "smollm3"]  # tied; with a layer that rotates nothing. HyperVL's has head norms

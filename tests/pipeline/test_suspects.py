@@ -8,7 +8,7 @@ from hvlc.lock import Lock
 from hvlc.pipeline.suspects import origin_of, require_recipe, worst_weights
 from hvlc.recipes.schema import recipe_path
 from hvlc.report.sarif import recipe_line
-from tests.measured import measured
+from tests.helpers.measurements import measured
 
 ERRORS = [
     ("model", "model.layers.1.mlp.up_proj.weight", 0.3),

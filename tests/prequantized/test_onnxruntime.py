@@ -7,8 +7,8 @@ import pytest
 from hvlc.graph import MICROSOFT, GraphBuilder
 from hvlc.passes.add_middles import add_middles
 from hvlc.quantized import pack_levels
-from tests.running import OPTIMIZATIONS, run
-from tests.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
+from tests.helpers.sessions import OPTIMIZATIONS, run
+from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 ROWS, COLUMNS, BLOCK = 40, 96, 32
 

@@ -17,6 +17,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, Assignment
 from hvlc.target import target_path
 from tests.export.test_families import logits_difference
+from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.prequantized.tiny_quantized import (
     LINEARS,
     Weights,
@@ -25,7 +26,6 @@ from tests.prequantized.tiny_quantized import (
     save_gguf,
     save_grouped,
 )
-from tests.tolerances import GRAPH_FLOAT32
 
 RECIPE = """schema_version: 1
 name: mine

@@ -17,8 +17,8 @@ from hvlc.plan import Action, ActivationFormat, CacheType, Plan, ScaleType, Weig
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
 from hvlc.target import Target, load_target, shipped_targets
-from tests.solving import FLOAT_SCALES
-from tests.tiny import save_tiny
+from tests.helpers.solvers import FLOAT_SCALES
+from tests.helpers.tiny import save_tiny
 
 OPTIONS = {name: solver.options for name, solver in CALIBRATED.items()}
 CPU = load_target("cpu")
@@ -198,7 +198,7 @@ def test_hidden_sizes_that_do_not_fill_a_block_still_answer(tmp_path: Path) -> N
     from hvlc.pipeline.build import build
     from hvlc.pipeline.request import BuildRequest
     from hvlc.runtime.generation import VisionLanguageModel
-    from tests.tiny import picture
+    from tests.helpers.tiny import picture
 
     checkpoint = save_tiny(tmp_path / "checkpoint", hidden=48, num_attention_heads=3, num_key_value_heads=1)
     build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "package"))

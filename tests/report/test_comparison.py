@@ -26,7 +26,7 @@ from hvlc.results.comparison import (
 )
 from hvlc.results.difference import ValueChange
 from hvlc.results.measures import MEASURES
-from tests.measured import measured
+from tests.helpers.measurements import measured
 from tests.report.test_page import Page, requests
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'

@@ -21,7 +21,7 @@ from hvlc.report.junit import junit_xml
 from hvlc.report.markdown import judgement_markdown
 from hvlc.report.sarif import recipe_line, sarif_json
 from hvlc.results.gates import Judgement, Origin, Place, RecipeText, Suspect
-from tests.measured import measured, read_text
+from tests.helpers.measurements import measured, read_text
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 JUNIT = xmlschema.XMLSchema(SCHEMAS / "junit-10.xsd")

@@ -9,9 +9,9 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.report.placement import Placed, placed_components, placement_table
 from hvlc.results.compilation import COMPILATION, Compilation, NotChecked
-from tests.commands import Hvlc
 from tests.export.tiny_families import save_text
-from tests.fixed import write_target
+from tests.helpers.commands import Hvlc
+from tests.helpers.fixed_shapes import write_target
 from tests.report.test_compilation import compilation
 from tests.report.test_tables import shown
 from tests.runtime.test_fixed import as_if_compiled

@@ -23,8 +23,8 @@ from hvlc.runtime.fixed import Cache, StagedDecoder, run_windows
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.providers import open_component, register_providers
 from tests.export.tiny_families import CONTEXT, save_text
-from tests.fixed import CHUNK, write_target
-from tests.tolerances import GRAPH_FLOAT32
+from tests.helpers.fixed_shapes import CHUNK, write_target
+from tests.helpers.tolerances import GRAPH_FLOAT32
 
 
 @pytest.fixture(scope="module")

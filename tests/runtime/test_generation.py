@@ -17,7 +17,7 @@ from hvlc.manifest import MANIFEST
 from hvlc.models.hypervl.reference import Reference
 from hvlc.results import Answered
 from hvlc.runtime.generation import VisionLanguageModel
-from tests.tiny import CONTEXT, picture
+from tests.helpers.tiny import CONTEXT, picture
 
 SIZES = [(100, 150), (33, 20), (1, 1), (16, 16), (200, 60), (31, 300), (10_000, 50)]
 ASKED: dict[str, Any] = {"encoder": "base", "vrc": False, "max_new_tokens": 8}

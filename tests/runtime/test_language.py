@@ -21,7 +21,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
 from hvlc.zoo.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from tests.export.tiny_families import CONTEXT, save_text, save_vision
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from hvlc.runtime.parts import Graph, Precision
 from hvlc.runtime.tracing import PackageTracer
 from hvlc.runtime.vision import Vision
 from hvlc.stages import Question
-from tests.tiny import picture
+from tests.helpers.tiny import picture
 
 IMAGE = np.asarray(picture(40, 70))
 ANSWERED = (stages.SAMPLING, stages.ANSWER)

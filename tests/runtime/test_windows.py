@@ -13,7 +13,7 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.windows import Windows, force
 from tests.export.tiny_families import CONTEXT, save_text
-from tests.fixed import CHUNK, write_target
+from tests.helpers.fixed_shapes import CHUNK, write_target
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import (
 from hvlc.errors import UserError
 from hvlc.models.hypervl import assemble
 from hvlc.zoo.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer
-from tests.tiny import randomize, tiny_config
+from tests.helpers.tiny import randomize, tiny_config
 
 Save = Callable[..., Path]
 
@@ -94,7 +94,7 @@ def test_what_is_assembled_can_be_saved_built_upon_and_asked(save_tower: Save, s
     from hvlc.pipeline.build import build
     from hvlc.pipeline.request import BuildRequest
     from hvlc.runtime.generation import VisionLanguageModel
-    from tests.tiny import picture
+    from tests.helpers.tiny import picture
 
     model, processor = assemble(save_tower("base", 32), save_tower("large", 48), save_llm())
     model.save_pretrained(tmp_path / "joined")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLModel, HyperVLProcessor, paper_config
 from hvlc.models.hypervl.configuration import BRANCHES
 from hvlc.models.hypervl.modeling import pixel_shuffle, stitch
-from tests.tiny import picture, tiny_config, tiny_model, tiny_processor
+from tests.helpers.tiny import picture, tiny_config, tiny_model, tiny_processor
 
 UNSAID = {"dtype": None}  # stated once a model was saved
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hvlc.models.hypervl import HyperVLImageProcessor
 from hvlc.models.hypervl.processing import cap_scale, scaled_size
-from tests.tiny import CELL, PROXY, TILE, picture
+from tests.helpers.tiny import CELL, PROXY, TILE, picture
 
 sides = st.integers(1, 20_000)
 
