@@ -21,7 +21,7 @@ import numpy as np
 from hvlc.errors import UserError
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.quantized import Levels, Solver
-from hvlc.target import Verdict
+from hvlc.targets import Verdict
 
 #: The solvers that can be asked for.
 OFFERED = ("inc/rtn", "inc/hqq", "inc/gptq", "inc/awq")

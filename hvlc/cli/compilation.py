@@ -35,7 +35,7 @@ def compile_command(
     from hvlc.compilation.isolation import Isolation
     from hvlc.pipeline.compiling import CompileRequest, compile_package
     from hvlc.report.compilation import compilation_tables
-    from hvlc.target import load_target
+    from hvlc.targets import load_target
 
     request = CompileRequest(
         check=check,

@@ -51,7 +51,7 @@ def lint(
     from hvlc.pipeline.lint import lint as run_lint
     from hvlc.report.lint import lint_sarif, lint_tables
     from hvlc.results import write_whole
-    from hvlc.target import load_target
+    from hvlc.targets import load_target
 
     if fix is (output is None):
         raise click.UsageError("--fix writes a new model and needs -o, and -o is for --fix")

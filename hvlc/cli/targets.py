@@ -15,7 +15,7 @@ def targets() -> None:
 def list_targets(as_json: bool) -> None:
     """Names, descriptions, and how far each was tried."""
     from hvlc.report.lint import targets_table
-    from hvlc.target import load_target, shipped_targets
+    from hvlc.targets import load_target, shipped_targets
 
     loaded = [load_target(name) for name in shipped_targets()]
     data = {target.name: {"description": target.description, "tried": target.tried.value} for target in loaded}
@@ -28,7 +28,7 @@ def list_targets(as_json: bool) -> None:
 def show_target(name: str, as_json: bool) -> None:
     """The target NAME (or a TOML file) with what it extends: every limit, and how it is known."""
     from hvlc.report.lint import target_table
-    from hvlc.target import load_target
+    from hvlc.targets import load_target
 
     target = load_target(name)
     show(target.model_dump(mode="json"), as_json, lambda console: console.print(target_table(target)))

@@ -15,7 +15,7 @@ from hvlc.compilation.context import Context, read_context
 from hvlc.compilation.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 from hvlc.errors import TargetError, UserError
 from hvlc.results.compilation import CompiledGraph, FailedAttempt
-from hvlc.target import Target
+from hvlc.targets import Target
 
 PROVIDER = "QNNExecutionProvider"
 _MODE = "htp_graph_finalization_optimization_mode"

@@ -14,7 +14,7 @@ from onnx import defs, helper, inliner
 from hvlc.errors import UserError
 from hvlc.lint.constants import Constants
 from hvlc.lint.shapes import ValueType, dtype_name, infer
-from hvlc.target import Grain, Operand, Operation, Quantized
+from hvlc.targets import Grain, Operand, Operation, Quantized
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 #: onnxruntime never computes these before, even when all of their inputs are constants: they carry quantization, or

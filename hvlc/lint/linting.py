@@ -7,7 +7,7 @@ from pathlib import Path
 from hvlc.lint.graphs import Node, read_graph
 from hvlc.lint.partitions import count_partitions
 from hvlc.results.lint import GraphLint, NodeFinding, Weight
-from hvlc.target import Finding, Target
+from hvlc.targets import Finding, Target
 
 
 @dataclass(frozen=True)

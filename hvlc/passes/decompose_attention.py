@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
-from hvlc.target import Target, target_for
+from hvlc.targets import Target, target_for
 
 _NEEDED = ("Reshape", "Transpose", "Mul", "MatMul", "Softmax")
 _QKV = 3  # inputs

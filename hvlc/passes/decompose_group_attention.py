@@ -28,7 +28,7 @@ from hvlc.lazy import Computed, LazyTensor, expression_of
 from hvlc.passes.base import ComponentPass, Outcome, register
 from hvlc.passes.spell_reshapes import dims_of, drop_unread
 from hvlc.plan import CacheType
-from hvlc.target import Target
+from hvlc.targets import Target
 
 _NEEDED = (
     *("Add", "Expand", "Gather", "LessOrEqual", "MatMul", "Mul", "Reshape", "RotaryEmbedding"),

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.graph import MICROSOFT
 from hvlc.passes.base import ComponentPass, Outcome
-from hvlc.target import Target, target_for
+from hvlc.targets import Target, target_for
 
 _FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 _SUM_OUTPUT = 3

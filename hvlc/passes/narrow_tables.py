@@ -11,7 +11,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.lazy import Cast, LazyTensor, expression_of
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
-from hvlc.target import Target, target_for
+from hvlc.targets import Target, target_for
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Skip
 from hvlc.graph import MICROSOFT
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
-from hvlc.target import Target
+from hvlc.targets import Target
 
 _NAME = "RotaryEmbedding"
 _SINCE = 23  # opset

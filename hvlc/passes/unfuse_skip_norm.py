@@ -12,7 +12,7 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Skip
 from hvlc.graph import MICROSOFT
 from hvlc.passes.base import ComponentPass, Outcome
-from hvlc.target import Target
+from hvlc.targets import Target
 
 _NORMS = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
 _SINCE = {"RMSNormalization": 23, "LayerNormalization": 17}  # opset

@@ -27,7 +27,7 @@ from hvlc.plan import Plan
 from hvlc.recipes.budget import allocate, explicit, with_budget
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe, load_recipe
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 
 if TYPE_CHECKING:
     pass

@@ -16,7 +16,7 @@ from hvlc.pipeline.prepare import fold_awaited
 from hvlc.pipeline.request import BuildRequest, Document, Progress
 from hvlc.plan import Plan
 from hvlc.recipes.schema import Preparation, Recipe
-from hvlc.target import Target
+from hvlc.targets import Target
 
 if TYPE_CHECKING:
     from hvlc.calibration.factors import ScaledGroup

@@ -22,7 +22,7 @@ from hvlc.package.retaining import data_files, retain_data
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.placement import Phase, Placement
 from hvlc.results.compilation import COMPILATION, Compilation, GraphCheck, NotChecked
-from hvlc.target import Target
+from hvlc.targets import Target
 
 _CONFIG = "genai_config.json"
 _TOOL = "onnxruntime-qnn"

@@ -14,7 +14,7 @@ from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Manifest
 from hvlc.placement import Placement
 from hvlc.shapes import dynamic_dims, infer_shapes
-from hvlc.target import Operation, Target, target_for
+from hvlc.targets import Operation, Target, target_for
 
 _OTHER = "choose another target"
 _CPU = "cpu"  # the execution provider that no package needs to name

@@ -29,7 +29,7 @@ from hvlc.passes.unfuse_skip_norm import UnfuseSkipNorm
 from hvlc.pipeline.probing import probed, require_compiler
 from hvlc.results.lint import GraphLint, Lint, Weight
 from hvlc.shapes import infer_shapes
-from hvlc.target import Target
+from hvlc.targets import Target
 
 _OPSET = 23  # the standard norms and rotary embedding are of it
 _SHAPE_LIMITS = frozenset({"fixed_shapes", "max_rank"})  # another operator of the same shapes breaks them too

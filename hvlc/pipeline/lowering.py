@@ -14,7 +14,7 @@ from hvlc.placement import Placement
 from hvlc.plan import Action, CacheType, Plan
 from hvlc.quantized import Solved
 from hvlc.recipes.schema import Preparation
-from hvlc.target import Target, target_for
+from hvlc.targets import Target, target_for
 
 if TYPE_CHECKING:
     from hvlc.pipeline.calibrate import Observed

@@ -7,7 +7,7 @@ from hvlc.compilation.isolation import is_installed
 from hvlc.compilation.probing import Probe, probe_graph
 from hvlc.errors import UserError
 from hvlc.results.lint import Disagreement, GraphLint, Probed, Weight
-from hvlc.target import Target
+from hvlc.targets import Target
 
 
 def require_compiler(target: Target) -> None:

@@ -28,7 +28,7 @@ from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.compiling import CompileRequest, compile_in_place
 from hvlc.pipeline.request import BuildRequest, Progress
 from hvlc.results.compilation import COMPILATION, Compilation, read_compilation
-from hvlc.target import load_target
+from hvlc.targets import load_target
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hvlc.lock import Provenance
 from hvlc.manifest import Manifest, Sources
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.schema import Recipe, recipe_path
-from hvlc.target import Target, target_path
+from hvlc.targets import Target, target_path
 
 if TYPE_CHECKING:
     from hvlc.calibration.samples import CalibrationSet

@@ -22,7 +22,7 @@ from hvlc.recipes.budget import is_budgeted, uniform
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe, load_recipe
 from hvlc.sensitivity import Candidate, Part, Sensitivity
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 
 if TYPE_CHECKING:
     from hvlc.calibration.ledger import Ledger

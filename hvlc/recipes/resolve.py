@@ -12,7 +12,7 @@ from hvlc.plan import Action, Assignment, CacheType, Plan, WeightFormat
 from hvlc.prequantized.matrix import STORED, Prequantized
 from hvlc.prequantized.taking import prequantized_in
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec, load_recipe, shipped_recipes
-from hvlc.target import Grain, Operation, Severity, Target, Verdict, target_for
+from hvlc.targets import Grain, Operation, Severity, Target, Verdict, target_for
 
 _OTHER = "choose another recipe or target"
 _RESOLVED_ROLES = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)

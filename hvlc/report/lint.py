@@ -11,7 +11,7 @@ from rich.text import Text
 from hvlc import __version__
 from hvlc.report.sarif import SCHEMA, artifact
 from hvlc.results.lint import GraphLint, Lint, NodeFinding, Weight
-from hvlc.target import Known, Target
+from hvlc.targets import Known, Target
 
 _NAMED = 3  # nodes of a finding that are named in the table
 _LEVELS = {Weight.REFUSAL: "error", Weight.HAZARD: "warning"}

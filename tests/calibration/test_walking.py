@@ -18,7 +18,7 @@ from hvlc.linears import linear_groups
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import TEXT, save_text, save_vision
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from hvlc.pipeline import probing
-from hvlc.target import load_target, shipped_targets
+from hvlc.targets import load_target, shipped_targets
 from tests.helpers.commands import Hvlc
 from tests.lint.corpus import corpus
 

@@ -18,7 +18,7 @@ from hvlc.compilation.compiler import (
 from hvlc.compilation.context import read_context
 from hvlc.compilation.isolation import Answer, Failure, Graph, Isolation, Request
 from hvlc.errors import TargetError, UserError
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.compilation import graphs
 from tests.compilation.conftest import CHIPS, needs_qnn, noise, options
 from tests.compilation.test_context import wrapper

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 
 CHUNK = 16
 

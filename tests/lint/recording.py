@@ -19,7 +19,7 @@ from hvlc.compilation.compiler import CompileOptions, traced
 from hvlc.compilation.isolation import Answer, Graph, Isolation, Request
 from hvlc.compilation.probing import Probe, probe_graph
 from hvlc.pipeline.probing import require_compiler
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.lint.tape import Case
 
 TARGET = "qnn-sm8750"

@@ -15,7 +15,7 @@ from hvlc.lint.graphs import nodes_of
 from hvlc.lint.linting import Judged, judge
 from hvlc.lint.partitions import count_partitions
 from hvlc.results.lint import Weight
-from hvlc.target import Evidence, load_target
+from hvlc.targets import Evidence, load_target
 from tests.lint.corpus import corpus
 from tests.lint.recording import TARGET, ask, record, recorded
 from tests.lint.tape import Case

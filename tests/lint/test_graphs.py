@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hvlc.errors import UserError
 from hvlc.lint.graphs import Node, nodes_of, read_graph
-from hvlc.target import Grain, Quantized
+from hvlc.targets import Grain, Quantized
 from tests.lint.corpus import corpus
 from tests.lint.tape import Case, Tape
 

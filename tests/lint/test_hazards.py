@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.lint.linting import lint_graph
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.compilation import graphs
 
 NPU = load_target("qnn-sm8750")

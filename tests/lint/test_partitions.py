@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hvlc.lint.graphs import Node
 from hvlc.lint.partitions import count_partitions
-from hvlc.target import Operation
+from hvlc.targets import Operation
 
 
 def graph(*edges: str) -> list[Node]:

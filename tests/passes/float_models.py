@@ -12,7 +12,7 @@ from hvlc.errors import raise_all
 from hvlc.export import export_bundle
 from hvlc.graph import IR_VERSION
 from hvlc.pipeline.lowering import structural_passes
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from hvlc.zoo.tokenizer import VOCABULARY_SIZE, special_token_id
 from tests.helpers.sessions import session
 from tests.helpers.tiny import TILE

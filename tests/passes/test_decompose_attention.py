@@ -5,7 +5,7 @@ import pytest
 
 from hvlc.bundle import Role
 from hvlc.passes.decompose_attention import DecomposeAttention
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -14,7 +14,7 @@ from hvlc.graph import LAST_INDEX, MICROSOFT, MOST_TOKENS, GraphBuilder
 from hvlc.lazy import Constant
 from hvlc.passes.decompose_group_attention import DecomposeGroupAttention
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import OPTIMIZATIONS, run
 from tests.helpers.tolerances import GRAPH_FLOAT32

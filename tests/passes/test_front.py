@@ -17,7 +17,7 @@ from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImagePro
 from hvlc.models.hypervl.modeling import stitch
 from hvlc.models.hypervl.processing import cap_scale, scaled_size
 from hvlc.pipeline.lowering import structural_passes
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tiny import CELL, HIDDEN, PROXY, TILE, picture
 from tests.helpers.tolerances import PIXELS, PIXELS_EXTREME

@@ -7,7 +7,7 @@ import pytest
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.graph import IR_VERSION
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32
 

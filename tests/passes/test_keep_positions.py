@@ -11,7 +11,7 @@ from hvlc.export import export_bundle
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -13,7 +13,7 @@ from hvlc.bundle import Bundle, Component, Role
 from hvlc.checkpoint import Checkpoint
 from hvlc.graph import GraphBuilder
 from hvlc.passes.narrow_tables import NarrowTables
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 from tests.helpers.sessions import OPTIMIZATIONS, session
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}

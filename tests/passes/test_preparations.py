@@ -17,7 +17,7 @@ from hvlc.passes.rotate_residual import RotateResidual
 from hvlc.passes.scale_channels import ScaleChannels
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.passes.float_models import bundle_of, difference, image_logits
 

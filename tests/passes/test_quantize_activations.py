@@ -32,7 +32,7 @@ from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan, WeightFormat
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_ACTIVATIONS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hvlc.passes.standard_rotary import StandardRotary
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips

@@ -19,7 +19,7 @@ from hvlc.passes.select_encoder import SelectEncoder
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.helpers.sessions import session
 from tests.helpers.tiny import CELL, HIDDEN, TILE
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -5,7 +5,7 @@ import pytest
 
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.unfuse_skip_norm import UnfuseSkipNorm
-from hvlc.target import Target, load_target
+from hvlc.targets import Target, load_target
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips

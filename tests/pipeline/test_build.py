@@ -11,7 +11,7 @@ from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build, is_current
 from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.stages import STAGES
-from hvlc.target import target_path
+from hvlc.targets import target_path
 
 
 @pytest.fixture

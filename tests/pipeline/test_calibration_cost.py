@@ -11,7 +11,7 @@ from hvlc.export import export_bundle
 from hvlc.pipeline.calibration_cost import CalibrationCost, calibration_cost, product_speed
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import write_recipe
 

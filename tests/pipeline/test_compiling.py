@@ -27,7 +27,7 @@ from hvlc.placement import Placement
 from hvlc.results.compilation import read_compilation
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.providers import runs_on
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.compilation.conftest import needs_qnn
 from tests.export.tiny_families import save_text
 from tests.helpers.tiny import picture

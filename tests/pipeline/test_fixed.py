@@ -24,7 +24,7 @@ from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
 from hvlc.placement import Phase, Placement
 from hvlc.runtime.generation import LanguageModel, open_model
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.compilation.graphs import HAZARDS
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target

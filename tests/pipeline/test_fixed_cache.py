@@ -22,7 +22,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.placement import Phase
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.parts import Part
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 from tests.helpers.tiny import picture

@@ -18,7 +18,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, Plan
 from hvlc.results.compilation import Compilation
 from hvlc.runtime.generation import open_model
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.compilation.conftest import needs_qnn
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import write_target

@@ -12,7 +12,7 @@ from hvlc.errors import UserError
 from hvlc.lock import LOCK
 from hvlc.manifest import Manifest
 from hvlc.pipeline.lint import lint
-from hvlc.target import Condition, Evidence, OperandIs, Rule, load_target
+from hvlc.targets import Condition, Evidence, OperandIs, Rule, load_target
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.corpus import corpus
 from tests.lint.tape import MICROSOFT, S, Tape

@@ -34,7 +34,7 @@ from hvlc.recipes.schema import FormatSpec, load_recipe
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, contents, request
 from tests.helpers.sessions import session

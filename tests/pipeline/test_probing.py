@@ -11,7 +11,7 @@ from hvlc.lint.linting import lint_graph
 from hvlc.pipeline import probing
 from hvlc.pipeline.probing import disagreements, probed, require_compiler
 from hvlc.results.lint import GraphLint
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.compilation.conftest import needs_qnn
 from tests.lint.corpus import corpus
 

@@ -20,7 +20,7 @@ from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
 from hvlc.recipes.schema import recipe_path
 from hvlc.results.compilation import COMPILATION
-from hvlc.target import target_path
+from hvlc.targets import target_path
 from tests.export.tiny_families import save_text
 from tests.helpers.fixed_shapes import write_target
 from tests.report.test_compilation import compilation

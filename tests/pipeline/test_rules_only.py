@@ -21,7 +21,7 @@ from hvlc.report.builds import manifest_tables
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.providers import runs_on
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from hvlc.zoo import nano_checkpoint
 from tests.export.tiny_families import save_text
 from tests.helpers.tiny import picture

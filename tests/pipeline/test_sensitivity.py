@@ -23,7 +23,7 @@ from hvlc.pipeline.sensitivity import Measuring, measure
 from hvlc.plan import ScaleType, WeightFormat
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.sensitivity import Part, Sensitivity
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from tests.export.tiny_families import save_text
 from tests.helpers.sessions import session
 from tests.helpers.tiny import picture

@@ -15,7 +15,7 @@ from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.request import BuildRequest
 from hvlc.placement import Placement
 from hvlc.results.compilation import read_compilation
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from hvlc.zoo import nano_checkpoint
 from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
 from tests.compilation.conftest import CHIPS, needs_qnn

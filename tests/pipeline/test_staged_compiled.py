@@ -19,7 +19,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.placement import Placement
 from hvlc.report.placement import placed_components
 from hvlc.results.compilation import read_compilation
-from hvlc.target import load_target
+from hvlc.targets import load_target
 from hvlc.zoo import documents, nano_checkpoint
 from tests.compilation.conftest import CHIPS, needs_qnn
 from tests.export.tiny_families import save_text

@@ -35,7 +35,7 @@ from hvlc.plan import Plan
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
-from hvlc.target import load_target, target_path
+from hvlc.targets import load_target, target_path
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, request, stopping
 from tests.helpers.sessions import session

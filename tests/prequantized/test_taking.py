@@ -15,7 +15,7 @@ from hvlc.errors import TargetError, UserError
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, Assignment
-from hvlc.target import target_path
+from hvlc.targets import target_path
 from tests.export.test_families import logits_difference
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.prequantized.tiny_quantized import (

@@ -8,7 +8,7 @@ import yaml
 from hvlc.errors import UserError
 from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path, shipped_recipes
-from hvlc.target import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path
+from hvlc.targets import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path
 
 RULE = "rules: [{role: decoder, quantize: {bits: 4, block_size: 32}}]"
 VALID = f"schema_version: 1\nname: mine\ndescription: one line\n{RULE}\n"

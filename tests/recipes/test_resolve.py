@@ -16,7 +16,7 @@ from hvlc.export import export_bundle
 from hvlc.plan import Action, ActivationFormat, CacheType, Plan, ScaleType, WeightFormat
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
-from hvlc.target import Target, load_target, shipped_targets
+from hvlc.targets import Target, load_target, shipped_targets
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tiny import save_tiny
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.target import (
+from hvlc.targets import (
     Condition,
     Evidence,
     Grain,
@@ -93,7 +93,7 @@ def test_a_users_file_is_no_base(tmp_path: Path) -> None:
 def test_a_circle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.toml").write_text(OWN + 'extends = "b"\n')
     (tmp_path / "b.toml").write_text(OWN + 'extends = "a"\n')
-    monkeypatch.setattr("hvlc.target.loading._directory", lambda: tmp_path)
+    monkeypatch.setattr("hvlc.targets.loading._directory", lambda: tmp_path)
     with pytest.raises(UserError, match="extends itself") as error:
         load_target("a")
     assert error.value.code == "target.extends"

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from hvlc.inputs.records import StrictModel
-from hvlc.target.operation import Grain, Operand, Operation
+from hvlc.targets.operation import Grain, Operand, Operation
 
 Scalar = bool | int | float | str | tuple[int, ...]
 

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from hvlc.errors import nearest
 from hvlc.inputs.records import StrictModel
 from hvlc.placement import Placement, Provider
-from hvlc.target.operation import Grain, Operation
-from hvlc.target.rules import Evidence, Known, Operators, Product, Rule, Severity
+from hvlc.targets.operation import Grain, Operation
+from hvlc.targets.rules import Evidence, Known, Operators, Product, Rule, Severity
 
 _MICROSOFT = "com.microsoft"
 

@@ -1,9 +1,9 @@
 """Targets: frozen data about a device or runtime; code asks questions and never the name."""
 
-from hvlc.target.loading import load_target, shipped_targets, target_for, target_path
-from hvlc.target.operation import Grain, Operand, Operation, Quantized
-from hvlc.target.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
-from hvlc.target.schema import BlockFormat, Finding, Target, Tried, Verdict
+from hvlc.targets.loading import load_target, shipped_targets, target_for, target_path
+from hvlc.targets.operation import Grain, Operand, Operation, Quantized
+from hvlc.targets.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
+from hvlc.targets.schema import BlockFormat, Finding, Target, Tried, Verdict
 
 __all__ = [
     "BlockFormat",

@@ -7,7 +7,7 @@ from typing import Any
 
 from hvlc.errors import UserError, nearest
 from hvlc.inputs.documents import read_toml
-from hvlc.target.schema import Target
+from hvlc.targets.schema import Target
 
 _FAMILIES = "families"
 _CPU = "cpu"  # what runs beside every target
