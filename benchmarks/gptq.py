@@ -77,8 +77,8 @@ def peer_command(checkpoint: Path, ids: Path, block_size: int, columns: int) -> 
 def calibration_ids(checkpoint: Path, source: str, samples: int, tokens: int) -> np.ndarray:
     """int64 `[samples, tokens]`: the windows that hvlc calibrates on, read from the source as a build does."""
     from hvlc.calibration.sources import Model, open_set
-    from hvlc.checkpoint import Checkpoint
     from hvlc.export import export_bundle
+    from hvlc.weights.checkpoint import Checkpoint
 
     facts = export_bundle(Checkpoint.open(checkpoint)).facts
     found = open_set(source, Model(checkpoint, facts), samples=samples, tokens=tokens)

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.lazy import Computed, Expression, LazyTensor
-from hvlc.prequantized.reading import is_stored, read_parameter
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Computed, Expression, LazyTensor
+from hvlc.weights.prequantized.reading import is_stored, read_parameter
 
 OPSET = 23
 IR_VERSION = 11

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.checkpoint import StoredTensor
-from hvlc.lazy import Expression, expression_of
+from hvlc.weights.checkpoint import StoredTensor
+from hvlc.weights.lazy import Expression, expression_of
 
 _MATRIX = 2  # rank
 _AXES = 3  # input of a Slice

@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SIBLINGS: dict[tuple[str, str], str] = {
     ("hvlc.lock", "manifest"): "a lock lists files as the manifest does",
     ("hvlc.plan", "bundle"): "a plan assigns the weights of a bundle",
-    ("hvlc.quantized", "plan"): "the format of a weight is what a plan assigned",
+    ("hvlc.weights.quantized", "plan"): "the format of a weight is what a plan assigned",
 }
 
 #: Third-party packages and the parts that may import them.
@@ -61,7 +61,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "optimum": ("hvlc.export", "hvlc.models", "hvlc.training"),
     "neural_compressor": ("hvlc.calibration.neural_compressor",),
     "numba": ("hvlc.calibration.solvers.kernels",),
-    "gguf": ("hvlc.gguf.file", "hvlc.prequantized.gguf"),
+    "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
     "psutil": ("hvlc.pipeline.memory",),
     "onnxruntime_qnn": ("hvlc.compilation.worker", "hvlc.runtime.providers"),
 }

@@ -20,10 +20,10 @@ from hvlc.calibration.state import State, awaited
 from hvlc.calibration.statistics import Accumulator, InputStatistics
 from hvlc.calibration.walking import Stretch, Walk, stretches
 from hvlc.errors import HvlcError, UserError
-from hvlc.lazy import Expression, expression_of
 from hvlc.linears import LinearGroup, linear_groups
 from hvlc.plan import Action, Assignment, WeightFormat
-from hvlc.quantized import Levels, Solved, unpacked
+from hvlc.weights.lazy import Expression, expression_of
+from hvlc.weights.quantized import Levels, Solved, unpacked
 
 _ROWS = 8192  # of a matrix that are solved at a time: a head has a hundred thousand
 

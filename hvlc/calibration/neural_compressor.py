@@ -20,8 +20,8 @@ import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.plan import ScaleType, WeightFormat
-from hvlc.quantized import Levels, Solver
 from hvlc.targets import Verdict
+from hvlc.weights.quantized import Levels, Solver
 
 #: The solvers that can be asked for.
 OFFERED = ("inc/rtn", "inc/hqq", "inc/gptq", "inc/awq")

@@ -14,8 +14,8 @@ import numpy as np
 from hvlc.calibration.ranges import CacheObserver, RangeObserver
 from hvlc.calibration.state import Awaited, State, key_path
 from hvlc.errors import UserError
-from hvlc.lazy import Expression
 from hvlc.plan import RangeMethod
+from hvlc.weights.lazy import Expression
 
 _RANGES = "ranges"
 

@@ -10,7 +10,7 @@ from hvlc.calibration.solvers import CalibratedSolver
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import HvlcError, UserError
 from hvlc.plan import Action, Assignment, Plan, WeightFormat
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 _OTHERS = "inc/"
 

@@ -21,10 +21,10 @@ from hvlc.calibration.registry import CALIBRATED, SOLVERS
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.calibration.walking import Kept, Stretch, Walk, stretches
 from hvlc.errors import HvlcError
-from hvlc.lazy import Expression
 from hvlc.linears import LinearGroup, linear_groups, operand, values_of
 from hvlc.plan import Assignment
-from hvlc.quantized import Levels
+from hvlc.weights.lazy import Expression
+from hvlc.weights.quantized import Levels
 
 _ROWS = 4096  # of a matrix whose error is measured at a time
 _POSITIONS = 16  # whose answers are compared at a time

@@ -11,12 +11,12 @@ from urllib.parse import quote
 import numpy as np
 from safetensors.numpy import save_file
 
-from hvlc.checkpoint import open_tensors
 from hvlc.errors import UserError
 from hvlc.inputs.documents import read_json
-from hvlc.lazy import Box, Expression
 from hvlc.plan import WeightFormat
-from hvlc.quantized import Levels, Solved, stored_array, stream_dtype, stream_shape, streams_of
+from hvlc.weights.checkpoint import open_tensors
+from hvlc.weights.lazy import Box, Expression
+from hvlc.weights.quantized import Levels, Solved, stored_array, stream_dtype, stream_shape, streams_of
 
 _FINGERPRINT, _ARRAYS, _PARTIAL = "fingerprint.json", ".safetensors", ".partial"
 

@@ -6,11 +6,11 @@ import pkgutil
 from optimum.exporters.tasks import TasksManager
 
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
 from hvlc.manifest import Kind
-from hvlc.prequantized.settings import read_quantization
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.prequantized.settings import read_quantization
 
 _TASKS = {
     Kind.VISION_LANGUAGE: "image-text-to-text",

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from hvlc.errors import UserError
-from hvlc.gguf.file import read_gguf
+from hvlc.weights.gguf.file import read_gguf
 
 _BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"  # values of tokenizer.ggml.model
 _GPT2 = ("gpt-2", "gpt2")

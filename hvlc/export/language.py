@@ -14,12 +14,12 @@ from optimum.utils import NormalizedConfigManager
 from transformers import PreTrainedConfig
 
 from hvlc.bundle import Bundle, Component, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import HvlcError, UserError
 from hvlc.export.decoder import DecoderShape, decoder
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graph import GraphBuilder
 from hvlc.manifest import Kind
+from hvlc.weights.checkpoint import Checkpoint
 
 PREFIX = "model"
 _TABLE = f"{PREFIX}.embed_tokens.weight"

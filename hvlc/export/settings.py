@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.graph import GraphBuilder
 from hvlc.inputs.documents import read_json
+from hvlc.weights.checkpoint import Checkpoint
 
 C = TypeVar("C", bound=PreTrainedConfig)
 

@@ -8,12 +8,12 @@ import onnx_ir as ir
 from transformers import PreTrainedConfig, SiglipVisionConfig
 
 from hvlc.bundle import Bundle, Component, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import siglip
 from hvlc.export.settings import processor_settings, read_config, require_positive
 from hvlc.graph import GraphBuilder
 from hvlc.manifest import Kind
+from hvlc.weights.checkpoint import Checkpoint
 
 _PREFIX = "vision_model."
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL.Image.Resampling

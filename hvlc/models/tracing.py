@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hvlc import stages
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.prequantized.settings import read_quantization
 from hvlc.stages import Layout, Question, Values
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.prequantized.settings import read_quantization
 
 
 class LanguageTracer:

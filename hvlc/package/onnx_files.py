@@ -7,8 +7,8 @@ import onnx
 import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component
-from hvlc.lazy import expression_of
 from hvlc.package.streaming import Layout, QuantizedUnit, Written, check_finite, unit_of, write_data
+from hvlc.weights.lazy import expression_of
 
 _INLINE_BYTES = 1024  # smaller tensors stay in the ONNX file: onnxruntime cannot load shape constants from outside
 

@@ -18,8 +18,8 @@ from typing import Protocol, Self
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError
-from hvlc.lazy import BFLOAT16, Concat, Expression, Reshape
-from hvlc.quantized import Quantization, StoredPart
+from hvlc.weights.lazy import BFLOAT16, Concat, Expression, Reshape
+from hvlc.weights.quantized import Quantization, StoredPart
 
 #: Elements that one job evaluates: 4 MB of float32. Fewer make the threads wait for each other more often.
 CHUNK = 1 << 20

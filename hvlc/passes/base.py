@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.errors import HvlcError
-from hvlc.lazy import Expression, LazyTensor
+from hvlc.weights.lazy import Expression, LazyTensor
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.bundle import Component, Role, Skip
-from hvlc.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
 _MOVES = ("Reshape", "Transpose")
 _LAST, _MIDDLE = 65535, 32768  # levels

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.bundle import Component, Role, Skip
-from hvlc.lazy import LazyTensor, concat, expression_of
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.weights.lazy import LazyTensor, concat, expression_of
 
 _BETWEEN = ("Reshape", "RMSNormalization")  # what stands between a projection with head norms and the attention
 _QKV = 3

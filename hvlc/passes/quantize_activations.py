@@ -21,9 +21,9 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
 from hvlc.graph import MICROSOFT
-from hvlc.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 from hvlc.passes.base import ComponentPass, Outcome, register
 from hvlc.plan import Action, ActivationType, Plan
+from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
 _COMPUTES = frozenset(
     {

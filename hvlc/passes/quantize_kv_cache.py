@@ -16,8 +16,8 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError, UserError, raise_all
 from hvlc.graph import MICROSOFT
-from hvlc.lazy import Computed, Expression, LazyTensor
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.weights.lazy import Computed, Expression, LazyTensor
 
 _BITS, _LAST_LEVEL = 8, 127
 _PASTS, _PRESENTS, _SCALES = (3, 4), (1, 2), (12, 13)  # positions of keys and values among inputs and outputs

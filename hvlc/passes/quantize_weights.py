@@ -12,11 +12,11 @@ import onnx_ir as ir
 from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError
 from hvlc.graph import MICROSOFT
-from hvlc.lazy import Expression, LazyTensor, expression_of
 from hvlc.passes.add_middles import add_middles
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
-from hvlc.quantized import Quantization, Solved, Solver, Stream
+from hvlc.weights.lazy import Expression, LazyTensor, expression_of
+from hvlc.weights.quantized import Quantization, Solved, Solver, Stream
 
 _FLOAT_COMPUTE, _INT8_COMPUTE = 1, 4  # accuracy_level of MatMulNBits
 

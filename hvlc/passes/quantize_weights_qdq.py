@@ -21,11 +21,11 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component
 from hvlc.errors import UserError, raise_all
-from hvlc.lazy import Box, Constant, Elementwise, Expression, LazyTensor
 from hvlc.passes.base import Outcome, register
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Assignment, WeightFormat
-from hvlc.quantized import Levels, Quantization, Solved, Stream, pack_levels, unpack_levels
+from hvlc.weights.lazy import Box, Constant, Elementwise, Expression, LazyTensor
+from hvlc.weights.quantized import Levels, Quantization, Solved, Stream, pack_levels, unpack_levels
 
 _ROWS = 256  # of a matrix that are read at a time, and perhaps solved
 _PACKED = 1 << 20  # bytes that are packed at a time

@@ -11,7 +11,7 @@ from hvlc.bundle import Component, Role, Skip
 from hvlc.linears import linear_groups, operand, values_of
 from hvlc.passes.base import ComponentPass, Outcome, replace_weight
 from hvlc.passes.producers import attends, producer_of
-from hvlc.rotation import Rotated, Rotation, is_rotated
+from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 
 
 @dataclass(frozen=True)

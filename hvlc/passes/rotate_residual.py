@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.graph import MICROSOFT
-from hvlc.lazy import Constant
 from hvlc.linears import (
     LinearGroup,
     cuts_positions,
@@ -33,7 +32,8 @@ from hvlc.linears import (
     values_of,
 )
 from hvlc.passes.base import BundlePass, Outcome, add_weight, replace_weight
-from hvlc.rotation import Rotated, Rotation, is_rotated
+from hvlc.weights.lazy import Constant
+from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 
 _FUSED = (MICROSOFT, "SkipSimplifiedLayerNormalization")
 _NORMS = {("", "RMSNormalization"): 1, _FUSED: 2}  # and where their weight is

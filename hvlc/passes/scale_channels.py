@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvlc.bundle import Bundle, Component, Skip
-from hvlc.checkpoint import StoredTensor
-from hvlc.lazy import Constant, Expression, Scaled
 from hvlc.linears import LinearGroup, inverse_factors, is_tied, linear_groups, operand, stored_tables, values_of
 from hvlc.passes.base import BundlePass, Outcome, replace_weight
 from hvlc.passes.producers import Producer, producer_of
+from hvlc.weights.checkpoint import StoredTensor
+from hvlc.weights.lazy import Constant, Expression, Scaled
 
 
 @dataclass(frozen=True)

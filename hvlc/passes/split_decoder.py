@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.errors import HvlcError, TargetError
-from hvlc.lazy import LazyTensor, expression_of
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.weights.lazy import LazyTensor, expression_of
 
 EMBEDDING, HEAD = "embedding", "head"
 _EMBEDS, _HIDDEN, _LOGITS = "inputs_embeds", "hidden_states", "logits"

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from hvlc.bundle import Component, Role, Skip
 from hvlc.graph import MICROSOFT
-from hvlc.lazy import expression_of
 from hvlc.passes.base import ComponentPass, Outcome, replace_weight
+from hvlc.weights.lazy import expression_of
 
 _TABLES = (7, 8)  # cosines and sines, by input of GroupQueryAttention
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from hvlc.balance import Balance, VisualSize
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.manifest import Kind
+from hvlc.weights.checkpoint import Checkpoint
 
 
 def show_inputs(

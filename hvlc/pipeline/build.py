@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from hvlc.built import BuildResult
 from hvlc.bundle import Bundle, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import Collector, HvlcError, UserError
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
@@ -28,6 +27,7 @@ from hvlc.recipes.budget import allocate, explicit, with_budget
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe, load_recipe
 from hvlc.targets import Target, load_target
+from hvlc.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     pass

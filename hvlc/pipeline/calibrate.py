@@ -17,13 +17,13 @@ from hvlc.calibration.samples import CalibrationSet, TextSample
 from hvlc.calibration.state import State, awaited
 from hvlc.calibration.walking import Walk
 from hvlc.errors import UserError
-from hvlc.lazy import Expression, LazyTensor, expression_of
 from hvlc.manifest import Kind
 from hvlc.passes.quantize_activations import calibrated_values, check_ranges
 from hvlc.passes.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.pipeline.feeds import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
 from hvlc.plan import Action, CacheType, Plan, RangeMethod
-from hvlc.quantized import Dequantized, Quantization, Solved
+from hvlc.weights.lazy import Expression, LazyTensor, expression_of
+from hvlc.weights.quantized import Dequantized, Quantization, Solved
 
 _TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from hvlc.built import Estimate
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.manifest import Kind, Sources
 from hvlc.pipeline.calibration_cost import CalibrationCost, calibration_cost, search_cost
@@ -17,6 +16,7 @@ from hvlc.pipeline.request import BuildRequest, Document, Progress
 from hvlc.plan import Plan
 from hvlc.recipes.schema import Preparation, Recipe
 from hvlc.targets import Target
+from hvlc.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from hvlc.calibration.factors import ScaledGroup

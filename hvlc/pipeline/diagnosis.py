@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from hvlc import stages
-from hvlc.checkpoint import Checkpoint
 from hvlc.inputs.documents import read_json
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
-from hvlc.prequantized.reading import read_parameter
 from hvlc.runtime.package_stages import Stage
 from hvlc.runtime.parts import Part
 from hvlc.runtime.tracing import PackageTracer
 from hvlc.stages import Values
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.prequantized.reading import read_parameter
 
 _MATRIX = 2  # rank
 _SHIFTS = 8  # rows or positions that are tried in both directions

@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from hvlc.built import Estimate
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
-from hvlc.lazy import expression_of
 from hvlc.package.onnx_files import initializers, is_inline
 from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 from hvlc.pipeline.calibration_cost import CalibrationCost
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import expression_of
 
 # Measured on one core of a 2023 server processor (docs/memory.md); the probe scales them to this machine.
 _PROBE_SECONDS = 0.33e-3

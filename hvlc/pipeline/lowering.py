@@ -12,9 +12,9 @@ from hvlc.pipeline.limits import check_fixed
 from hvlc.pipeline.prepare import rotations
 from hvlc.placement import Placement
 from hvlc.plan import Action, CacheType, Plan
-from hvlc.quantized import Solved
 from hvlc.recipes.schema import Preparation
 from hvlc.targets import Target, target_for
+from hvlc.weights.quantized import Solved
 
 if TYPE_CHECKING:
     from hvlc.pipeline.calibrate import Observed
@@ -59,7 +59,7 @@ def quantize(
     from hvlc.passes.quantize_weights import QuantizeWeights
     from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
     from hvlc.passes.select_encoder import SelectEncoder
-    from hvlc.prequantized.taking import stored_levels
+    from hvlc.weights.prequantized.taking import stored_levels
 
     levels = {**stored_levels(plan, bundle), **solved}
     static = frozenset(role for role in QuantizeWeights.roles if plan.is_static(role))

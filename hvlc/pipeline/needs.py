@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
+from hvlc.weights.checkpoint import Checkpoint
 
 
 def require_compile(work: str) -> None:

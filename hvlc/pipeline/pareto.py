@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.manifest import Kind
 from hvlc.pipeline.build import build
@@ -17,6 +16,7 @@ from hvlc.recipes.budget import explicit, knapsack, uniform
 from hvlc.recipes.schema import FormatSpec, Recipe, dump_recipe
 from hvlc.results import write_whole
 from hvlc.sensitivity import Front, FrontPoint, Sensitivity
+from hvlc.weights.checkpoint import Checkpoint
 
 FRONT = "front.json"
 

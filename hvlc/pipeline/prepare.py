@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvlc.bundle import Bundle, Component, Role, Skip
-from hvlc.checkpoint import StoredTensor
 from hvlc.errors import UserError
-from hvlc.lazy import expression_of
 from hvlc.linears import LinearGroup, linear_groups, stored_tables
 from hvlc.passes.scale_channels import Factors, ScaleChannels, declined, scalable
 from hvlc.plan import Action, Plan, WeightFormat
-from hvlc.prequantized.taking import prequantized_in
 from hvlc.recipes.schema import Preparation
+from hvlc.weights.checkpoint import StoredTensor
+from hvlc.weights.lazy import expression_of
+from hvlc.weights.prequantized.taking import prequantized_in
 
 if TYPE_CHECKING:
     from hvlc.calibration.factors import ScaledGroup

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.compilation.checking import Sample, emulate_file
 from hvlc.compilation.isolation import require_qnn
 from hvlc.errors import UserError
@@ -29,6 +28,7 @@ from hvlc.pipeline.compiling import CompileRequest, compile_in_place
 from hvlc.pipeline.request import BuildRequest, Progress
 from hvlc.results.compilation import COMPILATION, Compilation, read_compilation
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

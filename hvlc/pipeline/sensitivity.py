@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.bundle import Bundle, Component, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
 from hvlc.manifest import Kind
 from hvlc.package.writer import code_digest, tool_versions
@@ -23,6 +22,7 @@ from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe, load_recipe
 from hvlc.sensitivity import Candidate, Part, Sensitivity
 from hvlc.targets import Target, load_target
+from hvlc.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from hvlc.calibration.ledger import Ledger

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Self
 
 from hvlc.bundle import JournalEntry
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import HvlcError
 from hvlc.pipeline.request import Progress
+from hvlc.weights.checkpoint import Checkpoint
 
 STAGES = ("open", "export", "passes", "plan", "quantize", "calibrate", "package", "compile")
 

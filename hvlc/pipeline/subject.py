@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hvlc import __version__
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
 from hvlc.inputs.documents import read_json
@@ -22,6 +21,7 @@ from hvlc.pipeline.needs import require_compile
 from hvlc.pipeline.request import BuildRequest, source_digest
 from hvlc.results.compilation import Compilation, read_compilation
 from hvlc.runtime.logits import TextScorer
+from hvlc.weights.checkpoint import Checkpoint
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 

@@ -8,9 +8,9 @@ from hvlc.lock import Lock
 from hvlc.manifest import Manifest
 from hvlc.plan import CacheType
 from hvlc.recipes.schema import Recipe, load_recipe
-from hvlc.rotation import Rotation
 from hvlc.runtime.parts import Precision
 from hvlc.runtime.tracing import PackageTracer
+from hvlc.weights.rotation import Rotation
 
 
 def open_tracer(directory: Path, threads: int = 0) -> PackageTracer:

@@ -17,9 +17,9 @@ import numpy as np
 from hvlc.bundle import Role
 from hvlc.errors import HvlcError, UserError
 from hvlc.plan import Action, Assignment, ScaleType
-from hvlc.prequantized.matrix import STORED
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
 from hvlc.sensitivity import Candidate, Sensitivity
+from hvlc.weights.prequantized.matrix import STORED
 
 _CELLS = 1 << 16  # of the grid, where sizes have no coarser one in common
 _ROLES = (Role.DECODER, Role.VISION_ENCODER)  # a table that shares the head's bytes follows the head

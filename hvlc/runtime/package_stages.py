@@ -11,12 +11,12 @@ import onnxruntime as ort
 
 from hvlc import stages
 from hvlc.manifest import TileRule
-from hvlc.rotation import Rotation
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel
 from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.vision import Tiled
 from hvlc.stages import Question, Values
+from hvlc.weights.rotation import Rotation
 
 TILE_BATCH = 4  # tiles per run of an encoder
 

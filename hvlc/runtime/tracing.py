@@ -17,7 +17,6 @@ from hvlc import stages
 from hvlc.bundle import Role
 from hvlc.errors import UserError
 from hvlc.manifest import ComponentEntry, Kind, Manifest, TileRule
-from hvlc.rotation import Rotation
 from hvlc.runtime.decoders import open_decoder
 from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
@@ -35,6 +34,7 @@ from hvlc.runtime.parts import Graph, Precision, Stream
 from hvlc.runtime.providers import register_providers, runs_on
 from hvlc.runtime.vision import Vision
 from hvlc.stages import Layout, Question, Values
+from hvlc.weights.rotation import Rotation
 
 
 class PackageTracer:

@@ -40,7 +40,7 @@ def test_random_weights_have_the_scale_of_trained_ones_and_differ(tmp_path: Path
     from make_checkpoint import make_checkpoint
     from shapes import SHAPES
 
-    from hvlc.checkpoint import Checkpoint
+    from hvlc.weights.checkpoint import Checkpoint
 
     tensors = Checkpoint.open(make_checkpoint(SHAPES["tiny"], tmp_path / "tiny")).tensors
     gate, up = (tensors[f"model.layers.0.mlp.{name}_proj.weight"].read().astype("float32") for name in ("gate", "up"))

@@ -11,7 +11,7 @@ from hvlc.calibration.solvers import kernels_fit
 from hvlc.calibration.solvers.hqq import half_quadratic
 from hvlc.calibration.solvers.rtn import extreme_on_last_level
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import (
     FLOAT_ZEROS,
     FORMATS,

@@ -15,7 +15,7 @@ from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import HvlcError
 from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
-from hvlc.quantized import Levels, Stream, stored_array, streams_of
+from hvlc.weights.quantized import Levels, Stream, stored_array, streams_of
 from tests.helpers.solvers import LPBQ, matrices, normal, squared
 
 FORMAT = LPBQ[0]

@@ -15,7 +15,7 @@ import pytest
 from hvlc.calibration import neural_compressor as inc
 from hvlc.errors import UserError
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("neural_compressor") is None, reason="neural-compressor is not installed"

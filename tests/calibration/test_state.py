@@ -19,7 +19,7 @@ from hvlc.errors import UserError
 from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build
 from hvlc.plan import WeightFormat
-from hvlc.quantized import Levels, Stream, stored_array, unpacked
+from hvlc.weights.quantized import Levels, Stream, stored_array, unpacked
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe
 from tests.helpers.solvers import ASYMMETRIC, LPBQ, SYMMETRIC, normal

@@ -10,15 +10,15 @@ import pytest
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration import walking
 from hvlc.calibration.walking import Walk, stretches, walk
-from hvlc.checkpoint import Checkpoint
 from hvlc.export import export_bundle
 from hvlc.graph import GraphBuilder
-from hvlc.lazy import Computed, Constant, LazyTensor
 from hvlc.linears import linear_groups
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Computed, Constant, LazyTensor
 from tests.export.tiny_families import TEXT, save_text, save_vision
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

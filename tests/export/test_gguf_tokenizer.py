@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from hvlc.errors import UserError
 from hvlc.export.gguf_tokenizer import write_gguf_tokenizer
 from hvlc.zoo.tokenizer import build_nano_tokenizer
-from tests.prequantized.tiny_quantized import save_gguf
+from tests.weights.prequantized.tiny_quantized import save_gguf
 
 
 def test_the_files_give_the_tokens_of_the_tokenizer(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache
 
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.export import export_bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration
+from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tiny import HIDDEN, TILE, save_tiny
 from tests.helpers.tolerances import GRAPH_FLOAT32

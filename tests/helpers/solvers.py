@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 #: Types of scales that any form may have.
 FLOAT_SCALES = (ScaleType.FLOAT32, ScaleType.FLOAT16)

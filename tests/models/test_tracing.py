@@ -14,7 +14,7 @@ from hvlc.models.tracing import LanguageTracer
 from hvlc.stages import Question
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.tiny import picture
-from tests.prequantized.tiny_quantized import save_grouped
+from tests.weights.prequantized.tiny_quantized import save_grouped
 
 
 @pytest.mark.parametrize("family", TEXT)

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import HvlcError, UserError
-from hvlc.lazy import Computed, Constant, Expression, Stored, concat
 from hvlc.package import streaming
 from hvlc.package.streaming import Layout, QuantizedUnit, check_finite, unit_of, write_data
 from hvlc.pipeline.memory import MemoryWatch, current_memory
 from hvlc.plan import WeightFormat
-from hvlc.quantized import Levels, Quantization, Solver, Stream
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Computed, Constant, Expression, Stored, concat
+from hvlc.weights.quantized import Levels, Quantization, Solver, Stream
 
 SYMMETRIC, ASYMMETRIC, BYTES = WeightFormat(4, 32), WeightFormat(4, 16, symmetric=False), WeightFormat(8, 32)
 MB = 10**6

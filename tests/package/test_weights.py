@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from hvlc.calibration.registry import SOLVERS
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.manifest import Manifest
 from hvlc.package.initializers import open_initializer
 from hvlc.package.weights import StoredWeight, graph_weights, stored_weights
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
-from hvlc.quantized import Levels
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.quantized import Levels
 
 MICROSOFT = "com.microsoft"
 EXAMPLES = settings(max_examples=25)

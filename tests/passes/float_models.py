@@ -7,12 +7,12 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import raise_all
 from hvlc.export import export_bundle
 from hvlc.graph import IR_VERSION
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from hvlc.zoo.tokenizer import VOCABULARY_SIZE, special_token_id
 from tests.helpers.sessions import session
 from tests.helpers.tiny import TILE

@@ -6,11 +6,11 @@ import pytest
 
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.graph import MICROSOFT, GraphBuilder
-from hvlc.lazy import Constant
 from hvlc.passes.add_middles import add_middles
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat, ZeroType
-from hvlc.quantized import Levels, Quantization, Solved, Solver, unpacked
+from hvlc.weights.lazy import Constant
+from hvlc.weights.quantized import Levels, Quantization, Solved, Solver, unpacked
 from tests.helpers.checks import check_model
 from tests.helpers.sessions import run
 from tests.helpers.solvers import FLOAT_SCALES

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import TargetError
 from hvlc.graph import LAST_INDEX, MICROSOFT, MOST_TOKENS, GraphBuilder
-from hvlc.lazy import Constant
 from hvlc.passes.decompose_group_attention import DecomposeGroupAttention
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache
 from hvlc.targets import Target, load_target
+from hvlc.weights.lazy import Constant
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import OPTIMIZATIONS, run
 from tests.helpers.tolerances import GRAPH_FLOAT32

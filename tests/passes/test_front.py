@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.export import export_bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor
 from hvlc.models.hypervl.modeling import stitch
 from hvlc.models.hypervl.processing import cap_scale, scaled_size
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tiny import CELL, HIDDEN, PROXY, TILE, picture
 from tests.helpers.tolerances import PIXELS, PIXELS_EXTREME

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hvlc.bundle import Bundle, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.export import export_bundle
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

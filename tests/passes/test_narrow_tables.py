@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from hvlc.bundle import Bundle, Component, Role
-from hvlc.checkpoint import Checkpoint
 from hvlc.graph import GraphBuilder
 from hvlc.passes.narrow_tables import NarrowTables
 from hvlc.targets import Target, load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import OPTIMIZATIONS, session
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}

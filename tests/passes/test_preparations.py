@@ -55,7 +55,7 @@ def test_neither_threads_nor_chunks_change_a_byte(
     found = []
     for threads, chunk, strip in ((1, 1 << 20, 1 << 18), (3, 1 << 6, 1 << 9), (2, 1 << 10, 1 << 7)):
         monkeypatch.setattr(streaming, "CHUNK", chunk)
-        monkeypatch.setattr("hvlc.rotation._STRIP", strip)
+        monkeypatch.setattr("hvlc.weights.rotation._STRIP", strip)
         directory = tmp_path / str(threads)
         directory.mkdir()
         write_components(bundle, directory, threads, lambda done: None)

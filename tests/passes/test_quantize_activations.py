@@ -19,11 +19,9 @@ from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.ranges import RangeObserver
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.solvers.rtn import round_to_nearest
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graph import GraphBuilder
-from hvlc.lazy import Constant
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.quantize_activations import QuantizeActivations, affine, calibrated_values, check_ranges
@@ -33,6 +31,8 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan, WeightFormat
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Constant
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_ACTIVATIONS

@@ -13,15 +13,15 @@ import pytest
 
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.ranges import CacheObserver
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import HvlcError, UserError
 from hvlc.export import export_bundle
 from hvlc.graph import MICROSOFT, GraphBuilder
-from hvlc.lazy import Constant
 from hvlc.passes.pack_projections import PackProjections
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache, rotated_keys
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Constant
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_CACHE, QUANTIZED_PRODUCT

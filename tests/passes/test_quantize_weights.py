@@ -14,7 +14,7 @@ from hvlc.errors import HvlcError
 from hvlc.graph import GraphBuilder
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.plan import Action, Assignment, Plan, WeightFormat
-from hvlc.quantized import Solver
+from hvlc.weights.quantized import Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT

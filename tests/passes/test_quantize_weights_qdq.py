@@ -14,12 +14,12 @@ from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import UserError
 from hvlc.graph import GraphBuilder
-from hvlc.lazy import Box, Constant, Expression, LazyTensor
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.plan import Action, ActivationFormat, Assignment, Plan, ScaleType, WeightFormat
-from hvlc.quantized import Solved, stored_array, streams_of
+from hvlc.weights.lazy import Box, Constant, Expression, LazyTensor
+from hvlc.weights.quantized import Solved, stored_array, streams_of
 from tests.helpers.sessions import OPTIMIZATIONS, run, session
 from tests.helpers.solvers import FLOAT_SCALES, LPBQ
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hvlc.bundle import Bundle
 from hvlc.passes.rotate_heads import RotateHeads
-from hvlc.rotation import Rotation
+from hvlc.weights.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text, save_vision
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from hvlc.bundle import Bundle, Role
 from hvlc.calibration.solvers.rtn import round_to_nearest
-from hvlc.lazy import LazyTensor
 from hvlc.linears import linear_groups, operand
 from hvlc.passes.rotate_residual import RotateResidual
 from hvlc.plan import WeightFormat
-from hvlc.rotation import Rotation
+from hvlc.weights.lazy import LazyTensor
+from hvlc.weights.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.sessions import run, session
 from tests.helpers.tolerances import GRAPH_FLOAT32

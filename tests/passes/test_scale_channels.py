@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
-from hvlc.lazy import Computed
 from hvlc.linears import LinearGroup, inverse_factors, linear_groups
 from hvlc.passes.producers import producer_of
 from hvlc.passes.scale_channels import Factors, ScaleChannels
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Computed
 from tests.export.tiny_families import TEXT, save_text, save_vision
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -6,8 +6,8 @@ import pytest
 
 from hvlc.bundle import Bundle, Role, Wire
 from hvlc.errors import HvlcError, TargetError
-from hvlc.lazy import LazyTensor
 from hvlc.passes.split_decoder import SplitDecoder
+from hvlc.weights.lazy import LazyTensor
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 

@@ -8,7 +8,6 @@ import pytest
 
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.checkpoint import Checkpoint
 from hvlc.export import export_bundle
 from hvlc.graph import GraphBuilder
 from hvlc.package.onnx_files import write_components
@@ -20,6 +19,7 @@ from hvlc.pipeline.lowering import structural_passes
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import session
 from tests.helpers.tiny import CELL, HIDDEN, TILE
 from tests.helpers.tolerances import GRAPH_FLOAT32

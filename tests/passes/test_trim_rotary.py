@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hvlc.lazy import LazyTensor
 from hvlc.passes.trim_rotary import TrimRotary
+from hvlc.weights.lazy import LazyTensor
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
 

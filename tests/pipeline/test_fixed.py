@@ -12,7 +12,6 @@ import onnx
 import pytest
 from PIL import Image
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import HvlcError, TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.lint.linting import lint_graph
@@ -25,6 +24,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.placement import Phase, Placement
 from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.compilation.graphs import HAZARDS
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target

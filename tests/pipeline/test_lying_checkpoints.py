@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hvlc import cli
-from hvlc.checkpoint import Checkpoint, StoredTensor
 from hvlc.errors import UserError
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.request import BuildRequest
+from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 
 Weights = dict[str, np.ndarray]
 

@@ -19,7 +19,6 @@ from hvlc.calibration.scaling import awq_factors, smooth_factors
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.state import key_path
 from hvlc.calibration.statistics import InputStatistics
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.linears import linear_groups
@@ -35,12 +34,13 @@ from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, contents, request
 from tests.helpers.sessions import session
 from tests.helpers.tiny import picture
 from tests.helpers.tolerances import GRAPH_FLOAT32
-from tests.prequantized.tiny_quantized import save_gguf
+from tests.weights.prequantized.tiny_quantized import save_gguf
 
 BOTH = {"roles": ["decoder", "vision_encoder"]}
 PREPARATIONS: dict[str, tuple[dict[str, Any], str]] = {

@@ -14,7 +14,6 @@ from hvlc.bundle import Bundle, Role
 from hvlc.calibration.sensitivity import Probe
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.sources import Model, open_set
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.passes.keep_positions import KeepPositions
@@ -24,6 +23,7 @@ from hvlc.plan import ScaleType, WeightFormat
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.sensitivity import Part, Sensitivity
 from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import save_text
 from tests.helpers.sessions import session
 from tests.helpers.tiny import picture

@@ -19,7 +19,6 @@ from hvlc.bundle import Bundle
 from hvlc.calibration.observation import Observers
 from hvlc.calibration.registry import SOLVERS
 from hvlc.calibration.samples import ImageSample, TextSample
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.manifest import FLOAT_PRODUCTS, Manifest
@@ -36,6 +35,7 @@ from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
 from hvlc.targets import load_target, target_path
+from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, request, stopping
 from tests.helpers.sessions import session

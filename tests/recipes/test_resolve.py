@@ -10,13 +10,13 @@ import pytest
 from hvlc.bundle import Bundle, Role
 from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.plan import Action, ActivationFormat, CacheType, Plan, ScaleType, WeightFormat
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
 from hvlc.targets import Target, load_target, shipped_targets
+from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tiny import save_tiny
 

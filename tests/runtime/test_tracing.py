@@ -13,12 +13,12 @@ from onnx import helper
 
 from hvlc import stages
 from hvlc.errors import UserError
-from hvlc.rotation import Rotation
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.parts import Graph, Precision
 from hvlc.runtime.tracing import PackageTracer
 from hvlc.runtime.vision import Vision
 from hvlc.stages import Question
+from hvlc.weights.rotation import Rotation
 from tests.helpers.tiny import picture
 
 IMAGE = np.asarray(picture(40, 70))

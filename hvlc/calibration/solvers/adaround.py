@@ -17,7 +17,7 @@ from hvlc.calibration.solvers import kernels_rounding
 from hvlc.calibration.solvers.k_quant import weighted_least_squares
 from hvlc.calibration.statistics import InputStatistics, damped
 from hvlc.plan import WeightFormat
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 _ROWS = 256  # solved at once: as many as keep the products efficient and the memory small
 _FAR = np.float32(2**20)  # steps; a weight farther outside of the range is as lost, and its square stays finite

@@ -14,7 +14,7 @@ from hvlc.calibration.solvers import kernels
 from hvlc.calibration.solvers.lpbq import whole_scales
 from hvlc.calibration.statistics import InputStatistics, damped
 from hvlc.plan import ScaleType, WeightFormat
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 _SHRINK = np.linspace(1.0, 0.6, 12, dtype=np.float32)
 _STEP = 128  # columns between two products with the rest of the matrix

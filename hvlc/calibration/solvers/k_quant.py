@@ -12,7 +12,7 @@ from hvlc.calibration.solvers import kernels_fit
 from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
 from hvlc.calibration.solvers.rtn import room, stored_zeros
 from hvlc.plan import ScaleType, WeightFormat
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 _SYMMETRIC = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # make_qx_quants
 _ASYMMETRIC = np.arange(-10, 11, dtype=np.float32) * np.float32(0.1)  # make_qkx2_quants in quantize_row_q4_K_ref

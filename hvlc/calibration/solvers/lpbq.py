@@ -11,7 +11,7 @@ import numpy as np
 
 from hvlc.calibration.solvers import kernels
 from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
-from hvlc.quantized import Levels
+from hvlc.weights.quantized import Levels
 
 _SMALLEST = np.float32(2**-24)  # as of float16 scales (`kernels`): a row of zeros has a scale too
 

@@ -6,7 +6,6 @@ from typing import Any
 import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role, Wire
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import siglip
 from hvlc.export.decoder import DecoderShape, decoder, embedding
@@ -18,6 +17,7 @@ from hvlc.graph import GraphBuilder
 from hvlc.manifest import Kind
 from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.weights.checkpoint import Checkpoint
 
 _LANGUAGE_MODEL = "model.language_model"
 _EMBEDDING = f"{_LANGUAGE_MODEL}.embed_tokens.weight"

@@ -3,8 +3,8 @@
 from transformers import Siglip2Config
 
 from hvlc.bundle import Bundle
-from hvlc.checkpoint import Checkpoint
 from hvlc.export.vision import vision_bundle
+from hvlc.weights.checkpoint import Checkpoint
 
 
 def export(checkpoint: Checkpoint) -> Bundle:

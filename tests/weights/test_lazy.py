@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.checkpoint import Checkpoint
-from hvlc.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box
 from hvlc.plan import WeightFormat
-from hvlc.quantized import Quantization, Stream, stored_array
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box
+from hvlc.weights.quantized import Quantization, Stream, stored_array
 from tests.helpers.solvers import FLOAT_SCALES
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}

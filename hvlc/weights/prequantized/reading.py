@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from hvlc.checkpoint import Checkpoint, GgufTensor
 from hvlc.errors import UserError
-from hvlc.lazy import Expression, Stored
-from hvlc.prequantized.gguf import gguf_matrix
-from hvlc.prequantized.layers import LEVELS, read_layer
+from hvlc.weights.checkpoint import Checkpoint, GgufTensor
+from hvlc.weights.lazy import Expression, Stored
+from hvlc.weights.prequantized.gguf import gguf_matrix
+from hvlc.weights.prequantized.layers import LEVELS, read_layer
 
 _WEIGHT = "weight"
 _MATRIX = 2  # rank

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.errors import UserError
-from hvlc.lazy import Constant
-from hvlc.prequantized.gguf import GgufMatrix, gguf_matrix
-from hvlc.quantized import unpacked
-from tests.prequantized.tiny_quantized import KINDS, random_blocks
+from hvlc.weights.lazy import Constant
+from hvlc.weights.prequantized.gguf import GgufMatrix, gguf_matrix
+from hvlc.weights.quantized import unpacked
+from tests.weights.prequantized.tiny_quantized import KINDS, random_blocks
 
 MAPPED = [kind for kind in KINDS if kind != "IQ4_NL"]
 ROWS, COLUMNS = 6, 512

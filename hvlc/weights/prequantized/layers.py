@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hvlc.checkpoint import Checkpoint, StoredTensor
 from hvlc.errors import UserError
-from hvlc.lazy import Expression, Stored
-from hvlc.prequantized.grouped import GroupedMatrix, all_middle
-from hvlc.prequantized.settings import Grouping, read_quantization
+from hvlc.weights.checkpoint import Checkpoint, StoredTensor
+from hvlc.weights.lazy import Expression, Stored
+from hvlc.weights.prequantized.grouped import GroupedMatrix, all_middle
+from hvlc.weights.prequantized.settings import Grouping, read_quantization
 
 #: Name of a layer's levels.
 LEVELS = "qweight"

@@ -6,7 +6,7 @@ import pytest
 
 from hvlc.graph import MICROSOFT, GraphBuilder
 from hvlc.passes.add_middles import add_middles
-from hvlc.quantized import pack_levels
+from hvlc.weights.quantized import pack_levels
 from tests.helpers.sessions import OPTIMIZATIONS, run
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 

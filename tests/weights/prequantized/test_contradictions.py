@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.prequantized.reading import read_parameter
-from tests.prequantized.tiny_quantized import grouped_layer
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.prequantized.reading import read_parameter
+from tests.weights.prequantized.tiny_quantized import grouped_layer
 
 SHAPE = (64, 96)
 LAYERS = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hvlc.errors import HvlcError
-from hvlc.lazy import Box, Expression
 from hvlc.plan import WeightFormat
-from hvlc.quantized import (
+from hvlc.weights.lazy import Box, Expression
+from hvlc.weights.quantized import (
     Solved,
     Stream,
     pack_levels,

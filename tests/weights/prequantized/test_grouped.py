@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.lazy import Constant
-from hvlc.prequantized.grouped import GroupedMatrix, all_middle
-from hvlc.quantized import Stream, unpacked
-from tests.prequantized.tiny_quantized import grouped_layer, packed
+from hvlc.weights.lazy import Constant
+from hvlc.weights.prequantized.grouped import GroupedMatrix, all_middle
+from hvlc.weights.quantized import Stream, unpacked
+from tests.weights.prequantized.tiny_quantized import grouped_layer, packed
 
 SHAPE = (48, 96)
 CASES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from hvlc.plan import Action, Assignment
 from hvlc.targets import target_path
 from tests.export.test_families import logits_difference
 from tests.helpers.tolerances import GRAPH_FLOAT32
-from tests.prequantized.tiny_quantized import (
+from tests.weights.prequantized.tiny_quantized import (
     LINEARS,
     Weights,
     config,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError, raise_all
-from hvlc.gguf.file import GgufFile
+from hvlc.weights.gguf.file import GgufFile
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 

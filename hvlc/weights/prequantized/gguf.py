@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.lazy import Box, Expression
 from hvlc.plan import ScaleType, WeightFormat, ZeroType
-from hvlc.prequantized.matrix import Prequantized
+from hvlc.weights.lazy import Box, Expression
+from hvlc.weights.prequantized.matrix import Prequantized
 
 #: Blocks uint8 `[n, bytes]` to an array `[n, ...]`.
 _Read = Callable[[np.ndarray], np.ndarray]

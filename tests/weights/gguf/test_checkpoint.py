@@ -7,10 +7,10 @@ from pathlib import Path
 import gguf
 import pytest
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
-from tests.prequantized.tiny_quantized import config, save_gguf
+from hvlc.weights.checkpoint import Checkpoint
+from tests.weights.prequantized.tiny_quantized import config, save_gguf
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.checkpoint import StoredTensor
+from hvlc.weights.checkpoint import StoredTensor
 
 #: One slice an axis, with plain starts and stops.
 Box = tuple[slice, ...]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
-from hvlc.gguf.file import read_gguf
-from hvlc.prequantized.reading import read_parameter
-from tests.prequantized.tiny_quantized import save_gguf
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.gguf.file import read_gguf
+from hvlc.weights.prequantized.reading import read_parameter
+from tests.weights.prequantized.tiny_quantized import save_gguf
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
+from hvlc.weights.checkpoint import Checkpoint
 
 Files = dict[str, bytes]
 

@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 from hvlc.bundle import Bundle
 from hvlc.errors import HvlcError
-from hvlc.lazy import Expression, expression_of
 from hvlc.plan import Assignment, Plan
-from hvlc.prequantized.matrix import STORED, Prequantized
-from hvlc.quantized import Solved
+from hvlc.weights.lazy import Expression, expression_of
+from hvlc.weights.prequantized.matrix import STORED, Prequantized
+from hvlc.weights.quantized import Solved
 
 
 def prequantized_in(expression: Expression) -> Iterator[Prequantized]:

@@ -16,7 +16,7 @@ from math import isqrt, sqrt
 
 import numpy as np
 
-from hvlc.lazy import Box, Expression, Scaled
+from hvlc.weights.lazy import Box, Expression, Scaled
 
 _STRIP = 1 << 18  # elements that are transformed at once: more leave the cache
 _FLOAT32 = np.dtype(np.float32)

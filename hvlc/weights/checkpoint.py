@@ -17,9 +17,9 @@ import numpy as np
 from hvlc.errors import HvlcError, UserError, raise_all
 from hvlc.files.digests import digest_file
 from hvlc.files.reading import map_file
-from hvlc.gguf.file import GgufEntry, GgufFile, read_gguf
-from hvlc.gguf.names import derived_config, interleaved_heads, parameter_name
 from hvlc.inputs.documents import parse_json, read_json
+from hvlc.weights.gguf.file import GgufEntry, GgufFile, read_gguf
+from hvlc.weights.gguf.names import derived_config, interleaved_heads, parameter_name
 
 _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file
 from hvlc.inputs.documents import read_json
+from hvlc.weights.checkpoint import Checkpoint
 
 SUPPORTED = "gptq (2, 4 and 8 bits), awq (4 bits, gemm) and GGUF files"
 

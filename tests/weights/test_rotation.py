@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.lazy import Constant
-from hvlc.rotation import Identity, Rotated, Rotation, hadamard_core, is_rotated
+from hvlc.weights.lazy import Constant
+from hvlc.weights.rotation import Identity, Rotated, Rotation, hadamard_core, is_rotated
 from tests.helpers.tolerances import ROTATION
 
 #: Powers of two, Paley's first and second kind times powers of two, and sizes without a Hadamard matrix.
@@ -79,7 +79,7 @@ def test_a_box_has_the_bits_of_the_whole_in_strips(monkeypatch: pytest.MonkeyPat
     for axis in (0, 1):
         whole = Rotated(Constant(normal(72, 72)), Rotation(36), axis).read()
         with monkeypatch.context() as patched:
-            patched.setattr("hvlc.rotation._STRIP", 36 * 7)
+            patched.setattr("hvlc.weights.rotation._STRIP", 36 * 7)
             np.testing.assert_array_equal(Rotated(Constant(normal(72, 72)), Rotation(36), axis).read(), whole)
 
 

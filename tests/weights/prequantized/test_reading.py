@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
-from hvlc.prequantized.settings import read_quantization
-from tests.prequantized.tiny_quantized import save_grouped
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.prequantized.settings import read_quantization
+from tests.weights.prequantized.tiny_quantized import save_grouped
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}
 LAYER = "model.layers.0.mlp.up_proj"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvlc.lazy import Box, Expression
 from hvlc.plan import ScaleType, WeightFormat
-from hvlc.prequantized.matrix import Prequantized
+from hvlc.weights.lazy import Box, Expression
+from hvlc.weights.prequantized.matrix import Prequantized
 
 _WORD = 32  # bits
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word holds

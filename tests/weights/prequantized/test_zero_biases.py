@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hvlc.checkpoint import Checkpoint
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.pipeline.build import plan_build
 from hvlc.pipeline.request import BuildRequest
-from tests.prequantized.tiny_quantized import LINEARS, save_grouped
+from hvlc.weights.checkpoint import Checkpoint
+from tests.weights.prequantized.tiny_quantized import LINEARS, save_grouped
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}
 

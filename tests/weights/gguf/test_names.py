@@ -10,9 +10,9 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hvlc.errors import UserError
-from hvlc.gguf.file import read_gguf
-from hvlc.gguf.names import ARCHITECTURES, derived_config, interleaved_heads, parameter_name
-from tests.prequantized.tiny_quantized import save_gguf
+from hvlc.weights.gguf.file import read_gguf
+from hvlc.weights.gguf.names import ARCHITECTURES, derived_config, interleaved_heads, parameter_name
+from tests.weights.prequantized.tiny_quantized import save_gguf
 
 Edit = Callable[[gguf.GGUFWriter], None]
 

@@ -1,0 +1,1 @@
+"""Weights: bytes in, lazy expressions out. Knows no graph."""
