@@ -21,7 +21,8 @@ from hvlc.calibration.statistics import Accumulator, InputStatistics
 from hvlc.calibration.walking import Stretch, Walk, stretches
 from hvlc.errors import HvlcError, UserError
 from hvlc.linears import LinearGroup, linear_groups
-from hvlc.plan import Action, Assignment, WeightFormat
+from hvlc.plan import Action, Assignment
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.quantized import Levels, Solved, unpacked
 

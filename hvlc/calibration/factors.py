@@ -20,7 +20,7 @@ from hvlc.calibration.statistics import InputStatistics
 from hvlc.calibration.walking import Walk, stretches
 from hvlc.errors import HvlcError
 from hvlc.linears import LinearGroup, inverse_factors, linear_groups, operand, values_of
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 
 _ROUNDING = "rtn"  # what a search takes for the quantization of any solver
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.plan import ScaleType, WeightFormat
 from hvlc.targets import Verdict
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels, Solver
 
 #: The solvers that can be asked for.

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from hvlc.errors import UserError
 from hvlc.inputs.documents import read_json
-from hvlc.plan import WeightFormat
 from hvlc.weights.checkpoint import open_tensors
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.quantized import Levels, Solved, stored_array, stream_dtype, stream_shape, streams_of
 

@@ -14,7 +14,8 @@ from hvlc.errors import HvlcError
 from hvlc.graph import MICROSOFT
 from hvlc.passes.add_middles import add_middles
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
-from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, Assignment, Plan
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Quantization, Solved, Solver, Stream
 

@@ -23,7 +23,8 @@ from hvlc.bundle import Component
 from hvlc.errors import UserError, raise_all
 from hvlc.passes.base import Outcome, register
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Assignment, WeightFormat
+from hvlc.plan import Assignment
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Box, Constant, Elementwise, Expression, LazyTensor
 from hvlc.weights.quantized import Levels, Quantization, Solved, Stream, pack_levels, unpack_levels
 

@@ -12,9 +12,10 @@ from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.errors import UserError
 from hvlc.linears import LinearGroup, linear_groups, stored_tables
 from hvlc.passes.scale_channels import Factors, ScaleChannels, declined, scalable
-from hvlc.plan import Action, Plan, WeightFormat
+from hvlc.plan import Action, Plan
 from hvlc.recipes.schema import Preparation
 from hvlc.weights.checkpoint import StoredTensor
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import expression_of
 from hvlc.weights.prequantized.taking import prequantized_in
 

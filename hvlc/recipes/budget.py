@@ -16,9 +16,10 @@ import numpy as np
 
 from hvlc.bundle import Role
 from hvlc.errors import HvlcError, UserError
-from hvlc.plan import Action, Assignment, ScaleType
+from hvlc.plan import Action, Assignment
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
 from hvlc.sensitivity import Candidate, Sensitivity
+from hvlc.weights.formats import ScaleType
 from hvlc.weights.prequantized.matrix import STORED
 
 _CELLS = 1 << 16  # of the grid, where sizes have no coarser one in common

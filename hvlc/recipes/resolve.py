@@ -7,9 +7,10 @@ import onnx_ir as ir
 
 from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import HvlcError, TargetError, UserError, nearest, raise_all
-from hvlc.plan import Action, Assignment, CacheType, Plan, WeightFormat
+from hvlc.plan import Action, Assignment, CacheType, Plan
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec, load_recipe, shipped_recipes
 from hvlc.targets import Grain, Operation, Severity, Target, Verdict, target_for
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Cast, Expression, expression_of
 from hvlc.weights.prequantized.matrix import STORED, Prequantized
 from hvlc.weights.prequantized.taking import prequantized_in

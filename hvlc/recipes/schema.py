@@ -12,7 +12,8 @@ from hvlc.bundle import Role
 from hvlc.errors import UserError, nearest
 from hvlc.inputs.documents import dump_yaml, read_yaml
 from hvlc.inputs.records import StrictModel
-from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod, ScaleType, WeightFormat
+from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
+from hvlc.weights.formats import ScaleType, WeightFormat
 
 #: Components that a calibration walks through.
 CalibratedRole = Literal[Role.DECODER, Role.VISION_ENCODER]

@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 
 from hvlc.errors import HvlcError
-from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
+from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.weights.lazy import Box, Expression
 
 _SCALE_DTYPES = {ScaleType.FLOAT32: np.float32, ScaleType.FLOAT16: np.float16, ScaleType.LPBQ: np.uint8}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hvlc.calibration.solvers.adaround import adaround, round_adaptively
 from hvlc.calibration.solvers.k_quant import weighted_least_squares
 from hvlc.calibration.solvers.rtn import round_to_nearest
-from hvlc.plan import ScaleType, WeightFormat, ZeroType
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import FLOAT_ZEROS, FORMATS, matrices, normal
 from tests.helpers.tolerances import SOLVER_ERROR

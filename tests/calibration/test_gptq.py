@@ -9,7 +9,7 @@ from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.solvers import kernels
 from hvlc.calibration.solvers.gptq import GptqOptions, cholesky_in_place, factor, gptq, prepare_gptq
 from hvlc.calibration.statistics import Accumulator, InputStatistics
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import FORMATS, normal, stored
 

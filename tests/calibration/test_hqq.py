@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hvlc.calibration.solvers import kernels_fit
 from hvlc.calibration.solvers.hqq import half_quadratic
 from hvlc.calibration.solvers.rtn import extreme_on_last_level
-from hvlc.plan import ScaleType, WeightFormat, ZeroType
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import (
     FLOAT_ZEROS,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

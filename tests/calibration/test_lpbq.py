@@ -14,7 +14,7 @@ from hvlc.calibration.solvers.lpbq import in_lpbq, whole_scales, with_free_scale
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import HvlcError
-from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
+from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels, Stream, stored_array, streams_of
 from tests.helpers.solvers import LPBQ, matrices, normal, squared
 

@@ -14,7 +14,7 @@ import pytest
 
 from hvlc.calibration import neural_compressor as inc
 from hvlc.errors import UserError
-from hvlc.plan import ScaleType, WeightFormat, ZeroType
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 
 installed = pytest.mark.skipif(
@@ -370,7 +370,7 @@ def test_it_is_imported_when_used_and_then_says_nothing() -> None:
 import logging, sys
 import numpy as np
 from hvlc.calibration import neural_compressor as inc
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 assert not {"torch", "neural_compressor"} & set(sys.modules)
 logging.basicConfig(level="DEBUG", format="root: %(message)s")
 root = (logging.root.level, list(logging.root.handlers))

@@ -9,7 +9,8 @@ from hvlc.bundle import Role
 from hvlc.calibration import neural_compressor
 from hvlc.calibration.registry import CALIBRATED, SOLVERS, solver_problems
 from hvlc.calibration.statistics import Accumulator
-from hvlc.plan import Action, Assignment, Plan, WeightFormat
+from hvlc.plan import Action, Assignment, Plan
+from hvlc.weights.formats import WeightFormat
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("neural_compressor") is None, reason="neural-compressor is not installed"

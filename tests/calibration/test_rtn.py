@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hvlc.calibration.solvers import kernels
 from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared, stored
 from tests.helpers.tolerances import SOLVER_ERROR

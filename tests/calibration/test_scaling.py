@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hvlc.calibration.scaling import awq_factors, output_errors, scaled_statistics, smooth_factors
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.statistics import Accumulator, InputStatistics
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 from tests.helpers.tolerances import SOLVER_ERROR
 
 FORMAT = WeightFormat(4, 16)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared
 from tests.helpers.tolerances import SOLVER_ERROR
 

@@ -18,7 +18,7 @@ from hvlc.calibration.state import State, awaited, check_apart, check_foreign
 from hvlc.errors import UserError
 from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels, Stream, stored_array, unpacked
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe

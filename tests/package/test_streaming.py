@@ -25,8 +25,8 @@ from hvlc.errors import HvlcError, UserError
 from hvlc.package import streaming
 from hvlc.package.streaming import Layout, QuantizedUnit, check_finite, unit_of, write_data
 from hvlc.pipeline.memory import MemoryWatch, current_memory
-from hvlc.plan import WeightFormat
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Computed, Constant, Expression, Stored, concat
 from hvlc.weights.quantized import Levels, Quantization, Solver, Stream
 

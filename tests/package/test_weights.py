@@ -20,8 +20,8 @@ from hvlc.errors import UserError
 from hvlc.manifest import Manifest
 from hvlc.package.initializers import open_initializer
 from hvlc.package.weights import StoredWeight, graph_weights, stored_weights
-from hvlc.plan import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 
 MICROSOFT = "com.microsoft"

@@ -8,7 +8,8 @@ from hvlc.bundle import Bundle, Component, Role
 from hvlc.graph import MICROSOFT, GraphBuilder
 from hvlc.passes.add_middles import add_middles
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat, ZeroType
+from hvlc.plan import Action, Assignment, Plan
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.lazy import Constant
 from hvlc.weights.quantized import Levels, Quantization, Solved, Solver, unpacked
 from tests.helpers.checks import check_model

@@ -11,7 +11,8 @@ from hvlc.package.streaming import QuantizedUnit, unit_of
 from hvlc.passes import pack_projections
 from hvlc.passes.pack_projections import PackProjections
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Action, Assignment, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, Assignment, Plan
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import concat
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_PRODUCT

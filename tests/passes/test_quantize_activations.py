@@ -29,9 +29,10 @@ from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
-from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan, WeightFormat
+from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Constant
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.sessions import OPTIMIZATIONS, session

@@ -13,7 +13,8 @@ from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import HvlcError
 from hvlc.graph import GraphBuilder
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Action, Assignment, Plan, WeightFormat
+from hvlc.plan import Action, Assignment, Plan
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.solvers import FLOAT_SCALES

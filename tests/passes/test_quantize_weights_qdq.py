@@ -17,7 +17,8 @@ from hvlc.graph import GraphBuilder
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
-from hvlc.plan import Action, ActivationFormat, Assignment, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, ActivationFormat, Assignment, Plan
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Box, Constant, Expression, LazyTensor
 from hvlc.weights.quantized import Solved, stored_array, streams_of
 from tests.helpers.sessions import OPTIMIZATIONS, run, session

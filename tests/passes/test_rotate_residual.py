@@ -14,7 +14,7 @@ from hvlc.bundle import Bundle, Role
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.linears import linear_groups, operand
 from hvlc.passes.rotate_residual import RotateResidual
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import LazyTensor
 from hvlc.weights.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text

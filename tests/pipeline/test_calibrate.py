@@ -28,9 +28,9 @@ from hvlc.manifest import Manifest
 from hvlc.pipeline import calibrate as calibrating
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.rebuild import rebuild
-from hvlc.plan import WeightFormat
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
+from hvlc.weights.formats import WeightFormat
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import contents, request, write_recipe
 from tests.helpers.tiny import picture

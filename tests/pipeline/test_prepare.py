@@ -28,13 +28,13 @@ from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.sensitivity import Measuring, measure
-from hvlc.plan import WeightFormat
 from hvlc.recipes.schema import FormatSpec, load_recipe
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import WeightFormat
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, contents, request
 from tests.helpers.sessions import session

@@ -19,11 +19,11 @@ from hvlc.export import export_bundle
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.sensitivity import Measuring, measure
-from hvlc.plan import ScaleType, WeightFormat
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.sensitivity import Part, Sensitivity
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import ScaleType, WeightFormat
 from tests.export.tiny_families import save_text
 from tests.helpers.sessions import session
 from tests.helpers.tiny import picture

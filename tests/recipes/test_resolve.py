@@ -12,11 +12,12 @@ from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
-from hvlc.plan import Action, ActivationFormat, CacheType, Plan, ScaleType, WeightFormat
+from hvlc.plan import Action, ActivationFormat, CacheType, Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
 from hvlc.targets import Target, load_target, shipped_targets
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import ScaleType, WeightFormat
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tiny import save_tiny
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.plan import WeightFormat
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box
 from hvlc.weights.quantized import Quantization, Stream, stored_array
 from tests.helpers.solvers import FLOAT_SCALES

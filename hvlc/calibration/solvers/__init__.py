@@ -12,7 +12,7 @@ from hvlc.calibration.solvers.hqq import half_quadratic
 from hvlc.calibration.solvers.k_quant import k_quant
 from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.calibration.statistics import InputStatistics
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels, Solver
 
 #: Data-free ones, by the name that recipes give.

@@ -16,7 +16,7 @@ import numpy as np
 from hvlc.calibration.solvers import kernels_rounding
 from hvlc.calibration.solvers.k_quant import weighted_least_squares
 from hvlc.calibration.statistics import InputStatistics, damped
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels
 
 _ROWS = 256  # solved at once: as many as keep the products efficient and the memory small

@@ -13,7 +13,7 @@ import numpy as np
 from hvlc.calibration.solvers import kernels
 from hvlc.calibration.solvers.lpbq import whole_scales
 from hvlc.calibration.statistics import InputStatistics, damped
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 
 _SHRINK = np.linspace(1.0, 0.6, 12, dtype=np.float32)

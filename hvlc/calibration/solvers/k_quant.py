@@ -11,7 +11,7 @@ import numpy as np
 from hvlc.calibration.solvers import kernels_fit
 from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
 from hvlc.calibration.solvers.rtn import room, stored_zeros
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 
 _SYMMETRIC = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # make_qx_quants

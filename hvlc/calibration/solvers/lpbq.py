@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from hvlc.calibration.solvers import kernels
-from hvlc.plan import LPBQ_LARGEST, ScaleType, WeightFormat
+from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 
 _SMALLEST = np.float32(2**-24)  # as of float16 scales (`kernels`): a row of zeros has a scale too

@@ -4,7 +4,7 @@ import numpy as np
 
 from hvlc.calibration.solvers import kernels
 from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 
 _SEARCHED = np.linspace(1.0, 0.75, 11, dtype=np.float32)

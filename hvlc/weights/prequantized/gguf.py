@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.plan import ScaleType, WeightFormat, ZeroType
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.prequantized.matrix import Prequantized
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvlc.plan import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.prequantized.matrix import Prequantized
 

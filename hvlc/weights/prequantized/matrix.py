@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hvlc.errors import HvlcError
-from hvlc.plan import WeightFormat
+from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.quantized import (
     Solved,
