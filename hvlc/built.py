@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hvlc.bundle import JournalEntry
+from hvlc.graphs.bundle import JournalEntry
+from hvlc.graphs.plan import Plan
 from hvlc.manifest import Manifest
-from hvlc.plan import Plan
 
 
 @dataclass(frozen=True)

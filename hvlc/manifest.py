@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
+from hvlc.graphs.placement import Phase, Placement, Provider
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
-from hvlc.placement import Phase, Placement, Provider
 
 MANIFEST = "hvlc.json"
 

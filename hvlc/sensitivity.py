@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
 from hvlc.results import Record
 
 #: Raised whenever a change makes older files unreadable.

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 #: Sibling imports that are meant: (module, imported part) and why. Unused entries fail the test.
 SIBLINGS: dict[tuple[str, str], str] = {
     ("hvlc.lock", "manifest"): "a lock lists files as the manifest does",
-    ("hvlc.plan", "bundle"): "a plan assigns the weights of a bundle",
+    ("hvlc.graphs.plan", "bundle"): "a plan assigns the weights of a bundle",
     ("hvlc.weights.quantized", "plan"): "the format of a weight is what a plan assigned",
 }
 
@@ -224,8 +224,8 @@ def test_a_downward_import_passes(tmp_path: Path, path: str, source: str) -> Non
 
 
 def test_an_exception_covers_its_module_alone(tmp_path: Path) -> None:
-    _plant(tmp_path, {"plan.py": "from hvlc.bundle import x", "results.py": "from hvlc.bundle import x"})
-    assert violations(tmp_path, siblings={("hvlc.plan", "bundle"): "a plan is made for a bundle"}) == [
+    _plant(tmp_path, {"plan.py": "from hvlc.graphs.bundle import x", "results.py": "from hvlc.graphs.bundle import x"})
+    assert violations(tmp_path, siblings={("hvlc.graphs.plan", "bundle"): "a plan is made for a bundle"}) == [
         "hvlc/results.py:1: results must not import its sibling bundle"
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from hvlc.calibration.ranges import CacheObserver, RangeObserver
 from hvlc.calibration.state import Awaited, State, key_path
 from hvlc.errors import UserError
-from hvlc.plan import RangeMethod
+from hvlc.graphs.plan import RangeMethod
 from hvlc.weights.lazy import Expression
 
 _RANGES = "ranges"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.plan import RangeMethod
+from hvlc.graphs.plan import RangeMethod
 
 _SHIFT = 23 - 5  # bits of a float32 that its bin does not depend on
 _SIGNED_BINS = 1 << (31 - _SHIFT)

@@ -9,7 +9,7 @@ from hvlc.calibration import neural_compressor, solvers
 from hvlc.calibration.solvers import CalibratedSolver
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import HvlcError, UserError
-from hvlc.plan import Action, Assignment, Plan
+from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels
 

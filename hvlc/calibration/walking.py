@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from hvlc.graph import IR_VERSION, MICROSOFT, OPSET
+from hvlc.graphs.builder import IR_VERSION, MICROSOFT, OPSET
 from hvlc.weights.lazy import LazyTensor, expression_of
 
 _ON_DISK = 1 << 20  # bytes from which a value is kept in a file

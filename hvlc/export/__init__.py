@@ -5,9 +5,9 @@ import pkgutil
 
 from optimum.exporters.tasks import TasksManager
 
-from hvlc.bundle import Bundle
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
+from hvlc.graphs.bundle import Bundle
 from hvlc.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.settings import read_quantization

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.export.settings import refuse_surplus
-from hvlc.graph import LAST_POSITION, MICROSOFT, GraphBuilder
+from hvlc.graphs.builder import LAST_POSITION, MICROSOFT, GraphBuilder
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from optimum.utils import NormalizedConfigManager
 from transformers import PreTrainedConfig
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import HvlcError, UserError
 from hvlc.export.decoder import DecoderShape, decoder
 from hvlc.export.settings import end_tokens, read_config, require_positive
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 

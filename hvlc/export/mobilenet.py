@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
 
 _STRIDES = (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)  # MobileNetV2 (arXiv 1801.04381, table 2)
 

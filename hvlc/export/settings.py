@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hvlc.errors import UserError
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
 from hvlc.inputs.documents import read_json
 from hvlc.weights.checkpoint import Checkpoint
 

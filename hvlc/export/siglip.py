@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from hvlc.errors import UserError
 from hvlc.export.settings import refuse_surplus
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
 from hvlc.weights.lazy import Computed
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": {"approximate": "tanh"}, "gelu": {}}

@@ -7,11 +7,11 @@ from typing import Any
 import onnx_ir as ir
 from transformers import PreTrainedConfig, SiglipVisionConfig
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import UserError
 from hvlc.export import siglip
 from hvlc.export.settings import processor_settings, read_config, require_positive
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 

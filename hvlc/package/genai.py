@@ -10,10 +10,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Component, Role
+from hvlc.graphs.placement import Provider
 from hvlc.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST, Kind
-from hvlc.placement import Provider
 
 _VISION_TYPE = "gemma3"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component
+from hvlc.graphs.bundle import Bundle, Component
 from hvlc.package.streaming import Layout, QuantizedUnit, Written, check_finite, unit_of, write_data
 from hvlc.weights.lazy import expression_of
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import UserError
-from hvlc.graph import LAST_INDEX, MOST_TOKENS
+from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.placement import Phase
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
 from hvlc.manifest import HOST_FEATURES, Kind
 from hvlc.package.genai import configuration, decoder_facts, session, session_entries
-from hvlc.placement import Phase
 
 _VISION_TYPE, _TEXT_TYPE = "qwen2_5_vl", "decoder-pipeline"
 _HEAD_OUTPUT = "logits"

@@ -26,7 +26,7 @@ _VIEWS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsque
 _FLOATS = frozenset({"float", "float16", "bfloat16", "double"})
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")  # whose scales and zero points are no weights
 _PRODUCTS = ("MatMul", "Gemm")
-#: Names that `hvlc.graph.GraphBuilder` gives to constants that are no parameters.
+#: Names that `hvlc.graphs.builder.GraphBuilder` gives to constants that are no parameters.
 _CONSTANT = re.compile(r"(^|[./])const_\d+$")
 _LEVELS = re.compile(r"\.u?int\d+(_rows)?$")  # what is appended to the name of quantized parameters
 #: What joining graphs puts before the names of their parameters: "vision_base/", "resolution.".
@@ -161,7 +161,7 @@ class BlockValues:
 
     @property
     def format(self) -> str:
-        """As plans name it (`hvlc.plan.WeightFormat`); "whole" where blocks are whole rows."""
+        """As plans name it (`hvlc.graphs.plan.WeightFormat`); "whole" where blocks are whole rows."""
         block = "whole" if self.block_size == self.columns and not self.packed else f"b{self.block_size}"
         floats = self.middles is not None or (self.zeros is not None and self.zeros.dtype in _FLOATS)
         if self.factors is not None:

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hvlc.bundle import Bundle, Role
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
+from hvlc.graphs.bundle import Bundle, Role
 from hvlc.inputs.documents import read_json
 from hvlc.lock import LOCK, Lock, Provenance
 from hvlc.manifest import (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.errors import HvlcError
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.weights.lazy import Expression, LazyTensor
 
 

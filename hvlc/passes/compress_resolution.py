@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Skip
 from hvlc.errors import HvlcError
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Skip
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.tile_images import f32, resized_and_normalized, scaled_size
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError, TargetError, raise_all
-from hvlc.graph import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.plan import CacheType
 from hvlc.passes.base import ComponentPass, Outcome, register
 from hvlc.passes.spell_reshapes import dims_of, drop_unread
-from hvlc.plan import CacheType
 from hvlc.targets import Target
 from hvlc.weights.lazy import Computed, LazyTensor, expression_of
 

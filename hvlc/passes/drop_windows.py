@@ -6,8 +6,8 @@ compiler takes no window (onnxruntime-qnn 2.7).
 
 from dataclasses import dataclass
 
-from hvlc.bundle import Component, Role, Skip
-from hvlc.graph import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
 
 _WINDOW, _NONE = "local_window_size", -1

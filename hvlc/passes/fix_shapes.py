@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Skip, Wire
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
+from hvlc.graphs.placement import Phase
+from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import BundlePass, Outcome
-from hvlc.placement import Phase
-from hvlc.shapes import infer_shapes
 
 _TILE = {"tiles": 1, "batch": 1}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
+from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.spell_reshapes import dims_of, drop_unread
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
+from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.spell_reshapes import dims_of, drop_unread
-from hvlc.shapes import infer_shapes
 
 _MOST = 64  # elements of what describes a shape
 

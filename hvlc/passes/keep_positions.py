@@ -5,8 +5,8 @@ Calibration and perplexity read what the last layer is given and says at every p
 
 from dataclasses import dataclass
 
-from hvlc.bundle import Component, Role
-from hvlc.graph import keep_positions
+from hvlc.graphs.builder import keep_positions
+from hvlc.graphs.bundle import Component, Role
 from hvlc.passes.base import ComponentPass, Outcome
 
 

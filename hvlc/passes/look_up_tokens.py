@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hvlc.bundle import Bundle, Component, Role, Skip
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.passes.base import BundlePass, Outcome
 
 _IDS, _FEATURES = "input_ids", "image_features"

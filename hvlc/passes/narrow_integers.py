@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import defs
 
-from hvlc.bundle import Component, Skip
+from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
 
 _LARGEST = 1 << 20  # elements; indices of that number are no constants of a graph

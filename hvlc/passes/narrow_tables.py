@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
+from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
 from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Cast, LazyTensor, expression_of

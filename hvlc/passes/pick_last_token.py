@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Skip, Wire
-from hvlc.graph import LAST_ROW
+from hvlc.graphs.builder import LAST_ROW
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
+from hvlc.graphs.placement import Phase
+from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import BundlePass, Outcome, register
-from hvlc.placement import Phase
-from hvlc.shapes import infer_shapes
 
 _IDS, _LOGITS = "input_ids", "logits"
 _INT32 = ir.TensorType(ir.DataType.INT32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Skip
+from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
 
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
-from hvlc.graph import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.plan import Action, ActivationType, Plan
 from hvlc.passes.base import ComponentPass, Outcome, register
-from hvlc.plan import Action, ActivationType, Plan
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
 _COMPUTES = frozenset(

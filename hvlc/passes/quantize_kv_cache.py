@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError, UserError, raise_all
-from hvlc.graph import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
 from hvlc.weights.lazy import Computed, Expression, LazyTensor
 

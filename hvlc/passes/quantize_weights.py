@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role, Skip
 from hvlc.errors import HvlcError
-from hvlc.graph import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.add_middles import add_middles
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
-from hvlc.plan import Action, Assignment, Plan
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Quantization, Solved, Solver, Stream

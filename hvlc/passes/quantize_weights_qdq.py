@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component
 from hvlc.errors import UserError, raise_all
+from hvlc.graphs.bundle import Component
+from hvlc.graphs.plan import Assignment
 from hvlc.passes.base import Outcome, register
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Assignment
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Box, Constant, Elementwise, Expression, LazyTensor
 from hvlc.weights.quantized import Levels, Quantization, Solved, Stream, pack_levels, unpack_levels

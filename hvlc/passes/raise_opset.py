@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx import defs
 
-from hvlc.bundle import Component, Skip
+from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome
 
 _SINCE = 21  # before that some operators changed their meaning under the same signature (Resize, Reshape, Split)

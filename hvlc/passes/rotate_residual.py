@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Skip
-from hvlc.graph import MICROSOFT
-from hvlc.linears import (
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip
+from hvlc.graphs.linears import (
     LinearGroup,
     cuts_positions,
     is_linear,

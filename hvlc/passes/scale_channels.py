@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvlc.bundle import Bundle, Component, Skip
-from hvlc.linears import LinearGroup, inverse_factors, is_tied, linear_groups, operand, stored_tables, values_of
+from hvlc.graphs.bundle import Bundle, Component, Skip
+from hvlc.graphs.linears import LinearGroup, inverse_factors, is_tied, linear_groups, operand, stored_tables, values_of
+from hvlc.graphs.producers import Producer, producer_of
 from hvlc.passes.base import BundlePass, Outcome, replace_weight
-from hvlc.passes.producers import Producer, producer_of
 from hvlc.weights.checkpoint import StoredTensor
 from hvlc.weights.lazy import Constant, Expression, Scaled
 
@@ -23,7 +23,7 @@ class Factors:
 
     Attributes:
         direct: float32 `[in]`, of the linears' input channels.
-        inverse: float32 `[channels of the producer]` (`hvlc.linears.inverse_factors`).
+        inverse: float32 `[channels of the producer]` (`hvlc.graphs.linears.inverse_factors`).
     """
 
     direct: Expression
@@ -64,7 +64,7 @@ def scalable(group: LinearGroup, shared: frozenset[StoredTensor]) -> Producer | 
 
     Args:
         group: linears that share an input.
-        shared: what the checkpoint stores of the bundle's tables (`hvlc.linears.stored_tables`).
+        shared: what the checkpoint stores of the bundle's tables (`hvlc.graphs.linears.stored_tables`).
     """
     if is_tied(group, shared):
         return "it shares its bytes with a table, which would be stored again"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.errors import HvlcError
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.stitch_tiles import stitched
 

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.errors import HvlcError, TargetError
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.weights.lazy import LazyTensor, expression_of
 

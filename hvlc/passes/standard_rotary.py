@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Skip
-from hvlc.graph import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
 from hvlc.targets import Target
 

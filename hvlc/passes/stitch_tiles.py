@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Wire
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role, Wire
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.tile_images import ceil_div
 

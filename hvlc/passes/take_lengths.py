@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hvlc.bundle import Component, Role, Skip
-from hvlc.graph import LAST_INDEX, MICROSOFT, MOST_TOKENS
+from hvlc.graphs.builder import LAST_INDEX, MICROSOFT, MOST_TOKENS
+from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
 
 _MASK = "attention_mask"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Skip
+from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome, dequantizers, register
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hvlc.balance import Balance, VisualSize
-from hvlc.bundle import Bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.built import BuildResult
-from hvlc.bundle import Bundle, Role
 from hvlc.errors import Collector, HvlcError, UserError
+from hvlc.graphs.bundle import Bundle, Role
+from hvlc.graphs.plan import Plan
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.writer import check_tokenizer, tokenizer_files, write_package
@@ -22,7 +23,6 @@ from hvlc.pipeline.needs import require_compile, text_files
 from hvlc.pipeline.prepare import check_stored, fold_awaited, plan_factors
 from hvlc.pipeline.request import BuildRequest, Document, Progress, documents_of, provenance_of
 from hvlc.pipeline.stages import Digesting, Stages
-from hvlc.plan import Plan
 from hvlc.recipes.budget import allocate, explicit, with_budget
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe, load_recipe

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.engine import Calibration, matrix_key
 from hvlc.calibration.factors import FactorSearch, ScaledGroup
 from hvlc.calibration.observation import Observation
@@ -17,11 +16,12 @@ from hvlc.calibration.samples import CalibrationSet, TextSample
 from hvlc.calibration.state import State, awaited
 from hvlc.calibration.walking import Walk
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
 from hvlc.manifest import Kind
 from hvlc.passes.quantize_activations import calibrated_values, check_ranges
 from hvlc.passes.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.pipeline.feeds import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
-from hvlc.plan import Action, CacheType, Plan, RangeMethod
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Dequantized, Quantization, Solved
 

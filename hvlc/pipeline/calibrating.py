@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.built import Estimate
-from hvlc.bundle import Bundle
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.plan import Plan
 from hvlc.manifest import Kind, Sources
 from hvlc.pipeline.calibration_cost import CalibrationCost, calibration_cost, search_cost
 from hvlc.pipeline.lowering import float_passes
 from hvlc.pipeline.prepare import fold_awaited
 from hvlc.pipeline.request import BuildRequest, Document, Progress
-from hvlc.plan import Plan
 from hvlc.recipes.schema import Preparation, Recipe
 from hvlc.targets import Target
 from hvlc.weights.checkpoint import Checkpoint

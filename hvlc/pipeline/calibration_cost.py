@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hvlc.bundle import Bundle, Component, Role
-from hvlc.linears import LinearGroup, linear_groups, operand, values_of
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
+from hvlc.graphs.plan import Action, Plan
 from hvlc.manifest import Kind
-from hvlc.plan import Action, Plan
 
 if TYPE_CHECKING:
     from hvlc.calibration.samples import CalibrationSet, ImageSample, Sample

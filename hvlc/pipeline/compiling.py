@@ -14,13 +14,13 @@ from hvlc.compilation.compiler import PROVIDER, Compiled, CompileOptions, compil
 from hvlc.compilation.isolation import Isolation, require_qnn
 from hvlc.errors import TargetError, UserError
 from hvlc.files.digests import digest_file
+from hvlc.graphs.placement import Phase, Placement
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST, CompiledEntry, ComponentEntry, FileEntry, Manifest
 from hvlc.package.atomic import atomic_directory
 from hvlc.package.contents import load_graph
 from hvlc.package.retaining import data_files, retain_data
 from hvlc.pipeline.emulation import Amount, component_samples
-from hvlc.placement import Phase, Placement
 from hvlc.results.compilation import COMPILATION, Compilation, GraphCheck, NotChecked
 from hvlc.targets import Target
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc.compilation.checking import Sample
-from hvlc.graph import LAST_INDEX, MOST_TOKENS
+from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.inputs.images import to_array
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
 from hvlc.runtime.fixed import DTYPES

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.built import Estimate
-from hvlc.bundle import Bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.package.onnx_files import initializers, is_inline
 from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 from hvlc.pipeline.calibration_cost import CalibrationCost

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from hvlc.bundle import Bundle, Component
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.walking import Walk, Weights, stretches, walk
 from hvlc.errors import HvlcError
+from hvlc.graphs.bundle import Bundle, Component
 
 BATCH_TOKENS = 2048  # of text that run at once
 

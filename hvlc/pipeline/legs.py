@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.sensitivity import Answers, Feeds, in_float
 from hvlc.calibration.walking import Kept, Walk, stretches, walk
 from hvlc.errors import UserError
-from hvlc.linears import linear_groups, operand, values_of
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.linears import linear_groups, operand, values_of
 from hvlc.pipeline.feeds import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
 
 _BATCH_TOKENS = 512  # of text that run at once: their answers are in memory twice

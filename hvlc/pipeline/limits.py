@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hvlc.built import Estimate
-from hvlc.bundle import Bundle, Component
 from hvlc.errors import TargetError, UserError, raise_all
+from hvlc.graphs.bundle import Bundle, Component
+from hvlc.graphs.placement import Placement
+from hvlc.graphs.shapes import dynamic_dims, infer_shapes
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Manifest
-from hvlc.placement import Placement
-from hvlc.shapes import dynamic_dims, infer_shapes
 from hvlc.targets import Operation, Target, target_for
 
 _OTHER = "choose another target"

@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from hvlc.bundle import Component, Role
 from hvlc.errors import UserError, nearest
 from hvlc.files.digests import digest_file
+from hvlc.graphs.bundle import Component, Role
+from hvlc.graphs.shapes import infer_shapes
 from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
 from hvlc.lock import LOCK
@@ -28,7 +29,6 @@ from hvlc.passes.turn_negative_scales import TurnNegativeScales
 from hvlc.passes.unfuse_skip_norm import UnfuseSkipNorm
 from hvlc.pipeline.probing import probed, require_compiler
 from hvlc.results.lint import GraphLint, Lint, Weight
-from hvlc.shapes import infer_shapes
 from hvlc.targets import Target
 
 _OPSET = 23  # the standard norms and rotary embedding are of it

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvlc.bundle import Bundle, Role
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle, Role
+from hvlc.graphs.placement import Placement
+from hvlc.graphs.plan import Action, CacheType, Plan
 from hvlc.manifest import Kind
 from hvlc.package.staged import padding_token
 from hvlc.pipeline.limits import check_fixed
 from hvlc.pipeline.prepare import rotations
-from hvlc.placement import Placement
-from hvlc.plan import Action, CacheType, Plan
 from hvlc.recipes.schema import Preparation
 from hvlc.targets import Target, target_for
 from hvlc.weights.quantized import Solved
@@ -52,6 +52,7 @@ def quantize(
 ) -> int:
     """Perform the plan, then join what is equal by then; returns the number of quantized places."""
     from hvlc.calibration.registry import SOLVERS
+    from hvlc.graphs.stored_levels import stored_levels
     from hvlc.passes.narrow_tables import NarrowTables
     from hvlc.passes.pack_projections import PackProjections
     from hvlc.passes.quantize_activations import QuantizeActivations
@@ -59,7 +60,6 @@ def quantize(
     from hvlc.passes.quantize_weights import QuantizeWeights
     from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
     from hvlc.passes.select_encoder import SelectEncoder
-    from hvlc.weights.prequantized.taking import stored_levels
 
     levels = {**stored_levels(plan, bundle), **solved}
     static = frozenset(role for role in QuantizeWeights.roles if plan.is_static(role))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hvlc.bundle import Bundle
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle
 from hvlc.manifest import Kind
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest

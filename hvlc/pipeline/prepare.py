@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvlc.bundle import Bundle, Component, Role, Skip
 from hvlc.errors import UserError
-from hvlc.linears import LinearGroup, linear_groups, stored_tables
+from hvlc.graphs.bundle import Bundle, Component, Role, Skip
+from hvlc.graphs.linears import LinearGroup, linear_groups, stored_tables
+from hvlc.graphs.plan import Action, Plan
+from hvlc.graphs.stored_levels import prequantized_in
 from hvlc.passes.scale_channels import Factors, ScaleChannels, declined, scalable
-from hvlc.plan import Action, Plan
 from hvlc.recipes.schema import Preparation
 from hvlc.weights.checkpoint import StoredTensor
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import expression_of
-from hvlc.weights.prequantized.taking import prequantized_in
 
 if TYPE_CHECKING:
     from hvlc.calibration.factors import ScaledGroup

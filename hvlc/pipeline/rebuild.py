@@ -18,7 +18,7 @@ import onnx
 from hvlc.compilation.checking import Sample, emulate_file
 from hvlc.compilation.isolation import require_qnn
 from hvlc.errors import UserError
-from hvlc.graph import LAST_INDEX, MOST_TOKENS
+from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import Manifest
 from hvlc.package.contents import load_graph

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.manifest import Kind
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.pipeline.prepare import check_stored
-from hvlc.plan import Action, Assignment, Plan
 from hvlc.recipes.budget import is_budgeted, uniform
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe, load_recipe
@@ -324,7 +324,7 @@ class _Part:
 def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: Measuring) -> list[_Part]:
     """Every group of linears that shares an input, as far as a budget chooses its format."""
     from hvlc.calibration.sensitivity import Trial
-    from hvlc.linears import linear_groups
+    from hvlc.graphs.linears import linear_groups
 
     sharing = {(a.component, a.node): a.shares for plan in plans for a in plan.assignments if a.shares}
     coarsest = min(how.formats, key=lambda format: (format.bits, -format.block_size))
@@ -427,7 +427,7 @@ def _listen(way: "Way", tokens: int, threads: int, spool: Path) -> tuple["Spoken
     """What the float model answers, and how many seconds that takes for a weight of the decoder's products."""
     from hvlc.calibration.sensitivity import Spoken, in_float
     from hvlc.calibration.walking import Walk, stretches, walk
-    from hvlc.linears import linear_groups
+    from hvlc.graphs.linears import linear_groups
     from hvlc.pipeline.legs import weights_of
 
     decoder = way.legs[-1]

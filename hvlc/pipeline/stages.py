@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Self
 
-from hvlc.bundle import JournalEntry
 from hvlc.errors import HvlcError
+from hvlc.graphs.bundle import JournalEntry
 from hvlc.pipeline.request import Progress
 from hvlc.weights.checkpoint import Checkpoint
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from hvlc.bundle import Role
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Role
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.recipes.schema import Recipe

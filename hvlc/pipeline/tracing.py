@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.plan import CacheType
 from hvlc.lock import Lock
 from hvlc.manifest import Manifest
-from hvlc.plan import CacheType
 from hvlc.recipes.schema import Recipe, load_recipe
 from hvlc.runtime.parts import Precision
 from hvlc.runtime.tracing import PackageTracer

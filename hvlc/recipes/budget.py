@@ -14,9 +14,9 @@ from math import ceil, floor, fsum, gcd
 
 import numpy as np
 
-from hvlc.bundle import Role
 from hvlc.errors import HvlcError, UserError
-from hvlc.plan import Action, Assignment
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.plan import Action, Assignment
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
 from hvlc.sensitivity import Candidate, Sensitivity
 from hvlc.weights.formats import ScaleType

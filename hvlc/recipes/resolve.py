@@ -5,15 +5,15 @@ from dataclasses import dataclass, fields, replace
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import HvlcError, TargetError, UserError, nearest, raise_all
-from hvlc.plan import Action, Assignment, CacheType, Plan
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, Assignment, CacheType, Plan
+from hvlc.graphs.stored_levels import prequantized_in
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec, load_recipe, shipped_recipes
 from hvlc.targets import Grain, Operation, Severity, Target, Verdict, target_for
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Cast, Expression, expression_of
 from hvlc.weights.prequantized.matrix import STORED, Prequantized
-from hvlc.weights.prequantized.taking import prequantized_in
 
 _OTHER = "choose another recipe or target"
 _RESOLVED_ROLES = (Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING)

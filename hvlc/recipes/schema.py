@@ -8,11 +8,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from hvlc.bundle import Role
 from hvlc.errors import UserError, nearest
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.inputs.documents import dump_yaml, read_yaml
 from hvlc.inputs.records import StrictModel
-from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.weights.formats import ScaleType, WeightFormat
 
 #: Components that a calibration walks through.

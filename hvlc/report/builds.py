@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hvlc.built import BuildResult, Estimate
+from hvlc.graphs.plan import Action, Plan
 from hvlc.manifest import Manifest
-from hvlc.plan import Action, Plan
 from hvlc.results import Answered
 
 

@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from hvlc.graphs.placement import Phase, Placement
 from hvlc.manifest import ComponentEntry, Manifest
-from hvlc.placement import Phase, Placement
 from hvlc.report.columns import ABSENT
 from hvlc.results.base import Record
 from hvlc.results.compilation import Compilation

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from hvlc import stages
 from hvlc.errors import UserError
-from hvlc.graph import LAST_INDEX, LAST_ROW, MOST_TOKENS
+from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
+from hvlc.graphs.placement import Phase
 from hvlc.manifest import ComponentEntry, Manifest
-from hvlc.placement import Phase
 from hvlc.runtime.fixed import LOGITS, PAST, PRESENT
 from hvlc.runtime.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
 from hvlc.runtime.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage

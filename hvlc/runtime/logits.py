@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from hvlc.errors import UserError
-from hvlc.graph import keep_positions
+from hvlc.graphs.builder import keep_positions
 from hvlc.inputs.tokenizer import opening_tokens
 from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
 from hvlc.runtime.fixed import DTYPES, StagedDecoder

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import UserError
-from hvlc.graph import MICROSOFT, keep_positions
+from hvlc.graphs.builder import MICROSOFT, keep_positions
 from hvlc.manifest import FLOAT_PRODUCTS
 
 #: What onnxruntime raises when a graph cannot be opened or cannot take its inputs.

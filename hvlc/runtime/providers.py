@@ -19,8 +19,8 @@ import onnxruntime as ort
 import onnxruntime_genai as og
 
 from hvlc.errors import UserError
+from hvlc.graphs.placement import Provider
 from hvlc.manifest import DECODER, FLOAT_PRODUCTS, CompiledEntry, ComponentEntry, Manifest
-from hvlc.placement import Provider
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
 

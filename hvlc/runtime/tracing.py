@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from hvlc import stages
-from hvlc.bundle import Role
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Role
 from hvlc.manifest import ComponentEntry, Kind, Manifest, TileRule
 from hvlc.runtime.decoders import open_decoder
 from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph

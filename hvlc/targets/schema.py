@@ -8,8 +8,8 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from hvlc.errors import nearest
+from hvlc.graphs.placement import Placement, Provider
 from hvlc.inputs.records import StrictModel
-from hvlc.placement import Placement, Provider
 from hvlc.targets.operation import Grain, Operation
 from hvlc.targets.rules import Evidence, Known, Operators, Product, Rule, Severity
 
@@ -88,7 +88,7 @@ class Target(StrictModel):
         name: as given on the command line.
         description: one line.
         execution_provider: onnxruntime's name of the provider.
-        provider_name: the same as packages tell it to sessions (`hvlc.placement.Provider`); None where they name none.
+        provider_name: the same as packages tell it to sessions (`hvlc.graphs.placement.Provider`); None where they name none.
         tried: how far packages for it were tried.
         evidence: how the target as a whole is known.
         contrib_ops: com.microsoft operators that run on it.

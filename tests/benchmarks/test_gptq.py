@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
 from hvlc.recipes.schema import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

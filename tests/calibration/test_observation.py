@@ -8,7 +8,7 @@ import pytest
 from hvlc.calibration.observation import Observation, Observers
 from hvlc.calibration.state import State, key_path
 from hvlc.errors import UserError
-from hvlc.plan import RangeMethod
+from hvlc.graphs.plan import RangeMethod
 
 WANTED = Observation("model", ("a", "b"), RangeMethod.MINMAX, {"key": (2, 4), "value": (2, 4)}, frozenset({"key"}))
 

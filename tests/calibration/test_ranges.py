@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from hvlc.calibration.ranges import CacheObserver, RangeObserver
 from hvlc.errors import UserError
-from hvlc.plan import RangeMethod
+from hvlc.graphs.plan import RangeMethod
 
 BIN = 1 + 2**-5  # widest bin of a histogram, as the ratio of its edges
 FINITE = st.floats(-1e6, 1e6, width=32)

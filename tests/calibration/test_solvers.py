@@ -118,7 +118,7 @@ def test_every_processor_gives_the_same_bytes() -> None:
     script = (
         "import hashlib, numpy as np\n"
         "from hvlc.calibration.solvers import SOLVERS\n"
-        "from hvlc.plan import WeightFormat\n"
+        "from hvlc.graphs.plan import WeightFormat\n"
         "w = np.random.default_rng(3).normal(size=(96, 160)).astype(np.float32)\n"
         "formats = [WeightFormat(b, 32, s) for b in (4, 8) for s in (True, False)]\n"
         "for name, solver in SOLVERS.items():\n"

@@ -7,12 +7,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration import walking
 from hvlc.calibration.walking import Walk, stretches, walk
 from hvlc.export import export_bundle
-from hvlc.graph import GraphBuilder
-from hvlc.linears import linear_groups
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.linears import linear_groups
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds

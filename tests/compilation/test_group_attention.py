@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hvlc.bundle import Bundle
 from hvlc.compilation.checking import Sample, check_compiled
 from hvlc.compilation.compiler import compile_graph
 from hvlc.errors import TargetError
+from hvlc.graphs.bundle import Bundle
 from tests.compilation.conftest import CHIPS, needs_qnn, options
 from tests.passes.test_decompose_group_attention import (
     CHUNK,

@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 from hvlc.built import BuildResult
-from hvlc.bundle import Bundle
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.errors import UserError, raise_all
 from hvlc.export import export_bundle, known_families
 from hvlc.export.language import CONTEXT_LIMIT
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.plan import Action
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
-from hvlc.plan import Action
 from hvlc.runtime.generation import LanguageModel
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 from tests.export.tiny_families import (

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hvlc.bundle import Bundle
 from hvlc.export import export_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration
 from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import OPTIMIZATIONS, session

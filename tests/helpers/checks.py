@@ -4,7 +4,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.passes.base import BundlePass, ComponentPass
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role
-from hvlc.graph import IR_VERSION, OPSET
+from hvlc.graphs.builder import IR_VERSION, OPSET
+from hvlc.graphs.bundle import Bundle, Component, Role
 
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "com.microsoft" : 1]>'
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role
+from hvlc.graphs.bundle import Bundle, Component, Role
 
 
 def model_of(text: str, opset: int = 23) -> ir.Model:

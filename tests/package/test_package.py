@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from hvlc.built import BuildResult
-from hvlc.bundle import Role
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.plan import Action
 from hvlc.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
-from hvlc.plan import Action
 from tests.helpers.tiny import CONTEXT, HIDDEN
 
 BUILDS = ["float32_build", "w4a16_build"]

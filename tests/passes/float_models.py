@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import raise_all
 from hvlc.export import export_bundle
-from hvlc.graph import IR_VERSION
+from hvlc.graphs.builder import IR_VERSION
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint

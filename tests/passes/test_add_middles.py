@@ -4,11 +4,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Component, Role
-from hvlc.graph import MICROSOFT, GraphBuilder
+from hvlc.graphs.builder import MICROSOFT, GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.add_middles import add_middles
 from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.plan import Action, Assignment, Plan
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.lazy import Constant
 from hvlc.weights.quantized import Levels, Quantization, Solved, Solver, unpacked

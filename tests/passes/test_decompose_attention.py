@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
 from hvlc.passes.decompose_attention import DecomposeAttention
 from hvlc.targets import load_target
 from tests.helpers.graphs import bundle, component, lines

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.errors import TargetError
-from hvlc.graph import LAST_INDEX, MICROSOFT, MOST_TOKENS, GraphBuilder
+from hvlc.graphs.builder import LAST_INDEX, MICROSOFT, MOST_TOKENS, GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.decompose_group_attention import DecomposeGroupAttention
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache
 from hvlc.targets import Target, load_target

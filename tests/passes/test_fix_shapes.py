@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Role, Wire
+from hvlc.graphs.bundle import Bundle, Role, Wire
+from hvlc.graphs.placement import Phase
 from hvlc.passes.fix_shapes import FixShapes
-from hvlc.placement import Phase
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.flatten_norms import FlattenNorms
-from hvlc.shapes import infer_shapes
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.shapes import dynamic_dims, infer_shapes
 from hvlc.passes.fix_shapes import FixShapes
 from hvlc.passes.fold_shapes import FoldShapes
-from hvlc.shapes import dynamic_dims, infer_shapes
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
 

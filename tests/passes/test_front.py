@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hvlc.bundle import Bundle
 from hvlc.export import export_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor
 from hvlc.models.hypervl.modeling import stitch
 from hvlc.models.hypervl.processing import cap_scale, scaled_size
@@ -106,7 +106,7 @@ def sizes() -> ort.InferenceSession:
     """Only the arithmetic of sizes, without pixels: any size is cheap."""
     import onnx_ir as ir
 
-    from hvlc.graph import GraphBuilder
+    from hvlc.graphs.builder import GraphBuilder
     from hvlc.passes import tile_images
 
     b = GraphBuilder("sizes")

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Component, Role
-from hvlc.graph import IR_VERSION
+from hvlc.graphs.builder import IR_VERSION
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.targets import Target, load_target
 from tests.helpers.sessions import run

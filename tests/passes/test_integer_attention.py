@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.bundle import Bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.passes.base import register
 from hvlc.passes.integer_attention import IntegerAttention
 from tests.helpers.sessions import run

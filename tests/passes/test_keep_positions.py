@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc.bundle import Bundle, Role
 from hvlc.export import export_bundle
+from hvlc.graphs.bundle import Bundle, Role
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.bundle import Role, Wire
+from hvlc.graphs.bundle import Role, Wire
 from hvlc.passes.look_up_tokens import LookUpTokens
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run

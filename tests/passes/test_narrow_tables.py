@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Component, Role
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.narrow_tables import NarrowTables
 from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint

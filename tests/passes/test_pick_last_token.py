@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.bundle import Bundle, Role, Wire
+from hvlc.graphs.bundle import Bundle, Role, Wire
 from hvlc.passes.fix_shapes import FixShapes
 from hvlc.passes.pick_last_token import PickLastToken
 from tests.helpers.graphs import bundle, component, lines, signature

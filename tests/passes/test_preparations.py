@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc.bundle import Bundle
 from hvlc.calibration.solvers import SOLVERS
-from hvlc.linears import linear_groups
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.linears import linear_groups
+from hvlc.graphs.producers import producer_of
 from hvlc.package import streaming
 from hvlc.package.onnx_files import write_components
-from hvlc.passes.producers import producer_of
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.rotate_heads import RotateHeads
 from hvlc.passes.rotate_residual import RotateResidual

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.ranges import RangeObserver
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, ActivationFormat, ActivationType, Assignment, Plan
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.quantize_activations import QuantizeActivations, affine, calibrated_values, check_ranges
@@ -29,7 +30,6 @@ from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
-from hvlc.plan import Action, ActivationFormat, ActivationType, Assignment, Plan
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat

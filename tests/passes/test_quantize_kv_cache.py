@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.ranges import CacheObserver
 from hvlc.errors import HvlcError, UserError
 from hvlc.export import export_bundle
-from hvlc.graph import MICROSOFT, GraphBuilder
+from hvlc.graphs.builder import MICROSOFT, GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.pack_projections import PackProjections
 from hvlc.passes.quantize_kv_cache import QuantizeKVCache, rotated_keys
 from hvlc.pipeline.build import build

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.bundle import Bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.passes.rotate_heads import RotateHeads
 from hvlc.weights.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text, save_vision

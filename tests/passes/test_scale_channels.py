@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.bundle import Bundle
-from hvlc.linears import LinearGroup, inverse_factors, linear_groups
-from hvlc.passes.producers import producer_of
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups
+from hvlc.graphs.producers import producer_of
 from hvlc.passes.scale_channels import Factors, ScaleChannels
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Computed

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Role, Wire
 from hvlc.errors import HvlcError, TargetError
+from hvlc.graphs.bundle import Bundle, Role, Wire
 from hvlc.passes.split_decoder import SplitDecoder
 from hvlc.weights.lazy import LazyTensor
 from tests.helpers.graphs import bundle, component, lines, signature

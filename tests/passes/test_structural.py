@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Component, Role
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.export import export_bundle
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.fuse_skip_norm import FuseSkipNorm

@@ -15,6 +15,7 @@ from hvlc.compilation.checking import Sample
 from hvlc.compilation.compiler import CompileOptions
 from hvlc.compilation.isolation import Isolation
 from hvlc.errors import TargetError, UserError
+from hvlc.graphs.placement import Placement
 from hvlc.lock import LOCK, Lock
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.contents import contents_of
@@ -23,7 +24,6 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.compiling import CompiledPackage, CompileRequest, compile_package, with_provider
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Placement
 from hvlc.results.compilation import read_compilation
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.providers import runs_on

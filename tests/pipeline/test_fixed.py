@@ -14,6 +14,7 @@ from PIL import Image
 
 from hvlc.errors import HvlcError, TargetError, UserError
 from hvlc.export import export_bundle
+from hvlc.graphs.placement import Phase, Placement
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Kind, Manifest
 from hvlc.pipeline.build import build, plan_build
@@ -21,7 +22,6 @@ from hvlc.pipeline.limits import check_written
 from hvlc.pipeline.lowering import static_context
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Phase, Placement
 from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint

@@ -12,14 +12,14 @@ import pytest
 
 from hvlc.compilation.checking import Sample
 from hvlc.errors import TargetError
-from hvlc.graph import LAST_INDEX
+from hvlc.graphs.builder import LAST_INDEX
+from hvlc.graphs.placement import Phase
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest import Manifest
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Phase
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.parts import Part
 from hvlc.targets import load_target

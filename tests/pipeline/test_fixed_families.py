@@ -12,10 +12,10 @@ import onnxruntime as ort
 import pytest
 
 from hvlc.errors import TargetError, UserError
+from hvlc.graphs.plan import Action, Plan
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.compiling import CompileRequest, compile_package
 from hvlc.pipeline.request import BuildRequest
-from hvlc.plan import Action, Plan
 from hvlc.results.compilation import Compilation
 from hvlc.runtime.generation import open_model
 from hvlc.targets import load_target

@@ -8,11 +8,11 @@ import pytest
 
 from hvlc.built import BuildResult, MemoryUse
 from hvlc.errors import UserError
+from hvlc.graphs.plan import Action
 from hvlc.pipeline import memory
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.estimate import needs_of
 from hvlc.pipeline.request import BuildRequest
-from hvlc.plan import Action
 
 
 def request(checkpoint: Path, output: Path, recipe: str = "w4a16-rtn", **changes: Any) -> BuildRequest:

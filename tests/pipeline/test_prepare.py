@@ -11,7 +11,6 @@ import onnxruntime_genai as og
 import pytest
 from safetensors.numpy import load_file
 
-from hvlc.bundle import Bundle, JournalEntry
 from hvlc.calibration import factors as finding
 from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.samples import TextSample
@@ -21,7 +20,8 @@ from hvlc.calibration.state import key_path
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
-from hvlc.linears import linear_groups
+from hvlc.graphs.bundle import Bundle, JournalEntry
+from hvlc.graphs.linears import linear_groups
 from hvlc.manifest import Manifest
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.build import build, plan_build

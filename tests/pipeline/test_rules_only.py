@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from hvlc.errors import TargetError, UserError
+from hvlc.graphs.placement import Placement
 from hvlc.manifest import Manifest
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lint import lint
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Placement
 from hvlc.report.builds import manifest_tables
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.bundle import Bundle, Role
 from hvlc.calibration.sensitivity import Probe
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.sources import Model, open_set
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
+from hvlc.graphs.bundle import Bundle, Role
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.sensitivity import Measuring, measure

@@ -7,13 +7,13 @@ import torch
 
 from hvlc.compilation.compiler import CompileOptions, compile_graph
 from hvlc.evaluation.documents import DocumentsTask
+from hvlc.graphs.placement import Placement
 from hvlc.manifest import Manifest
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor, HyperVLProcessor
 from hvlc.models.hypervl.configuration import paper_config
 from hvlc.pipeline.build import build
 from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Placement
 from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target
 from hvlc.zoo import nano_checkpoint

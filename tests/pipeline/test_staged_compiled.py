@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.evaluation.tasks import DocumentsTask
+from hvlc.graphs.placement import Placement
 from hvlc.manifest import Manifest
 from hvlc.package.layers import COMPILED
 from hvlc.pipeline.bisect import Request, bisect
@@ -16,7 +17,6 @@ from hvlc.pipeline.evaluate import Against, Setting, evaluate_directory
 from hvlc.pipeline.perplexity import evaluate_texts
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Placement
 from hvlc.report.placement import placed_components
 from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from hvlc.bundle import Bundle
 from hvlc.calibration.observation import Observers
 from hvlc.calibration.registry import SOLVERS
 from hvlc.calibration.samples import ImageSample, TextSample
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.plan import Plan
 from hvlc.manifest import FLOAT_PRODUCTS, Manifest
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.passes.quantize_activations import calibrated_values
@@ -30,7 +31,6 @@ from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
-from hvlc.plan import Plan
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision

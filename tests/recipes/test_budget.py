@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.bundle import Role
 from hvlc.errors import UserError
-from hvlc.plan import Action, Assignment
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.plan import Action, Assignment
 from hvlc.recipes import budget as module
 from hvlc.recipes.budget import (
     Knapsack,

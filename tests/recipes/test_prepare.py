@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hvlc.bundle import Role
 from hvlc.errors import UserError
+from hvlc.graphs.bundle import Role
 from hvlc.recipes.schema import AwqSpec, Preparation, Recipe, RotateSpec, SmoothSpec, load_recipe
 
 HEAD = "schema_version: 1\nname: mine\ndescription: one line\n"

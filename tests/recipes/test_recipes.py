@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from hvlc.errors import UserError
-from hvlc.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
+from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.recipes.schema import Recipe, load_recipe, recipe_path, shipped_recipes
 from hvlc.targets import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from hvlc.bundle import Bundle, Role
 from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.solvers import SOLVERS
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
-from hvlc.plan import Action, ActivationFormat, CacheType, Plan
+from hvlc.graphs.bundle import Bundle, Role
+from hvlc.graphs.plan import Action, ActivationFormat, CacheType, Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
 from hvlc.targets import Target, load_target, shipped_targets

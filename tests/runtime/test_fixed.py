@@ -12,12 +12,12 @@ from onnx import helper, numpy_helper
 
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
-from hvlc.graph import LAST_ROW
+from hvlc.graphs.builder import LAST_ROW
+from hvlc.graphs.placement import Placement
 from hvlc.manifest import MANIFEST, Manifest
 from hvlc.package.difference import difference
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
-from hvlc.placement import Placement
 from hvlc.runtime import providers
 from hvlc.runtime.fixed import Cache, StagedDecoder, run_windows
 from hvlc.runtime.logits import TextScorer

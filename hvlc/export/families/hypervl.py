@@ -5,7 +5,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle, Component, Role, Wire
 from hvlc.errors import UserError
 from hvlc.export import siglip
 from hvlc.export.decoder import DecoderShape, decoder, embedding
@@ -13,7 +12,8 @@ from hvlc.export.families.qwen3 import FAMILY
 from hvlc.export.language import decoder_shape, head_parameter, language_facts, rotary_tables
 from hvlc.export.mobilenet import resolution_compressor
 from hvlc.export.settings import end_tokens, processor_settings, read_config
-from hvlc.graph import GraphBuilder
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role, Wire
 from hvlc.manifest import Kind
 from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES

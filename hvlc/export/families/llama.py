@@ -3,8 +3,8 @@
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from hvlc.bundle import Bundle
 from hvlc.export.language import Family, configured_biases, language_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint
 
 FAMILY = Family(LlamaConfig, LlamaRotaryEmbedding, configured_biases)

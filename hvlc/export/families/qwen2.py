@@ -3,8 +3,8 @@
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from hvlc.bundle import Bundle
 from hvlc.export.language import Family, language_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint
 
 FAMILY = Family(Qwen2Config, Qwen2RotaryEmbedding, lambda config: frozenset({"q_proj", "k_proj", "v_proj"}))

@@ -3,8 +3,8 @@
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from hvlc.bundle import Bundle
 from hvlc.export.language import Family, configured_biases, language_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint
 
 FAMILY = Family(Qwen3Config, Qwen3RotaryEmbedding, configured_biases, head_norms=True)

@@ -2,8 +2,8 @@
 
 from transformers import Siglip2VisionConfig
 
-from hvlc.bundle import Bundle
 from hvlc.export.vision import vision_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint
 
 

@@ -3,8 +3,8 @@
 from transformers import SmolLM3Config
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3RotaryEmbedding
 
-from hvlc.bundle import Bundle
 from hvlc.export.language import Family, configured_biases, language_bundle
+from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.graph import MICROSOFT, GraphBuilder
+from hvlc.graphs.builder import MICROSOFT, GraphBuilder
 from hvlc.passes.add_middles import add_middles
 from hvlc.weights.quantized import pack_levels
 from tests.helpers.sessions import OPTIMIZATIONS, run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from tests.export.test_families import logits_difference

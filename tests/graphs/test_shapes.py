@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from hvlc.graphs.shapes import dynamic_dims, infer_shapes
 from hvlc.passes.fix_shapes import fix
-from hvlc.shapes import dynamic_dims, infer_shapes
 from tests.helpers.graphs import component
 from tests.helpers.sessions import session
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from hvlc.bundle import Bundle
 from hvlc.errors import HvlcError
-from hvlc.plan import Assignment, Plan
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.plan import Assignment, Plan
 from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.prequantized.matrix import STORED, Prequantized
 from hvlc.weights.quantized import Solved

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.graph import IR_VERSION
-from hvlc.linears import cuts_positions, inverse_factors, linear_groups, projection_behind, read_by, tables
+from hvlc.graphs.builder import IR_VERSION
+from hvlc.graphs.linears import cuts_positions, inverse_factors, linear_groups, projection_behind, read_by, tables
 
 GRAPH = """
 graph (float[b, s, 2] x, int64[b, s] ids) => (float[b, s, 2] y, float[b, s, 2] kept)

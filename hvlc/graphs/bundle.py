@@ -9,7 +9,7 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
-from hvlc.placement import Phase, Placement, Provider
+from hvlc.graphs.placement import Phase, Placement, Provider
 
 
 class Role(StrEnum):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import onnx
 import onnx_ir as ir
 
-from hvlc.graph import MICROSOFT, OPSET
+from hvlc.graphs.builder import MICROSOFT, OPSET
 
 _SMALL = 64  # elements of constants that shapes may depend on
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hvlc.bundle import Role
+from hvlc.graphs.bundle import Role
 from hvlc.weights.formats import WeightFormat
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.graph import MICROSOFT
-from hvlc.linears import LinearGroup, cuts_positions, operand, projection_behind, read_by, values_of
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.linears import LinearGroup, cuts_positions, operand, projection_behind, read_by, values_of
 
 #: Norms over the last axis: where their weight is, and their bias where they have one.
 _NORMS: dict[tuple[str, str], tuple[int, ...]] = {
