@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from hvlc.evaluation.perplexity import perplexity
 from hvlc.evaluation.tasks import open_task
-from hvlc.manifest import Kind, Manifest
+from hvlc.manifest.manifest import Kind, Manifest
 from hvlc.pipeline.build import build
 from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.perplexity import TOKENS, WINDOW, text_windows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hvlc.graphs.bundle import JournalEntry
 from hvlc.graphs.plan import Plan
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def test_a_bug_exits_with_one_and_asks_for_a_report(hvlc: Hvlc, monkeypatch, tin
     def broken(*_: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("hvlc.manifest.Manifest.load", broken)
+    monkeypatch.setattr("hvlc.manifest.manifest.Manifest.load", broken)
     refused(hvlc("verify", tiny_w4a16), "bug", 1)
     with pytest.raises(ZeroDivisionError):
         cli.main(["--debug", "verify", str(tiny_w4a16)])

@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 #: Sibling imports that are meant: (module, imported part) and why. Unused entries fail the test.
 SIBLINGS: dict[tuple[str, str], str] = {
-    ("hvlc.lock", "manifest"): "a lock lists files as the manifest does",
+    ("hvlc.manifest.lock", "manifest"): "a lock lists files as the manifest does",
     ("hvlc.graphs.plan", "bundle"): "a plan assigns the weights of a bundle",
     ("hvlc.weights.quantized", "plan"): "the format of a weight is what a plan assigned",
 }

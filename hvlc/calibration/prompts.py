@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from hvlc.calibration.samples import ImagePrompt
 from hvlc.errors import UserError
 from hvlc.inputs.tokenizer import chat_template, opening_tokens, tokenizer_config
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 
 _TOKENIZER = "checkpoint.tokenizer"
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -12,7 +12,7 @@ from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImageSample, Sample, StoredPicture, TextSample
 from hvlc.calibration.windows import builtin_text, read_texts, spread, windows
 from hvlc.errors import Collector, UserError, nearest
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.zoo import documents
 
 #: Sources that come with hvlc.

@@ -254,7 +254,7 @@ def demo(output: Path, count: int, as_json: bool) -> None:
 @json_option
 def inspect(directory: Path, top: int, as_json: bool) -> None:
     """Show the components, files and sources of the package in DIRECTORY, and where every byte goes."""
-    from hvlc.manifest import Manifest
+    from hvlc.manifest.manifest import Manifest
     from hvlc.package.contents import contents_of
     from hvlc.report.builds import manifest_tables
     from hvlc.report.contents import contents_record, contents_tables
@@ -283,7 +283,7 @@ def verify(
     directory: Path, checkpoint: Path | None, calibration: str | None, threads: int | None, as_json: bool
 ) -> None:
     """Hold every file of the package in DIRECTORY against its digest, or against a new build."""
-    from hvlc.manifest import Manifest
+    from hvlc.manifest.manifest import Manifest
 
     if checkpoint is not None:
         _verify_rebuilt(directory, checkpoint, calibration, threads, as_json)

@@ -18,7 +18,7 @@ from hvlc.cli.common import DIRECTORY, json_option, progress, show
 def diff(a: Path, b: Path, details: bool, component: str | None, exit_code: bool, as_json: bool) -> None:
     """Show in what package B differs from A: files, graphs whatever their names, weights, settings, tokenizer."""
     from hvlc.errors import GateError, UserError, nearest
-    from hvlc.manifest import Manifest
+    from hvlc.manifest.manifest import Manifest
     from hvlc.package.difference import difference
     from hvlc.report.difference import difference_tables, summary
 

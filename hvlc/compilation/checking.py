@@ -16,7 +16,7 @@ import onnxruntime as ort
 from hvlc.compilation.compiler import Compiled, require_npu
 from hvlc.compilation.isolation import Failure, Graph, Isolation, Request
 from hvlc.errors import TargetError
-from hvlc.manifest import FLOAT_PRODUCTS
+from hvlc.manifest.manifest import FLOAT_PRODUCTS
 from hvlc.results.base import Score, wilson
 from hvlc.results.compilation import CompiledGraph, GraphCheck, OutputCheck
 

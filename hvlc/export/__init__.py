@@ -8,7 +8,7 @@ from optimum.exporters.tasks import TasksManager
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
 from hvlc.graphs.bundle import Bundle
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.settings import read_quantization
 

@@ -18,7 +18,7 @@ from hvlc.export.decoder import DecoderShape, decoder
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 
 PREFIX = "model"

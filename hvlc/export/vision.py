@@ -12,7 +12,7 @@ from hvlc.export import siglip
 from hvlc.export.settings import processor_settings, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 
 _PREFIX = "vision_model."

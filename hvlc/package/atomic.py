@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST
+from hvlc.manifest.manifest import MANIFEST
 
 _PARTIAL, _PREVIOUS = "partial", "previous"
 

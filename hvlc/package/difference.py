@@ -12,7 +12,7 @@ import onnx
 
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
-from hvlc.manifest import MANIFEST, ComponentEntry, Manifest
+from hvlc.manifest.manifest import MANIFEST, ComponentEntry, Manifest
 from hvlc.package.canonical import Matching, canonical_graph, match, paired_constants
 from hvlc.package.contents import file_sizes, load_graph
 from hvlc.package.distance import distance

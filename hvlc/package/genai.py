@@ -13,7 +13,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Component, Role
 from hvlc.graphs.placement import Provider
-from hvlc.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST, Kind
+from hvlc.manifest.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST, Kind
 
 _VISION_TYPE = "gemma3"
 

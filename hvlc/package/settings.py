@@ -11,8 +11,8 @@ import yaml
 
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.tokenizer import chat_template, tokenizer_config
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import Manifest
 from hvlc.results.difference import ValueChange
 
 _CONFIG = "genai_config.json"

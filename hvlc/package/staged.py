@@ -16,7 +16,7 @@ from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.placement import Phase
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
-from hvlc.manifest import HOST_FEATURES, Kind
+from hvlc.manifest.manifest import HOST_FEATURES, Kind
 from hvlc.package.genai import configuration, decoder_facts, session, session_entries
 
 _VISION_TYPE, _TEXT_TYPE = "qwen2_5_vl", "decoder-pipeline"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from hvlc.errors import UserError
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.contents import damaged, file_sizes, load_graph, nested
 from hvlc.package.initializers import Initializer, open_initializer
 

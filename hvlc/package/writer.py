@@ -15,8 +15,8 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.inputs.documents import read_json
-from hvlc.lock import LOCK, Lock, Provenance
-from hvlc.manifest import (
+from hvlc.manifest.lock import LOCK, Lock, Provenance
+from hvlc.manifest.manifest import (
     DECODER,
     MANIFEST,
     ComponentEntry,

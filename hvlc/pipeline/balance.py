@@ -8,7 +8,7 @@ import numpy as np
 
 from hvlc.balance import Balance, VisualSize
 from hvlc.graphs.bundle import Bundle
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
 
 

@@ -14,7 +14,7 @@ from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.files.digests import digest_file
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.images import load_image, to_array
-from hvlc.manifest import MANIFEST, Kind, Manifest
+from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.diagnosis import diagnose
 from hvlc.pipeline.needs import require_compile
 from hvlc.pipeline.tracing import open_tracer

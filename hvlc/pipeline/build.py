@@ -11,7 +11,7 @@ from hvlc.built import BuildResult
 from hvlc.errors import Collector, HvlcError, UserError
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Plan
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.writer import check_tokenizer, tokenizer_files, write_package
 from hvlc.pipeline.calibrating import Prepared, calibrate_plan, calibration_inputs, cost_of

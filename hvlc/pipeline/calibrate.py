@@ -18,7 +18,7 @@ from hvlc.calibration.walking import Walk
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.passes.quantize_activations import calibrated_values, check_ranges
 from hvlc.passes.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.pipeline.feeds import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile

@@ -9,7 +9,7 @@ from hvlc.built import Estimate
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
-from hvlc.manifest import Kind, Sources
+from hvlc.manifest.manifest import Kind, Sources
 from hvlc.pipeline.calibration_cost import CalibrationCost, calibration_cost, search_cost
 from hvlc.pipeline.lowering import float_passes
 from hvlc.pipeline.prepare import fold_awaited

@@ -12,7 +12,7 @@ import numpy as np
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
 from hvlc.graphs.plan import Action, Plan
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 
 if TYPE_CHECKING:
     from hvlc.calibration.samples import CalibrationSet, ImageSample, Sample

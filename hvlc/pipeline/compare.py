@@ -14,7 +14,7 @@ from hvlc.evaluation.significance import flips, paired_tests
 from hvlc.evaluation.task import Task
 from hvlc.evaluation.tasks import NAMED_TASKS, open_task
 from hvlc.inputs.images import to_array
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.settings import changed_settings, changed_tokenizer
 from hvlc.pipeline.evaluate import Against, evaluate_directory, require_sight, settings_of
 from hvlc.pipeline.layerwise import Weighed, trace, weigh

@@ -15,8 +15,8 @@ from hvlc.compilation.isolation import Isolation, require_qnn
 from hvlc.errors import TargetError, UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.placement import Phase, Placement
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import MANIFEST, CompiledEntry, ComponentEntry, FileEntry, Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import MANIFEST, CompiledEntry, ComponentEntry, FileEntry, Manifest
 from hvlc.package.atomic import atomic_directory
 from hvlc.package.contents import load_graph
 from hvlc.package.retaining import data_files, retain_data

@@ -15,7 +15,7 @@ import numpy as np
 
 from hvlc import stages
 from hvlc.inputs.documents import read_json
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
 from hvlc.runtime.package_stages import Stage
 from hvlc.runtime.parts import Part

@@ -12,7 +12,7 @@ from hvlc.errors import UserError
 from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, evaluate, examples_digest, measure_fidelity, require_count
 from hvlc.evaluation.task import Task
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.pipeline.store import Store, shared_facts
 from hvlc.pipeline.subject import Model, Subject, answering, open_subject, require_one_vocabulary
 from hvlc.report.compilation import checks_markdown

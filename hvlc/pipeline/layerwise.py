@@ -10,7 +10,7 @@ import numpy as np
 from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, spread
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
 from hvlc.package.weights import stored_weights
 from hvlc.pipeline.tracing import open_tracer

@@ -14,8 +14,8 @@ from hvlc.graphs.bundle import Component, Role
 from hvlc.graphs.shapes import infer_shapes
 from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
-from hvlc.lock import LOCK
-from hvlc.manifest import MANIFEST, FileEntry, Manifest
+from hvlc.manifest.lock import LOCK
+from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.passes.base import ComponentPass
 from hvlc.passes.flatten_norms import FlattenNorms

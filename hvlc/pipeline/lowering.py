@@ -8,7 +8,7 @@ from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.placement import Placement
 from hvlc.graphs.plan import Action, CacheType, Plan
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.package.staged import padding_token
 from hvlc.pipeline.limits import check_fixed
 from hvlc.pipeline.prepare import rotations

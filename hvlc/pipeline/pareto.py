@@ -8,7 +8,7 @@ from typing import Literal
 
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.sensitivity import Measuring, Opened, check_results, measure

@@ -10,7 +10,7 @@ import numpy as np
 from hvlc.errors import UserError
 from hvlc.evaluation.fidelity import fidelity as summed
 from hvlc.evaluation.perplexity import evaluate_text, text_divergences, with_reading_agreement
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.pipeline.store import Store, shared_facts
 from hvlc.pipeline.subject import Subject, open_subject, reading, require_one_vocabulary
 from hvlc.report.compilation import checks_markdown

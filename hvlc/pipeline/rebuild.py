@@ -19,8 +19,8 @@ from hvlc.compilation.checking import Sample, emulate_file
 from hvlc.compilation.isolation import require_qnn
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.contents import load_graph
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.pipeline.build import build, plan_build

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.lock import Provenance
-from hvlc.manifest import Manifest, Sources
+from hvlc.manifest.lock import Provenance
+from hvlc.manifest.manifest import Manifest, Sources
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.schema import Recipe, recipe_path
 from hvlc.targets import Target, target_path

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.pipeline.prepare import check_stored
 from hvlc.recipes.budget import is_budgeted, uniform

@@ -14,7 +14,7 @@ from hvlc import __version__
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
 from hvlc.inputs.documents import read_json
-from hvlc.manifest import MANIFEST, Kind, Manifest
+from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.build import build
 from hvlc.pipeline.estimate import processors
 from hvlc.pipeline.needs import require_compile

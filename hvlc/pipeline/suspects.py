@@ -8,8 +8,8 @@ import yaml
 
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Role
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.recipes.schema import Recipe
 from hvlc.results.gates import Origin, RecipeText, Suspect
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import CacheType
-from hvlc.lock import Lock
-from hvlc.manifest import Manifest
+from hvlc.manifest.lock import Lock
+from hvlc.manifest.manifest import Manifest
 from hvlc.recipes.schema import Recipe, load_recipe
 from hvlc.runtime.parts import Precision
 from hvlc.runtime.tracing import PackageTracer

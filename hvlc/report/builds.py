@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hvlc.built import BuildResult, Estimate
 from hvlc.graphs.plan import Action, Plan
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.results import Answered
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hvlc.graphs.placement import Phase, Placement
-from hvlc.manifest import ComponentEntry, Manifest
+from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.report.columns import ABSENT
 from hvlc.results.base import Record
 from hvlc.results.compilation import Compilation

@@ -13,7 +13,7 @@ from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.graphs.placement import Phase
-from hvlc.manifest import ComponentEntry, Manifest
+from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.runtime.fixed import LOGITS, PAST, PRESENT
 from hvlc.runtime.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
 from hvlc.runtime.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage

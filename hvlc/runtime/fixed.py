@@ -13,7 +13,7 @@ import onnxruntime as ort
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.graphs.placement import Phase
-from hvlc.manifest import ComponentEntry, Manifest
+from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.runtime.providers import open_component, register_providers
 
 #: numpy's types of what onnxruntime's sessions take.

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc import stages
-from hvlc.manifest import ComponentEntry
+from hvlc.manifest.manifest import ComponentEntry
 from hvlc.runtime.fixed import Cache, run_windows
 from hvlc.runtime.package_stages import SAME, Basis, Run, Stage, run_tiles
 from hvlc.runtime.parts import Part, Precision

@@ -13,7 +13,7 @@ from PIL import Image
 from hvlc.errors import UserError
 from hvlc.inputs.images import to_array
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
-from hvlc.manifest import Kind, Manifest
+from hvlc.manifest.manifest import Kind, Manifest
 from hvlc.results import Answered
 from hvlc.runtime.prompt import open_tokenizer, templated
 from hvlc.runtime.providers import load_decoder, runs_on

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from hvlc.errors import UserError
 from hvlc.graphs.builder import keep_positions
 from hvlc.inputs.tokenizer import opening_tokens
-from hvlc.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.manifest.manifest import FLOAT_PRODUCTS, Kind, Manifest
 from hvlc.runtime.fixed import DTYPES, StagedDecoder
 from hvlc.runtime.prompt import open_tokenizer
 from hvlc.runtime.providers import load_decoder

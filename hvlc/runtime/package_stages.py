@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc import stages
-from hvlc.manifest import TileRule
+from hvlc.manifest.manifest import TileRule
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel
 from hvlc.runtime.parts import Part, Precision

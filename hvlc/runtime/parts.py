@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import MICROSOFT, keep_positions
-from hvlc.manifest import FLOAT_PRODUCTS
+from hvlc.manifest.manifest import FLOAT_PRODUCTS
 
 #: What onnxruntime raises when a graph cannot be opened or cannot take its inputs.
 RUN_ERRORS = (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.RuntimeException)

@@ -20,7 +20,7 @@ import onnxruntime_genai as og
 
 from hvlc.errors import UserError
 from hvlc.graphs.placement import Provider
-from hvlc.manifest import DECODER, FLOAT_PRODUCTS, CompiledEntry, ComponentEntry, Manifest
+from hvlc.manifest.manifest import DECODER, FLOAT_PRODUCTS, CompiledEntry, ComponentEntry, Manifest
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
 

@@ -16,7 +16,7 @@ from PIL import Image
 from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Role
-from hvlc.manifest import ComponentEntry, Kind, Manifest, TileRule
+from hvlc.manifest.manifest import ComponentEntry, Kind, Manifest, TileRule
 from hvlc.runtime.decoders import open_decoder
 from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel

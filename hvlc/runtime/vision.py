@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc.errors import UserError, nearest
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.providers import open_component, register_providers
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0

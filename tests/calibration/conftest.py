@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hvlc.calibration.sources import Model
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
 
 END = special_token_id("<|im_end|>")

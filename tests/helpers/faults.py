@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hvlc.files.digests import digest_file
-from hvlc.manifest import MANIFEST, FileEntry, Manifest
+from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 
 ENCODERS = ("vision_base.onnx", "vision_large.onnx")
 FACTOR = 1.5

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.evaluate import Setting, evaluate_directory
 
 BITS_LIMIT = 4.6

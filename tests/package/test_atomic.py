@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST
+from hvlc.manifest.manifest import MANIFEST
 from hvlc.package.atomic import atomic_directory, check_output
 
 DEAD = 2**22 + 1  # above the largest process id

@@ -19,7 +19,7 @@ from rich.console import Console
 from hvlc import cli
 from hvlc.built import Content, Contents, Piece, Use
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST, FileEntry, Manifest
+from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.package import contents as reading
 from hvlc.package.contents import contents_of
 from hvlc.report.contents import contents_record, contents_tables

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hvlc import cli
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.difference import difference
 from hvlc.package.distance import distance
 from hvlc.report.difference import difference_tables, summary

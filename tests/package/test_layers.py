@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.initializers import Initializer
 from hvlc.package.layers import layer_errors, paired, place_of_weight, plan_changes, unique_weights
 from hvlc.package.weights import FloatValues, StoredWeight, stored_weights

@@ -14,7 +14,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action
-from hvlc.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
+from hvlc.manifest.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
 from tests.helpers.tiny import CONTEXT, HIDDEN
 
 BUILDS = ["float32_build", "w4a16_build"]

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hvlc.calibration.registry import SOLVERS
 from hvlc.errors import UserError
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.initializers import open_initializer
 from hvlc.package.weights import StoredWeight, graph_weights, stored_weights
 from hvlc.weights.checkpoint import Checkpoint

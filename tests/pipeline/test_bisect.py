@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from hvlc import stages
 from hvlc.errors import UserError
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.bisect import Request, among_peers, bisect, choice, open_reference
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest

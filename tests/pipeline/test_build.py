@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.errors import TargetError
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build, is_current
 from hvlc.pipeline.request import BuildRequest

@@ -24,7 +24,7 @@ from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.samples import ImageSample, TextSample
 from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import UserError
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline import calibrate as calibrating
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.rebuild import rebuild

@@ -16,8 +16,8 @@ from hvlc.compilation.compiler import CompileOptions
 from hvlc.compilation.isolation import Isolation
 from hvlc.errors import TargetError, UserError
 from hvlc.graphs.placement import Placement
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.contents import contents_of
 from hvlc.pipeline import compiling
 from hvlc.pipeline.build import build

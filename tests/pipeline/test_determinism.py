@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package import streaming
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest

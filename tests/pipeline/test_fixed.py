@@ -16,7 +16,7 @@ from hvlc.errors import HvlcError, TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.placement import Phase, Placement
 from hvlc.lint.linting import lint_graph
-from hvlc.manifest import Kind, Manifest
+from hvlc.manifest.manifest import Kind, Manifest
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.limits import check_written
 from hvlc.pipeline.lowering import static_context

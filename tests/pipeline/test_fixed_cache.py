@@ -15,7 +15,7 @@ from hvlc.errors import TargetError
 from hvlc.graphs.builder import LAST_INDEX
 from hvlc.graphs.placement import Phase
 from hvlc.lint.linting import lint_graph
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.rebuild import rebuild

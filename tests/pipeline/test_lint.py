@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.lock import LOCK
-from hvlc.manifest import Manifest
+from hvlc.manifest.lock import LOCK
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.lint import lint
 from hvlc.targets import Condition, Evidence, OperandIs, Rule, load_target
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -22,7 +22,7 @@ from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, JournalEntry
 from hvlc.graphs.linears import linear_groups
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lowering import structural_passes

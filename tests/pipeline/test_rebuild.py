@@ -12,8 +12,8 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
-from hvlc.lock import LOCK, Lock
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.lock import LOCK, Lock
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.pipeline import rebuild as rebuilding
 from hvlc.pipeline.build import build
 from hvlc.pipeline.rebuild import rebuild

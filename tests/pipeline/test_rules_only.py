@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hvlc.errors import TargetError, UserError
 from hvlc.graphs.placement import Placement
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lint import lint
 from hvlc.pipeline.rebuild import rebuild

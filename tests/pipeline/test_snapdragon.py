@@ -8,7 +8,7 @@ import torch
 from hvlc.compilation.compiler import CompileOptions, compile_graph
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.graphs.placement import Placement
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor, HyperVLProcessor
 from hvlc.models.hypervl.configuration import paper_config
 from hvlc.pipeline.build import build

@@ -6,7 +6,7 @@ import pytest
 
 from hvlc.evaluation.tasks import DocumentsTask
 from hvlc.graphs.placement import Placement
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED
 from hvlc.pipeline.bisect import Request, bisect
 from hvlc.pipeline.build import build

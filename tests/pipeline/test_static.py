@@ -22,7 +22,7 @@ from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
-from hvlc.manifest import FLOAT_PRODUCTS, Manifest
+from hvlc.manifest.manifest import FLOAT_PRODUCTS, Manifest
 from hvlc.passes.keep_positions import KeepPositions
 from hvlc.passes.quantize_activations import calibrated_values
 from hvlc.passes.quantize_weights import QuantizeWeights

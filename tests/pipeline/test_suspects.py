@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.lock import Lock
+from hvlc.manifest.lock import Lock
 from hvlc.pipeline.suspects import origin_of, require_recipe, worst_weights
 from hvlc.recipes.schema import recipe_path
 from hvlc.report.sarif import recipe_line

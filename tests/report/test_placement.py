@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.manifest import Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.report.placement import Placed, placed_components, placement_table

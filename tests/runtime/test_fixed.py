@@ -14,7 +14,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.builder import LAST_ROW
 from hvlc.graphs.placement import Placement
-from hvlc.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.difference import difference
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest

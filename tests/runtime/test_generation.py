@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST
+from hvlc.manifest.manifest import MANIFEST
 from hvlc.models.hypervl.reference import Reference
 from hvlc.results import Answered
 from hvlc.runtime.generation import VisionLanguageModel

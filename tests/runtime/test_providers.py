@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.manifest import CompiledEntry, Manifest
+from hvlc.manifest.manifest import CompiledEntry, Manifest
 from hvlc.runtime import providers
 from hvlc.runtime.providers import register_providers, runs_on
 from tests.compilation.conftest import needs_qnn

@@ -8,7 +8,7 @@ import onnxruntime_genai as og
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.manifest import DECODER, Manifest
+from hvlc.manifest.manifest import DECODER, Manifest
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.windows import Windows, force

@@ -14,7 +14,7 @@ from hvlc.export.mobilenet import resolution_compressor
 from hvlc.export.settings import end_tokens, processor_settings, read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Wire
-from hvlc.manifest import Kind
+from hvlc.manifest.manifest import Kind
 from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES
 from hvlc.weights.checkpoint import Checkpoint

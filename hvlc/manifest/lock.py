@@ -10,7 +10,7 @@ from pydantic import Field
 from hvlc.errors import UserError
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
-from hvlc.manifest import FileEntry, Sources
+from hvlc.manifest.manifest import FileEntry, Sources
 
 LOCK = "hvlc.lock.json"
 

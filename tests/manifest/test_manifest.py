@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.manifest import MANIFEST, Kind, Manifest
+from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 
 COMPONENTS = {
     Kind.VISION_LANGUAGE: ("front", "stitch", "embedding", "model", "vision", "vision_base"),

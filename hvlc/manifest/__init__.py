@@ -1,0 +1,1 @@
+"""What a package says of itself, and what it was made from."""
