@@ -10,7 +10,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hvlc.built import BuildResult
+    from hvlc.results.build import BuildResult
     from tests.helpers.commands import Hvlc
 
 # Before any test imports a library that reads them.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from hvlc.balance import Balance, Spread, VisualSize
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.sources import ADVISED
+from hvlc.results.calibration_set import Balance, Spread, VisualSize
 
 #: Bands of width to height: the upper bound (not included), and the name.
 _ASPECTS = ((0.5, "below 1:2"), (0.8, "1:2 to 4:5"), (1.25, "4:5 to 5:4"), (2.0, "5:4 to 2:1"), (np.inf, "from 2:1"))

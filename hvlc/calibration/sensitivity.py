@@ -55,7 +55,7 @@ class Damage:
     """What a trial did.
 
     Attributes:
-        output_error: see `hvlc.sensitivity.Candidate`.
+        output_error: see `hvlc.results.sensitivity.Candidate`.
         loss: in nats per token, or None where answers are not compared.
     """
 

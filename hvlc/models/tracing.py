@@ -1,4 +1,4 @@
-"""Traces of checkpoints (`hvlc.stages`): transformers' own modules in float32, listened to while they run."""
+"""Traces of checkpoints (`hvlc.results.trace_points`): transformers' own modules in float32, listened to while they run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from hvlc import stages
 from hvlc.errors import UserError
-from hvlc.stages import Layout, Question, Values
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.settings import read_quantization
 
@@ -70,9 +70,9 @@ class LanguageTracer:
             raise UserError("request.image", f"{self.directory} takes no images", "ask without")
         ids = torch.tensor([self._prompt_ids(question.prompt)])
         answer = self._answer(ids, {}, question)
-        found = {stages.TOKENIZATION: _array(ids[0]), stages.SAMPLING: answer, stages.ANSWER: answer}
-        modules = {stages.EMBEDDING: self.model.get_input_embeddings()}
-        return stages.in_order(self._run(found, modules, self.model.get_decoder(), {})[0])
+        found = {trace_points.TOKENIZATION: _array(ids[0]), trace_points.SAMPLING: answer, trace_points.ANSWER: answer}
+        modules = {trace_points.EMBEDDING: self.model.get_input_embeddings()}
+        return trace_points.in_order(self._run(found, modules, self.model.get_decoder(), {})[0])
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Through the chat template, or as plain text to go on with if there is none."""
@@ -105,18 +105,18 @@ class LanguageTracer:
         Returns:
             All values, and what the model returned.
         """
-        ids = torch.from_numpy(stages.read_ids(found))[None]
-        kept = torch.arange(stages.head_start(found), ids.shape[1])
-        named = dict(modules) | {stages.decoder_layer(i): layer for i, layer in enumerate(decoder.layers)}
+        ids = torch.from_numpy(trace_points.read_ids(found))[None]
+        kept = torch.arange(trace_points.head_start(found), ids.shape[1])
+        named = dict(modules) | {trace_points.decoder_layer(i): layer for i, layer in enumerate(decoder.layers)}
         with _listening(named, decoder) as heard:
             output = self.model(input_ids=ids, logits_to_keep=kept, use_cache=False, **inputs)
         values = {name: _unbatched(name, value) for name, value in heard.items()}
-        return {**found, **values, stages.HEAD: _array(output.logits[0])}, output
+        return {**found, **values, trace_points.HEAD: _array(output.logits[0])}, output
 
 
 def _unbatched(name: str, values: np.ndarray) -> np.ndarray:
     """Values of positions have a batch of one; tiles are the batch."""
-    return values if name.startswith("vision.") or name == stages.PROJECTOR else values[0]
+    return values if name.startswith("vision.") or name == trace_points.PROJECTOR else values[0]
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _listening(modules: Mapping[str, Any], decoder: Any) -> Iterator[dict[str, n
 
     def hear_input(_: Any, __: Any, inputs: dict[str, Any]) -> None:
         if inputs.get("inputs_embeds") is not None:
-            heard[stages.MERGE] = _array(inputs["inputs_embeds"])
+            heard[trace_points.MERGE] = _array(inputs["inputs_embeds"])
 
     handles = [listen(name, module) for name, module in modules.items()]
     handles.append(decoder.register_forward_pre_hook(hear_input, with_kwargs=True))

@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from hvlc.built import Content, Contents, Piece, Use
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.results.build import Content, Contents, Piece, Use
 
 _LEVELS_SCALES_ZEROS = (Content.LEVELS, Content.SCALES, Content.ZERO_POINTS)
 #: Operators that read quantized weights, and the inputs with levels, scales and zero points.

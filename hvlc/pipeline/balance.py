@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from hvlc.balance import Balance, VisualSize
 from hvlc.graphs.bundle import Bundle
 from hvlc.manifest.manifest import Kind
+from hvlc.results.calibration_set import Balance, VisualSize
 from hvlc.weights.checkpoint import Checkpoint
 
 

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.files.digests import digest_file
@@ -18,11 +17,12 @@ from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 from hvlc.pipeline.diagnosis import diagnose
 from hvlc.pipeline.needs import require_compile
 from hvlc.pipeline.tracing import open_tracer
+from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection, Deviation, StageResult
+from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.runtime.package_stages import Stage
 from hvlc.runtime.parts import RUN_ERRORS, Precision
 from hvlc.runtime.tracing import PackageTracer
-from hvlc.stages import Layout, Question, Values
 
 #: Told what is being done, how far it is, and how far it goes.
 Progress = Callable[[str, int, int], None]
@@ -111,9 +111,9 @@ def bisect(request: Request, progress: Progress = lambda *_: None) -> Bisection:
         images=tuple(path.name for path in request.images),
         encoder=question.encoder,
         vrc=request.vrc,
-        positions=len(expected[stages.TOKENIZATION]),
+        positions=len(expected[trace_points.TOKENIZATION]),
         answer=tuple(int(t) for t in answer),
-        expected_answer=tuple(int(t) for t in expected[stages.ANSWER]),
+        expected_answer=tuple(int(t) for t in expected[trace_points.ANSWER]),
         stages=results,
         departs=first,
         hints=diagnose(first, found.parts, found.outputs, expected, tracer, request.reference) if first else (),
@@ -215,7 +215,7 @@ class _Comparison:
         self.parts = {stage.label: stage for stage in tracer.stages(question)}
         self._tracer, self._question, self._expected = tracer, question, expected
         self._asked = tolerance
-        self._chain: dict[str, np.ndarray] = {stages.SAMPLING: expected[stages.SAMPLING]}
+        self._chain: dict[str, np.ndarray] = {trace_points.SAMPLING: expected[trace_points.SAMPLING]}
         self._broken = False
         self._results: list[StageResult] = []
         self._stepwise: list[tuple[str, Deviation, Precision]] = []
@@ -249,14 +249,14 @@ class _Comparison:
 
     def _stepping(self, stage: Stage, stepped: np.ndarray, made: Mapping[str, np.ndarray]) -> Deviation:
         """One token after another, from all positions at once."""
-        if stage.name == stages.HEAD:
+        if stage.name == trace_points.HEAD:
             return deviation(spread(stepped), spread(made[stage.name]))
         return deviation(stepped, made[stage.name], self._expected[stage.before])
 
     @property
     def _steps(self) -> int:
         """Tokens of the answer that are read again."""
-        return max(0, len(self._expected[stages.SAMPLING]) - 1)
+        return max(0, len(self._expected[trace_points.SAMPLING]) - 1)
 
     def _go_on(self, run: Callable[..., Mapping[str, np.ndarray]]) -> None:
         """The stage on the package's own values, as far as it gets with them."""
@@ -270,16 +270,16 @@ class _Comparison:
     def _deviation(
         self, name: str, found: np.ndarray, expected: np.ndarray, before: np.ndarray | None = None
     ) -> Deviation:
-        if name == stages.TOKENIZATION:
+        if name == trace_points.TOKENIZATION:
             return mismatches(found, expected)
-        if name in (stages.RESOLUTION, stages.PREPROCESSING) or found.shape != expected.shape:
+        if name in (trace_points.RESOLUTION, trace_points.PREPROCESSING) or found.shape != expected.shape:
             return deviation(found, expected, whole=True)
-        if name == stages.HEAD:
-            places = stages.head_start(self._expected) + np.arange(len(expected))
+        if name == trace_points.HEAD:
+            places = trace_points.head_start(self._expected) + np.arange(len(expected))
             return _placed(deviation(spread(found), spread(expected)), places)
         tokens = self._tracer.manifest.tokens
-        if name == stages.EMBEDDING and tokens is not None:  # at the placeholders of images rows have no meaning
-            rows = np.flatnonzero(stages.read_ids(self._expected) != tokens.image)
+        if name == trace_points.EMBEDDING and tokens is not None:  # at the placeholders of images rows have no meaning
+            rows = np.flatnonzero(trace_points.read_ids(self._expected) != tokens.image)
             return _placed(deviation(found[rows], expected[rows]), rows)
         return deviation(found, expected, before)
 
@@ -287,26 +287,26 @@ class _Comparison:
         """Tokens one after another against all at once, by the layer in which that differs most."""
         name, own, precision = max(self._stepwise, key=lambda found: _size(found[1]))
         accumulated = None
-        if stages.HEAD in self._chain:
-            pair = (values[stages.HEAD][-self._steps :] for values in (self._chain, self._expected))
+        if trace_points.HEAD in self._chain:
+            pair = (values[trace_points.HEAD][-self._steps :] for values in (self._chain, self._expected))
             accumulated = deviation(*(spread(logits) for logits in pair))
         cached = Precision(activations=precision.activations, cache=precision.cache)
-        self._add(stages.DECODE, own, accumulated, cached, f"most in {name}")
+        self._add(trace_points.DECODE, own, accumulated, cached, f"most in {name}")
 
     def sampling(self, answer: np.ndarray, failure: str) -> None:
         """The engine's tokens against those that the package's own logits ask for, and against the reference's."""
-        expected, read = self._expected[stages.ANSWER], self._expected[stages.SAMPLING]
-        if failure or stages.HEAD not in self._chain:
+        expected, read = self._expected[trace_points.ANSWER], self._expected[trace_points.SAMPLING]
+        if failure or trace_points.HEAD not in self._chain:
             own = Deviation(shape=(), expected_shape=expected.shape)
-            self._add(stages.SAMPLING, own, None, Precision(), failure or "the package does not get that far")
+            self._add(trace_points.SAMPLING, own, None, Precision(), failure or "the package does not get that far")
             return
-        logits = self._chain[stages.HEAD]
+        logits = self._chain[trace_points.HEAD]
         logits = logits[len(logits) - len(read) :]
         own, detail = choice(answer, expected, logits)
-        self._add(stages.SAMPLING, own, mismatches(*_common(answer, expected)), Precision(), detail)
+        self._add(trace_points.SAMPLING, own, mismatches(*_common(answer, expected)), Precision(), detail)
 
     def _add(self, name: str, own: Deviation, accumulated: Deviation | None, precision: Precision, detail: str) -> None:
-        exact = {stages.TOKENIZATION: 0.0, stages.SAMPLING: _NEAR_TIE}
+        exact = {trace_points.TOKENIZATION: 0.0, trace_points.SAMPLING: _NEAR_TIE}
         tolerance = exact.get(name, self._asked)
         tolerance = _tolerance(precision) if tolerance is None else tolerance
         words = _words(precision)

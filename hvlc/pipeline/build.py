@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.built import BuildResult
 from hvlc.errors import Collector, HvlcError, UserError
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Plan
@@ -26,6 +25,7 @@ from hvlc.pipeline.stages import Digesting, Stages
 from hvlc.recipes.budget import allocate, explicit, with_budget
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe, load_recipe
+from hvlc.results.build import BuildResult
 from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint
 

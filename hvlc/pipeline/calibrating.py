@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.built import Estimate
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
@@ -15,6 +14,7 @@ from hvlc.pipeline.lowering import float_passes
 from hvlc.pipeline.prepare import fold_awaited
 from hvlc.pipeline.request import BuildRequest, Document, Progress
 from hvlc.recipes.schema import Preparation, Recipe
+from hvlc.results.build import Estimate
 from hvlc.targets import Target
 from hvlc.weights.checkpoint import Checkpoint
 

@@ -27,7 +27,7 @@ from hvlc.results import Evaluation, Interval, Measured, TextEvaluation, read_ev
 from hvlc.results.comparison import Comparison, Contestant, RunScores, StageError
 from hvlc.results.difference import ValueChange
 from hvlc.results.measures import MEASURES
-from hvlc.stages import Question
+from hvlc.results.trace_points import Question
 
 _NAME = "comparison"  # of the files in an output
 _LEADING = 12  # digits of a digest that are shown

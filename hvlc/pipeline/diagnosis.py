@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hvlc import stages
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Values
 from hvlc.runtime.package_stages import Stage
 from hvlc.runtime.parts import Part
 from hvlc.runtime.tracing import PackageTracer
-from hvlc.stages import Values
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.reading import read_parameter
 
@@ -55,13 +55,13 @@ def diagnose(
         tracer: of the package.
         reference: directory of the reference.
     """
-    if name == stages.TOKENIZATION:
+    if name == trace_points.TOKENIZATION:
         return tuple(_of_tokens(outputs[name], expected[name], tracer.directory, reference))
-    if name == stages.RESOLUTION:
+    if name == trace_points.RESOLUTION:
         return tuple(_of_scales(outputs[name], expected[name], tracer))
-    if name == stages.PREPROCESSING and name in outputs:
+    if name == trace_points.PREPROCESSING and name in outputs:
         return tuple(_of_tiles(outputs[name], expected[name]))
-    if name == stages.MERGE and name in outputs:
+    if name == trace_points.MERGE and name in outputs:
         return tuple(_of_rows(outputs[name], expected[name]))
     stage = parts.get(name)
     if stage is None or stage.part is None:

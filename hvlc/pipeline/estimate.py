@@ -11,11 +11,11 @@ from statistics import median
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.built import Estimate
 from hvlc.graphs.bundle import Bundle
 from hvlc.package.onnx_files import initializers, is_inline
 from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
 from hvlc.pipeline.calibration_cost import CalibrationCost
+from hvlc.results.build import Estimate
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import expression_of
 

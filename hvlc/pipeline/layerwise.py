@@ -7,22 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, spread
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
 from hvlc.package.weights import stored_weights
 from hvlc.pipeline.tracing import open_tracer
+from hvlc.results import trace_points
 from hvlc.results.comparison import LayerError, PlanChange, StageError
 from hvlc.results.difference import ValueChange
-from hvlc.stages import Question, Values
+from hvlc.results.trace_points import Question, Values
 
 #: Told what is being done, how far it is, and how far it goes.
 Progress = Callable[[str, int, int], None]
 
 #: What is no value of a layer: labels, and rows of no meaning at placeholders.
-_LABELS = (stages.TOKENIZATION, stages.RESOLUTION, stages.GRIDS, stages.EMBEDDING, stages.SAMPLING)
+_LABELS = (
+    trace_points.TOKENIZATION,
+    trace_points.RESOLUTION,
+    trace_points.GRIDS,
+    trace_points.EMBEDDING,
+    trace_points.SAMPLING,
+)
 _NAMED = 3  # weights in a note
 
 
@@ -130,6 +136,6 @@ def _errors(contestant: str, found: Sequence[Values], expected: Sequence[Values]
 
 
 def _relative(stage: str, found: np.ndarray, expected: np.ndarray) -> float | None:
-    if stage == stages.HEAD:
+    if stage == trace_points.HEAD:
         found, expected = spread(found), spread(expected)
     return deviation(found, expected).relative

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hvlc.built import MemoryUse
 from hvlc.errors import UserError
+from hvlc.results.build import MemoryUse
 
 _STATUS = Path("/proc/self/status")
 _INTERVAL = 0.02  # seconds between samples

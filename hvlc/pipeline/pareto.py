@@ -15,7 +15,7 @@ from hvlc.pipeline.sensitivity import Measuring, Opened, check_results, measure
 from hvlc.recipes.budget import explicit, knapsack, uniform
 from hvlc.recipes.schema import FormatSpec, Recipe, dump_recipe
 from hvlc.results import write_whole
-from hvlc.sensitivity import Front, FrontPoint, Sensitivity
+from hvlc.results.sensitivity import Front, FrontPoint, Sensitivity
 from hvlc.weights.checkpoint import Checkpoint
 
 FRONT = "front.json"

@@ -20,7 +20,7 @@ from hvlc.pipeline.prepare import check_stored
 from hvlc.recipes.budget import is_budgeted, uniform
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe, load_recipe
-from hvlc.sensitivity import Candidate, Part, Sensitivity
+from hvlc.results.sensitivity import Candidate, Part, Sensitivity
 from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint
 
@@ -54,7 +54,7 @@ class Measuring:
         tokens: of a text sample.
         loss: compare answers; without, there are output errors alone.
         scaled: compare them for the coarsest format alone: a loss grows with the output error, each part's by a factor
-            of its own (see `hvlc.sensitivity.Candidate.damage`), so the other formats' follow from their output errors.
+            of its own (see `hvlc.results.sensitivity.Candidate.damage`), so the other formats' follow from their output errors.
             On SmolLM2-135M int8 losses found so from int4 ones, 250 times as large, are within 20 % of measured ones
             for three parts in four.
         cache: directory that keeps what was found.

@@ -18,7 +18,7 @@ from hvlc.errors import HvlcError, UserError
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action, Assignment
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
-from hvlc.sensitivity import Candidate, Sensitivity
+from hvlc.results.sensitivity import Candidate, Sensitivity
 from hvlc.weights.formats import ScaleType
 from hvlc.weights.prequantized.matrix import STORED
 

@@ -10,10 +10,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hvlc.built import BuildResult, Estimate
 from hvlc.graphs.plan import Action, Plan
 from hvlc.manifest.manifest import Manifest
 from hvlc.results import Answered
+from hvlc.results.build import BuildResult, Estimate
 
 
 def named_table(rows: Mapping[str, str]) -> Table:

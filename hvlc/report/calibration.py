@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hvlc.balance import Balance, Spread
 from hvlc.report.columns import percent
+from hvlc.results.calibration_set import Balance, Spread
 
 _SPREADS = (
     ("tokens of a sample", "tokens"),

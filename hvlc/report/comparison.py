@@ -15,8 +15,8 @@ from hvlc.results import Evaluation, Measured, TextEvaluation
 from hvlc.results.comparison import SIGNIFICANCE, Comparison, Contestant, LayerError, PairedTest, StageError
 from hvlc.results.difference import ValueChange
 from hvlc.results.measures import MEASURES
+from hvlc.results.trace_points import ANSWER, SAMPLING
 from hvlc.results.units import written
-from hvlc.stages import ANSWER, SAMPLING
 
 _STYLES = {"noise": "dim", "worse": "red", "better": "green"}
 _FIDELITY = ("kl", "top1_agreement")

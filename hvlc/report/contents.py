@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hvlc.built import Contents, Piece
+from hvlc.results.build import Contents, Piece
 
 _NAMES = 3  # of the uses of a shared weight that a table shows
 

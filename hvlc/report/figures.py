@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from hvlc.sensitivity import Front, FrontPoint, Part, Sensitivity
+from hvlc.results.sensitivity import Front, FrontPoint, Part, Sensitivity
 
 _STYLE = {"svg.hashsalt": "hvlc", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 _CELL = 0.26  # inches of a layer

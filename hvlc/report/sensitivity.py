@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hvlc.report.columns import ABSENT, number
-from hvlc.sensitivity import Candidate, Front, Sensitivity
+from hvlc.results.sensitivity import Candidate, Front, Sensitivity
 
 
 def sensitivity_tables(found: Sensitivity, top: int) -> Group:

@@ -1,4 +1,4 @@
-"""Where a model departs from its reference, stage by stage (`hvlc.stages`)."""
+"""Where a model departs from its reference, stage by stage (`hvlc.results.trace_points`)."""
 
 from typing import Final, Literal, Self
 
@@ -43,7 +43,7 @@ class StageResult(Record):
     """One stage of the model against the reference's.
 
     Attributes:
-        name: as `hvlc.stages` has it.
+        name: as `hvlc.results.trace_points` has it.
         own: on the reference's inputs: what this stage alone does differently.
         accumulated: on the model's own inputs, which have the errors of the stages before; relative to all of the
             expected values. Absent where it does not get that far.

@@ -141,7 +141,7 @@ class StageError(Record):
 
     Attributes:
         contestant: whose stage.
-        stage: see `hvlc.stages`.
+        stage: see `hvlc.results.trace_points`.
         relative_error: position by position (`hvlc.evaluation.deviation`), root mean square over the questions; None
             where shapes differ or a number is not finite.
         questions: how many.

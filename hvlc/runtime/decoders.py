@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.graphs.placement import Phase
 from hvlc.manifest.manifest import ComponentEntry, Manifest
+from hvlc.results import trace_points
 from hvlc.runtime.fixed import LOGITS, PAST, PRESENT
 from hvlc.runtime.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
 from hvlc.runtime.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage
@@ -85,7 +85,7 @@ class WholeDecoder(Decoder):
 
     def stages(self, basis: Basis, *, seeing: bool) -> Iterator[Stage]:
         """See `Decoder.stages`."""
-        source = stages.EMBEDDING
+        source = trace_points.EMBEDDING
         if self._tokens is None or self._embedding is None:
             entry = self._graph.value("embed_tokens")
             yield Embedding(self._graph.part(["input_ids"], [entry]), basis)
@@ -95,11 +95,11 @@ class WholeDecoder(Decoder):
             yield Embedding(part, basis, (self._tokens.image, self._tokens.row))
             if seeing:
                 yield Merge(part, basis, self._tokens.image)
-                source = stages.MERGE
+                source = trace_points.MERGE
         ends = [entry, *self._stream.layers[1:], self._stream.end]
         for index, (start, end) in enumerate(pairwise(ends)):
             yield DecoderLayer(index, source, _layer_part(self._graph, index, start, end), basis)
-            source = stages.decoder_layer(index)
+            source = trace_points.decoder_layer(index)
         yield Head(source, self._graph.part([self._stream.end], [self._graph.value(LOGITS)]), basis)
 
 
@@ -193,10 +193,10 @@ class FixedDecoder(Decoder):
         """See `Decoder.stages`."""
         made = self._embedding.value("inputs_embeds")
         yield Embedding(self._embedding.part(["input_ids"], [made]), basis)
-        source = stages.EMBEDDING
+        source = trace_points.EMBEDDING
         if seeing and self._tokens is not None:
             yield HostMerge(self._tokens.image)
-            source = stages.MERGE
+            source = trace_points.MERGE
         before: dict[Phase, list[Part]] = {Phase.PROMPT: [], Phase.TOKEN: []}
         for part in self._parts:
             if part.is_head:
@@ -205,7 +205,7 @@ class FixedDecoder(Decoder):
                 return
             for last, prompt, token in self._layers(part, before):
                 yield FixedLayers(last, source, prompt, token, basis, self._context)
-                source = stages.decoder_layer(last)
+                source = trace_points.decoder_layer(last)
             before = {phase: [] if part.compiled else part.rounding(phase) for phase in before}
 
     def _layers(self, part: _Fixed, before: Mapping[Phase, list[Part]]) -> Iterator[tuple[int, Chain, Chain]]:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from hvlc import stages
 from hvlc.manifest.manifest import ComponentEntry
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Values
 from hvlc.runtime.fixed import Cache, run_windows
 from hvlc.runtime.package_stages import SAME, Basis, Run, Stage, run_tiles
 from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.providers import open_component
-from hvlc.stages import Values
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _FixedStage(Stage):
         *,
         stepwise: bool = False,
     ) -> dict[str, np.ndarray]:
-        given, tokens = self._given(values), max(0, len(values[stages.SAMPLING]) - 1) if stepwise else 0
+        given, tokens = self._given(values), max(0, len(values[trace_points.SAMPLING]) - 1) if stepwise else 0
         at, caches = len(given) - tokens, [Cache(self._context) for _ in prompt]
         made = [_through(prompt, given[:at], caches), *([_through(token, given[at:], caches)] if tokens else [])]
         return {self.name: self._back(np.concatenate(made))}
@@ -135,7 +135,7 @@ class FixedLayers(_FixedStage):
     """
 
     def __init__(self, last: int, source: str, prompt: Chain, token: Chain, basis: Basis, context: int) -> None:
-        super().__init__(stages.decoder_layer(last), prompt, token, context)
+        super().__init__(trace_points.decoder_layer(last), prompt, token, context)
         self.before, self._basis = source, basis
 
     def _given(self, values: Values) -> np.ndarray:
@@ -157,17 +157,17 @@ class FixedHead(_FixedStage):
     """
 
     def __init__(self, source: str, prompt: Chain, token: Chain, basis: Basis, context: int) -> None:
-        super().__init__(stages.HEAD, prompt, token, context)
+        super().__init__(trace_points.HEAD, prompt, token, context)
         self._source, self._basis = source, basis
 
     def _given(self, values: Values) -> np.ndarray:
-        return self._basis.into(self._source, values[self._source])[stages.head_start(values) :]
+        return self._basis.into(self._source, values[self._source])[trace_points.head_start(values) :]
 
 
 class HostMerge(Stage):
     """Visual tokens in the places of image placeholders, which is the host's work where a decoder runs in stages."""
 
-    name = stages.MERGE
+    name = trace_points.MERGE
     detail = "repeated here as onnxruntime-genai does it"
 
     def __init__(self, image: int) -> None:
@@ -178,9 +178,9 @@ class HostMerge(Stage):
         """Nothing to open."""
 
         def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
-            merged = values[stages.EMBEDDING].copy()
-            places = np.flatnonzero(stages.read_ids(values) == self._image)
-            merged[places] = values[stages.STITCHING][: len(places)]
+            merged = values[trace_points.EMBEDDING].copy()
+            places = np.flatnonzero(trace_points.read_ids(values) == self._image)
+            merged[places] = values[trace_points.STITCHING][: len(places)]
             return {self.name: merged}
 
         yield run
@@ -189,7 +189,7 @@ class HostMerge(Stage):
 class CompiledEncoder(Stage):
     """A compiled vision encoder: from tiles to what its projector makes."""
 
-    name = stages.PROJECTOR
+    name = trace_points.PROJECTOR
 
     def __init__(self, whole: CompiledGraph, basis: Basis = SAME) -> None:
         self._whole, self._basis = whole, basis
@@ -211,6 +211,6 @@ class CompiledEncoder(Stage):
         with self._whole.opened() as session:
 
             def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
-                return {self.name: self._basis.back(self.name, run_tiles(session, values[stages.PREPROCESSING]))}
+                return {self.name: self._basis.back(self.name, run_tiles(session, values[trace_points.PREPROCESSING]))}
 
             yield run

@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 import onnxruntime as ort
 
-from hvlc import stages
 from hvlc.manifest.manifest import TileRule
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Question, Values
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel
 from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.vision import Tiled
-from hvlc.stages import Question, Values
 from hvlc.weights.rotation import Rotation
 
 TILE_BATCH = 4  # tiles per run of an encoder
@@ -28,7 +28,7 @@ class Stage(ABC):
     """A stage of a package.
 
     Attributes:
-        name: `hvlc.stages` has them.
+        name: `hvlc.results.trace_points` has them.
         before: name of the value that it adds to, for a layer; "" where it makes something new.
         steps: whether it runs one token after another as well.
         detail: what is to be said of how it was run.
@@ -81,7 +81,7 @@ class Basis:
         return values @ self._matrix.T if self._turns(name) else values
 
     def _turns(self, name: str) -> bool:
-        entering = (stages.PROJECTOR, stages.STITCHING, stages.EMBEDDING, stages.MERGE)
+        entering = (trace_points.PROJECTOR, trace_points.STITCHING, trace_points.EMBEDDING, trace_points.MERGE)
         return self.rotation is not None and not (self.inside and name in entering)
 
     @cached_property
@@ -104,7 +104,7 @@ class Tokenization(Stage):
         grids: of a question's images, where the trace has none yet.
     """
 
-    name = stages.TOKENIZATION
+    name = trace_points.TOKENIZATION
 
     def __init__(
         self, question: Question, engine: Callable[[], LanguageModel], grids: Callable[[Question], np.ndarray]
@@ -117,7 +117,7 @@ class Tokenization(Stage):
         engine = self._engine()
 
         def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
-            grids = values.get(stages.GRIDS)
+            grids = values.get(trace_points.GRIDS)
             grids = self._grids(self._question) if grids is None else grids
             tiled = [Tiled(np.zeros(0, np.float32), int(rows), int(columns), 1.0) for rows, columns in grids]
             return {self.name: engine.prompt_ids(self._question.prompt, tiled).astype(np.int64)}
@@ -161,7 +161,7 @@ class _Front(Stage):
 class Resolution(_Front):
     """The scale that the resolution compressor chooses, within the bound of visual tokens."""
 
-    name = stages.RESOLUTION
+    name = trace_points.RESOLUTION
 
     def _made(self, front: Callable[[np.ndarray, float], list[np.ndarray]], values: Values) -> dict[str, np.ndarray]:
         asked = self._question.vrc and self._rule.resolution_compressor
@@ -172,14 +172,14 @@ class Resolution(_Front):
 class Preprocessing(_Front):
     """Images at given scales to normalized tiles."""
 
-    name = stages.PREPROCESSING
+    name = trace_points.PREPROCESSING
 
     def _made(self, front: Callable[[np.ndarray, float], list[np.ndarray]], values: Values) -> dict[str, np.ndarray]:
-        pairs = zip(self._question.images, values[stages.RESOLUTION], strict=True)
+        pairs = zip(self._question.images, values[trace_points.RESOLUTION], strict=True)
         cut = [front(image, float(scale)) for image, scale in pairs]
         return {
             self.name: np.concatenate([tiles for tiles, *_ in cut]),
-            stages.GRIDS: np.array([grid for _, grid, _ in cut], np.int64),
+            trace_points.GRIDS: np.array([grid for _, grid, _ in cut], np.int64),
         }
 
 
@@ -244,12 +244,12 @@ class Stitching(_PartStage):
     """Tiles side by side, image after image."""
 
     def __init__(self, part: Part, rule: TileRule, basis: Basis) -> None:
-        super().__init__(stages.STITCHING, part, basis)
+        super().__init__(trace_points.STITCHING, part, basis)
         self._side = rule.tile_size // rule.cell_size
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        features, rasters, start = self._given(stages.PROJECTOR, values), [], 0
-        for grid in values[stages.GRIDS]:
+        features, rasters, start = self._given(trace_points.PROJECTOR, values), [], 0
+        for grid in values[trace_points.GRIDS]:
             stop = start + int(np.prod(-(-grid // self._side)))
             rasters.append(session.run(None, {"tile_features": features[start:stop], "grid": grid})[0])
             start = stop
@@ -260,11 +260,11 @@ class Embedding(_PartStage):
     """Rows of the table; image placeholders are looked up as rows' ends are, so that no image is needed."""
 
     def __init__(self, part: Part, basis: Basis, image_and_row: tuple[int, int] | None = None) -> None:
-        super().__init__(stages.EMBEDDING, part, basis)
+        super().__init__(trace_points.EMBEDDING, part, basis)
         self._tokens = image_and_row
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        ids = stages.read_ids(values)
+        ids = trace_points.read_ids(values)
         if self._tokens is None:
             taken = session.get_inputs()[0]
             return session.run(None, {taken.name: ids[None].astype(DTYPES[taken.type])})[0][0]
@@ -285,7 +285,7 @@ class Merge(_PartStage):
     """
 
     def __init__(self, part: Part, basis: Basis, image: int) -> None:
-        super().__init__(stages.MERGE, part, basis)
+        super().__init__(trace_points.MERGE, part, basis)
         self._image = image
 
     @property
@@ -294,8 +294,8 @@ class Merge(_PartStage):
         return Precision()
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        ids = stages.read_ids(values)
-        features, given = self._given(stages.STITCHING, values), self._given(stages.EMBEDDING, values)
+        ids = trace_points.read_ids(values)
+        features, given = self._given(trace_points.STITCHING, values), self._given(trace_points.EMBEDDING, values)
         feeds = {"input_ids": ids[None], "image_features": features}
         merged: np.ndarray = session.run(None, feeds)[0][0]
         feeds["image_features"] = np.zeros_like(features)
@@ -310,12 +310,12 @@ class DecoderLayer(_PartStage):
     steps = True
 
     def __init__(self, index: int, source: str, part: Part, basis: Basis) -> None:
-        super().__init__(stages.decoder_layer(index), part, basis)
+        super().__init__(trace_points.decoder_layer(index), part, basis)
         self.before = source
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
         given = self._given(self.before, values)[None]
-        prompt = len(values[stages.TOKENIZATION])
+        prompt = len(values[trace_points.TOKENIZATION])
         ends = [prompt, *range(prompt + 1, given.shape[1] + 1)] if stepwise else [given.shape[1]]
         stream, _, *cache = session.get_inputs()
         past = [np.zeros((1, v.shape[1], 0, v.shape[3]), DTYPES[v.type]) for v in cache]
@@ -332,9 +332,9 @@ class Head(_PartStage):
     """Last norm and logits."""
 
     def __init__(self, source: str, part: Part, basis: Basis) -> None:
-        super().__init__(stages.HEAD, part)
+        super().__init__(trace_points.HEAD, part)
         self._source, self._of = source, basis
 
     def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        given = self._of.into(self._source, values[self._source])[stages.head_start(values) :]
+        given = self._of.into(self._source, values[self._source])[trace_points.head_start(values) :]
         return session.run(None, {session.get_inputs()[0].name: given[None]})[0][0]

@@ -1,4 +1,4 @@
-"""A package, stage by stage (`hvlc.stages`): each stage as a function of the values before it.
+"""A package, stage by stage (`hvlc.results.trace_points`): each stage as a function of the values before it.
 
 So a stage can be given the package's own values, which is the package as it runs, or another model's, which shows
 what that stage alone does differently. One stage's session is open at a time.
@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Role
 from hvlc.manifest.manifest import ComponentEntry, Kind, Manifest, TileRule
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.runtime.decoders import open_decoder
 from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
@@ -33,7 +34,6 @@ from hvlc.runtime.package_stages import (
 from hvlc.runtime.parts import Graph, Precision, Stream
 from hvlc.runtime.providers import register_providers, runs_on
 from hvlc.runtime.vision import Vision
-from hvlc.stages import Layout, Question, Values
 from hvlc.weights.rotation import Rotation
 
 
@@ -160,12 +160,12 @@ class PackageTracer:
             UserError: the question cannot be asked, or a graph cannot be cut.
         """
         answer, tokens = self.answer(question), self.manifest.tokens
-        read = answer if tokens is None else stages.before_placeholder(answer, tokens.image)
-        values: dict[str, np.ndarray] = {stages.SAMPLING: read, stages.ANSWER: answer}
+        read = answer if tokens is None else trace_points.before_placeholder(answer, tokens.image)
+        values: dict[str, np.ndarray] = {trace_points.SAMPLING: read, trace_points.ANSWER: answer}
         for stage in self.stages(question):
             with stage.opened() as run:
                 values |= run(values)
-        return stages.in_order(values)
+        return trace_points.in_order(values)
 
     def answer(self, question: Question) -> np.ndarray:
         """int64 `[tokens]`: what onnxruntime-genai answers greedily; none where none are asked for."""
@@ -213,12 +213,12 @@ class PackageTracer:
         graph, stream = self._tower(encoder)
         ends = [*stream.layers, stream.end]
         first = graph.part(["pixel_values"], [stream.layers[0]])
-        yield Tiles(stages.VISION_EMBEDDINGS, stages.PREPROCESSING, first)
-        source = stages.VISION_EMBEDDINGS
+        yield Tiles(trace_points.VISION_EMBEDDINGS, trace_points.PREPROCESSING, first)
+        source = trace_points.VISION_EMBEDDINGS
         for index, (start, end) in enumerate(pairwise(ends)):
-            name = stages.vision_layer(index)
+            name = trace_points.vision_layer(index)
             yield Tiles(name, source, graph.part([start], [end]), residual=True)
             source = name
-        yield Tiles(stages.POST_NORM, source, graph.part([stream.end], [stream.norm]))
+        yield Tiles(trace_points.POST_NORM, source, graph.part([stream.end], [stream.norm]))
         projector = graph.part([stream.norm], [graph.value("tile_features")])
-        yield Tiles(stages.PROJECTOR, stages.POST_NORM, projector, self._basis)
+        yield Tiles(trace_points.PROJECTOR, trace_points.POST_NORM, projector, self._basis)

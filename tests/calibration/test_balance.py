@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc.balance import Spread, VisualSize
 from hvlc.calibration.balance import aspect, balance_of
 from hvlc.calibration.samples import CalibrationSet, ImagePrompt, ImageSample, StoredPicture, TextSample
+from hvlc.results.calibration_set import Spread, VisualSize
 from tests.helpers.tiny import picture
 
 PROMPT = ImagePrompt(np.zeros(3, np.int64), np.zeros(4, np.int64), 7, 8)

@@ -10,11 +10,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from hvlc.built import BuildResult
 from hvlc.errors import TargetError, UserError
 from hvlc.graphs.plan import Action, Assignment
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.request import BuildRequest
+from hvlc.results.build import BuildResult
 from hvlc.targets import target_path
 from tests.export.test_families import logits_difference
 from tests.helpers.tolerances import GRAPH_FLOAT32

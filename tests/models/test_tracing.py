@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.models.hypervl.tracing import HyperVLTracer
 from hvlc.models.tracing import LanguageTracer
-from hvlc.stages import Question
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Question
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.tiny import picture
 from tests.weights.prequantized.tiny_quantized import save_grouped
@@ -24,18 +24,18 @@ def test_layers_of_a_decoder_are_transformers_hidden_states(family: str, tmp_pat
     tracer = LanguageTracer(checkpoint)
     values = tracer.trace(Question("What?", max_new_tokens=4))
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    ids = torch.from_numpy(stages.read_ids(values))[None]
+    ids = torch.from_numpy(trace_points.read_ids(values))[None]
     expected = model(ids, output_hidden_states=True)
     layers = tracer.layout.decoder
     for index, state in enumerate(expected.hidden_states[1:-1]):  # the last one is after the norm
-        np.testing.assert_array_equal(values[stages.decoder_layer(index)], state[0].numpy())
-    normed = model.model.norm(torch.from_numpy(values[stages.decoder_layer(layers - 1)]))
+        np.testing.assert_array_equal(values[trace_points.decoder_layer(index)], state[0].numpy())
+    normed = model.model.norm(torch.from_numpy(values[trace_points.decoder_layer(layers - 1)]))
     np.testing.assert_allclose(normed.numpy(), expected.hidden_states[-1][0].numpy(), atol=1e-6)
-    np.testing.assert_allclose(values[stages.HEAD], expected.logits[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(values[trace_points.HEAD], expected.logits[0].numpy(), atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What?"}], add_generation_prompt=True)
-    assert values[stages.TOKENIZATION].tolist() == list(prompt["input_ids"])
-    assert len(values[stages.SAMPLING]) <= 4
+    assert values[trace_points.TOKENIZATION].tolist() == list(prompt["input_ids"])
+    assert len(values[trace_points.SAMPLING]) <= 4
 
 
 @torch.no_grad()
@@ -43,19 +43,19 @@ def test_a_hypervl_is_heard_from_the_pixels_to_the_answer(tiny_checkpoint: Path)
     image = picture(40, 70)
     question = Question("What is it?", (np.asarray(image),), encoder="base", max_new_tokens=3)
     values = HyperVLTracer(tiny_checkpoint).trace(question)
-    assert list(values) == list(stages.in_order(values))
+    assert list(values) == list(trace_points.in_order(values))
     model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(tiny_checkpoint)
     scales = model.predict_scale(**processor.image_processor.proxies([image])).tolist()
-    np.testing.assert_allclose(values[stages.RESOLUTION], scales)
+    np.testing.assert_allclose(values[trace_points.RESOLUTION], scales)
     inputs = processor(images=[image], text="<|image_pad|>", scales=scales)
-    np.testing.assert_array_equal(values[stages.PREPROCESSING], inputs["pixel_values"].numpy())
+    np.testing.assert_array_equal(values[trace_points.PREPROCESSING], inputs["pixel_values"].numpy())
     features = model.model.get_image_features(inputs["pixel_values"], inputs["image_grids"], "base")
-    np.testing.assert_allclose(values[stages.STITCHING], features.numpy(), atol=1e-6)
-    seen = stages.read_ids(values) == model.config.image_token_id
-    np.testing.assert_array_equal(values[stages.MERGE][seen], values[stages.STITCHING])
-    np.testing.assert_array_equal(values[stages.MERGE][~seen], values[stages.EMBEDDING][~seen])
-    assert values[stages.vision_layer(1)].shape == values[stages.VISION_EMBEDDINGS].shape
+    np.testing.assert_allclose(values[trace_points.STITCHING], features.numpy(), atol=1e-6)
+    seen = trace_points.read_ids(values) == model.config.image_token_id
+    np.testing.assert_array_equal(values[trace_points.MERGE][seen], values[trace_points.STITCHING])
+    np.testing.assert_array_equal(values[trace_points.MERGE][~seen], values[trace_points.EMBEDDING][~seen])
+    assert values[trace_points.vision_layer(1)].shape == values[trace_points.VISION_EMBEDDINGS].shape
 
 
 def test_a_quantized_checkpoint_is_no_reference(tmp_path: Path) -> None:

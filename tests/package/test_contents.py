@@ -17,12 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from hvlc import cli
-from hvlc.built import Content, Contents, Piece, Use
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.package import contents as reading
 from hvlc.package.contents import contents_of
 from hvlc.report.contents import contents_record, contents_tables
+from hvlc.results.build import Content, Contents, Piece, Use
 
 PACKAGES = ["tiny_w4a16", "tiny_float32"]
 

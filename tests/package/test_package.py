@@ -9,12 +9,12 @@ from typing import Any
 import onnx
 import pytest
 
-from hvlc.built import BuildResult
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action
 from hvlc.manifest.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
+from hvlc.results.build import BuildResult
 from tests.helpers.tiny import CONTEXT, HIDDEN
 
 BUILDS = ["float32_build", "w4a16_build"]

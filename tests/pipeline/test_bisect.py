@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline.bisect import Request, among_peers, bisect, choice, open_reference
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.tracing import open_tracer
+from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection, Deviation, StageResult
 from hvlc.zoo import documents
 from tests.export.tiny_families import TEXT, save_text
@@ -96,10 +96,10 @@ def test_errors_accumulate_after_a_fault_and_not_before(
 ) -> None:
     found = ask(planted("scaled projector weight", tiny_float32, tmp_path / "package"))
     names = [stage.name for stage in found.stages]
-    at = names.index(stages.PROJECTOR)
+    at = names.index(trace_points.PROJECTOR)
     sizes = [stage.accumulated.relative for stage in found.stages if stage.accumulated is not None]
     assert max(size for size in sizes[:at] if size is not None) < 1e-4
-    assert all((sizes[names.index(stages.decoder_layer(i))] or 0) > 0.05 for i in range(2))
+    assert all((sizes[names.index(trace_points.decoder_layer(i))] or 0) > 0.05 for i in range(2))
     assert all(stage.own.relative is not None and stage.own.relative < 1e-4 for stage in found.stages[at + 1 :])
 
 
@@ -149,7 +149,7 @@ def test_a_package_against_itself_is_exactly_itself(tiny_w4a16: Path, ask: Calla
         stage.name: (stage.own.relative, stage.accumulated and stage.accumulated.relative) for stage in found.stages
     }
     # The package's own run is one token at a time, in which sums have another order.
-    assert all(own == 0 for name, (own, _) in errors.items() if name != stages.DECODE)
+    assert all(own == 0 for name, (own, _) in errors.items() if name != trace_points.DECODE)
     assert all(accumulated is not None and accumulated < 1e-5 for _, accumulated in errors.values())
     assert found.answer == found.expected_answer
     assert found.reference_runs_on == "onnxruntime CPU"
@@ -160,12 +160,12 @@ def test_another_checkpoint_departs_wherever_it_has_weights(
 ) -> None:
     found = ask(tiny_float32, save_tiny(tmp_path / "other", seed=1))
     inside = {name for name in (stage.name for stage in found.stages) if "layers" in name}
-    assert beyond(found) >= inside | {stages.VISION_EMBEDDINGS, stages.PROJECTOR, stages.HEAD}
+    assert beyond(found) >= inside | {trace_points.VISION_EMBEDDINGS, trace_points.PROJECTOR, trace_points.HEAD}
 
 
 def test_a_given_tolerance_holds_for_every_stage_with_numbers(tiny_w4a16: Path, ask: Callable[..., Bisection]) -> None:
     found = ask(tiny_w4a16, tolerance=1e-3)
-    assert found.departs == stages.vision_layer(0)
+    assert found.departs == trace_points.vision_layer(0)
     assert found.hints[0].startswith("its weights are the reference's")
     assert {stage.tolerance for stage in found.stages} == {1e-3, 0.0, 0.05}  # tokenization and sampling are not numbers
 
@@ -213,9 +213,14 @@ def _not_finite(model: onnx.ModelProto) -> None:
 
 
 EDITS: dict[str, tuple[str, Callable[[onnx.ModelProto], None], str, str]] = {
-    "past keys": ("model.onnx", _wrong_past, stages.DECODE, ""),
-    "placeholders": ("embedding.onnx", _late_placeholders, stages.MERGE, "positions have what belongs 1 before them"),
-    "NaN": ("model.onnx", _not_finite, stages.decoder_layer(1), "input_layernorm.weight"),
+    "past keys": ("model.onnx", _wrong_past, trace_points.DECODE, ""),
+    "placeholders": (
+        "embedding.onnx",
+        _late_placeholders,
+        trace_points.MERGE,
+        "positions have what belongs 1 before them",
+    ),
+    "NaN": ("model.onnx", _not_finite, trace_points.decoder_layer(1), "input_layernorm.weight"),
 }
 
 
@@ -242,7 +247,7 @@ def test_an_engine_that_stops_early_departs_at_the_sampling(
     config["model"]["eos_token_id"] = right.answer[0]
     (copy / "genai_config.json").write_text(json.dumps(config), "utf-8")
     found = ask(copy)
-    assert found.departs == stages.SAMPLING
+    assert found.departs == trace_points.SAMPLING
     assert found.departing is not None
     assert found.departing.detail == f"the answer ends after 1 tokens, the reference's after {len(right.answer)}"
 
@@ -258,11 +263,11 @@ def test_a_package_that_breaks_on_the_way_is_compared_as_far_as_it_gets(
         model.graph.node.append(helper.make_node("Slice", ["all", "first", "last", "first"], ["pixel_values"]))
 
     found = ask(edited(tiny_float32, tmp_path / "package", "front.onnx", drop))
-    assert found.departs == stages.PREPROCESSING
+    assert found.departs == trace_points.PREPROCESSING
     assert "where the reference cuts" in found.hints[0]
     by_name = {stage.name: stage for stage in found.stages}
-    assert by_name[stages.STITCHING].accumulated is None
-    assert not by_name[stages.decoder_layer(0)].departs
+    assert by_name[trace_points.STITCHING].accumulated is None
+    assert not by_name[trace_points.decoder_layer(0)].departs
     assert found.answer == ()
 
 
@@ -320,7 +325,7 @@ def test_a_reference_is_a_checkpoint_or_a_package(tiny_float32: Path, tiny_check
 
 def layer(index: int, error: float, precision: str = "4-bit weights") -> StageResult:
     own = Deviation(relative=error, shape=(1,), expected_shape=(1,))
-    return StageResult(name=stages.decoder_layer(index), own=own, tolerance=0.4, precision=precision)
+    return StageResult(name=trace_points.decoder_layer(index), own=own, tolerance=0.4, precision=precision)
 
 
 def test_a_quantized_layer_is_held_against_its_peers() -> None:

@@ -17,7 +17,7 @@ from hvlc.pipeline.layerwise import trace
 from hvlc.report.comparison import comparison_markdown, comparison_tables, headline
 from hvlc.results import write_evaluation
 from hvlc.results.comparison import Comparison
-from hvlc.stages import Question
+from hvlc.results.trace_points import Question
 from tests.helpers.faults import FAULTS, planted
 from tests.helpers.measurements import measured, read_text
 from tests.helpers.tiny import picture

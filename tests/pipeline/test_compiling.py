@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-from hvlc.built import Content
 from hvlc.compilation.checking import Sample
 from hvlc.compilation.compiler import CompileOptions
 from hvlc.compilation.isolation import Isolation
@@ -24,6 +23,7 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.compiling import CompiledPackage, CompileRequest, compile_package, with_provider
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.request import BuildRequest
+from hvlc.results.build import Content
 from hvlc.results.compilation import read_compilation
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.providers import runs_on

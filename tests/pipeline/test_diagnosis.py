@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc import stages
 from hvlc.pipeline.diagnosis import diagnose, reader
 from hvlc.pipeline.tracing import open_tracer
-from hvlc.stages import Question
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Question
 from tests.helpers.faults import planted
 
 RANDOM = np.random.default_rng(0)
@@ -18,7 +18,7 @@ TILES = RANDOM.normal(size=(4, 3, 8, 8)).astype(np.float32)
 
 def normalized(found: np.ndarray) -> tuple[str, ...]:
     """Hints about tiles."""
-    return hints(stages.PREPROCESSING, found, TILES)
+    return hints(trace_points.PREPROCESSING, found, TILES)
 
 
 def hints(stage: str, found: np.ndarray, expected: np.ndarray) -> tuple[str, ...]:
@@ -63,14 +63,14 @@ def test_visual_tokens_in_other_places_are_recognized(offset: int, where: str) -
     expected = RANDOM.normal(size=(9, 4)).astype(np.float32)
     found = expected.copy()
     found[3 + offset : 6 + offset] = expected[3:6]
-    assert hints(stages.MERGE, found, expected)[0] == f"3 positions have what belongs {where} them"
+    assert hints(trace_points.MERGE, found, expected)[0] == f"3 positions have what belongs {where} them"
 
 
 def test_a_scale_that_differs_is_named(tiny_float32: Path) -> None:
     tracer = open_tracer(tiny_float32)
     found, expected = np.array([0.5, 1], np.float32), np.array([0.5, 0.25], np.float32)
-    values = {stages.RESOLUTION: found}, {stages.RESOLUTION: expected}
-    assert diagnose(stages.RESOLUTION, {}, *values, tracer, Path()) == (
+    values = {trace_points.RESOLUTION: found}, {trace_points.RESOLUTION: expected}
+    assert diagnose(trace_points.RESOLUTION, {}, *values, tracer, Path()) == (
         "image 1 is scaled by 1, the reference scales it by 0.25",
     )
 
@@ -81,8 +81,8 @@ def test_vocabularies_are_compared(tiny_float32: Path, tmp_path: Path) -> None:
     removed = tokenizer["model"]["vocab"].pop("q")
     tokenizer["model"]["vocab"]["another"] = removed
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    values = {stages.TOKENIZATION: np.array([1, removed])}, {stages.TOKENIZATION: np.array([1, 2, 3])}
-    assert diagnose(stages.TOKENIZATION, {}, *values, tracer, tmp_path) == (
+    values = {trace_points.TOKENIZATION: np.array([1, removed])}, {trace_points.TOKENIZATION: np.array([1, 2, 3])}
+    assert diagnose(trace_points.TOKENIZATION, {}, *values, tracer, tmp_path) == (
         f"position 1: token {removed} ('q') where the reference has 2 ({_token(tokenizer, 2)!r})",
         "2 tokens, where the reference has 3",
         "1 tokens of the reference are missing from tokenizer.json",
@@ -97,13 +97,13 @@ def test_weights_of_a_right_stage_are_the_references(
     tiny_w4a16: Path, tiny_checkpoint: Path, tiny_float32: Path
 ) -> None:
     for reference in (tiny_checkpoint, tiny_float32):
-        found = weights(tiny_w4a16, reference, stages.decoder_layer(0))
+        found = weights(tiny_w4a16, reference, trace_points.decoder_layer(0))
         assert found == ("its weights are the reference's: the graph computes something else with them",)
 
 
 def test_weights_of_a_reference_package_are_read_as_well(tiny_w4a16: Path, tiny_float32: Path, tmp_path: Path) -> None:
     package = planted("wrong int4 scales", tiny_w4a16, tmp_path / "package")
-    (hint,) = weights(package, tiny_float32, stages.decoder_layer(1))
+    (hint,) = weights(package, tiny_float32, trace_points.decoder_layer(1))
     assert hint.startswith("5 of 11 weights are 1.5 times the reference's: 1.self_attn.q_proj+k_proj+v_proj.weight, ")
 
 
@@ -113,7 +113,7 @@ def test_a_recipe_that_changes_weights_is_named_instead(
     tracer = open_tracer(tiny_w4a16)
     monkeypatch.setattr(tracer, "prepared", "awq")
     parts = {stage.name: stage for stage in tracer.stages(Question("What?"))}
-    (hint,) = diagnose(stages.decoder_layer(0), parts, {}, {}, tracer, tiny_checkpoint)
+    (hint,) = diagnose(trace_points.decoder_layer(0), parts, {}, {}, tracer, tiny_checkpoint)
     assert hint == "its weights are not compared: the recipe changes them by awq before they are stored"
 
 

@@ -10,7 +10,7 @@ from hvlc.pipeline import evaluate
 from hvlc.pipeline.pareto import Scoring, pareto
 from hvlc.pipeline.sensitivity import Measuring, opened
 from hvlc.recipes.schema import FormatSpec
-from hvlc.sensitivity import Front
+from hvlc.results.sensitivity import Front
 
 FORMATS = (FormatSpec(bits=4, block_size=32), FormatSpec(bits=8, block_size=32))
 

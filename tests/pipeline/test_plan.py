@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from hvlc.built import BuildResult, MemoryUse
 from hvlc.errors import UserError
 from hvlc.graphs.plan import Action
 from hvlc.pipeline import memory
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.estimate import needs_of
 from hvlc.pipeline.request import BuildRequest
+from hvlc.results.build import BuildResult, MemoryUse
 
 
 def request(checkpoint: Path, output: Path, recipe: str = "w4a16-rtn", **changes: Any) -> BuildRequest:

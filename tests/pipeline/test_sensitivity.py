@@ -20,7 +20,7 @@ from hvlc.passes.keep_positions import KeepPositions
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.sensitivity import Measuring, measure
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
-from hvlc.sensitivity import Part, Sensitivity
+from hvlc.results.sensitivity import Part, Sensitivity
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import ScaleType, WeightFormat

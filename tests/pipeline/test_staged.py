@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.package.layers import COMPILED
 from hvlc.pipeline.bisect import Request, bisect, open_reference
@@ -21,9 +20,10 @@ from hvlc.pipeline.layerwise import weigh
 from hvlc.pipeline.perplexity import evaluate_texts
 from hvlc.pipeline.request import BuildRequest
 from hvlc.pipeline.tracing import open_tracer
+from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection
+from hvlc.results.trace_points import Question
 from hvlc.runtime.parts import Precision
-from hvlc.stages import Question
 from hvlc.zoo import documents
 from tests.export.tiny_families import save_text
 from tests.helpers.faults import FACTOR, FAULTS, planted
@@ -133,7 +133,7 @@ def test_a_fault_in_the_graph_for_tokens_alone_is_one_of_decoding(
     norm.input[1] = "wrong"
     onnx.save(model, package / "decoder_1_token.onnx")
     found = ask(package)
-    assert found.departs == stages.DECODE
+    assert found.departs == trace_points.DECODE
     assert found.departing is not None
     assert found.departing.detail == "most in decoder.layers.1"
     assert found.changed_files == ("decoder_1_token.onnx",)
@@ -143,8 +143,8 @@ def test_a_head_that_gives_another_row_than_the_one_it_is_asked_for_is_named(
     built: dict[str, Path], tmp_path: Path, ask: Any
 ) -> None:
     found = ask(changed(built["float32"], tmp_path / "package", "head_prompt.onnx", deaf_head))
-    assert found.departs == stages.HEAD
-    assert beyond(found) == {stages.HEAD, stages.DECODE}  # the first token of an answer comes from there
+    assert found.departs == trace_points.HEAD
+    assert beyond(found) == {trace_points.HEAD, trace_points.DECODE}  # the first token of an answer comes from there
 
 
 def test_levels_between_parts_are_rounded_as_the_package_rounds_them(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_levels_between_parts_are_rounded_as_the_package_rounds_them(tmp_path: P
     tracers = [open_tracer(package) for package in (fixed, plain)]
     made, expected = (t.trace(t.resolved(Question("abcdefgh" * 3, max_new_tokens=4))) for t in tracers)
     assert list(made) == list(expected)
-    assert len(made[stages.TOKENIZATION]) > CHUNK
-    for name in ("decoder.layers.0", "decoder.layers.1", stages.HEAD):
+    assert len(made[trace_points.TOKENIZATION]) > CHUNK
+    for name in ("decoder.layers.0", "decoder.layers.1", trace_points.HEAD):
         np.testing.assert_allclose(made[name], expected[name], atol=2e-3 * np.abs(expected[name]).max())
 
 

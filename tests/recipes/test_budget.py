@@ -22,7 +22,7 @@ from hvlc.recipes.budget import (
     with_budget,
 )
 from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, dump_recipe, load_recipe, shipped_recipes
-from hvlc.sensitivity import Candidate, Part, Sensitivity
+from hvlc.results.sensitivity import Candidate, Part, Sensitivity
 
 options = st.lists(st.builds(Option, st.integers(0, 60), st.floats(0, 1, width=16)), min_size=1, max_size=3)
 problems = st.lists(options, min_size=1, max_size=5)

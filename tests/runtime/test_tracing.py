@@ -11,18 +11,18 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from hvlc import stages
 from hvlc.errors import UserError
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Question
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.parts import Graph, Precision
 from hvlc.runtime.tracing import PackageTracer
 from hvlc.runtime.vision import Vision
-from hvlc.stages import Question
 from hvlc.weights.rotation import Rotation
 from tests.helpers.tiny import picture
 
 IMAGE = np.asarray(picture(40, 70))
-ANSWERED = (stages.SAMPLING, stages.ANSWER)
+ANSWERED = (trace_points.SAMPLING, trace_points.ANSWER)
 
 
 def question(tracer: PackageTracer, **changes: object) -> Question:
@@ -44,15 +44,15 @@ def test_the_stages_of_a_package_add_up_to_its_graphs(
     package: Path = request.getfixturevalue(recipe)
     tracer = PackageTracer(package)
     values = tracer.trace(question(tracer, encoder=encoder))
-    assert list(values) == list(stages.in_order(values))
+    assert list(values) == list(trace_points.in_order(values))
     vision = Vision(package, tracer.manifest)
     tiled = vision.tile(IMAGE, compress=True)
-    np.testing.assert_array_equal(values[stages.PREPROCESSING], tiled.tiles)
+    np.testing.assert_array_equal(values[trace_points.PREPROCESSING], tiled.tiles)
     features = vision.encode(tiled, encoder)
-    np.testing.assert_allclose(values[stages.STITCHING], features, atol=1e-5)
-    ids = stages.read_ids(values)[None]
+    np.testing.assert_allclose(values[trace_points.STITCHING], features, atol=1e-5)
+    ids = trace_points.read_ids(values)[None]
     embeds = whole(package, "embedding.onnx", {"input_ids": ids, "image_features": features}, "inputs_embeds")
-    np.testing.assert_allclose(values[stages.MERGE], embeds[0], atol=1e-5)
+    np.testing.assert_allclose(values[trace_points.MERGE], embeds[0], atol=1e-5)
     layers = tracer.layout.decoder
     past = {
         f"past_key_values.{layer}.{side}": np.zeros((1, 2, 0, 16), np.float32)
@@ -61,7 +61,7 @@ def test_the_stages_of_a_package_add_up_to_its_graphs(
     }
     feeds = {"inputs_embeds": embeds, "attention_mask": np.ones_like(ids), **past}
     logits = whole(package, "model.onnx", feeds, "logits")
-    np.testing.assert_allclose(values[stages.HEAD][-1], logits[0, -1], atol=1e-4)
+    np.testing.assert_allclose(values[trace_points.HEAD][-1], logits[0, -1], atol=1e-4)
 
 
 def test_the_answer_is_the_engines(tiny_float32: Path) -> None:
@@ -72,23 +72,23 @@ def test_the_answer_is_the_engines(tiny_float32: Path) -> None:
     )
     tokens = np.array(answered.tokens)
     values = tracer.trace(asked)
-    assert values[stages.ANSWER].tolist() == tokens.tolist()
-    kept = stages.before_placeholder(tokens, tracer.manifest.tokens.image)  # type: ignore[union-attr]
-    assert values[stages.SAMPLING].tolist() == kept.tolist()
+    assert values[trace_points.ANSWER].tolist() == tokens.tolist()
+    kept = trace_points.before_placeholder(tokens, tracer.manifest.tokens.image)  # type: ignore[union-attr]
+    assert values[trace_points.SAMPLING].tolist() == kept.tolist()
 
 
 def test_a_layer_gives_the_same_one_token_after_another(tiny_float32: Path) -> None:
     tracer = PackageTracer(tiny_float32)
     asked = question(tracer)
-    values = {**tracer.trace(asked), stages.SAMPLING: np.array([5, 6, 7])}
-    with next(s for s in tracer.stages(asked) if s.name == stages.EMBEDDING).opened() as run:
+    values = {**tracer.trace(asked), trace_points.SAMPLING: np.array([5, 6, 7])}
+    with next(s for s in tracer.stages(asked) if s.name == trace_points.EMBEDDING).opened() as run:
         values |= run(values)
-    with next(s for s in tracer.stages(asked) if s.name == stages.MERGE).opened() as run:
+    with next(s for s in tracer.stages(asked) if s.name == trace_points.MERGE).opened() as run:
         values |= run(values)
-    layer = next(s for s in tracer.stages(asked) if s.name == stages.decoder_layer(0))
+    layer = next(s for s in tracer.stages(asked) if s.name == trace_points.decoder_layer(0))
     with layer.opened() as run:
         at_once, stepwise = (run(values, stepwise=one)[layer.name] for one in (False, True))
-    assert len(at_once) == len(values[stages.TOKENIZATION]) + 2
+    assert len(at_once) == len(values[trace_points.TOKENIZATION]) + 2
     np.testing.assert_allclose(stepwise, at_once, atol=1e-5)
 
 
@@ -112,17 +112,17 @@ def test_several_images_keep_their_places(tiny_float32: Path) -> None:
     values = tracer.trace(question(tracer, images=images, encoder="base", max_new_tokens=0))
     vision = Vision(tiny_float32, tracer.manifest)
     features = [vision.encode(vision.tile(image, compress=True), "base") for image in images]
-    np.testing.assert_allclose(values[stages.STITCHING], np.concatenate(features), atol=1e-5)
-    assert len(values[stages.SAMPLING]) == 0
+    np.testing.assert_allclose(values[trace_points.STITCHING], np.concatenate(features), atol=1e-5)
+    assert len(values[trace_points.SAMPLING]) == 0
 
 
 def test_precision_is_what_a_part_computes_with(tiny_w4a16: Path) -> None:
     tracer = PackageTracer(tiny_w4a16)
     found = {stage.name: stage.precision for stage in tracer.stages(question(tracer))}
-    assert found[stages.decoder_layer(0)] == Precision(weights=4)
-    assert found[stages.vision_layer(0)] == Precision(weights=8)
-    assert found[stages.EMBEDDING].weights == 4
-    assert found[stages.MERGE] == found[stages.POST_NORM] == Precision()
+    assert found[trace_points.decoder_layer(0)] == Precision(weights=4)
+    assert found[trace_points.vision_layer(0)] == Precision(weights=8)
+    assert found[trace_points.EMBEDDING].weights == 4
+    assert found[trace_points.MERGE] == found[trace_points.POST_NORM] == Precision()
 
 
 def test_a_rotation_that_the_graph_does_not_show_is_not_undone(tiny_float32: Path) -> None:

@@ -1,4 +1,4 @@
-"""Traces of HyperVL checkpoints (`hvlc.stages`)."""
+"""Traces of HyperVL checkpoints (`hvlc.results.trace_points`)."""
 
 from functools import cached_property
 from typing import Any
@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from hvlc import stages
 from hvlc.errors import UserError
 from hvlc.models.hypervl.configuration import BRANCHES
 from hvlc.models.hypervl.processing import cap_scale
 from hvlc.models.tracing import LanguageTracer
-from hvlc.stages import Layout, Question, Values
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Layout, Question, Values
 
 
 class HyperVLTracer(LanguageTracer):
@@ -61,21 +61,21 @@ class HyperVLTracer(LanguageTracer):
         inputs |= {"branch": question.encoder} if images else {}
         answer = self._answer(ids, inputs, question)
         found = {
-            stages.TOKENIZATION: ids[0].numpy(),
-            stages.SAMPLING: stages.before_placeholder(answer, self.model.config.image_token_id),
-            stages.ANSWER: answer,
+            trace_points.TOKENIZATION: ids[0].numpy(),
+            trace_points.SAMPLING: trace_points.before_placeholder(answer, self.model.config.image_token_id),
+            trace_points.ANSWER: answer,
         }
         model = self.model.model
-        modules = {stages.EMBEDDING: model.get_input_embeddings()}
+        modules = {trace_points.EMBEDDING: model.get_input_embeddings()}
         if images:
-            found[stages.RESOLUTION] = self._used(images, scales)
-            found[stages.PREPROCESSING] = inputs["pixel_values"].numpy()
-            found[stages.GRIDS] = inputs["image_grids"].numpy()
+            found[trace_points.RESOLUTION] = self._used(images, scales)
+            found[trace_points.PREPROCESSING] = inputs["pixel_values"].numpy()
+            found[trace_points.GRIDS] = inputs["image_grids"].numpy()
             modules |= _vision_modules(model.branches[question.encoder])
         values, output = self._run(found, modules, model.language_model, inputs)
         if images:
-            values[stages.STITCHING] = output.image_features.numpy()
-        return stages.in_order(values)
+            values[trace_points.STITCHING] = output.image_features.numpy()
+        return trace_points.in_order(values)
 
     def _text(self, question: Question) -> str:
         content = [{"type": "image"}] * len(question.images) + [{"type": "text", "text": question.prompt}]
@@ -100,8 +100,8 @@ class HyperVLTracer(LanguageTracer):
 def _vision_modules(branch: Any) -> dict[str, Any]:
     tower = branch.tower
     return {
-        stages.VISION_EMBEDDINGS: tower.embeddings,
-        **{stages.vision_layer(i): layer for i, layer in enumerate(tower.encoder.layers)},
-        stages.POST_NORM: tower.post_layernorm,
-        stages.PROJECTOR: branch.projector,
+        trace_points.VISION_EMBEDDINGS: tower.embeddings,
+        **{trace_points.vision_layer(i): layer for i, layer in enumerate(tower.encoder.layers)},
+        trace_points.POST_NORM: tower.post_layernorm,
+        trace_points.PROJECTOR: branch.projector,
     }
