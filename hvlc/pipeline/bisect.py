@@ -20,9 +20,9 @@ from hvlc.pipeline.tracing import open_tracer
 from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection, Deviation, StageResult
 from hvlc.results.trace_points import Layout, Question, Values
-from hvlc.runtime.package_stages import Stage
-from hvlc.runtime.parts import RUN_ERRORS, Precision
-from hvlc.runtime.tracing import PackageTracer
+from hvlc.tracing.package import PackageTracer
+from hvlc.tracing.package_stages import Stage
+from hvlc.tracing.parts import RUN_ERRORS, Precision
 
 #: Told what is being done, how far it is, and how far it goes.
 Progress = Callable[[str, int, int], None]

@@ -18,9 +18,9 @@ from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Values
-from hvlc.runtime.package_stages import Stage
-from hvlc.runtime.parts import Part
-from hvlc.runtime.tracing import PackageTracer
+from hvlc.tracing.package import PackageTracer
+from hvlc.tracing.package_stages import Stage
+from hvlc.tracing.parts import Part
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.reading import read_parameter
 

@@ -8,8 +8,8 @@ from hvlc.graphs.plan import CacheType
 from hvlc.manifest.lock import Lock
 from hvlc.manifest.manifest import Manifest
 from hvlc.recipes.schema import Recipe, load_recipe
-from hvlc.runtime.parts import Precision
-from hvlc.runtime.tracing import PackageTracer
+from hvlc.tracing.package import PackageTracer
+from hvlc.tracing.parts import Precision
 from hvlc.weights.rotation import Rotation
 
 

@@ -21,8 +21,8 @@ from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import open_model
-from hvlc.runtime.parts import Part
 from hvlc.targets import load_target
+from hvlc.tracing.parts import Part
 from tests.export.tiny_families import save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 from tests.helpers.tiny import picture

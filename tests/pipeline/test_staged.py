@@ -23,7 +23,7 @@ from hvlc.pipeline.tracing import open_tracer
 from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection
 from hvlc.results.trace_points import Question
-from hvlc.runtime.parts import Precision
+from hvlc.tracing.parts import Precision
 from hvlc.zoo import documents
 from tests.export.tiny_families import save_text
 from tests.helpers.faults import FACTOR, FAULTS, planted

@@ -18,9 +18,9 @@ from hvlc.manifest.manifest import ComponentEntry
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Values
 from hvlc.runtime.fixed import Cache, run_windows
-from hvlc.runtime.package_stages import SAME, Basis, Run, Stage, run_tiles
-from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.providers import open_component
+from hvlc.tracing.package_stages import SAME, Basis, Run, Stage, run_tiles
+from hvlc.tracing.parts import Part, Precision
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from hvlc.graphs.placement import Phase
 from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.results import trace_points
 from hvlc.runtime.fixed import LOGITS, PAST, PRESENT
-from hvlc.runtime.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
-from hvlc.runtime.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage
-from hvlc.runtime.parts import Graph, Part, Precision, before_rounding
+from hvlc.tracing.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
+from hvlc.tracing.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage
+from hvlc.tracing.parts import Graph, Part, Precision, before_rounding
 
 _NORM, _LAST_NORM = "input_layernorm", "norm"
 _ENTRY = "residual.rotate"  # hvlc.passes.rotate_residual

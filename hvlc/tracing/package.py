@@ -18,10 +18,12 @@ from hvlc.graphs.bundle import Role
 from hvlc.manifest.manifest import ComponentEntry, Kind, Manifest, TileRule
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
-from hvlc.runtime.decoders import open_decoder
-from hvlc.runtime.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
-from hvlc.runtime.package_stages import (
+from hvlc.runtime.providers import register_providers, runs_on
+from hvlc.runtime.vision import Vision
+from hvlc.tracing.decoders import open_decoder
+from hvlc.tracing.fixed_stages import CompiledEncoder, CompiledGraph
+from hvlc.tracing.package_stages import (
     TILE_BATCH,
     Basis,
     Preprocessing,
@@ -31,9 +33,7 @@ from hvlc.runtime.package_stages import (
     Tiles,
     Tokenization,
 )
-from hvlc.runtime.parts import Graph, Precision, Stream
-from hvlc.runtime.providers import register_providers, runs_on
-from hvlc.runtime.vision import Vision
+from hvlc.tracing.parts import Graph, Precision, Stream
 from hvlc.weights.rotation import Rotation
 
 

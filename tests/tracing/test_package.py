@@ -15,9 +15,9 @@ from hvlc.errors import UserError
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question
 from hvlc.runtime.generation import VisionLanguageModel
-from hvlc.runtime.parts import Graph, Precision
-from hvlc.runtime.tracing import PackageTracer
 from hvlc.runtime.vision import Vision
+from hvlc.tracing.package import PackageTracer
+from hvlc.tracing.parts import Graph, Precision
 from hvlc.weights.rotation import Rotation
 from tests.helpers.tiny import picture
 

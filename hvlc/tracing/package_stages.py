@@ -1,4 +1,4 @@
-"""The stages of a package, each a function of the values before it; `hvlc.runtime.tracing` puts them in a row."""
+"""The stages of a package, each a function of the values before it; `hvlc.tracing.package` puts them in a row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from hvlc.results import trace_points
 from hvlc.results.trace_points import Question, Values
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel
-from hvlc.runtime.parts import Part, Precision
 from hvlc.runtime.vision import Tiled
+from hvlc.tracing.parts import Part, Precision
 from hvlc.weights.rotation import Rotation
 
 TILE_BATCH = 4  # tiles per run of an encoder

@@ -1,0 +1,1 @@
+"""One question, seen at every stage of a package."""
