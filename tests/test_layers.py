@@ -54,13 +54,13 @@ SIBLINGS: dict[tuple[str, str], str] = {
 
 #: Third-party packages and the parts that may import them.
 CONFINED: dict[str, tuple[str, ...]] = {
-    "torch": ("hvlc.export", "hvlc.models", "hvlc.training", "hvlc.calibration.neural_compressor"),
+    "torch": ("hvlc.export", "hvlc.models", "hvlc.training", "hvlc.solvers.neural_compressor"),
     "safetensors.torch": ("hvlc.export", "hvlc.models", "hvlc.training"),
     "torchao": (),
-    "transformers": ("hvlc.export", "hvlc.models", "hvlc.training", "hvlc.calibration.neural_compressor"),
+    "transformers": ("hvlc.export", "hvlc.models", "hvlc.training", "hvlc.solvers.neural_compressor"),
     "optimum": ("hvlc.export", "hvlc.models", "hvlc.training"),
-    "neural_compressor": ("hvlc.calibration.neural_compressor",),
-    "numba": ("hvlc.calibration.solvers.kernels",),
+    "neural_compressor": ("hvlc.solvers.neural_compressor",),
+    "numba": ("hvlc.solvers.kernels",),
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
     "psutil": ("hvlc.pipeline.memory",),
     "onnxruntime_qnn": ("hvlc.compilation.worker", "hvlc.runtime.providers"),
@@ -198,7 +198,7 @@ def test_exceptions_are_in_use() -> None:
         ("runtime/a.py", "from torch import nn", "torch is for hvlc.export"),
         ("zoo/a.py", "from transformers import AutoModel", "transformers is for hvlc.export"),
         ("checkpoint.py", "from safetensors.torch import load_file", "safetensors.torch is for hvlc.export"),
-        ("export/a.py", "import neural_compressor", "neural_compressor is for hvlc.calibration.neural_compressor"),
+        ("export/a.py", "import neural_compressor", "neural_compressor is for hvlc.solvers.neural_compressor"),
         ("report/a.py", "def f():\n    print('x')", "print is for the CLI"),
     ],
 )

@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.observation import Observation, Observers
-from hvlc.calibration.registry import CALIBRATED, SOLVERS
 from hvlc.calibration.state import State, awaited
-from hvlc.calibration.statistics import Accumulator, InputStatistics
 from hvlc.calibration.walking import Stretch, Walk, stretches
 from hvlc.errors import HvlcError, UserError
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, linear_groups
 from hvlc.graphs.plan import Action, Assignment
+from hvlc.solvers.registry import CALIBRATED, SOLVERS
+from hvlc.solvers.statistics import Accumulator, InputStatistics
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.quantized import Levels, Solved, unpacked

@@ -11,15 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.engine import statistics_of
-from hvlc.calibration.registry import SOLVERS
 from hvlc.calibration.scaling import Rounding, awq_factors, scaled_statistics, smooth_factors
 from hvlc.calibration.sensitivity import in_float
 from hvlc.calibration.state import Awaited, State, key_path
-from hvlc.calibration.statistics import InputStatistics
 from hvlc.calibration.walking import Walk, stretches
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups, operand, values_of
+from hvlc.solvers.registry import SOLVERS
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import WeightFormat
 
 _ROUNDING = "rtn"  # what a search takes for the quantization of any solver

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from hvlc.calibration.statistics import InputStatistics
+from hvlc.solvers.statistics import InputStatistics
 
 #: float32 `[rows, in]` to what it is after quantization, float32 `[rows, in]`; rows do not depend on each other.
 Rounding = Callable[[np.ndarray], np.ndarray]

@@ -16,13 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.engine import solve_rows, statistics_of
-from hvlc.calibration.registry import CALIBRATED, SOLVERS
-from hvlc.calibration.statistics import InputStatistics
 from hvlc.calibration.walking import Kept, Stretch, Walk, stretches
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
 from hvlc.graphs.plan import Assignment
+from hvlc.solvers.registry import CALIBRATED, SOLVERS
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.lazy import Expression
 from hvlc.weights.quantized import Levels
 

@@ -241,7 +241,7 @@ def _planned(
             count(1)
     plan = None
     with stages.stage("plan") as count:
-        from hvlc.calibration.registry import CALIBRATED, SOLVERS, solver_problems
+        from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
         with found:
             check_target(bundle, target)

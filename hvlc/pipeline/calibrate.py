@@ -11,7 +11,6 @@ import onnx_ir as ir
 from hvlc.calibration.engine import Calibration, matrix_key
 from hvlc.calibration.factors import FactorSearch, ScaledGroup
 from hvlc.calibration.observation import Observation
-from hvlc.calibration.registry import CALIBRATED, SOLVERS
 from hvlc.calibration.samples import CalibrationSet, TextSample
 from hvlc.calibration.state import State, awaited
 from hvlc.calibration.walking import Walk
@@ -22,6 +21,7 @@ from hvlc.manifest.manifest import Kind
 from hvlc.passes.quantize_activations import calibrated_values, check_ranges
 from hvlc.passes.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.pipeline.feeds import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
+from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Dequantized, Quantization, Solved
 

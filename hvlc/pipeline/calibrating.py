@@ -94,7 +94,7 @@ def calibration_inputs(
 
 def cost_of(bundle: Bundle, plan: Plan, inputs: "CalibrationSet", scaled: "Sequence[ScaledGroup]") -> CalibrationCost:
     """What the search for factors, the solvers and the observers take."""
-    from hvlc.calibration.registry import CALIBRATED
+    from hvlc.solvers.registry import CALIBRATED
 
     searched = search_cost(bundle, {(group.component, group.nodes[0]): group.searched for group in scaled}, inputs)
     return calibration_cost(bundle, plan, inputs, CALIBRATED).after(searched)

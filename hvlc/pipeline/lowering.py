@@ -51,7 +51,6 @@ def quantize(
     bundle: Bundle, plan: Plan, target: Target, solved: Mapping[tuple[str, str], Solved], observed: "Observed"
 ) -> int:
     """Perform the plan, then join what is equal by then; returns the number of quantized places."""
-    from hvlc.calibration.registry import SOLVERS
     from hvlc.graphs.stored_levels import stored_levels
     from hvlc.passes.narrow_tables import NarrowTables
     from hvlc.passes.pack_projections import PackProjections
@@ -60,6 +59,7 @@ def quantize(
     from hvlc.passes.quantize_weights import QuantizeWeights
     from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
     from hvlc.passes.select_encoder import SelectEncoder
+    from hvlc.solvers.registry import SOLVERS
 
     levels = {**stored_levels(plan, bundle), **solved}
     static = frozenset(role for role in QuantizeWeights.roles if plan.is_static(role))

@@ -250,7 +250,7 @@ def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> No
 
 def _plans(recipe: Recipe, bundle: Bundle, target: Target, how: Measuring) -> list[Plan]:
     """What a build would do if all parts had one format, for each of them."""
-    from hvlc.calibration.registry import CALIBRATED, SOLVERS, solver_problems
+    from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
     options = {name: solver.options for name, solver in CALIBRATED.items()}
     recipes = [uniform(recipe, format, how.solver) for format in how.formats]

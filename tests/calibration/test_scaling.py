@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.calibration.scaling import awq_factors, output_errors, scaled_statistics, smooth_factors
-from hvlc.calibration.solvers.rtn import round_to_nearest
-from hvlc.calibration.statistics import Accumulator, InputStatistics
+from hvlc.solvers.rtn import round_to_nearest
+from hvlc.solvers.statistics import Accumulator, InputStatistics
 from hvlc.weights.formats import WeightFormat
 from tests.helpers.tolerances import SOLVER_ERROR
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.calibration.sensitivity import Spoken, divergence, output_error
-from hvlc.calibration.statistics import Accumulator
+from hvlc.solvers.statistics import Accumulator
 from hvlc.weights.lazy import Constant
 from tests.helpers.tolerances import SOLVER_ERROR
 

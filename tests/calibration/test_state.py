@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.state import State, awaited, check_apart, check_foreign
 from hvlc.errors import UserError
 from hvlc.pipeline import request as requesting
 from hvlc.pipeline.build import build
+from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels, Stream, stored_array, unpacked
 from tests.export.tiny_families import save_text

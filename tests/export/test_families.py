@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.errors import UserError, raise_all
 from hvlc.export import export_bundle, known_families
 from hvlc.export.language import CONTEXT_LIMIT
@@ -28,6 +27,7 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
 from hvlc.results.build import BuildResult
 from hvlc.runtime.generation import LanguageModel
+from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 from tests.export.tiny_families import (
     CONTEXT,

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.errors import HvlcError, UserError
 from hvlc.package import streaming
 from hvlc.package.streaming import Layout, QuantizedUnit, check_finite, unit_of, write_data
 from hvlc.pipeline.memory import MemoryWatch, current_memory
+from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Computed, Constant, Expression, Stored, concat

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from hvlc.calibration.registry import SOLVERS
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.initializers import open_initializer
 from hvlc.package.weights import StoredWeight, graph_weights, stored_weights
+from hvlc.solvers.registry import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels

@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.graphs.builder import MICROSOFT, GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
@@ -12,6 +11,7 @@ from hvlc.package.streaming import QuantizedUnit, unit_of
 from hvlc.passes import pack_projections
 from hvlc.passes.pack_projections import PackProjections
 from hvlc.passes.quantize_weights import QuantizeWeights
+from hvlc.solvers import SOLVERS
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import concat
 from tests.helpers.sessions import OPTIMIZATIONS, session

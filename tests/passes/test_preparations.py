@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.linears import linear_groups
 from hvlc.graphs.producers import producer_of
@@ -17,6 +16,7 @@ from hvlc.passes.rotate_residual import RotateResidual
 from hvlc.passes.scale_channels import ScaleChannels
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
+from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.passes.float_models import bundle_of, difference, image_logits

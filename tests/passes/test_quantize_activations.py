@@ -16,8 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.calibration.ranges import RangeObserver
-from hvlc.calibration.solvers import SOLVERS
-from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.builder import GraphBuilder
@@ -30,6 +28,8 @@ from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.pipeline.build import build
 from hvlc.pipeline.request import BuildRequest
+from hvlc.solvers import SOLVERS
+from hvlc.solvers.rtn import round_to_nearest
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat

@@ -7,13 +7,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.calibration.solvers import SOLVERS
-from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.quantize_weights import QuantizeWeights
+from hvlc.solvers import SOLVERS
+from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session

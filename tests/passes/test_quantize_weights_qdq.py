@@ -9,8 +9,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.calibration.solvers import SOLVERS
-from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.errors import UserError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
@@ -18,6 +16,8 @@ from hvlc.graphs.plan import Action, ActivationFormat, Assignment, Plan
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
+from hvlc.solvers import SOLVERS
+from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Box, Constant, Expression, LazyTensor
 from hvlc.weights.quantized import Solved, stored_array, streams_of

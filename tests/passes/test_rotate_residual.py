@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.linears import linear_groups, operand
 from hvlc.passes.rotate_residual import RotateResidual
+from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import LazyTensor
 from hvlc.weights.rotation import Rotation

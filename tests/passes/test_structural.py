@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.export import export_bundle
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
@@ -18,6 +17,7 @@ from hvlc.passes.select_encoder import SelectEncoder
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
+from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import session

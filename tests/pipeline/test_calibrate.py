@@ -20,9 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from hvlc import cli
 from hvlc.calibration.engine import Calibration
-from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.samples import ImageSample, TextSample
-from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
 from hvlc.pipeline import calibrate as calibrating
@@ -30,6 +28,8 @@ from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
+from hvlc.solvers.registry import CALIBRATED
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import WeightFormat
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import contents, request, write_recipe

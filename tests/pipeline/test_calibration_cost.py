@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.calibration.registry import CALIBRATED, SOLVERS
 from hvlc.calibration.sources import Model, open_set
 from hvlc.export import export_bundle
 from hvlc.pipeline.calibration_cost import CalibrationCost, calibration_cost, product_speed
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
+from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import save_text

@@ -12,12 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from hvlc.calibration import factors as finding
-from hvlc.calibration.registry import CALIBRATED
 from hvlc.calibration.samples import TextSample
 from hvlc.calibration.scaling import awq_factors, smooth_factors
-from hvlc.calibration.solvers.rtn import round_to_nearest
 from hvlc.calibration.state import key_path
-from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, JournalEntry
@@ -32,6 +29,9 @@ from hvlc.recipes.schema import FormatSpec, load_recipe
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
+from hvlc.solvers.registry import CALIBRATED
+from hvlc.solvers.rtn import round_to_nearest
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat

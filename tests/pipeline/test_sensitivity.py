@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 
 from hvlc.calibration.sensitivity import Probe
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.calibration.sources import Model, open_set
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
@@ -21,6 +20,7 @@ from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.sensitivity import Measuring, measure
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.results.sensitivity import Part, Sensitivity
+from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import ScaleType, WeightFormat

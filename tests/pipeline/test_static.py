@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from hvlc.calibration.observation import Observers
-from hvlc.calibration.registry import SOLVERS
 from hvlc.calibration.samples import ImageSample, TextSample
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
@@ -34,6 +33,7 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
+from hvlc.solvers.registry import SOLVERS
 from hvlc.targets import load_target, target_path
 from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import save_text, save_vision

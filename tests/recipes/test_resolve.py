@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from hvlc.calibration.registry import CALIBRATED
-from hvlc.calibration.solvers import SOLVERS
 from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Action, ActivationFormat, CacheType, Plan
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
+from hvlc.solvers import SOLVERS
+from hvlc.solvers.registry import CALIBRATED
 from hvlc.targets import Target, load_target, shipped_targets
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import ScaleType, WeightFormat

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers import SOLVERS
+from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box

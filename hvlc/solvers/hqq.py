@@ -15,9 +15,9 @@ large weights that the squared error of SmolLM2-135M's matrices rises by a quart
 
 import numpy as np
 
-from hvlc.calibration.solvers import kernels_fit
-from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
-from hvlc.calibration.solvers.rtn import room, stored_zeros
+from hvlc.solvers import kernels_fit
+from hvlc.solvers.lpbq import in_lpbq, with_free_scales
+from hvlc.solvers.rtn import room, stored_zeros
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 

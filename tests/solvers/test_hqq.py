@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers import kernels_fit
-from hvlc.calibration.solvers.hqq import half_quadratic
-from hvlc.calibration.solvers.rtn import extreme_on_last_level
+from hvlc.solvers import kernels_fit
+from hvlc.solvers.hqq import half_quadratic
+from hvlc.solvers.rtn import extreme_on_last_level
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import (

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hvlc.calibration.solvers import kernels_rounding
-from hvlc.calibration.solvers.k_quant import weighted_least_squares
-from hvlc.calibration.statistics import InputStatistics, damped
+from hvlc.solvers import kernels_rounding
+from hvlc.solvers.k_quant import weighted_least_squares
+from hvlc.solvers.statistics import InputStatistics, damped
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels
 

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration import neural_compressor
-from hvlc.calibration.solvers import CALIBRATED, SOLVERS
-from hvlc.calibration.solvers.lpbq import in_lpbq, whole_scales, with_free_scales
-from hvlc.calibration.solvers.rtn import round_to_nearest
-from hvlc.calibration.statistics import InputStatistics
 from hvlc.errors import HvlcError
+from hvlc.solvers import CALIBRATED, SOLVERS, neural_compressor
+from hvlc.solvers.lpbq import in_lpbq, whole_scales, with_free_scales
+from hvlc.solvers.rtn import round_to_nearest
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels, Stream, stored_array, streams_of
 from tests.helpers.solvers import LPBQ, matrices, normal, squared

@@ -5,11 +5,11 @@ import importlib.util
 import numpy as np
 import pytest
 
-from hvlc.calibration import neural_compressor
-from hvlc.calibration.registry import CALIBRATED, SOLVERS, solver_problems
-from hvlc.calibration.statistics import Accumulator
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action, Assignment, Plan
+from hvlc.solvers import neural_compressor
+from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
+from hvlc.solvers.statistics import Accumulator
 from hvlc.weights.formats import WeightFormat
 
 installed = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hvlc.calibration.solvers import kernels
+from hvlc.solvers import kernels
 from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 

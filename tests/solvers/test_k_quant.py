@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers.k_quant import k_quant, weighted_least_squares
-from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
+from hvlc.solvers.k_quant import k_quant, weighted_least_squares
+from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import (

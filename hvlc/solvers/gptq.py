@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvlc.calibration.solvers import kernels
-from hvlc.calibration.solvers.lpbq import whole_scales
-from hvlc.calibration.statistics import InputStatistics, damped
+from hvlc.solvers import kernels
+from hvlc.solvers.lpbq import whole_scales
+from hvlc.solvers.statistics import InputStatistics, damped
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers import kernels
-from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
+from hvlc.solvers import kernels
+from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared, stored

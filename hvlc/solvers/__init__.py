@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from hvlc.calibration.solvers.adaround import AdaRoundOptions, prepare_adaround
-from hvlc.calibration.solvers.gptq import GptqOptions, prepare_gptq
-from hvlc.calibration.solvers.hqq import half_quadratic
-from hvlc.calibration.solvers.k_quant import k_quant
-from hvlc.calibration.solvers.rtn import extreme_on_last_level, round_to_nearest
-from hvlc.calibration.statistics import InputStatistics
+from hvlc.solvers.adaround import AdaRoundOptions, prepare_adaround
+from hvlc.solvers.gptq import GptqOptions, prepare_gptq
+from hvlc.solvers.hqq import half_quadratic
+from hvlc.solvers.k_quant import k_quant
+from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels, Solver
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvlc.calibration import neural_compressor, solvers
-from hvlc.calibration.solvers import CalibratedSolver
-from hvlc.calibration.statistics import InputStatistics
+from hvlc import solvers
 from hvlc.errors import HvlcError, UserError
 from hvlc.graphs.plan import Action, Assignment, Plan
+from hvlc.solvers import CalibratedSolver, neural_compressor
+from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels
 

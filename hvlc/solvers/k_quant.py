@@ -8,9 +8,9 @@ the scale is fitted again under the zero point next to the fitted minimum, and g
 
 import numpy as np
 
-from hvlc.calibration.solvers import kernels_fit
-from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
-from hvlc.calibration.solvers.rtn import room, stored_zeros
+from hvlc.solvers import kernels_fit
+from hvlc.solvers.lpbq import in_lpbq, with_free_scales
+from hvlc.solvers.rtn import room, stored_zeros
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.registry import CALIBRATED
-from hvlc.calibration.solvers import kernels
-from hvlc.calibration.solvers.gptq import GptqOptions, cholesky_in_place, factor, gptq, prepare_gptq
-from hvlc.calibration.statistics import Accumulator, InputStatistics
+from hvlc.solvers import kernels
+from hvlc.solvers.gptq import GptqOptions, cholesky_in_place, factor, gptq, prepare_gptq
+from hvlc.solvers.registry import CALIBRATED
+from hvlc.solvers.statistics import Accumulator, InputStatistics
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import FORMATS, normal, stored

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.calibration.solvers import SOLVERS
+from hvlc.solvers import SOLVERS
 from hvlc.weights.formats import ScaleType, WeightFormat
 
 

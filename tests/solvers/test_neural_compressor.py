@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvlc.calibration import neural_compressor as inc
 from hvlc.errors import UserError
+from hvlc.solvers import neural_compressor as inc
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 
@@ -369,7 +369,7 @@ def test_it_is_imported_when_used_and_then_says_nothing() -> None:
     code = """
 import logging, sys
 import numpy as np
-from hvlc.calibration import neural_compressor as inc
+from hvlc.solvers import neural_compressor as inc
 from hvlc.weights.formats import WeightFormat
 assert not {"torch", "neural_compressor"} & set(sys.modules)
 logging.basicConfig(level="DEBUG", format="root: %(message)s")

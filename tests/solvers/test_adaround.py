@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers.adaround import adaround, round_adaptively
-from hvlc.calibration.solvers.k_quant import weighted_least_squares
-from hvlc.calibration.solvers.rtn import round_to_nearest
+from hvlc.solvers.adaround import adaround, round_adaptively
+from hvlc.solvers.k_quant import weighted_least_squares
+from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
 from hvlc.weights.quantized import Levels
 from tests.helpers.solvers import FLOAT_ZEROS, FORMATS, matrices, normal

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvlc.calibration.solvers import SOLVERS
+from hvlc.solvers import SOLVERS
 from hvlc.weights.formats import ScaleType, WeightFormat
 from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared
 from tests.helpers.tolerances import SOLVER_ERROR
@@ -117,7 +117,7 @@ def test_every_processor_gives_the_same_bytes() -> None:
     """Compiled for the plainest processor of this architecture, without its vector extensions."""
     script = (
         "import hashlib, numpy as np\n"
-        "from hvlc.calibration.solvers import SOLVERS\n"
+        "from hvlc.solvers import SOLVERS\n"
         "from hvlc.graphs.plan import WeightFormat\n"
         "w = np.random.default_rng(3).normal(size=(96, 160)).astype(np.float32)\n"
         "formats = [WeightFormat(b, 32, s) for b in (4, 8) for s in (True, False)]\n"

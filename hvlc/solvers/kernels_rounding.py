@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hvlc.calibration.solvers.kernels import compiled
+from hvlc.solvers.kernels import compiled
 
 _NOISE = 1e-9  # of a flip's own square: a smaller gain may be nothing but float64's rounding
 _FLIPS = 4  # of a weight at most, so that rounding cannot send a row round in circles; half a flip is usual

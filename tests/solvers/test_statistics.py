@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hvlc.calibration.statistics import Accumulator, InputStatistics
+from hvlc.solvers.statistics import Accumulator, InputStatistics
 from tests.helpers.solvers import normal
 
 inputs = arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(1, 12)), elements=st.floats(-8, 8, width=32))

@@ -6,7 +6,7 @@ Sums are taken in steps of a scale, so that no magnitude of weights overflows; e
 
 import numpy as np
 
-from hvlc.calibration.solvers.kernels import (
+from hvlc.solvers.kernels import (
     _GROUP,
     _NORMAL,
     _lay_out,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hvlc.calibration.solvers import kernels
-from hvlc.calibration.solvers.lpbq import in_lpbq, with_free_scales
+from hvlc.solvers import kernels
+from hvlc.solvers.lpbq import in_lpbq, with_free_scales
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 
