@@ -1,6 +1,6 @@
 """Factors of input channels that make a group of linears easier to quantize: AWQ's search and SmoothQuant's rule.
 
-Both give `s` for `x @ W.T == (x / s) @ (W * s).T`; `hvlc.passes.scale_channels` folds it. Weights are `[out, in]`
+Both give `s` for `x @ W.T == (x / s) @ (W * s).T`; `hvlc.passes.prepare.scale_channels` folds it. Weights are `[out, in]`
 here, as solvers see them.
 """
 

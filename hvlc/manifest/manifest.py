@@ -16,7 +16,7 @@ from hvlc.inputs.records import StrictModel
 MANIFEST = "hvlc.json"
 
 #: A session option. Without it onnxruntime makes products with int8 activations of those in float that read rows of
-#: 8 bits with one scale each (`hvlc.passes.quantize_weights_qdq`); on other graphs it has no effect.
+#: 8 bits with one scale each (`hvlc.passes.quantize.quantize_weights_qdq`); on other graphs it has no effect.
 FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 #: Input of the vision graph of a package that answers about images: the visual tokens that the host has computed.
 HOST_FEATURES = "host_image_features"
@@ -103,7 +103,7 @@ class FileEntry(StrictModel):
 
 
 class TileRule(StrictModel):
-    """How images become visual tokens (hvlc/passes/tile_images.py holds the arithmetic).
+    """How images become visual tokens (hvlc/passes/vision/tile_images.py holds the arithmetic).
 
     Attributes:
         tile_size: side of a tile in pixels.

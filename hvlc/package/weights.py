@@ -123,7 +123,7 @@ class BlockValues:
         scales: one for each block, or one for all.
         zeros: one for each block, or None for `zero` everywhere.
         zero: the level that means 0 where no zero points are stored.
-        middles: value of each block's middle level, added after (`hvlc.passes.add_middles`).
+        middles: value of each block's middle level, added after (`hvlc.passes.quantize.add_middles`).
         factors: of each row, which the blocks' scales (whole numbers then: LPBQ) are multiplied by.
         transposed: whether rows are the features that come in.
         turned: whether levels and scales are stored with rows and columns exchanged, as NPUs want them.

@@ -49,7 +49,7 @@ def front_measure(facts: Mapping[str, Any]) -> Callable[[np.ndarray], VisualSize
     import onnx_ir as ir
     import onnxruntime as ort
 
-    from hvlc.passes.tile_images import TileImages
+    from hvlc.passes.vision.tile_images import TileImages
 
     front = Bundle("front")
     mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])

@@ -18,8 +18,8 @@ from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
 from hvlc.manifest.manifest import Kind
-from hvlc.passes.quantize_activations import calibrated_values, check_ranges
-from hvlc.passes.quantize_kv_cache import cached_values, rotated_keys
+from hvlc.passes.quantize.quantize_activations import calibrated_values, check_ranges
+from hvlc.passes.quantize.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.pipeline.feeds import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of

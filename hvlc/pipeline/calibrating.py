@@ -132,7 +132,7 @@ def calibrate_plan(
 def _walked_bundle(prepared: Prepared, scaled: "Sequence[ScaledGroup]" = (), directory: Path = Path()) -> Bundle:
     """The float model as a calibration walks through it, with factors of a state folded in."""
     from hvlc.export import export_bundle
-    from hvlc.passes.keep_positions import KeepPositions
+    from hvlc.passes.static.keep_positions import KeepPositions
 
     bundle = export_bundle(prepared.checkpoint)
     for step in float_passes(bundle.facts, prepared.target, prepared.prepare):

@@ -18,15 +18,15 @@ from hvlc.manifest.lock import LOCK
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.passes.base import ComponentPass
-from hvlc.passes.flatten_norms import FlattenNorms
-from hvlc.passes.narrow_integers import NarrowIntegers
-from hvlc.passes.plain_gemm import PlainGemm
-from hvlc.passes.raise_opset import RaiseOpset
-from hvlc.passes.spell_reshapes import SpellReshapes
-from hvlc.passes.standard_rotary import StandardRotary
-from hvlc.passes.state_zero_points import StateZeroPoints
-from hvlc.passes.turn_negative_scales import TurnNegativeScales
-from hvlc.passes.unfuse_skip_norm import UnfuseSkipNorm
+from hvlc.passes.legalize.flatten_norms import FlattenNorms
+from hvlc.passes.legalize.narrow_integers import NarrowIntegers
+from hvlc.passes.legalize.plain_gemm import PlainGemm
+from hvlc.passes.legalize.raise_opset import RaiseOpset
+from hvlc.passes.legalize.spell_reshapes import SpellReshapes
+from hvlc.passes.legalize.standard_rotary import StandardRotary
+from hvlc.passes.legalize.state_zero_points import StateZeroPoints
+from hvlc.passes.legalize.turn_negative_scales import TurnNegativeScales
+from hvlc.passes.legalize.unfuse_skip_norm import UnfuseSkipNorm
 from hvlc.pipeline.probing import probed, require_compiler
 from hvlc.results.lint import GraphLint, Lint, Weight
 from hvlc.targets import Target

@@ -27,11 +27,11 @@ def float_passes(facts: Mapping[str, Any], target: Target, prepare: Preparation)
 
 def structural_passes(facts: Mapping[str, Any], target: Target) -> list[Any]:
     """Those that no recipe asks for, in order: what makes tokens of images is for models that see and speak."""
-    from hvlc.passes.compress_resolution import CompressResolution
-    from hvlc.passes.decompose_attention import DecomposeAttention
-    from hvlc.passes.fuse_skip_norm import FuseSkipNorm
-    from hvlc.passes.stitch_tiles import StitchTiles
-    from hvlc.passes.tile_images import TileImages
+    from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
+    from hvlc.passes.legalize.decompose_attention import DecomposeAttention
+    from hvlc.passes.vision.compress_resolution import CompressResolution
+    from hvlc.passes.vision.stitch_tiles import StitchTiles
+    from hvlc.passes.vision.tile_images import TileImages
 
     by_target: list[Any] = [FuseSkipNorm(target)]
     if not target_for(Role.VISION_ENCODER, target).takes_op("Attention"):
@@ -52,13 +52,13 @@ def quantize(
 ) -> int:
     """Perform the plan, then join what is equal by then; returns the number of quantized places."""
     from hvlc.graphs.stored_levels import stored_levels
-    from hvlc.passes.narrow_tables import NarrowTables
-    from hvlc.passes.pack_projections import PackProjections
-    from hvlc.passes.quantize_activations import QuantizeActivations
-    from hvlc.passes.quantize_kv_cache import QuantizeKVCache
-    from hvlc.passes.quantize_weights import QuantizeWeights
-    from hvlc.passes.quantize_weights_qdq import QuantizeWeightsQDQ
-    from hvlc.passes.select_encoder import SelectEncoder
+    from hvlc.passes.fuse.pack_projections import PackProjections
+    from hvlc.passes.quantize.narrow_tables import NarrowTables
+    from hvlc.passes.quantize.quantize_activations import QuantizeActivations
+    from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache
+    from hvlc.passes.quantize.quantize_weights import QuantizeWeights
+    from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
+    from hvlc.passes.vision.select_encoder import SelectEncoder
     from hvlc.solvers.registry import SOLVERS
 
     levels = {**stored_levels(plan, bundle), **solved}
@@ -118,19 +118,19 @@ def _place(bundle: Bundle, target: Target) -> None:
 
 def _fix_shapes(bundle: Bundle, target: Target, context: int | None, tokenizer: Path) -> None:
     """Fix the dimensions of what the target takes, and cut the decoder if that is among it."""
-    from hvlc.passes.decompose_group_attention import DecomposeGroupAttention
-    from hvlc.passes.drop_windows import DropWindows
-    from hvlc.passes.fix_shapes import FixShapes
-    from hvlc.passes.flatten_norms import FlattenNorms
-    from hvlc.passes.fold_shapes import FoldShapes
-    from hvlc.passes.integer_attention import IntegerAttention
-    from hvlc.passes.keep_positions import KeepPositions
-    from hvlc.passes.look_up_tokens import LookUpTokens
-    from hvlc.passes.pick_last_token import PickLastToken
-    from hvlc.passes.spell_reshapes import SpellReshapes
-    from hvlc.passes.split_decoder import SplitDecoder
-    from hvlc.passes.take_lengths import TakeLengths
-    from hvlc.passes.trim_rotary import TrimRotary
+    from hvlc.passes.legalize.decompose_group_attention import DecomposeGroupAttention
+    from hvlc.passes.legalize.flatten_norms import FlattenNorms
+    from hvlc.passes.legalize.spell_reshapes import SpellReshapes
+    from hvlc.passes.quantize.integer_attention import IntegerAttention
+    from hvlc.passes.static.drop_windows import DropWindows
+    from hvlc.passes.static.fix_shapes import FixShapes
+    from hvlc.passes.static.fold_shapes import FoldShapes
+    from hvlc.passes.static.keep_positions import KeepPositions
+    from hvlc.passes.static.look_up_tokens import LookUpTokens
+    from hvlc.passes.static.pick_last_token import PickLastToken
+    from hvlc.passes.static.split_decoder import SplitDecoder
+    from hvlc.passes.static.take_lengths import TakeLengths
+    from hvlc.passes.static.trim_rotary import TrimRotary
 
     facts, steps, room = bundle.facts, list[Any](), target.prompt_chunk
     after: list[Any] = [FoldShapes(), SpellReshapes(), FlattenNorms()]

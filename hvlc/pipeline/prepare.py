@@ -13,7 +13,7 @@ from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.graphs.linears import LinearGroup, linear_groups, stored_tables
 from hvlc.graphs.plan import Action, Plan
 from hvlc.graphs.stored_levels import prequantized_in
-from hvlc.passes.scale_channels import Factors, ScaleChannels, declined, scalable
+from hvlc.passes.prepare.scale_channels import Factors, ScaleChannels, declined, scalable
 from hvlc.recipes.schema import Preparation
 from hvlc.weights.checkpoint import StoredTensor
 from hvlc.weights.formats import WeightFormat
@@ -27,8 +27,8 @@ _STEP = "PlanFactors"
 
 def rotations(prepare: Preparation) -> list[Any]:
     """The passes of a rotation, in order."""
-    from hvlc.passes.rotate_heads import RotateHeads
-    from hvlc.passes.rotate_residual import RotateResidual
+    from hvlc.passes.prepare.rotate_heads import RotateHeads
+    from hvlc.passes.prepare.rotate_residual import RotateResidual
 
     asked = prepare.rotate
     if asked is None:

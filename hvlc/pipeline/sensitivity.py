@@ -177,7 +177,7 @@ def measure(
     """
     from hvlc.calibration.ledger import Ledger
     from hvlc.calibration.sources import Model, open_set
-    from hvlc.passes.keep_positions import KeepPositions
+    from hvlc.passes.static.keep_positions import KeepPositions
     from hvlc.pipeline.calibrate import default_source
 
     bundle = _exported(checkpoint, target, recipe.prepare)

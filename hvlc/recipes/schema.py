@@ -108,7 +108,7 @@ class CalibrationSpec(StrictModel):
 
 
 class RotateSpec(StrictModel):
-    """Rotation of a decoder's residual stream (`hvlc.passes.rotate_residual`) and heads (`rotate_heads`).
+    """Rotation of a decoder's residual stream (`hvlc.passes.prepare.rotate_residual`) and heads (`rotate_heads`).
 
     Attributes:
         seed: of the signs.

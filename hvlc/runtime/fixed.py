@@ -52,7 +52,7 @@ def stream_of(session: ort.InferenceSession) -> ort.NodeArg:
 
 
 def picks_row(session: ort.InferenceSession) -> bool:
-    """Whether a graph gives one row of a window, and is told which (`hvlc.passes.pick_last_token`)."""
+    """Whether a graph gives one row of a window, and is told which (`hvlc.passes.static.pick_last_token`)."""
     return any(value.name == LAST_ROW for value in session.get_inputs())
 
 

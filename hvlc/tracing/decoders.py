@@ -20,7 +20,7 @@ from hvlc.tracing.package_stages import Basis, DecoderLayer, Embedding, Head, Me
 from hvlc.tracing.parts import Graph, Part, Precision, before_rounding
 
 _NORM, _LAST_NORM = "input_layernorm", "norm"
-_ENTRY = "residual.rotate"  # hvlc.passes.rotate_residual
+_ENTRY = "residual.rotate"  # hvlc.passes.prepare.rotate_residual
 _CACHE = re.compile(rf"{re.escape(PAST)}(\d+)\.")
 _UNCOMPILED = "take the package that was built with --no-aot"
 

@@ -29,7 +29,7 @@ _SUM_OUTPUT = 3
 _FLOAT = 32
 _INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits
 _MATRIX = 2  # rank
-_ENTRY = "residual.rotate"  # hvlc.passes.rotate_residual
+_ENTRY = "residual.rotate"  # hvlc.passes.prepare.rotate_residual
 _FIX = "bisect takes packages that hvlc build wrote, whose nodes are named like the checkpoint's modules"
 
 

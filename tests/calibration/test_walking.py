@@ -13,8 +13,8 @@ from hvlc.export import export_bundle
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import linear_groups
-from hvlc.passes.fuse_skip_norm import FuseSkipNorm
-from hvlc.passes.keep_positions import KeepPositions
+from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from hvlc.passes.static.keep_positions import KeepPositions
 from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from hvlc.compilation.compiler import compile_graph
 from hvlc.errors import TargetError
 from hvlc.graphs.bundle import Bundle
 from tests.compilation.conftest import CHIPS, needs_qnn, options
-from tests.passes.test_decompose_group_attention import (
+from tests.passes.legalize.test_decompose_group_attention import (
     CHUNK,
     ROOM,
     attention,
@@ -22,7 +22,7 @@ from tests.passes.test_decompose_group_attention import (
     shifted,
     written_out,
 )
-from tests.passes.test_integer_attention import integers
+from tests.passes.quantize.test_integer_attention import integers
 
 pytestmark = needs_qnn
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from hvlc.graphs.shapes import dynamic_dims, infer_shapes
-from hvlc.passes.fix_shapes import fix
+from hvlc.passes.static.fix_shapes import fix
 from tests.helpers.graphs import component
 from tests.helpers.sessions import session
 

@@ -107,7 +107,7 @@ def sizes() -> ort.InferenceSession:
     import onnx_ir as ir
 
     from hvlc.graphs.builder import GraphBuilder
-    from hvlc.passes import tile_images
+    from hvlc.passes.vision import tile_images
 
     b = GraphBuilder("sizes")
     side = b.input("side", ir.DataType.FLOAT, [2])

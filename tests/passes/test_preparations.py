@@ -10,10 +10,10 @@ from hvlc.graphs.linears import linear_groups
 from hvlc.graphs.producers import producer_of
 from hvlc.package import streaming
 from hvlc.package.onnx_files import write_components
-from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.passes.rotate_heads import RotateHeads
-from hvlc.passes.rotate_residual import RotateResidual
-from hvlc.passes.scale_channels import ScaleChannels
+from hvlc.passes.prepare.rotate_heads import RotateHeads
+from hvlc.passes.prepare.rotate_residual import RotateResidual
+from hvlc.passes.prepare.scale_channels import ScaleChannels
+from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe
 from hvlc.solvers import SOLVERS

@@ -11,9 +11,9 @@ from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.base import ComponentPass, Outcome
-from hvlc.passes.fuse_skip_norm import FuseSkipNorm
-from hvlc.passes.quantize_weights import QuantizeWeights
-from hvlc.passes.select_encoder import SelectEncoder
+from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from hvlc.passes.quantize.quantize_weights import QuantizeWeights
+from hvlc.passes.vision.select_encoder import SelectEncoder
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import load_recipe

@@ -20,7 +20,7 @@ from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, JournalEntry
 from hvlc.graphs.linears import linear_groups
 from hvlc.manifest.manifest import Manifest
-from hvlc.passes.keep_positions import KeepPositions
+from hvlc.passes.static.keep_positions import KeepPositions
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.rebuild import rebuild

@@ -15,7 +15,7 @@ from hvlc.calibration.sources import Model, open_set
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
-from hvlc.passes.keep_positions import KeepPositions
+from hvlc.passes.static.keep_positions import KeepPositions
 from hvlc.pipeline.lowering import structural_passes
 from hvlc.pipeline.sensitivity import Measuring, measure
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec

@@ -22,9 +22,9 @@ from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import FLOAT_PRODUCTS, Manifest
-from hvlc.passes.keep_positions import KeepPositions
-from hvlc.passes.quantize_activations import calibrated_values
-from hvlc.passes.quantize_weights import QuantizeWeights
+from hvlc.passes.quantize.quantize_activations import calibrated_values
+from hvlc.passes.quantize.quantize_weights import QuantizeWeights
+from hvlc.passes.static.keep_positions import KeepPositions
 from hvlc.pipeline import calibrate as calibrating
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.lowering import structural_passes

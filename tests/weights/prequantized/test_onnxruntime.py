@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from hvlc.graphs.builder import MICROSOFT, GraphBuilder
-from hvlc.passes.add_middles import add_middles
+from hvlc.passes.quantize.add_middles import add_middles
 from hvlc.weights.quantized import pack_levels
 from tests.helpers.sessions import OPTIMIZATIONS, run
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT

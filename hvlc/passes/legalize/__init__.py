@@ -1,0 +1,1 @@
+"""Passes that write operators as a target takes them."""

@@ -1,0 +1,1 @@
+"""Passes that change the float model exactly, so that it is easier to quantize."""

@@ -1,0 +1,63 @@
+"""Embedding tables that stay in float keep the type that the checkpoint stores.
+
+A look-up copies rows, so a bfloat16 or float16 table may stay as it is and its rows be widened after: exact, and half
+the bytes. onnxruntime's CPU provider gathers every element type (tests/passes/quantize/test_narrow_tables.py runs it).
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.targets import Target, target_for
+from hvlc.weights.lazy import Cast, LazyTensor, expression_of
+
+
+@dataclass(frozen=True)
+class NarrowTables(ComponentPass):
+    """Takes the widening of a table behind its look-up.
+
+    Attributes:
+        target: asked which element types it looks up; the CPU is, where it leaves a component to that.
+    """
+
+    target: Target
+    roles = frozenset({Role.EMBEDDING, Role.DECODER})
+
+    def transform(self, component: Component) -> Outcome:
+        """Narrow every float table that was stored narrow and that nothing else reads."""
+        changed, skipped, target = 0, [], target_for(component.role, self.target)
+        for node in [n for n in component.graph if n.op_type == "Gather" and not n.domain]:
+            table = node.inputs[0]
+            if table is None or table.const_value is None or table.const_value.dtype != ir.DataType.FLOAT:
+                continue
+            widened = expression_of(table.const_value)
+            stored = widened.of if isinstance(widened, Cast) else widened
+            verdict = target.takes_lookup(str(stored.dtype))
+            if stored.dtype.itemsize >= widened.dtype.itemsize:
+                skipped.append(Skip(str(table.name), f"the checkpoint stores it in {stored.dtype}"))
+            elif not verdict:
+                skipped.append(Skip(str(table.name), verdict.reason))
+            elif len(table.uses()) > 1:
+                skipped.append(Skip(str(table.name), "other nodes read it too"))
+            else:
+                _narrow(component.graph, node, LazyTensor(str(table.name), stored))
+                changed += 1
+        return Outcome(changed, tuple(skipped))
+
+
+def _narrow(graph: ir.Graph, node: ir.Node, stored: LazyTensor) -> None:
+    """`Gather(Cast(table))` becomes `Cast(Gather(table))`."""
+    ids = node.inputs[1]
+    node.replace_input_with(0, None)
+    del graph.initializers[str(stored.name)]
+    value = ir.Value(
+        name=stored.name, const_value=stored, type=ir.TensorType(stored.dtype), shape=ir.Shape(stored.shape)
+    )
+    graph.register_initializer(value)
+    rows = ir.node("Gather", [value, ids], {"axis": 0}, name=f"{node.name}.stored")
+    rows.outputs[0].name = f"{node.name}.stored:0"
+    graph.insert_before(node, rows)
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=str(node.name))
+    replace_node(node, cast, {0: 0})

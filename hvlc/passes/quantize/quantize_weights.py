@@ -1,0 +1,141 @@
+"""Performs a plan: weight matrices become com.microsoft.MatMulNBits, tied tables GatherBlockQuantized.
+
+The pass has no opinions; it does what the plan says, lazily: levels are computed when they are written.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from hvlc.errors import HvlcError
+from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.plan import Action, Assignment, Plan
+from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
+from hvlc.passes.quantize.add_middles import add_middles
+from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.lazy import Expression, LazyTensor, expression_of
+from hvlc.weights.quantized import Quantization, Solved, Solver, Stream
+
+_FLOAT_COMPUTE, _INT8_COMPUTE = 1, 4  # accuracy_level of MatMulNBits
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(ComponentPass):
+    """Replaces every planned product and look-up of a component.
+
+    Attributes:
+        plan: what to do.
+        solvers: name to function.
+        solved: levels that are known already, by node name within a component's name; the others are solved when
+            they are written.
+        roles: components whose assignments it performs.
+    """
+
+    plan: Plan
+    solvers: Mapping[str, Solver]
+    solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
+    roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
+
+    def transform(self, component: Component) -> Outcome:
+        """Perform the assignments of this component."""
+        assignments = self.plan.for_component(component.name)
+        nodes = {str(node.name): node for node in component.graph}
+        changed, skipped = 0, []
+        for name, assignment in assignments.items():
+            if assignment.action is Action.KEEP:
+                skipped.append(Skip(assignment.weight, assignment.reason))
+                continue
+            node = nodes.get(name)
+            if node is None or node.domain or _weight(node).const_value is None:
+                continue  # done before
+            self._replace(component.graph, node, assignment)
+            changed += 1
+        return Outcome(changed, tuple(skipped))
+
+    def _replace(self, graph: ir.Graph, node: ir.Node, assignment: Assignment) -> None:
+        lookup = node.op_type == "Gather"
+        weight = _weight(node)
+        format = assignment.format
+        if format is None or weight.const_value is None:
+            raise HvlcError("plan.incomplete", f"{assignment.weight} has no format or no value", "report it")
+        known = self.solved.get((assignment.component, assignment.node))
+        quantization = known or self._unsolved(expression_of(weight.const_value), assignment, format, lookup)
+        levels, scales, *zeros = self._initializers(graph, assignment.weight, quantization, rows=lookup)
+        scales = self._float_scales(graph, node, scales, format)
+        if lookup:
+            new = _lookup(node, levels, scales, zeros, format)
+        else:
+            new = self._product(node, levels, scales, [] if format.float_zeros else zeros, assignment, format)
+        replace_node(node, new, {0: 0})
+        if format.float_zeros:
+            add_middles(graph, new, zeros[0], format.block_size)
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+
+    def _initializers(
+        self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool
+    ) -> list[ir.Value]:
+        """Packed levels, scales and, when asymmetric, zero points; `rows` is the look-up's 2-D view of the bytes."""
+        names = {
+            Stream.LEVELS: f"int{quantization.format.bits}",
+            Stream.SCALES: "scales",
+            Stream.ZERO_POINTS: "zero_points",
+        }
+        values = []
+        for stream in quantization.streams:
+            part = quantization.stream(stream)
+            count, size = part.shape[0], math.prod(part.shape[1:])
+            shape = (count, size) if rows else (count * size,) if stream is Stream.SCALES else part.shape
+            name = f"{weight}.{names[stream]}{'_rows' if rows else ''}"
+            values.append(register(graph, LazyTensor(name, part, shape)))
+        return values
+
+    def _unsolved(self, values: Expression, assignment: Assignment, format: WeightFormat, lookup: bool) -> Quantization:
+        return Quantization(values if lookup else values.transpose(), format, self.solvers[str(assignment.solver)])
+
+    def _float_scales(self, graph: ir.Graph, node: ir.Node, scales: ir.Value, format: WeightFormat) -> ir.Value:
+        """Scales stored as float16 are widened once, at load: onnxruntime folds a Cast of a constant."""
+        if format.scale_type is ScaleType.FLOAT32:
+            return scales
+        for reader in scales.consumers():  # another product reads the same matrix
+            return reader.outputs[0]
+        cast = ir.node("Cast", [scales], {"to": int(ir.DataType.FLOAT)}, name=f"{scales.name}.widened")
+        cast.outputs[0].name = f"{scales.name}.float32"
+        graph.insert_before(node, cast)
+        return cast.outputs[0]
+
+    def _product(
+        self,
+        node: ir.Node,
+        levels: ir.Value,
+        scales: ir.Value,
+        zeros: list[ir.Value],
+        assignment: Assignment,
+        format: WeightFormat,
+    ) -> ir.Node:
+        attributes = {
+            "K": assignment.in_features,
+            "N": assignment.out_features,
+            "bits": format.bits,
+            "block_size": format.block_size,
+            "accuracy_level": _FLOAT_COMPUTE if self.plan.float_compute else _INT8_COMPUTE,
+        }
+        inputs = [node.inputs[0], levels, scales, *zeros]
+        return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=f"{node.name}")
+
+
+def _weight(node: ir.Node) -> ir.Value:
+    """The matrix or table that a node reads."""
+    value = node.inputs[0 if node.op_type == "Gather" else 1]
+    if value is None:
+        raise HvlcError("plan.incomplete", f"{node.name} reads no matrix", "report it")
+    return value
+
+
+def _lookup(node: ir.Node, levels: ir.Value, scales: ir.Value, zeros: list[ir.Value], format: WeightFormat) -> ir.Node:
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": format.block_size, "bits": format.bits}
+    inputs = [levels, node.inputs[1], scales, *zeros]
+    return ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name=str(node.name))

@@ -1,0 +1,1 @@
+"""Passes for targets that compile graphs of fixed shapes."""

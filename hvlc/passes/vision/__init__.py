@@ -1,0 +1,1 @@
+"""Passes of dynamic vision: tiles, compressor, encoder choice."""

@@ -1,0 +1,155 @@
+"""Quantized products and look-ups run on onnxruntime as numpy computes them from the same levels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from hvlc.errors import HvlcError
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, Assignment, Plan
+from hvlc.passes.quantize.quantize_weights import QuantizeWeights
+from hvlc.solvers import SOLVERS
+from hvlc.solvers.rtn import round_to_nearest
+from hvlc.weights.formats import WeightFormat
+from hvlc.weights.quantized import Solver
+from tests.helpers.sessions import OPTIMIZATIONS, session
+from tests.helpers.solvers import FLOAT_SCALES
+from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
+
+PRODUCTS = [
+    WeightFormat(bits, block, symmetric, scale_type)
+    for bits in (4, 8)
+    for block in (16, 32, 64, 128)
+    for symmetric in (True, False)
+    for scale_type in FLOAT_SCALES
+]
+LOOKUPS = [f for f in PRODUCTS if f.bits == 4]
+
+
+def matrix(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(rows + columns).normal(size=(rows, columns)).astype(np.float32)
+
+
+def assignment(weight: np.ndarray, format: WeightFormat | None, **changes: Any) -> Assignment:
+    settings: Mapping[str, Any] = {
+        "component": "graph",
+        "role": Role.DECODER,
+        "node": "product",
+        "weight": "w",
+        "out_features": weight.shape[0],
+        "in_features": weight.shape[1],
+        "action": Action.QUANTIZE,
+        "format": format,
+        "solver": "rtn",
+    }
+    return Assignment(**{**settings, **changes})
+
+
+def product(weight: np.ndarray) -> Bundle:
+    b = GraphBuilder("graph")
+    x = b.input("x", ir.DataType.FLOAT, ["n", weight.shape[1]])
+    y = b.op("MatMul", x, b.constant(np.ascontiguousarray(weight.T), "w"), name="product")
+    b.output(y, "y", ir.DataType.FLOAT, ["n", weight.shape[0]])
+    return _bundle(b)
+
+
+def lookup(weight: np.ndarray) -> Bundle:
+    b = GraphBuilder("graph")
+    y = b.op("Gather", b.constant(weight, "w"), b.input("x", ir.DataType.INT64, ["n"]), axis=0, name="product")
+    b.output(y, "y", ir.DataType.FLOAT, ["n", weight.shape[1]])
+    return _bundle(b)
+
+
+def _bundle(b: GraphBuilder) -> Bundle:
+    bundle = Bundle("test")
+    bundle.add(Component("graph", Role.DECODER, b.model(), "graph"))
+    return bundle
+
+
+def quantize(bundle: Bundle, *assignments: Assignment) -> None:
+    QuantizeWeights(Plan("recipe", "cpu", assignments), SOLVERS).run(bundle)
+
+
+@pytest.mark.parametrize("format", PRODUCTS, ids=str)
+@pytest.mark.parametrize("columns", [64, 100, 200])
+@pytest.mark.usefixtures("checked")
+def test_a_product_is_that_of_the_dequantized_matrix(format: WeightFormat, columns: int) -> None:
+    weight = matrix(24, columns)
+    bundle = product(weight)
+    quantize(bundle, assignment(weight, format))
+    assert [n.op_type for n in bundle.components["graph"].graph if n.domain] == ["MatMulNBits"]
+    x = matrix(3, columns)
+    dequantized = round_to_nearest(weight, format).dequantize(columns)
+    expected = x.astype(np.float64) @ dequantized.T.astype(np.float64)
+    for optimization in OPTIMIZATIONS:
+        (y,) = session(bundle.components["graph"].model, optimization).run(None, {"x": x})
+        assert np.abs(y - expected).max() <= QUANTIZED_PRODUCT * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("format", LOOKUPS, ids=str)
+@pytest.mark.parametrize("columns", [128, 256, 384])
+@pytest.mark.usefixtures("checked")
+def test_a_look_up_is_that_of_the_dequantized_table(format: WeightFormat, columns: int) -> None:
+    table, ids = matrix(10, columns), np.array([0, 9, 3, 3])
+    bundle = lookup(table)
+    quantize(bundle, assignment(table, format))
+    assert [n.op_type for n in bundle.components["graph"].graph if n.domain] == ["GatherBlockQuantized"]
+    expected = round_to_nearest(table, format).dequantize(columns)[ids]
+    for optimization in OPTIMIZATIONS:
+        (y,) = session(bundle.components["graph"].model, optimization).run(None, {"x": ids})
+        np.testing.assert_allclose(y, expected, atol=QUANTIZED_LOOKUP * np.abs(expected).max(), rtol=0)
+
+
+def test_the_comparison_sees_one_wrong_level() -> None:
+    format = WeightFormat(4, 16)
+    weight = matrix(4, 32)
+    bundle = product(weight)
+
+    def wrong(values: np.ndarray, asked: WeightFormat):
+        levels = round_to_nearest(values, asked)
+        levels.levels[0, 0, 0] ^= 1
+        return levels
+
+    QuantizeWeights(Plan("recipe", "cpu", (assignment(weight, format),)), {"rtn": Solver("wrong", wrong, 0)}).run(
+        bundle
+    )
+    x = np.ones((1, 32), np.float32)
+    (y,) = session(bundle.components["graph"].model).run(None, {"x": x})
+    expected = x @ round_to_nearest(weight, format).dequantize(32).T
+    assert np.abs(y - expected).max() > 100 * QUANTIZED_PRODUCT * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("float_compute", [True, False])
+def test_the_plan_says_in_what_the_product_computes(float_compute: bool) -> None:
+    weight = matrix(4, 32)
+    bundle = product(weight)
+    plan = Plan("recipe", "cpu", (assignment(weight, WeightFormat(4, 16)),), float_compute)
+    QuantizeWeights(plan, SOLVERS).run(bundle)
+    (node,) = [n for n in bundle.components["graph"].graph if n.domain]
+    assert node.attributes.get_int("accuracy_level") == (1 if float_compute else 4)
+
+
+def test_a_kept_weight_is_journalled_with_its_reason() -> None:
+    weight = matrix(4, 32)
+    bundle = product(weight)
+    quantize(bundle, assignment(weight, None, action=Action.KEEP, reason="asked to"))
+    (entry,) = bundle.journal
+    assert (entry.changed, entry.skipped[0].where, entry.skipped[0].reason) == (0, "w", "asked to")
+
+
+def test_the_float_weight_leaves_the_graph() -> None:
+    weight = matrix(4, 32)
+    bundle = product(weight)
+    quantize(bundle, assignment(weight, WeightFormat(4, 16)))
+    assert sorted(bundle.components["graph"].graph.initializers) == ["w.int4", "w.scales"]
+
+
+def test_a_plan_without_format_is_our_bug() -> None:
+    weight = matrix(4, 32)
+    with pytest.raises(HvlcError, match="has no format") as error:
+        quantize(product(weight), assignment(weight, None))
+    assert error.value.exit_code == 1
