@@ -63,7 +63,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "numba": ("hvlc.solvers.kernels",),
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
     "psutil": ("hvlc.pipeline.memory",),
-    "onnxruntime_qnn": ("hvlc.compilation.worker", "hvlc.runtime.providers"),
+    "onnxruntime_qnn": ("hvlc.qnn.worker", "hvlc.runtime.providers"),
 }
 
 #: Confined packages used elsewhere: (module, package) and why. Unused entries fail the test.

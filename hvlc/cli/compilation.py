@@ -32,8 +32,8 @@ def compile_command(
     as_json: bool,
 ) -> None:
     """Compile PACKAGE, which `hvlc build --no-aot` wrote, for a Snapdragon's NPU (needs hvlc[qnn])."""
-    from hvlc.compilation.isolation import Isolation
     from hvlc.pipeline.compiling import CompileRequest, compile_package
+    from hvlc.qnn.isolation import Isolation
     from hvlc.report.compilation import compilation_tables
     from hvlc.targets import load_target
 

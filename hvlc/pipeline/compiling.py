@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hvlc.compilation.checking import Sample, check_compiled
-from hvlc.compilation.compiler import PROVIDER, Compiled, CompileOptions, compile_graph, compile_graphs
-from hvlc.compilation.isolation import Isolation, require_qnn
 from hvlc.errors import TargetError, UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.placement import Phase, Placement
@@ -21,6 +18,9 @@ from hvlc.package.atomic import atomic_directory
 from hvlc.package.contents import load_graph
 from hvlc.package.retaining import data_files, retain_data
 from hvlc.pipeline.emulation import Amount, component_samples
+from hvlc.qnn.checking import Sample, check_compiled
+from hvlc.qnn.compiler import PROVIDER, Compiled, CompileOptions, compile_graph, compile_graphs
+from hvlc.qnn.isolation import Isolation, require_qnn
 from hvlc.results.compilation import COMPILATION, Compilation, GraphCheck, NotChecked
 from hvlc.targets import Target
 

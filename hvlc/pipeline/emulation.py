@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from hvlc.compilation.checking import Sample
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.inputs.images import to_array
 from hvlc.manifest.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.qnn.checking import Sample
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
 from hvlc.runtime.vision import Tiled, Vision

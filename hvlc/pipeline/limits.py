@@ -46,7 +46,7 @@ def check_compiler(target: Target, *, aot: bool) -> None:
     """
     if not (aot and is_compiled_for(target)):
         return
-    from hvlc.compilation.isolation import require_qnn
+    from hvlc.qnn.isolation import require_qnn
 
     try:
         require_qnn()

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from hvlc.compilation.compiler import CompileOptions
-from hvlc.compilation.isolation import is_installed
-from hvlc.compilation.probing import Probe, probe_graph
 from hvlc.errors import UserError
+from hvlc.qnn.compiler import CompileOptions
+from hvlc.qnn.isolation import is_installed
+from hvlc.qnn.probing import Probe, probe_graph
 from hvlc.results.lint import Disagreement, GraphLint, Probed, Weight
 from hvlc.targets import Target
 

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hvlc.compilation.checking import Sample, emulate_file
-from hvlc.compilation.isolation import require_qnn
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.manifest.lock import LOCK, Lock
@@ -26,6 +24,8 @@ from hvlc.package.writer import code_digest, tool_versions
 from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.compiling import CompileRequest, compile_in_place
 from hvlc.pipeline.request import BuildRequest, Progress
+from hvlc.qnn.checking import Sample, emulate_file
+from hvlc.qnn.isolation import require_qnn
 from hvlc.results.compilation import COMPILATION, Compilation, read_compilation
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint

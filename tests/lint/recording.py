@@ -15,10 +15,10 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from hvlc.compilation.compiler import CompileOptions, traced
-from hvlc.compilation.isolation import Answer, Graph, Isolation, Request
-from hvlc.compilation.probing import Probe, probe_graph
 from hvlc.pipeline.probing import require_compiler
+from hvlc.qnn.compiler import CompileOptions, traced
+from hvlc.qnn.isolation import Answer, Graph, Isolation, Request
+from hvlc.qnn.probing import Probe, probe_graph
 from hvlc.targets import load_target
 from tests.lint.tape import Case
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.compilation.isolation import is_installed
 from hvlc.lint.graphs import nodes_of
 from hvlc.lint.linting import Judged, judge
 from hvlc.lint.partitions import count_partitions
+from hvlc.qnn.isolation import is_installed
 from hvlc.results.lint import Weight
 from hvlc.targets import Evidence, load_target
 from tests.lint.corpus import corpus

@@ -6,7 +6,7 @@ import pytest
 
 from hvlc.lint.linting import lint_graph
 from hvlc.targets import load_target
-from tests.compilation import graphs
+from tests.qnn import graphs
 
 NPU = load_target("qnn-sm8750")
 #: What the compiler itself refuses: N5, the weight of a norm around another zero point than 32768; and products whose

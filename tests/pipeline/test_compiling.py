@@ -10,9 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-from hvlc.compilation.checking import Sample
-from hvlc.compilation.compiler import CompileOptions
-from hvlc.compilation.isolation import Isolation
 from hvlc.errors import TargetError, UserError
 from hvlc.graphs.placement import Placement
 from hvlc.manifest.lock import LOCK, Lock
@@ -23,14 +20,17 @@ from hvlc.pipeline.build import build
 from hvlc.pipeline.compiling import CompiledPackage, CompileRequest, compile_package, with_provider
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.request import BuildRequest
+from hvlc.qnn.checking import Sample
+from hvlc.qnn.compiler import CompileOptions
+from hvlc.qnn.isolation import Isolation
 from hvlc.results.build import Content
 from hvlc.results.compilation import read_compilation
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.providers import runs_on
 from hvlc.targets import load_target
-from tests.compilation.conftest import needs_qnn
 from tests.export.tiny_families import save_text
 from tests.helpers.tiny import picture
+from tests.qnn.conftest import needs_qnn
 
 TARGET = "qnn-sm8750"
 AMOUNT = Amount(tiles=1, windows=1, tokens=1)

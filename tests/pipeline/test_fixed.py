@@ -25,11 +25,11 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from tests.compilation.graphs import HAZARDS
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target
 from tests.helpers.tiny import CONTEXT, picture
 from tests.helpers.tolerances import GRAPH_FLOAT32, STATIC_ACTIVATIONS
+from tests.qnn.graphs import HAZARDS
 
 #: Every product of integers. Blocks, because rows have negative scales on the CPU alone, so levels would differ.
 STATIC: dict[str, Any] = {

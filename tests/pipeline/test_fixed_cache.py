@@ -10,7 +10,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from hvlc.compilation.checking import Sample
 from hvlc.errors import TargetError
 from hvlc.graphs.builder import LAST_INDEX
 from hvlc.graphs.placement import Phase
@@ -20,6 +19,7 @@ from hvlc.pipeline.build import build, plan_build
 from hvlc.pipeline.emulation import Amount, component_samples
 from hvlc.pipeline.rebuild import rebuild
 from hvlc.pipeline.request import BuildRequest
+from hvlc.qnn.checking import Sample
 from hvlc.runtime.generation import open_model
 from hvlc.targets import load_target
 from hvlc.tracing.parts import Part

@@ -19,11 +19,11 @@ from hvlc.pipeline.request import BuildRequest
 from hvlc.results.compilation import Compilation
 from hvlc.runtime.generation import open_model
 from hvlc.targets import load_target
-from tests.compilation.conftest import needs_qnn
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import write_target
 from tests.helpers.tiny import save_tiny
 from tests.helpers.tolerances import GRAPH_FLOAT32
+from tests.qnn.conftest import needs_qnn
 
 TARGET, CHUNK, CONTEXT, POSITIONS = "qnn-sm8750", 64, 192, 256
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -5,15 +5,15 @@ from pathlib import Path
 import onnx
 import pytest
 
-from hvlc.compilation.probing import Probe
 from hvlc.errors import UserError
 from hvlc.lint.linting import lint_graph
 from hvlc.pipeline import probing
 from hvlc.pipeline.probing import disagreements, probed, require_compiler
+from hvlc.qnn.probing import Probe
 from hvlc.results.lint import GraphLint
 from hvlc.targets import load_target
-from tests.compilation.conftest import needs_qnn
 from tests.lint.corpus import corpus
+from tests.qnn.conftest import needs_qnn
 
 NPU = load_target("qnn-sm8750")
 CASES = {case.name: case for case in corpus()}

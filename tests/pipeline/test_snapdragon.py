@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvlc.compilation.compiler import CompileOptions, compile_graph
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.graphs.placement import Placement
 from hvlc.manifest.manifest import Manifest
@@ -14,11 +13,12 @@ from hvlc.models.hypervl.configuration import paper_config
 from hvlc.pipeline.build import build
 from hvlc.pipeline.evaluate import Setting, evaluate_directory
 from hvlc.pipeline.request import BuildRequest
+from hvlc.qnn.compiler import CompileOptions, compile_graph
 from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target
 from hvlc.zoo import nano_checkpoint
 from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
-from tests.compilation.conftest import CHIPS, needs_qnn
+from tests.qnn.conftest import CHIPS, needs_qnn
 
 pytestmark = [pytest.mark.slow, needs_qnn]
 

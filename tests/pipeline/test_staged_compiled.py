@@ -21,9 +21,9 @@ from hvlc.report.placement import placed_components
 from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target
 from hvlc.zoo import documents, nano_checkpoint
-from tests.compilation.conftest import CHIPS, needs_qnn
 from tests.export.tiny_families import save_text
 from tests.helpers.faults import planted
+from tests.qnn.conftest import CHIPS, needs_qnn
 
 pytestmark = [pytest.mark.slow, needs_qnn]
 

@@ -10,7 +10,7 @@ from hvlc.errors import UserError
 from hvlc.manifest.manifest import CompiledEntry, Manifest
 from hvlc.runtime import providers
 from hvlc.runtime.providers import register_providers, runs_on
-from tests.compilation.conftest import needs_qnn
+from tests.qnn.conftest import needs_qnn
 
 
 def compiled(package: Path, provider: str = "QNNExecutionProvider") -> Manifest:

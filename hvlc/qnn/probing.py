@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvlc.compilation.compiler import PROVIDER, TRACE, CompileOptions, refused_nodes, traced
-from hvlc.compilation.isolation import Answer, Graph, Isolation, Request
+from hvlc.qnn.compiler import PROVIDER, TRACE, CompileOptions, refused_nodes, traced
+from hvlc.qnn.isolation import Answer, Graph, Isolation, Request
 
 
 @dataclass(frozen=True)

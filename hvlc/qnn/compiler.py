@@ -11,9 +11,9 @@ from typing import Self
 
 import onnx
 
-from hvlc.compilation.context import Context, read_context
-from hvlc.compilation.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 from hvlc.errors import TargetError, UserError
+from hvlc.qnn.context import Context, read_context
+from hvlc.qnn.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 from hvlc.results.compilation import CompiledGraph, FailedAttempt
 from hvlc.targets import Target
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from hvlc.compilation.compiler import Compiled, require_npu
-from hvlc.compilation.isolation import Failure, Graph, Isolation, Request
 from hvlc.errors import TargetError
 from hvlc.manifest.manifest import FLOAT_PRODUCTS
+from hvlc.qnn.compiler import Compiled, require_npu
+from hvlc.qnn.isolation import Failure, Graph, Isolation, Request
 from hvlc.results.base import Score, wilson
 from hvlc.results.compilation import CompiledGraph, GraphCheck, OutputCheck
 
 #: Most noise (root mean square of the error over that of the values) of an output of a small graph. The silent errors
-#: that are known make 1 % and more there, and what rounding alone makes is below 0.3 % (tests/compilation/graphs.py).
+#: that are known make 1 % and more there, and what rounding alone makes is below 0.3 % (tests/qnn/graphs.py).
 TOLERANCE = 0.005
 #: Independent rounding errors add up like the square root of their number. Half precision made 0.04 % to 0.06 % for
 #: each: 0.34 % after 68 nodes (hypervl-nano's decoder), 1.1 % after 30 layers (SmolLM2).

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.compilation.compiler import CompileOptions
-from hvlc.compilation.isolation import Isolation
-from hvlc.compilation.probing import Probe, probe_graph
-from tests.compilation import graphs
-from tests.compilation.conftest import CHIPS, needs_qnn, options
+from hvlc.qnn.compiler import CompileOptions
+from hvlc.qnn.isolation import Isolation
+from hvlc.qnn.probing import Probe, probe_graph
+from tests.qnn import graphs
+from tests.qnn.conftest import CHIPS, needs_qnn, options
 
 
 @pytest.mark.parametrize(

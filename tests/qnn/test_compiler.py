@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from hvlc.compilation.checking import emulate
-from hvlc.compilation.compiler import (
+from hvlc.errors import TargetError, UserError
+from hvlc.qnn.checking import emulate
+from hvlc.qnn.compiler import (
     CompileOptions,
     compile_graph,
     compile_graphs,
@@ -15,13 +16,12 @@ from hvlc.compilation.compiler import (
     require_npu,
     require_static,
 )
-from hvlc.compilation.context import read_context
-from hvlc.compilation.isolation import Answer, Failure, Graph, Isolation, Request
-from hvlc.errors import TargetError, UserError
+from hvlc.qnn.context import read_context
+from hvlc.qnn.isolation import Answer, Failure, Graph, Isolation, Request
 from hvlc.targets import load_target
-from tests.compilation import graphs
-from tests.compilation.conftest import CHIPS, needs_qnn, noise, options
-from tests.compilation.test_context import wrapper
+from tests.qnn import graphs
+from tests.qnn.conftest import CHIPS, needs_qnn, noise, options
+from tests.qnn.test_context import wrapper
 
 FALLBACK = {"session.disable_cpu_ep_fallback": "0"}
 
@@ -164,7 +164,7 @@ json.dump(answer, open(sys.argv[2], "w"))
 @pytest.fixture
 def pretend(sources: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Isolation]:
     """Makes a compiler that is none; what it answers is as given."""
-    monkeypatch.setattr("hvlc.compilation.compiler.require_qnn", lambda: None)
+    monkeypatch.setattr("hvlc.qnn.compiler.require_qnn", lambda: None)
 
     def made(provider: str = "QNNExecutionProvider", **damage: Any) -> Isolation:
         (sources / "made").mkdir()
@@ -236,7 +236,7 @@ def test_memory_is_bounded(sources: Path, output: Path) -> None:
 def test_nothing_is_left_of_a_failure(
     sources: Path, output: Path, script: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hvlc.compilation.compiler.require_qnn", lambda: None)
+    monkeypatch.setattr("hvlc.qnn.compiler.require_qnn", lambda: None)
     model = graphs.small_network(sources / "a.onnx")
     (sources / "script.py").write_text(script, "utf-8")
     with pytest.raises(TargetError, match=code):

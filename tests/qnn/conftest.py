@@ -5,8 +5,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from hvlc.compilation.checking import Sample
-from hvlc.compilation.compiler import CompileOptions
+from hvlc.qnn.checking import Sample
+from hvlc.qnn.compiler import CompileOptions
 
 needs_qnn = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None,

@@ -1,6 +1,6 @@
 """Sessions with Qualcomm's execution provider, in a process of their own, because it can end that process.
 
-Run as a script, `worker.py REQUEST ANSWER` (both JSON files), by `hvlc.compilation.isolation`; it imports nothing of
+Run as a script, `worker.py REQUEST ANSWER` (both JSON files), by `hvlc.qnn.isolation`; it imports nothing of
 hvlc. It catches nothing: whoever runs it reads its last words.
 """
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.compilation.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 from hvlc.errors import UserError
+from hvlc.qnn.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 
 HEAD = "import json, os, signal, sys, time\n"
 

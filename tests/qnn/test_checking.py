@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.compilation import checking
-from hvlc.compilation.checking import check_compiled, emulate, require_faithful, tolerance_of
-from hvlc.compilation.compiler import compile_graph
 from hvlc.errors import TargetError
+from hvlc.qnn import checking
+from hvlc.qnn.checking import check_compiled, emulate, require_faithful, tolerance_of
+from hvlc.qnn.compiler import compile_graph
 from hvlc.results.compilation import GraphCheck, OutputCheck
-from tests.compilation import graphs
-from tests.compilation.conftest import needs_qnn, noise, options
+from tests.qnn import graphs
+from tests.qnn.conftest import needs_qnn, noise, options
 from tests.report.test_compilation import graph
 
 

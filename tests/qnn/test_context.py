@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hvlc.compilation.context import read_context
 from hvlc.errors import TargetError
+from hvlc.qnn.context import read_context
 
 GOOD = "v2:6:2.51.0:5.51.0:79:69:0:0"
 GRAPH = b"QNNExecutionProvider_QNNExecutionProvider_%d_1_0\0"

@@ -7,11 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from hvlc.compilation.checking import Sample, check_compiled
-from hvlc.compilation.compiler import compile_graph
 from hvlc.errors import TargetError
 from hvlc.graphs.bundle import Bundle
-from tests.compilation.conftest import CHIPS, needs_qnn, options
+from hvlc.qnn.checking import Sample, check_compiled
+from hvlc.qnn.compiler import compile_graph
 from tests.passes.legalize.test_decompose_group_attention import (
     CHUNK,
     ROOM,
@@ -23,6 +22,7 @@ from tests.passes.legalize.test_decompose_group_attention import (
     written_out,
 )
 from tests.passes.quantize.test_integer_attention import integers
+from tests.qnn.conftest import CHIPS, needs_qnn, options
 
 pytestmark = needs_qnn
 
