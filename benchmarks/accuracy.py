@@ -25,11 +25,11 @@ from safetensors.numpy import load_file, save_file
 from hvlc.evaluation.perplexity import perplexity
 from hvlc.evaluation.tasks import open_task
 from hvlc.manifest.manifest import Kind, Manifest
-from hvlc.pipeline.build import build
-from hvlc.pipeline.evaluate import Setting, evaluate_directory
-from hvlc.pipeline.perplexity import TOKENS, WINDOW, text_windows
-from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.logits import TextScorer
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
+from hvlc.workflows.evaluate.perplexity import TOKENS, WINDOW, text_windows
 
 _REFERENCE = "float32"
 

@@ -50,8 +50,8 @@ def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _built(checkpoint: Path, recipe: str, output: Path) -> "BuildResult":
-    from hvlc.pipeline.build import build
-    from hvlc.pipeline.request import BuildRequest
+    from hvlc.workflows.build.build import build
+    from hvlc.workflows.build.request import BuildRequest
 
     return build(BuildRequest(checkpoint, "cpu", recipe, output))
 

@@ -56,7 +56,7 @@ def test_help_loads_nothing_heavy_and_is_fast() -> None:
     assert min(seconds for _, seconds in runs) < HELP_SECONDS
 
 
-@pytest.mark.parametrize("module", ["hvlc.runtime", "hvlc.evaluation", "hvlc.report", "hvlc.pipeline.lint"])
+@pytest.mark.parametrize("module", ["hvlc.runtime", "hvlc.evaluation", "hvlc.report", "hvlc.workflows.lint.lint"])
 def test_running_a_package_needs_no_torch(module: str) -> None:
     assert not loaded(IMPORT, module)[0] & COMPILE_ONLY
 

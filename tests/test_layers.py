@@ -62,7 +62,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "neural_compressor": ("hvlc.solvers.neural_compressor",),
     "numba": ("hvlc.solvers.kernels",),
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
-    "psutil": ("hvlc.pipeline.memory",),
+    "psutil": ("hvlc.workflows.build.memory",),
     "onnxruntime_qnn": ("hvlc.qnn.worker", "hvlc.runtime.providers"),
 }
 
@@ -186,7 +186,7 @@ def test_exceptions_are_in_use() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "message"),
     [
-        ("target.py", "from hvlc.pipeline import build", "target must not import its superior pipeline"),
+        ("target.py", "from hvlc.workflows import build", "target must not import its superior pipeline"),
         ("passes/a.py", "from hvlc import pipeline", "passes must not import its superior pipeline"),
         ("passes/a.py", "def f():\n    import hvlc.package.manifest", "passes must not import its sibling package"),
         ("passes/a.py", "from ..runtime import x", "passes must not import its sibling runtime"),

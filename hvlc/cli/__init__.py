@@ -121,9 +121,9 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 def build(output: Path, as_json: bool, **options: Any) -> None:
     """Turn CHECKPOINT (a directory or a GGUF file; default: the shipped hypervl-nano) into a package."""
-    from hvlc.pipeline.build import build as run_build
-    from hvlc.pipeline.stages import STAGES
     from hvlc.report.builds import build_record, build_tables
+    from hvlc.workflows.build.build import build as run_build
+    from hvlc.workflows.build.steps import STAGES
 
     with progress("build", len(STAGES)) as step:
         result = run_build(_build_request(output, **options), step)
@@ -132,7 +132,7 @@ def build(output: Path, as_json: bool, **options: Any) -> None:
 
 
 def _build_request(output: Path, checkpoint: Path | None, **options: Any) -> Any:
-    from hvlc.pipeline.request import BuildRequest
+    from hvlc.workflows.build.request import BuildRequest
 
     return BuildRequest(_checkpoint(checkpoint), output=output, **options)
 
@@ -152,8 +152,8 @@ def _checkpoint(given: Path | None) -> Path:
 @json_option
 def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None:
     """Show what a build would do to every weight and what it would take, without building."""
-    from hvlc.pipeline.build import plan_build
     from hvlc.report.builds import plan_record, plan_table
+    from hvlc.workflows.build.build import plan_build
 
     planned = plan_build(_build_request(output or Path("package"), **options), anywhere=output is None)
     plan, estimate = planned.plan, planned.estimate
@@ -219,10 +219,10 @@ def run(
 @json_option
 def demo(output: Path, count: int, as_json: bool) -> None:
     """Build the shipped checkpoint by three recipes, ask it questions, and compare."""
-    from hvlc.pipeline import demo as demonstration
-    from hvlc.pipeline.stages import STAGES
     from hvlc.report.comparison import summary_tables
     from hvlc.report.terminal import comparison_table
+    from hvlc.workflows import demo as demonstration
+    from hvlc.workflows.build.steps import STAGES
 
     output.mkdir(parents=True, exist_ok=True)
     quiet = console(stderr=True)
@@ -297,8 +297,8 @@ def verify(
 def _verify_rebuilt(
     directory: Path, checkpoint: Path, calibration: str | None, threads: int | None, as_json: bool
 ) -> None:
-    from hvlc.pipeline.rebuild import rebuild
-    from hvlc.pipeline.stages import STAGES
+    from hvlc.workflows.build.rebuild import rebuild
+    from hvlc.workflows.build.steps import STAGES
 
     with progress("rebuild", len(STAGES)) as step:
         made = rebuild(directory, checkpoint, calibration=calibration, threads=threads, progress=step)
@@ -349,10 +349,10 @@ def show_recipe(name: str, as_json: bool) -> None:
 @json_option
 def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool) -> None:
     """Check the recipe NAME (or a YAML file): its form, and with --checkpoint every rule, solver and format."""
-    from hvlc.pipeline.build import plan_build
-    from hvlc.pipeline.request import BuildRequest
     from hvlc.recipes.schema import load_recipe
     from hvlc.report.builds import plan_table
+    from hvlc.workflows.build.build import plan_build
+    from hvlc.workflows.build.request import BuildRequest
 
     recipe = load_recipe(name)
     if checkpoint is None:
@@ -376,7 +376,7 @@ def train() -> None:
 @json_option
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
-    from hvlc.pipeline.needs import require_compile
+    from hvlc.workflows.build.requirements import require_compile
 
     require_compile("training")
     from hvlc.errors import UserError

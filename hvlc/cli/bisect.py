@@ -37,10 +37,10 @@ def bisect(
     Every stage, from tokenization over each layer to sampling, is run on the reference's inputs and on the package's
     own. Exits with 4 if a stage departs.
     """
-    from hvlc.pipeline.bisect import Request
-    from hvlc.pipeline.bisect import bisect as run_bisect
-    from hvlc.pipeline.sensitivity import check_results
     from hvlc.report.bisection import bisection_tables
+    from hvlc.workflows.bisect.bisect import Request
+    from hvlc.workflows.bisect.bisect import bisect as run_bisect
+    from hvlc.workflows.sensitivity.sensitivity import check_results
 
     if output:
         check_results(output, _FILES, force=force)

@@ -25,9 +25,9 @@ def show_calibration(source: str, checkpoint: Path | None, samples: int, tokens:
     hold text, prompt, messages, or image and question. Images are counted at full size, before the resolution
     compressor.
     """
-    from hvlc.pipeline.balance import show_inputs
-    from hvlc.pipeline.needs import require_compile
     from hvlc.report.calibration import balance_record, balance_tables
+    from hvlc.workflows.build.requirements import require_compile
+    from hvlc.workflows.calibrate.balance import show_inputs
     from hvlc.zoo import nano_checkpoint
 
     require_compile("calibration")

@@ -11,8 +11,8 @@ from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
-    from hvlc.pipeline.compare import Asking, Compared, Contender
     from hvlc.results.gates import Judgement
+    from hvlc.workflows.evaluate.compare import Asking, Compared, Contender
 
 
 @click.command()
@@ -58,8 +58,8 @@ def compare(
     Scores with paired significance, sizes, errors of weights and values by layer, examples that changed sides, and what
     differs in recipe, plan, target and versions.
     """
-    from hvlc.pipeline.compare import Asking, compare_models, open_contenders, write_comparison
     from hvlc.report.comparison import comparison_tables, headline
+    from hvlc.workflows.evaluate.compare import Asking, compare_models, open_contenders, write_comparison
 
     _check(asked, {"--encoder": encoders, "--no-vrc": no_vrc})
     given = {name: value for name, value in asked.items() if value is not None}
@@ -83,8 +83,8 @@ def _demanded(gates: GateRequest, contenders: "Sequence[Contender]", asking: "As
     Raises:
         UserError: one cannot be understood or answered.
     """
-    from hvlc.pipeline.evaluate import encoders_of
     from hvlc.results import TextEvaluation
+    from hvlc.workflows.evaluate.evaluate import encoders_of
 
     first = contenders[0]
     read = [e for contender in contenders for e in contender.evaluations]
@@ -110,7 +110,7 @@ def _judged(gates: DemandedGates, contenders: "Sequence[Contender]", found: "Com
     """
     if not gates.gates:
         return None
-    from hvlc.pipeline.suspects import worst_weights
+    from hvlc.workflows.evaluate.recipe_lines import worst_weights
 
     reference = contenders[0].name
     packages = {contender.name: contender.package for contender in contenders if contender.package}

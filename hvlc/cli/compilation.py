@@ -32,10 +32,10 @@ def compile_command(
     as_json: bool,
 ) -> None:
     """Compile PACKAGE, which `hvlc build --no-aot` wrote, for a Snapdragon's NPU (needs hvlc[qnn])."""
-    from hvlc.pipeline.compiling import CompileRequest, compile_package
     from hvlc.qnn.isolation import Isolation
     from hvlc.report.compilation import compilation_tables
     from hvlc.targets import load_target
+    from hvlc.workflows.build.compiling import CompileRequest, compile_package
 
     request = CompileRequest(
         check=check,

@@ -74,7 +74,7 @@ def evaluate(
         return
     _refuse({"--tokens": tokens, "--window": window}, "they are for a task that is a text")
     from hvlc.evaluation.tasks import open_task
-    from hvlc.pipeline.evaluate import encoders_of
+    from hvlc.workflows.evaluate.evaluate import encoders_of
 
     demanded = gates.demanded(
         kind="questions",
@@ -97,9 +97,9 @@ def _evaluate_questions(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from hvlc.pipeline.evaluate import evaluate_questions, write_reports
-    from hvlc.pipeline.store import Store
     from hvlc.report.terminal import comparison_table, evaluation_table
+    from hvlc.workflows.evaluate.evaluate import evaluate_questions, write_reports
+    from hvlc.workflows.evaluate.evaluation_store import Store
 
     with progress("eval", 1) as step, Store(output, _announce) as store:
         found = evaluate_questions(directory, task, reference=reference, store=store, progress=step, **options)
@@ -119,9 +119,9 @@ def _evaluate_text(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from hvlc.pipeline.perplexity import evaluate_texts, write_text_reports
-    from hvlc.pipeline.store import Store
     from hvlc.report.terminal import text_table
+    from hvlc.workflows.evaluate.evaluation_store import Store
+    from hvlc.workflows.evaluate.perplexity import evaluate_texts, write_text_reports
 
     models = [*([reference] if reference else []), directory]
     names = [model.resolve().name for model in models]

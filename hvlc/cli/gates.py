@@ -123,7 +123,7 @@ class GateRequest:
         gates = read_gates(self.texts, self.file)
         require_checkable(gates, kind=kind, reference=reference, fidelity=fidelity, encoders=encoders)
         if self.recipe:
-            from hvlc.pipeline.suspects import require_recipe
+            from hvlc.workflows.evaluate.recipe_lines import require_recipe
 
             require_recipe(self.recipe, models)
         return DemandedGates(tuple(gates), self)
@@ -156,7 +156,7 @@ class DemandedGates:
             references: what relative gates refer to, of every setting.
             models: the package, checkpoint or evaluation file of each evaluation's name, for SARIF.
             suspects: weights with the largest errors of each evaluation's name, for SARIF
-                (`hvlc.pipeline.suspects.worst_weights`).
+                (`hvlc.workflows.evaluate.recipe_lines.worst_weights`).
 
         Raises:
             UserError: a gate has nothing to decide on, or a file cannot be written.
@@ -172,11 +172,11 @@ class DemandedGates:
     def _write(
         self, judgement: "Judgement", models: Mapping[str, Path], suspects: "Mapping[str, Sequence[Suspect]]"
     ) -> None:
-        from hvlc.pipeline.suspects import origin_of
         from hvlc.report.junit import junit_xml
         from hvlc.report.markdown import judgement_markdown
         from hvlc.report.sarif import sarif_json
         from hvlc.results import write_whole
+        from hvlc.workflows.evaluate.recipe_lines import origin_of
 
         request = self.request
         if request.junit:

@@ -48,10 +48,10 @@ def lint(
     Exits with 3 when the target refuses a node that it does not declare to run on the CPU.
     """
     from hvlc.errors import TargetError
-    from hvlc.pipeline.lint import lint as run_lint
     from hvlc.report.lint import lint_sarif, lint_tables
     from hvlc.results import write_whole
     from hvlc.targets import load_target
+    from hvlc.workflows.lint.lint import lint as run_lint
 
     if fix is (output is None):
         raise click.UsageError("--fix writes a new model and needs -o, and -o is for --fix")

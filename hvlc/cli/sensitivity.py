@@ -77,9 +77,9 @@ def sensitivity(output: Path | None, top: int, as_json: bool, force: bool, **opt
     A part is a group of matrices that share an input. For every format: the relative squared error of the part's
     output, and the mean divergence of the model's answers from the float model's in nats per token.
     """
-    from hvlc.pipeline.sensitivity import check_results, measure
     from hvlc.report.sensitivity import sensitivity_tables
     from hvlc.results import write_whole
+    from hvlc.workflows.sensitivity.sensitivity import check_results, measure
 
     names = [f"sensitivity.{kind}" for kind in ("json", "png", "svg")]
     if output:
@@ -116,11 +116,11 @@ def pareto(
     **options: Any,
 ) -> None:
     """Write what size buys of CHECKPOINT's answers: recipes for a series of budgets, and their predicted damage."""
-    from hvlc.pipeline.pareto import FRONT, Scoring
-    from hvlc.pipeline.pareto import pareto as make_front
-    from hvlc.pipeline.sensitivity import check_results
     from hvlc.report.figures import draw_front
     from hvlc.report.sensitivity import front_table
+    from hvlc.workflows.sensitivity.pareto import FRONT, Scoring
+    from hvlc.workflows.sensitivity.pareto import pareto as make_front
+    from hvlc.workflows.sensitivity.sensitivity import check_results
 
     plots = [Path(FRONT).stem + suffix for suffix in (".png", ".svg")]
     check_results(output, plots, force=force)
@@ -153,9 +153,9 @@ def _opened(
     cache: Path | None,
 ) -> Iterator[tuple[Any, Any]]:
     """What is measured, and how."""
-    from hvlc.pipeline.estimate import processors
-    from hvlc.pipeline.sensitivity import Measuring, opened
     from hvlc.recipes.schema import FormatSpec
+    from hvlc.workflows.build.estimate import processors
+    from hvlc.workflows.sensitivity.sensitivity import Measuring, opened
     from hvlc.zoo import nano_checkpoint
 
     tried = tuple(FormatSpec.model_validate({"bits": b, "block_size": size}) for b, size in dict.fromkeys(formats))

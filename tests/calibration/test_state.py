@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from hvlc.calibration.state import State, awaited, check_apart, check_foreign
 from hvlc.errors import UserError
-from hvlc.pipeline import request as requesting
-from hvlc.pipeline.build import build
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels, Stream, stored_array, unpacked
+from hvlc.workflows.build import request as requesting
+from hvlc.workflows.build.build import build
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe
 from tests.helpers.solvers import ASYMMETRIC, LPBQ, SYMMETRIC, normal
@@ -233,7 +233,7 @@ def test_a_killed_build_goes_on(
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from hvlc.pipeline.build import build\n"
+        "from hvlc.workflows.build.build import build\n"
         "from tests.helpers.calibration import request\n"
         "def progress(what, done, total):\n"
         "    if what.startswith('calibrate model') and done > 3:\n"

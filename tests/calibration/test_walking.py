@@ -15,10 +15,10 @@ from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import linear_groups
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.static.keep_positions import KeepPositions
-from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Computed, Constant, LazyTensor
+from hvlc.workflows.calibrate.inputs import decoder_feeds
 from tests.export.tiny_families import TEXT, save_text, save_vision
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

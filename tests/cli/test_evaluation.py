@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from hvlc.evaluation.documents import DocumentsTask
-from hvlc.pipeline.evaluate import Setting, evaluate_directory
-from hvlc.pipeline.store import Store
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
+from hvlc.workflows.evaluate.evaluation_store import Store
 from tests.helpers.commands import Hvlc
 
 Command = Callable[..., tuple[int, str, str]]

@@ -109,7 +109,7 @@ def test_what_cannot_be_answered_is_refused_before_the_work(
     def worked(*arguments: Any, **options: Any) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("hvlc.pipeline.evaluate.evaluate_questions", worked)
+    monkeypatch.setattr("hvlc.workflows.evaluate.evaluate.evaluate_questions", worked)
     monkeypatch.chdir(tmp_path)
     exit_code, out, _ = evaluated(*arguments, "--json")
     assert (exit_code, json.loads(out)["error"]["code"]) == (2, code)

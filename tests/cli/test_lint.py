@@ -8,8 +8,8 @@ import jsonschema
 import onnx
 import pytest
 
-from hvlc.pipeline import probing
 from hvlc.targets import load_target, shipped_targets
+from hvlc.workflows.lint import probing
 from tests.helpers.commands import Hvlc
 from tests.lint.corpus import corpus
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hvlc import cli
-from hvlc.pipeline.rebuild import rebuild
 from hvlc.recipes.schema import load_recipe
+from hvlc.workflows.build.rebuild import rebuild
 from tests.export.tiny_families import save_text
 
 Run = Callable[..., tuple[int, str, str]]

@@ -23,12 +23,12 @@ from hvlc.export import export_bundle, known_families
 from hvlc.export.language import CONTEXT_LIMIT
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Action
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.results.build import BuildResult
 from hvlc.runtime.generation import LanguageModel
 from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import (
     CONTEXT,
     DTYPES,

@@ -12,10 +12,10 @@ import torch
 
 from hvlc.errors import TargetError, UserError
 from hvlc.graphs.plan import Action, Assignment
-from hvlc.pipeline.build import build, plan_build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.results.build import BuildResult
 from hvlc.targets import target_path
+from hvlc.workflows.build.build import build, plan_build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.test_families import logits_difference
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.weights.prequantized.tiny_quantized import (

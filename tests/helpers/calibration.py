@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvlc.pipeline.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest
 
 Progress = Callable[[str, int, int], None]
 

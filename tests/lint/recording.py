@@ -15,11 +15,11 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from hvlc.pipeline.probing import require_compiler
 from hvlc.qnn.compiler import CompileOptions, traced
 from hvlc.qnn.isolation import Answer, Graph, Isolation, Request
 from hvlc.qnn.probing import Probe, probe_graph
 from hvlc.targets import load_target
+from hvlc.workflows.lint.probing import require_compiler
 from tests.lint.tape import Case
 
 TARGET = "qnn-sm8750"

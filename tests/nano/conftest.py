@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.pipeline.build import build
-from hvlc.pipeline.demo import RECIPES
-from hvlc.pipeline.request import BuildRequest
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.demo import RECIPES
 from hvlc.zoo import nano_checkpoint
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.manifest.manifest import Manifest
-from hvlc.pipeline.evaluate import Setting, evaluate_directory
+from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
 
 BITS_LIMIT = 4.6
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
-from hvlc.pipeline.evaluate import Against, Setting, evaluate_directory
 from hvlc.results import Evaluation, Fidelity
+from hvlc.workflows.evaluate.evaluate import Against, Setting, evaluate_directory
 from tests.helpers.faults import FAULTS, planted
 
 BASE = Setting("base", True)

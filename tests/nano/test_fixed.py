@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
-from hvlc.pipeline.build import build
-from hvlc.pipeline.evaluate import Setting, evaluate_directory
-from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
 from hvlc.zoo import nano_checkpoint
 
 pytestmark = pytest.mark.slow

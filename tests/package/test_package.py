@@ -132,8 +132,8 @@ def test_decoder_weights_are_really_four_bit(w4a16_build: BuildResult, float32_b
 
 
 def test_two_builds_give_the_same_bytes(tiny_checkpoint: Path, built: BuildResult, tmp_path: Path) -> None:
-    from hvlc.pipeline.build import build
-    from hvlc.pipeline.request import BuildRequest
+    from hvlc.workflows.build.build import build
+    from hvlc.workflows.build.request import BuildRequest
 
     recipe = built.manifest.sources.recipe_name
     copied = shutil.copytree(tiny_checkpoint, tmp_path / "elsewhere")
@@ -143,8 +143,8 @@ def test_two_builds_give_the_same_bytes(tiny_checkpoint: Path, built: BuildResul
 
 
 def test_a_build_of_the_same_inputs_is_current_and_of_others_is_not(tiny_w4a16: Path, tiny_checkpoint: Path) -> None:
-    from hvlc.pipeline.build import is_current
-    from hvlc.pipeline.request import BuildRequest
+    from hvlc.workflows.build.build import is_current
+    from hvlc.workflows.build.request import BuildRequest
 
     assert is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16))
     assert not is_current(BuildRequest(tiny_checkpoint, "cpu", "float32", tiny_w4a16))

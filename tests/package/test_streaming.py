@@ -23,12 +23,12 @@ from safetensors.numpy import save_file
 from hvlc.errors import HvlcError, UserError
 from hvlc.package import streaming
 from hvlc.package.streaming import Layout, QuantizedUnit, check_finite, unit_of, write_data
-from hvlc.pipeline.memory import MemoryWatch, current_memory
 from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Computed, Constant, Expression, Stored, concat
 from hvlc.weights.quantized import Levels, Quantization, Solver, Stream
+from hvlc.workflows.build.memory import MemoryWatch, current_memory
 
 SYMMETRIC, ASYMMETRIC, BYTES = WeightFormat(4, 32), WeightFormat(4, 16, symmetric=False), WeightFormat(8, 32)
 MB = 10**6

@@ -196,9 +196,9 @@ def test_planned_bytes_are_those_of_the_arrays(
 
 
 def test_hidden_sizes_that_do_not_fill_a_block_still_answer(tmp_path: Path) -> None:
-    from hvlc.pipeline.build import build
-    from hvlc.pipeline.request import BuildRequest
     from hvlc.runtime.generation import VisionLanguageModel
+    from hvlc.workflows.build.build import build
+    from hvlc.workflows.build.request import BuildRequest
     from tests.helpers.tiny import picture
 
     checkpoint = save_tiny(tmp_path / "checkpoint", hidden=48, num_attention_heads=3, num_key_value_heads=1)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from hvlc.manifest.manifest import Manifest
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.report.placement import Placed, placed_components, placement_table
 from hvlc.results.compilation import COMPILATION, Compilation, NotChecked
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import save_text
 from tests.helpers.commands import Hvlc
 from tests.helpers.fixed_shapes import write_target

@@ -16,12 +16,12 @@ from hvlc.graphs.builder import LAST_ROW
 from hvlc.graphs.placement import Placement
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.difference import difference
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime import providers
 from hvlc.runtime.fixed import Cache, StagedDecoder, run_windows
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.providers import open_component, register_providers
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 from tests.helpers.tolerances import GRAPH_FLOAT32

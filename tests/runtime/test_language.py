@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hvlc import cli
 from hvlc.errors import UserError
 from hvlc.package.writer import copy_tokenizer
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from hvlc.zoo.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from tests.export.tiny_families import CONTEXT, save_text, save_vision
 from tests.helpers.tiny import picture

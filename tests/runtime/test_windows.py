@@ -9,9 +9,9 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import DECODER, Manifest
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.runtime.windows import Windows, force
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 

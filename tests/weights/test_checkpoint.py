@@ -199,8 +199,8 @@ DAMAGE: dict[str, tuple[Change, str, str]] = {
 def test_a_build_of_a_damaged_checkpoint_names_the_cause_and_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, case: str
 ) -> None:
-    from hvlc.pipeline.build import build
-    from hvlc.pipeline.request import BuildRequest
+    from hvlc.workflows.build.build import build
+    from hvlc.workflows.build.request import BuildRequest
 
     damage, code, word = DAMAGE[case]
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")

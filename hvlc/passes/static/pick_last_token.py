@@ -1,7 +1,7 @@
 """A head that answers for the last token of the prompt alone, where the prompt runs in padded chunks.
 
 onnxruntime-genai (0.18) wants the logits of one position, and takes them as `[1, 1, vocabulary]` where the head's file
-says so (run: tests/pipeline/test_fixed.py). Which row that is, its lengths do not tell: they count the padding.
+says so (run: tests/workflows/test_fixed.py). Which row that is, its lengths do not tell: they count the padding.
 The tokens do, because nothing but padding follows the last one. So the embedding, which runs on the CPU and reads them,
 counts, and the head computes one row instead of a chunk's.
 """

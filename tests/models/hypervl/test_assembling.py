@@ -91,9 +91,9 @@ def test_every_weight_is_kept(save_tower: Save, save_llm: Save, tied: bool) -> N
 
 def test_what_is_assembled_can_be_saved_built_upon_and_asked(save_tower: Save, save_llm: Save, tmp_path: Path) -> None:
     from hvlc.models.hypervl.reference import Reference
-    from hvlc.pipeline.build import build
-    from hvlc.pipeline.request import BuildRequest
     from hvlc.runtime.generation import VisionLanguageModel
+    from hvlc.workflows.build.build import build
+    from hvlc.workflows.build.request import BuildRequest
     from tests.helpers.tiny import picture
 
     model, processor = assemble(save_tower("base", 32), save_tower("large", 48), save_llm())

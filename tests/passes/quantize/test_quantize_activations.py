@@ -26,14 +26,14 @@ from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.quantize.quantize_activations import QuantizeActivations, affine, calibrated_values, check_ranges
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Constant
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_ACTIVATIONS

@@ -18,10 +18,10 @@ from hvlc.graphs.builder import MICROSOFT, GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.fuse.pack_projections import PackProjections
 from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache, rotated_keys
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Constant
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_CACHE, QUANTIZED_PRODUCT

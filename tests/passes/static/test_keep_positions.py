@@ -9,9 +9,9 @@ from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.static.keep_positions import KeepPositions
-from hvlc.pipeline.feeds import decoder_feeds
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.calibrate.inputs import decoder_feeds
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32

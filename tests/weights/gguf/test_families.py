@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.weights.gguf.names import ARCHITECTURES, parameter_name
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.test_families import logits_difference
 from tests.export.tiny_families import save_text
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hvlc.graphs.bundle import Role
-from hvlc.pipeline.build import build
-from hvlc.pipeline.request import BuildRequest
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import BuildRequest
 from tests.export.test_families import logits_difference
 
 #: Largest difference of logits of up to 30: float32 sums over 30 layers in another order; measured 5e-5.

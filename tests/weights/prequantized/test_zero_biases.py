@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
-from hvlc.pipeline.build import plan_build
-from hvlc.pipeline.request import BuildRequest
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.build.build import plan_build
+from hvlc.workflows.build.request import BuildRequest
 from tests.weights.prequantized.tiny_quantized import LINEARS, save_grouped
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}

@@ -1,0 +1,1 @@
+"""A plan's calibration: inputs, forward passes, cost."""

@@ -1,0 +1,246 @@
+"""A plan's calibration: inputs from a set, the components in the order they run, levels into a state."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.calibration.engine import Calibration, matrix_key
+from hvlc.calibration.factors import FactorSearch, ScaledGroup
+from hvlc.calibration.observation import Observation
+from hvlc.calibration.samples import CalibrationSet, TextSample
+from hvlc.calibration.state import State, awaited
+from hvlc.calibration.walking import Walk
+from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
+from hvlc.manifest.manifest import Kind
+from hvlc.passes.quantize.quantize_activations import calibrated_values, check_ranges
+from hvlc.passes.quantize.quantize_kv_cache import cached_values, rotated_keys
+from hvlc.solvers.registry import CALIBRATED, SOLVERS
+from hvlc.weights.lazy import Expression, LazyTensor, expression_of
+from hvlc.weights.quantized import Dequantized, Quantization, Solved
+from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
+
+_TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
+
+_Feeds = Sequence[Mapping[str, np.ndarray]]
+
+#: Told what is being done, how far it is, and how far it goes.
+Progress = Callable[[str, int, int], None]
+
+
+def needs_data(plan: Plan) -> bool:
+    """Whether anything of the plan does: a solver, static activations, an int8 cache."""
+    solved = any(a.action is Action.QUANTIZE and a.solver in CALIBRATED for a in plan.assignments)
+    return solved or any(plan.observes(role) for role in Role)
+
+
+def calibrates_encoders(plan: Plan, groups: Sequence[ScaledGroup], bundle: Bundle) -> bool:
+    """Whether a vision encoder has a solver that needs data, static activations, or gets factors."""
+    encoders = {component.name for component in bundle.with_role(Role.VISION_ENCODER)}
+    solved = any(a.solver in CALIBRATED and a.role is Role.VISION_ENCODER for a in plan.assignments)
+    return solved or plan.observes(Role.VISION_ENCODER) or any(group.component in encoders for group in groups)
+
+
+def check_calibrated(plan: Plan) -> None:
+    """Refuse what a calibration cannot reach: tables are looked up and multiply nothing.
+
+    Raises:
+        UserError: a table has a solver that needs data.
+    """
+    tables = [a for a in plan.assignments if a.role is Role.EMBEDDING and a.action is Action.QUANTIZE]
+    for table in tables:
+        if table.solver in CALIBRATED:
+            cause = f"{table.weight} is looked up: solver {table.solver} has no inputs to calibrate it on"
+            raise UserError("calibration.table", cause, "give its rule a data-free solver, such as rtn")
+
+
+def default_source(facts: Mapping[str, Any]) -> str:
+    """The built-in set for a kind of model."""
+    return _TEXT_SOURCE if facts["kind"] == Kind.LANGUAGE else _IMAGE_SOURCE
+
+
+def awaited_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solved]:
+    """What a calibration will have put into a state, by component and node; a tied table's is the head's."""
+    heads = {(a.component, a.node): a for a in plan.assignments}
+    found = {}
+    for assignment in plan.assignments:
+        owner = heads[assignment.shares] if assignment.shares else assignment
+        if assignment.action is Action.KEEP or owner.solver not in CALIBRATED or owner.format is None:
+            continue
+        key, shape = matrix_key(owner.component, owner.node), (owner.out_features, owner.in_features)
+        found[assignment.component, assignment.node] = awaited(directory, key, shape, owner.format)
+    return found
+
+
+def observations(bundle: Bundle, plan: Plan) -> dict[str, Observation]:
+    """What the package reads of its components' values, by component.
+
+    Args:
+        bundle: before its products are quantized.
+        plan: every weight's fate.
+    """
+    method = plan.activations.range if plan.activations else RangeMethod.MINMAX
+    found = {}
+    for role in (Role.VISION_ENCODER, Role.DECODER):
+        for component in bundle.with_role(role) if plan.observes(role) else []:
+            cache = cached_values(component) if plan.kv_cache is CacheType.INT8 else {}
+            activations = calibrated_values(component, plan)
+            found[component.name] = Observation(
+                component.name, activations, method, cache, rotated_keys(component) if cache else frozenset()
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What calibration will have found of a package's values, as lazy expressions.
+
+    Attributes:
+        ranges: float32 `[2]` of activations, by component and value.
+        magnitudes: float32 `[kv_heads, head_size]` of the decoder's present keys and values.
+    """
+
+    ranges: dict[str, dict[str, Expression]]
+    magnitudes: dict[str, Expression]
+
+    @classmethod
+    def awaited(cls, bundle: Bundle, plan: Plan, directory: Path) -> "Observed":
+        """What a state will hold.
+
+        Args:
+            bundle: before its products are quantized.
+            plan: every weight's fate.
+            directory: of the state.
+        """
+        found = observations(bundle, plan)
+        ranges = {name: wanted.ranges(directory) for name, wanted in found.items()}
+        return cls(ranges, {name: m for wanted in found.values() for name, m in wanted.magnitudes(directory).items()})
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A walk through components under way.
+
+    Attributes:
+        bundle: its components.
+        threads: of onnxruntime.
+        walk: goes through a component on feeds and keeps the wanted values.
+    """
+
+    bundle: Bundle
+    threads: int
+    walk: Callable[[Component, _Feeds, Sequence[ir.Value]], Walk]
+
+    def component(self, name: str, feeds: _Feeds, *wanted: str) -> list[list[np.ndarray]]:
+        """Go through a component; returns the wanted outputs of every feed."""
+        component = self.bundle.components[name]
+        outputs = [output_of(component, output) for output in wanted]
+        walked = self.walk(component, feeds, outputs)
+        return [[np.array(walked.value(v, i)) for v in outputs] for i in range(len(feeds))]
+
+
+def calibrate(
+    bundle: Bundle, plan: Plan, inputs: CalibrationSet, state: State, threads: int, progress: Progress
+) -> None:
+    """Solve every matrix of a plan whose solver needs data, and observe what the package reads of its values.
+
+    Args:
+        bundle: of a checkpoint that speaks, after the structural passes, its decoder with all positions; not the one
+            that is written.
+        plan: every weight's fate.
+        inputs: what to calibrate on.
+        state: where levels and ranges are put, and taken from where they are known.
+        threads: of onnxruntime.
+        progress: told what is done.
+
+    Raises:
+        UserError: values are not finite, or some are always 0.
+    """
+    _round_tables(bundle, plan)
+    wanted_of = observations(bundle, plan)
+
+    def solve(component: Component, feeds: _Feeds, wanted: Sequence[ir.Value]) -> Walk:
+        mine = plan.for_component(component.name)
+        observation = wanted_of.get(component.name)
+        job = Calibration(component, feeds, mine, state, threads, state.directory, observation)
+        return job.run(progress, wanted)
+
+    _walk(_Work(bundle, threads, solve), inputs)
+    check_ranges({name: observation.ranges(state.directory) for name, observation in wanted_of.items()})
+
+
+def find_factors(
+    bundle: Bundle,
+    groups: Sequence[ScaledGroup],
+    inputs: CalibrationSet,
+    state: State,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Find the factors of every group on the float model.
+
+    Args:
+        bundle: as `calibrate` takes it; without factors.
+        groups: that get factors.
+        inputs: what to search on.
+        state: where factors are put, and taken from where they are known.
+        threads: of onnxruntime.
+        progress: told what is done.
+    """
+    if all(group.is_known(state) for group in groups):
+        return
+
+    def search(component: Component, feeds: _Feeds, wanted: Sequence[ir.Value]) -> Walk:
+        mine = [group for group in groups if group.component == component.name]
+        return FactorSearch(component, feeds, mine, state, threads, state.directory).run(progress, wanted)
+
+    _walk(_Work(bundle, threads, search), inputs)
+
+
+def _walk(work: _Work, inputs: CalibrationSet) -> None:
+    """Go through the components in the order in which they run."""
+    if work.bundle.facts["kind"] == Kind.VISION_LANGUAGE:
+        _walk_both(work, inputs)
+        return
+    decoder = work.bundle.with_role(Role.DECODER)[0]
+    work.component(decoder.name, list(text_feeds(decoder, inputs)))
+
+
+def _round_tables(bundle: Bundle, plan: Plan) -> None:
+    """Look tokens up as the package will: in the levels of a table whose solver needs no data."""
+    for assignment in plan.assignments:
+        if assignment.role is not Role.EMBEDDING or assignment.solver not in SOLVERS or assignment.format is None:
+            continue
+        graph = bundle.components[assignment.component].graph
+        table = graph.initializers[assignment.weight]
+        if table.const_value is not None:
+            rounded = Quantization(expression_of(table.const_value), assignment.format, SOLVERS[assignment.solver])
+            table.const_value = LazyTensor(assignment.weight, Dequantized(rounded))
+
+
+def _walk_both(work: _Work, inputs: CalibrationSet) -> None:
+    """Encoders on tiles, then the decoder on what they make of them, the encoders taking turns."""
+    bundle, facts = work.bundle, work.bundle.facts
+    images = inputs.images
+    tiled, stitched = tile(bundle, images, work.threads), stitcher(bundle, work.threads)
+    encoders = [c.name for c in bundle.with_role(Role.VISION_ENCODER)]
+    features: list[np.ndarray] = [np.empty(0, np.float32)] * len(images)
+    for turn, name in enumerate(encoders):
+        made = work.component(name, tiled.feeds, "tile_features")
+        for index in range(turn, len(images), len(encoders)):
+            features[index] = stitched(made[index][0], tiled.grids[index])
+    decoder, embedding = bundle.with_role(Role.DECODER)[0], bundle.components["embedding"]
+    sequences = [
+        (s.prompt.ids(*tiled.cells(i)), f)
+        for i, (s, f) in enumerate(zip(images, features, strict=True))
+        if s.prompt is not None
+    ]
+    nothing = np.empty((0, int(str(facts["hidden_size"]))), np.float32)
+    sequences += [(s.ids, nothing) for s in inputs.samples if isinstance(s, TextSample)]
+    merged = embedded(embedding, sequences, work.threads)
+    work.component(decoder.name, [decoder_feeds(decoder, "inputs_embeds", embeds) for embeds in merged])

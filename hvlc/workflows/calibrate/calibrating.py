@@ -1,0 +1,142 @@
+"""The calibration inside a build: its inputs, what it takes, and the walk of the planned solvers over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.plan import Plan
+from hvlc.manifest.manifest import Kind, Sources
+from hvlc.recipes.schema import Preparation, Recipe
+from hvlc.results.build import Estimate
+from hvlc.targets import Target
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.build.lowering import float_passes
+from hvlc.workflows.build.prepare import fold_awaited
+from hvlc.workflows.build.request import BuildRequest, Document, Progress
+from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, search_cost
+
+if TYPE_CHECKING:
+    from hvlc.calibration.factors import ScaledGroup
+    from hvlc.calibration.samples import CalibrationSet
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A build that is ready to be written: every decision is made, no weight was read.
+
+    Attributes:
+        checkpoint: the input.
+        bundle: the finished graphs, their weights lazy.
+        plan: every weight's fate.
+        estimate: what writing takes.
+        documents: the recipe and the target.
+        inputs: what the plan is calibrated on, if anything in it needs data.
+        target: what it is for.
+        prepare: what is done to the float model first.
+        scaled: linears that get factors, which the calibration finds.
+        text: where the tokenizer is while the build goes on.
+    """
+
+    checkpoint: Checkpoint
+    bundle: Bundle
+    plan: Plan
+    estimate: Estimate
+    documents: tuple[Document, Document]
+    inputs: "CalibrationSet | None"
+    target: Target
+    prepare: Preparation
+    scaled: "tuple[ScaledGroup, ...]"
+    text: Path
+
+
+def calibration_inputs(
+    request: BuildRequest,
+    recipe: Recipe,
+    plan: Plan,
+    scaled: "Sequence[ScaledGroup]",
+    bundle: Bundle,
+    text: Path,
+    measured: bool,
+) -> "CalibrationSet | None":
+    """What the plan's solvers are calibrated on, factors found and ranges taken; None when nothing needs data.
+
+    A measurement for a budget (`measured`) has used the set already, so it is not refused for want of use.
+
+    Raises:
+        UserError: the set is not there, or not fit for the model; or its levels have no place to be kept.
+    """
+    from hvlc.calibration.sources import Model, open_set
+    from hvlc.calibration.state import check_apart, check_foreign
+    from hvlc.workflows.calibrate.calibrate import calibrates_encoders, check_calibrated, default_source, needs_data
+
+    if not scaled and not needs_data(plan):
+        source = None if measured else request.calibration
+        given = {"calibration": source, "samples": request.samples, "calibration-state": request.state}
+        unused = ", ".join(f"--{name}" for name, value in given.items() if value is not None)
+        if unused:
+            cause = f"recipe {recipe.name} has nothing that is calibrated"
+            raise UserError("calibration.unused", cause, f"leave {unused} out, or choose a recipe that needs it")
+        return None
+    if bundle.facts["kind"] == Kind.VISION:
+        cause = "vision towers alone are not calibrated"
+        raise UserError("calibration.kind", cause, "use a recipe with data-free solvers and float activations")
+    check_calibrated(plan)
+    check_apart(request.state_directory, request.output)
+    check_foreign(request.state_directory)
+    asked = recipe.calibration
+    source = request.calibration or asked.source or default_source(bundle.facts)
+    model = Model(text, bundle.facts, calibrates_encoders(plan, scaled, bundle))
+    return open_set(source, model, samples=request.samples or asked.samples, tokens=asked.tokens)
+
+
+def cost_of(bundle: Bundle, plan: Plan, inputs: "CalibrationSet", scaled: "Sequence[ScaledGroup]") -> CalibrationCost:
+    """What the search for factors, the solvers and the observers take."""
+    from hvlc.solvers.registry import CALIBRATED
+
+    searched = search_cost(bundle, {(group.component, group.nodes[0]): group.searched for group in scaled}, inputs)
+    return calibration_cost(bundle, plan, inputs, CALIBRATED).after(searched)
+
+
+def calibrate_plan(
+    request: BuildRequest, prepared: Prepared, inputs: "CalibrationSet", sources: Sources, progress: Progress
+) -> int:
+    """Find factors on the float model, then let the plan's solvers and observers see data: walks through graphs of
+    their own, into the state that the package reads.
+
+    Returns:
+        The number of places that have calibrated levels, and of groups that have factors.
+    """
+    from hvlc.calibration.state import State
+    from hvlc.workflows.calibrate.calibrate import awaited_matrices, calibrate, find_factors, needs_data
+
+    fingerprint = {
+        "checkpoint": sources.checkpoint,
+        "recipe": sources.recipe,
+        "target": sources.target,
+        "calibration set": inputs.digest,
+        "code of hvlc": sources.code,
+        **{f"version of {name}": version for name, version in sources.versions.items()},
+    }
+    state = State.open(request.state_directory, fingerprint)
+    scaled, threads = prepared.scaled, prepared.estimate.threads
+    find_factors(_walked_bundle(prepared), scaled, inputs, state, threads, progress)
+    if needs_data(prepared.plan):
+        bundle = _walked_bundle(prepared, scaled, state.directory)
+        calibrate(bundle, prepared.plan, inputs, state, threads, progress)
+    return len(awaited_matrices(prepared.plan, state.directory)) + len(scaled)
+
+
+def _walked_bundle(prepared: Prepared, scaled: "Sequence[ScaledGroup]" = (), directory: Path = Path()) -> Bundle:
+    """The float model as a calibration walks through it, with factors of a state folded in."""
+    from hvlc.export import export_bundle
+    from hvlc.passes.static.keep_positions import KeepPositions
+
+    bundle = export_bundle(prepared.checkpoint)
+    for step in float_passes(bundle.facts, prepared.target, prepared.prepare):
+        step.run(bundle)
+    fold_awaited(bundle, scaled, directory)
+    KeepPositions().run(bundle)
+    return bundle

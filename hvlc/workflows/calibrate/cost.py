@@ -1,0 +1,215 @@
+"""What a calibration will take, told before it starts: roughly, and on the safe side for memory."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
+from hvlc.graphs.plan import Action, Plan
+from hvlc.manifest.manifest import Kind
+
+if TYPE_CHECKING:
+    from hvlc.calibration.samples import CalibrationSet, ImageSample, Sample
+
+_FLOAT = 4  # bytes
+_GRAMS = 5  # the Gram matrix, damped, read backwards, its factor, and that read forwards
+_WEIGHTS = 2  # copies of a stretch's weights: dequantized, and as the graph reads them
+_SOLVING = 20  # bytes a weight: as given, padded, in order, the target, the levels twice
+_DOUBLE = 2  # times an operation of float32: one of float64, in which errors are summed
+_SEARCHING = 4  # copies of a group's weights: as given, with factors, rounded, the error
+_ROWS = 8192  # that are solved at a time
+_ALIVE = 3  # values that wait for later stretches: the residual stream, a norm of it, a product
+_SMALL = 1 << 20  # bytes of a value that stays in memory
+_PATCHES = 4  # of an encoder for each visual token: cells are usually two patches wide
+_BETWEEN = 5  # values of a product's size in memory at once: activations of it, and what the allocator keeps
+_OBSERVED = 4  # more of them while values are observed: what the graph hands out, and a histogram's copies
+_SOLVED = 1.3e-7  # seconds a weight on one core of a 2023 server processor: the search of scales, and GPTQ's loop
+_SLOWER = 2.0  # a walk than its products alone: attention, norms, activations
+_PROBE = 512  # rows and columns
+
+
+@dataclass(frozen=True)
+class CalibrationCost:
+    """What a calibration takes.
+
+    Attributes:
+        memory_bytes: peak of unshared memory beyond what is there before.
+        operations: multiplications and additions.
+        solved: weights.
+    """
+
+    memory_bytes: int
+    operations: float
+    solved: int
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds on this machine."""
+        return self.operations / product_speed() + _SOLVED * self.solved
+
+    def after(self, other: "CalibrationCost") -> "CalibrationCost":
+        """Of both, one after the other."""
+        memory = max(self.memory_bytes, other.memory_bytes)
+        return CalibrationCost(memory, self.operations + other.operations, self.solved + other.solved)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What runs through a component.
+
+    Attributes:
+        tokens: all of them.
+        batch: most at once.
+        batches: how many.
+    """
+
+    tokens: int
+    batch: int
+    batches: int
+
+
+def calibration_cost(
+    bundle: Bundle, plan: Plan, inputs: "CalibrationSet", calibrated: Iterable[str]
+) -> CalibrationCost:
+    """Add up the components that a calibration walks through.
+
+    Args:
+        bundle: before it is quantized.
+        plan: every weight's fate.
+        inputs: what it is calibrated on.
+        calibrated: names of the solvers that need data.
+    """
+    solvers = set(calibrated)
+    solved = {(a.component, a.node) for a in plan.assignments if a.action is Action.QUANTIZE and a.solver in solvers}
+    peaks, operations, weights = [0], 0.0, 0
+    for component in [*bundle.with_role(Role.VISION_ENCODER), *bundle.with_role(Role.DECODER)]:
+        load = _load(bundle, component, inputs)
+        groups = [_Group.of(group, component.name, solved) for group in linear_groups(component.graph)]
+        ends = component.role is Role.DECODER  # with the last that is solved or fed, which does not run any more
+        observed = plan.observes(component.role)
+        while ends and not observed and groups and not groups[-1].solved:
+            groups.pop()
+        values = _BETWEEN + _OBSERVED * observed
+        for group in groups:
+            rows = 0 if ends and group is groups[-1] else group.rows
+            walked = _FLOAT * (_WEIGHTS * rows * group.columns + load.batch * (group.columns + values * rows))
+            waiting = _ALIVE * load.batches * min(_SMALL, _FLOAT * load.batch * group.columns)
+            peaks.append(max(walked, group.solving_bytes) + waiting)
+            weights += group.solved * group.columns
+            operations += _SLOWER * 2.0 * load.tokens * rows * group.columns
+            if group.solved:
+                operations += float(group.columns) ** 2 * (load.tokens + group.solved + group.columns)
+    return CalibrationCost(max(peaks) + _pixels(bundle, inputs), operations, weights)
+
+
+def search_cost(bundle: Bundle, scaled: Mapping[tuple[str, str], int], inputs: "CalibrationSet") -> CalibrationCost:
+    """What it takes to find factors, in a walk of its own.
+
+    Args:
+        bundle: before it is quantized.
+        scaled: for component and first node of each group that gets factors, how many rows a search rounds; without
+            any group, nothing is walked.
+        inputs: what it is calibrated on.
+    """
+    peaks, operations = [0], 0.0
+    for component in [*bundle.with_role(Role.VISION_ENCODER), *bundle.with_role(Role.DECODER)] if scaled else []:
+        load = _load(bundle, component, inputs)
+        groups = [((component.name, str(g.nodes[0].name)), g) for g in linear_groups(component.graph)]
+        ends = component.role is Role.DECODER  # with the last that gets factors, which does not run any more
+        while ends and groups and groups[-1][0] not in scaled:
+            groups.pop()
+        for place, linears in groups:
+            group = _Group.of(linears, component.name, set())
+            rows = 0 if ends and linears is groups[-1][1] else group.rows
+            walked = _FLOAT * (_WEIGHTS * rows * group.columns + load.batch * (group.columns + _BETWEEN * rows))
+            searching = _FLOAT * group.columns * (_SEARCHING * group.rows + _GRAMS * group.columns)
+            waiting = _ALIVE * load.batches * min(_SMALL, _FLOAT * load.batch * group.columns)
+            peaks.append(max(walked, searching * (place in scaled)) + waiting)
+            operations += _SLOWER * 2.0 * load.tokens * rows * group.columns
+            if place in scaled:
+                rounded = scaled[place] and scaled[place] + group.rows  # once all, to draw those that are searched
+                operations += float(group.columns) ** 2 * (load.tokens + _DOUBLE * 2 * rounded)
+    return CalibrationCost(max(peaks) + bool(scaled) * _pixels(bundle, inputs), operations, 0)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Linears that share an input.
+
+    Attributes:
+        rows: outputs of all.
+        columns: inputs.
+        solved: outputs of those whose solver needs data.
+    """
+
+    rows: int
+    columns: int
+    solved: int
+
+    @classmethod
+    def of(cls, group: LinearGroup, component: str, solved: set[tuple[str, str]]) -> "_Group":
+        outputs = {str(node.name): int(values_of(operand(node, 1)).shape[1]) for node in group.nodes}
+        mine = sum(count for name, count in outputs.items() if (component, name) in solved)
+        return cls(sum(outputs.values()), int(values_of(operand(group.nodes[0], 1)).shape[0]), mine)
+
+    @property
+    def solving_bytes(self) -> int:
+        """Memory of the Gram matrix and of the rows that are solved at once."""
+        return bool(self.solved) * self.columns * (_GRAMS * _FLOAT * self.columns + _SOLVING * min(self.solved, _ROWS))
+
+
+def _load(bundle: Bundle, component: Component, inputs: "CalibrationSet") -> _Load:
+    from hvlc.workflows.calibrate.inputs import BATCH_TOKENS
+
+    if component.role is Role.VISION_ENCODER:
+        patches = [_PATCHES * _visual_tokens(bundle, image) for image in inputs.images]
+        return _Load(sum(patches), max(patches, default=0), len(patches))
+    lengths = [_length(bundle, sample) for sample in inputs.samples]
+    if bundle.facts["kind"] == Kind.VISION_LANGUAGE:  # one after another
+        return _Load(sum(lengths), max(lengths), len(lengths))
+    batch = max(*lengths, min(BATCH_TOKENS, sum(lengths)))
+    return _Load(sum(lengths), batch, -(-sum(lengths) // batch))
+
+
+def _length(bundle: Bundle, sample: "Sample") -> int:
+    """Tokens of a sample, the visual ones included."""
+    from hvlc.calibration.samples import TextSample
+
+    if isinstance(sample, TextSample):
+        return len(sample.ids)
+    around = len(sample.prompt.before) + len(sample.prompt.after) if sample.prompt else 0
+    return around + _visual_tokens(bundle, sample)
+
+
+def _visual_tokens(bundle: Bundle, image: "ImageSample") -> int:
+    """Of an image at full size, tiles filled up."""
+    tile, cell = int(str(bundle.facts["tile_size"])), int(str(bundle.facts["cell_size"]))
+    tiles = -(-image.picture.height // tile) * -(-image.picture.width // tile)
+    return min(int(str(bundle.facts["max_visual_tokens"])), tiles * (tile // cell) ** 2)
+
+
+def _pixels(bundle: Bundle, inputs: "CalibrationSet") -> int:
+    """Bytes of the tiles of all images, which wait in memory."""
+    if not inputs.images:
+        return 0
+    cell = int(str(bundle.facts["cell_size"]))
+    return sum(_FLOAT * 3 * cell**2 * _visual_tokens(bundle, image) for image in inputs.images)
+
+
+@cache
+def product_speed() -> float:
+    """Multiplications and additions a second of float32 products on this machine, from the median of a few."""
+    values = np.linspace(-1, 1, _PROBE * _PROBE, dtype=np.float32).reshape(_PROBE, _PROBE)
+
+    def once() -> float:
+        started = time.perf_counter()
+        values @ values
+        return time.perf_counter() - started
+
+    return 2.0 * _PROBE**3 / median(once() for _ in range(5))

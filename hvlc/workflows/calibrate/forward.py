@@ -1,0 +1,209 @@
+"""A model's way from its inputs to its answers, one component after another.
+
+A change in a component is followed through all that come behind it. Encoders take turns: each answers for the images
+whose turn it is, so a change in one costs nothing where the other looks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
+from hvlc.calibration.sensitivity import Answers, Feeds, in_float
+from hvlc.calibration.walking import Kept, Walk, stretches, walk
+from hvlc.errors import UserError
+from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.linears import linear_groups, operand, values_of
+from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
+
+_BATCH_TOKENS = 512  # of text that run at once: their answers are in memory twice
+
+_Tables = Mapping[tuple[str, str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A component on the way.
+
+    Attributes:
+        component: its graph.
+        feeds: its inputs for every sample.
+        output: that the answers come from.
+        answers: what the model says to it.
+        sequences: those of the decoder's sequences that it has a part in, by number.
+        behind: weights of the products that come after this component.
+    """
+
+    component: Component
+    feeds: Feeds
+    output: ir.Value
+    answers: Answers
+    sequences: tuple[int, ...]
+    behind: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """All of it.
+
+    Attributes:
+        legs: in order; the last is the decoder's.
+        scored: of each of the decoder's sequences, the positions whose answers count: all of a text's, and those that
+            foretell a token after an image.
+        kept: what its walks share.
+    """
+
+    legs: tuple[Leg, ...]
+    scored: tuple[slice, ...]
+    kept: Kept
+
+
+def way_of(bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> Way:
+    """The way of a bundle whose decoder answers at all positions.
+
+    Raises:
+        UserError: there are fewer images than encoders.
+    """
+    decoder = bundle.with_role(Role.DECODER)[0]
+    if bundle.with_role(Role.VISION_ENCODER):
+        return _Sight.open(bundle, inputs, threads, spool).way()
+    feeds = list(text_feeds(decoder, inputs, _BATCH_TOKENS))
+    leg = Leg(decoder, lambda _: feeds, output_of(decoder, "logits"), iter, tuple(range(len(feeds))), 0)
+    return Way((leg,), (slice(None),) * len(feeds), Kept())
+
+
+def weights_of(component: Component) -> int:
+    """Weights of all products of a component."""
+    return sum(prod(values_of(operand(n, 1)).shape) for g in linear_groups(component.graph) for n in g.nodes)
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """A model that sees.
+
+    Attributes:
+        bundle: its components.
+        threads: of onnxruntime.
+        spool: directory for large values.
+        turns: for each encoder, the numbers of the images that it looks at.
+        tiles: feeds of an encoder, for each image.
+        grids: int64 `[2]` of each image.
+        ids: int64 `[n]` of each sequence, those with an image first.
+        scored: positions of each sequence whose answers count.
+        stitch: features of an image's tiles, and its grid, to features of its visual tokens.
+        kept: what walks share.
+    """
+
+    bundle: Bundle
+    threads: int
+    spool: Path
+    turns: dict[str, tuple[int, ...]]
+    tiles: list[dict[str, np.ndarray]]
+    grids: list[np.ndarray]
+    ids: list[np.ndarray]
+    scored: list[slice]
+    stitch: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    kept: Kept = field(default_factory=Kept)
+
+    @classmethod
+    def open(cls, bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> "_Sight":
+        """Cut the images into tiles and count their tokens."""
+        images = inputs.images
+        encoders = [c.name for c in bundle.with_role(Role.VISION_ENCODER)]
+        if len(images) < len(encoders):
+            cause = f"{len(images)} images are too few for {len(encoders)} encoders that take turns"
+            raise UserError("sensitivity.images", cause, "give more samples with an image")
+        tiled = tile(bundle, images, threads)
+        ids, scored = [], []
+        for number, sample in enumerate(images):
+            sequence, positions = _asked(sample, *tiled.cells(number))
+            ids.append(sequence)
+            scored.append(positions)
+        texts = [sample.ids for sample in inputs.samples if isinstance(sample, TextSample)]
+        turns = {name: tuple(range(turn, len(images), len(encoders))) for turn, name in enumerate(encoders)}
+        return cls(
+            bundle,
+            threads,
+            spool,
+            turns,
+            tiled.feeds,
+            tiled.grids,
+            [*ids, *texts],
+            [*scored, *[slice(None)] * len(texts)],
+            stitcher(bundle, threads),
+        )
+
+    def way(self) -> Way:
+        """Encoders, then the decoder on what they make of the images in float."""
+        features: dict[int, np.ndarray] = {}
+        for name, turn in self.turns.items():
+            walked = Walk([self.tiles[i] for i in turn], self.threads, self.spool, self.kept)
+            output = self._features_of(name)
+            walk(stretches(self.bundle.components[name].graph, [], [output]), walked, in_float)
+            features |= {i: self.stitch(walked.value(output, at), self.grids[i]) for at, i in enumerate(turn)}
+        every = tuple(range(len(self.ids)))
+        behind = weights_of(self._decoder)
+        legs = [
+            Leg(
+                self.bundle.components[name],
+                lambda _, turn=turn: [self.tiles[i] for i in turn],  # type: ignore[misc]
+                self._features_of(name),
+                lambda outputs, turn=turn: self._answers(outputs, turn),  # type: ignore[misc]
+                turn,
+                behind * len(turn) // len(every),
+            )
+            for name, turn in self.turns.items()
+        ]
+
+        def fed(changed: _Tables) -> Sequence[Mapping[str, np.ndarray]]:
+            return self._decoder_feeds([(i, features.get(i)) for i in every], changed)
+
+        legs.append(Leg(self._decoder, fed, output_of(self._decoder, "logits"), iter, every, 0))
+        return Way(tuple(legs), tuple(self.scored), self.kept)
+
+    @property
+    def _decoder(self) -> Component:
+        return self.bundle.with_role(Role.DECODER)[0]
+
+    def _features_of(self, encoder: str) -> ir.Value:
+        return output_of(self.bundle.components[encoder], "tile_features")
+
+    def _decoder_feeds(
+        self, sequences: Sequence[tuple[int, np.ndarray | None]], changed: _Tables
+    ) -> list[dict[str, np.ndarray]]:
+        """The decoder's inputs for sequences with these features of an image."""
+        embedding = self.bundle.components["embedding"]
+        nothing = np.empty((0, int(str(self.bundle.facts["hidden_size"]))), np.float32)
+        mine = [(self.ids[i], nothing if features is None else features) for i, features in sequences]
+        looked_up = {
+            operand(node, 0): changed[embedding.name, str(node.name)]
+            for node in embedding.graph
+            if (embedding.name, str(node.name)) in changed
+        }
+        merged = embedded(embedding, mine, self.threads, looked_up.get)
+        return [decoder_feeds(self._decoder, "inputs_embeds", embeds) for embeds in merged]
+
+    def _answers(self, outputs: Iterable[np.ndarray], turn: Sequence[int]) -> Iterator[np.ndarray]:
+        """Logits of the sequences whose images an encoder saw, again and again as outputs come."""
+        sequences = [
+            (turn[at % len(turn)], self.stitch(features, self.grids[turn[at % len(turn)]]))
+            for at, features in enumerate(outputs)
+        ]
+        logits = output_of(self._decoder, "logits")
+        path = stretches(self._decoder.graph, [g.input for g in linear_groups(self._decoder.graph)], [logits])
+        walked = Walk(self._decoder_feeds(sequences, {}), self.threads, self.spool, self.kept)
+        walk(path[:-1], walked, in_float)
+        for (answer,) in walked.results(path[-1], in_float):
+            yield answer
+
+
+def _asked(sample: ImageSample, rows: int, columns: int) -> tuple[np.ndarray, slice]:
+    """The sequence around an image of `rows x columns` visual tokens, and the positions that foretell what follows."""
+    if sample.prompt is None:
+        raise ValueError(f"{sample.question!r} has no tokens")
+    ids = sample.prompt.ids(rows, columns)
+    return ids, slice(len(ids) - len(sample.prompt.after) - 1, len(ids) - 1)

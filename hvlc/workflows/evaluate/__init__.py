@@ -1,0 +1,1 @@
+"""Scores of packages and checkpoints, and their comparison."""

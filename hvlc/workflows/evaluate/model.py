@@ -1,0 +1,204 @@
+"""What is evaluated: packages through onnxruntime, checkpoints through what can run them."""
+
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from hvlc import __version__
+from hvlc.errors import UserError
+from hvlc.evaluation.answerer import Answerer, Forced
+from hvlc.inputs.documents import read_json
+from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
+from hvlc.results.compilation import Compilation, read_compilation
+from hvlc.runtime.logits import TextScorer
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.estimate import processors
+from hvlc.workflows.build.request import BuildRequest, source_digest
+from hvlc.workflows.build.requirements import require_compile
+
+_CPU_FACTS = Path("/proc/cpuinfo")
+
+
+class Model(Answerer, Forced, Protocol):
+    """A model that answers, and says what it expects along a given answer."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A package or a checkpoint.
+
+    Attributes:
+        directory: where it is; a language checkpoint may be a GGUF file.
+        label: as reports show it.
+        kind: what it is for.
+        manifest: of a package.
+    """
+
+    directory: Path
+    label: str
+    kind: Kind
+    manifest: Manifest | None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of all that is in it."""
+        return source_digest(self.manifest) if self.manifest else Checkpoint.open(self.directory).digest
+
+    @cached_property
+    def provenance(self) -> dict[str, str]:
+        """What its numbers depend on: its digest, the versions of what runs it, and the machine."""
+        runs = ["onnxruntime", "onnxruntime-genai"]
+        if self.manifest is None and self.kind is Kind.VISION_LANGUAGE:
+            runs = ["torch", "transformers"]
+        return {
+            "package" if self.manifest else "checkpoint": self.digest,
+            "hvlc": __version__,
+            **{tool: metadata.version(tool) for tool in runs},
+            "processor": f"{_processor_name()}, {processors()} threads",
+            "system": f"{platform.system()} {platform.machine()}",
+        }
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of a package."""
+        return self.manifest.total_bytes if self.manifest else None
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of a package's decoder, where it is quantized."""
+        return self.manifest.bits_per_decoder_weight if self.manifest else None
+
+    @cached_property
+    def compilation(self) -> Compilation | None:
+        """What a compiler made of a package.
+
+        Raises:
+            UserError: its record is damaged.
+        """
+        return read_compilation(self.directory) if self.manifest else None
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The vision encoders; none in a language model."""
+        if self.kind is not Kind.VISION_LANGUAGE:
+            return ()
+        if self.manifest:
+            return tuple(self.manifest.encoders)
+        require_compile("a checkpoint's answers")
+        from hvlc.models.hypervl.configuration import BRANCHES
+
+        return BRANCHES
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that it tells apart, as its configuration says; None where that does not say it."""
+        config: Any = {}
+        if self.manifest:
+            config = read_json(self.directory / "genai_config.json", "package.config").get("model", {})
+        elif self.directory.is_dir():
+            config = read_json(self.directory / "config.json", "checkpoint.config")
+            config = config.get("text_config") or config
+        size = config.get("vocab_size")
+        return size if isinstance(size, int) else None
+
+
+def open_subject(directory: Path, label: str | None = None) -> Subject:
+    """A package, or a checkpoint that packages are made from.
+
+    Args:
+        directory: of the package or the checkpoint, or a GGUF file.
+        label: as reports show it; the directory's name when None.
+
+    Raises:
+        UserError: it is neither, or a vision package, which answers nothing.
+    """
+    label = label or directory.resolve().name
+    if (directory / MANIFEST).is_file():
+        manifest = Manifest.load(directory)
+        if manifest.kind is Kind.VISION:
+            cause = f"{directory} is a vision package: it turns pixels into features and answers nothing"
+            raise UserError("eval.kind", cause, "name a language or a vision-language package")
+        return Subject(directory, label, manifest.kind, manifest)
+    if directory.is_file():
+        return Subject(directory, label, Kind.LANGUAGE, None)  # a GGUF file, or what Checkpoint.open refuses
+    if not (directory / "config.json").is_file():
+        raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
+    config = read_json(directory / "config.json", "checkpoint.config")
+    sees = isinstance(config, dict) and config.get("model_type") == "hypervl"
+    return Subject(directory, label, Kind.VISION_LANGUAGE if sees else Kind.LANGUAGE, None)
+
+
+def require_one_vocabulary(subjects: Sequence[Subject]) -> None:
+    """Refuse distributions over different tokens before the work.
+
+    Raises:
+        UserError: the configurations of two say different sizes.
+    """
+    sizes = {s.label: size for s in subjects if (size := s.vocabulary) is not None}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{label} has {size} tokens" for label, size in sizes.items())
+        raise UserError("eval.reference", told, "compare models that share a tokenizer and a vocabulary")
+
+
+@contextmanager
+def answering(subject: Subject) -> Iterator[Model]:
+    """The opened model: a package through onnxruntime, a HyperVL checkpoint through transformers, another checkpoint as
+    a float32 package that is built for as long.
+
+    Raises:
+        UserError: it cannot be opened or built.
+    """
+    if subject.manifest is None and subject.kind is Kind.VISION_LANGUAGE:
+        require_compile("a checkpoint's answers")
+        from hvlc.models.hypervl.reference import Reference
+
+        yield Reference(subject.directory, subject.label)
+        return
+    from hvlc.runtime.generation import open_model
+
+    with _package(subject) as (directory, runs_on):
+        model = open_model(directory, name=subject.label)
+        model.runs_on = runs_on
+        yield model
+
+
+@contextmanager
+def reading(subject: Subject) -> Iterator[tuple[TextScorer, str]]:
+    """What reads texts, and what it runs on; a checkpoint becomes a float32 package that is built for as long.
+
+    Raises:
+        UserError: it is no language model, or it cannot be opened or built.
+    """
+    with _package(subject) as (directory, runs_on):
+        yield TextScorer(directory), runs_on
+
+
+@contextmanager
+def _package(subject: Subject) -> Iterator[tuple[Path, str]]:
+    if subject.manifest:
+        from hvlc.runtime.providers import runs_on
+
+        yield subject.directory, runs_on(subject.manifest)
+        return
+    require_compile("a checkpoint's answers")
+    with tempfile.TemporaryDirectory(prefix="hvlc-") as work:
+        package = Path(work) / "float32"
+        build(BuildRequest(subject.directory, "cpu", "float32", package))
+        yield package, "onnxruntime CPU, as a float32 package"
+
+
+def _processor_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    try:
+        lines = _CPU_FACTS.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

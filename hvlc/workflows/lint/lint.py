@@ -1,0 +1,215 @@
+"""Lint of a model or a package: its graphs against a target, by rules and by the compiler; what can be fixed."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from hvlc.errors import UserError, nearest
+from hvlc.files.digests import digest_file
+from hvlc.graphs.bundle import Component, Role
+from hvlc.graphs.shapes import infer_shapes
+from hvlc.lint.graphs import symbolic_dims
+from hvlc.lint.linting import lint_graph
+from hvlc.manifest.lock import LOCK
+from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
+from hvlc.package.atomic import atomic_directory, check_output
+from hvlc.passes.base import ComponentPass
+from hvlc.passes.legalize.flatten_norms import FlattenNorms
+from hvlc.passes.legalize.narrow_integers import NarrowIntegers
+from hvlc.passes.legalize.plain_gemm import PlainGemm
+from hvlc.passes.legalize.raise_opset import RaiseOpset
+from hvlc.passes.legalize.spell_reshapes import SpellReshapes
+from hvlc.passes.legalize.standard_rotary import StandardRotary
+from hvlc.passes.legalize.state_zero_points import StateZeroPoints
+from hvlc.passes.legalize.turn_negative_scales import TurnNegativeScales
+from hvlc.passes.legalize.unfuse_skip_norm import UnfuseSkipNorm
+from hvlc.results.lint import GraphLint, Lint, Weight
+from hvlc.targets import Target
+from hvlc.workflows.lint.probing import probed, require_compiler
+
+_OPSET = 23  # the standard norms and rotary embedding are of it
+_SHAPE_LIMITS = frozenset({"fixed_shapes", "max_rank"})  # another operator of the same shapes breaks them too
+_NORMS = frozenset({"RMSNormalization"})  # that are right when their rows lie along one axis
+_ROLE = Role.DECODER  # of a file that is no component; the passes that fix ask for none
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One graph to look at."""
+
+    path: Path
+    name: str
+    role: str | None
+
+
+def lint(
+    model: Path,
+    target: Target,
+    *,
+    dims: Mapping[str, int] | None = None,
+    probe: bool = False,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Lint:
+    """Hold a model against a target.
+
+    Args:
+        model: ONNX file, or directory of a package.
+        target: asked about every node.
+        dims: sizes of symbolic dimensions: the model is judged as if they were fixed. The compiler sees the file as it
+            is, so it cannot be asked then.
+        probe: whether to ask the target's compiler too.
+        output: directory for the model with everything fixed that can be without changing what it computes; the lint
+            is then of that model. Nothing is fixed without it.
+        progress: told the graph, its place and their number.
+
+    Raises:
+        UserError: no model is there, the compiler is not installed or the target has none, or the output exists.
+    """
+    if probe:
+        require_compiler(target)
+    graphs = _graphs(model)
+    _check_dims(graphs, dims or {})
+    fixed: dict[str, int] | None = None
+    declined: tuple[str, ...] = ()
+    if output is not None:
+        check_output(output, force=False)
+        fixed, declined = _fix(model, graphs, target, output)
+        graphs = _graphs(output if model.is_dir() else output / model.name)
+    found = []
+    for place, graph in enumerate(graphs):
+        if progress:
+            progress(graph.name, place, len(graphs))
+        one = lint_graph(graph.path, target, name=graph.name, role=graph.role, dims=dims)
+        found.append(probed(one, target) if probe and not one.on_cpu else one)
+    return Lint(
+        target=target.name,
+        tried=target.tried.value,
+        partial=target.partial,
+        graphs=tuple(found),
+        fixed=fixed,
+        declined=declined,
+    )
+
+
+def _graphs(model: Path) -> list[_Graph]:
+    """The graphs of a package in the order they run, or the one of a file.
+
+    Raises:
+        UserError: no model is there.
+    """
+    if not model.is_dir():
+        if not model.is_file():
+            raise UserError("lint.missing", f"{model} does not exist", "name an ONNX file or a package")
+        return [_Graph(model, model.stem, None)]
+    components = Manifest.load(model).components
+    return [_Graph(model / entry.file, name, entry.role) for name, entry in components.items()]
+
+
+def _check_dims(graphs: Sequence[_Graph], dims: Mapping[str, int]) -> None:
+    """Refuse sizes of dimensions that no graph has.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    known = set().union(*(symbolic_dims(graph.path) for graph in graphs)) if dims else set()
+    for name in sorted(dims.keys() - known):
+        hint = nearest(name, known) if known else "every dimension is fixed already"
+        raise UserError("lint.dim", f"no dimension {name!r} in the model", hint)
+
+
+def _fix(model: Path, graphs: Sequence[_Graph], target: Target, output: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Write the model with every fix that is exact."""
+    changed: dict[str, int] = {}
+    declined: list[str] = []
+    with atomic_directory(output, force=False) as partial:
+        for source in _files(model):
+            shutil.copy2(source, partial / source.name)
+        for graph in graphs:
+            before = lint_graph(graph.path, target, name=graph.name, role=graph.role)
+            if before.on_cpu or not before.findings:
+                continue
+            written = partial / graph.path.name
+            for name, count, reasons in _fix_graph(written, before, target):
+                changed[name] = changed.get(name, 0) + count
+                declined += [f"{graph.name}: {reason}" for reason in reasons]
+        if model.is_dir() and changed:
+            _renew_manifest(partial)
+    return changed, tuple(declined)
+
+
+def _files(model: Path) -> Iterator[Path]:
+    """What a model consists of: the files of a package, or a graph and the data beside it that it names."""
+    if model.is_dir():
+        # A lock says how to make the same files again, and those of a fixed model are others.
+        yield from (model / name for name in (*Manifest.load(model).files, MANIFEST) if name != LOCK)
+        return
+    yield model
+    graph = onnx.load(model, load_external_data=False).graph
+    places = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
+    for place in sorted(places):
+        path = model.parent / place
+        if path.resolve().parent != model.parent.resolve():
+            raise UserError("lint.escape", f"{model} reads {place!r} outside its directory", "do not trust this model")
+        if not path.is_file():
+            raise UserError("lint.data", f"{path} is missing", "copy the model together with its data")
+        yield path
+
+
+def _fix_graph(path: Path, found: GraphLint, target: Target) -> Iterator[tuple[str, int, list[str]]]:
+    """Run the passes over one graph file, in place; yields their counts and what they declined."""
+    model = ir.load(path)
+    for place, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}[{place}]"
+    component = Component(found.name, _ROLE, model, found.name)
+    named = {finding.node for finding in found.findings}
+    total = 0
+    for step in _passes(found, target):
+        if isinstance(step, SpellReshapes):
+            infer_shapes(model.graph)
+        outcome = step.transform(component)
+        total += outcome.changed
+        # What a pass declines elsewhere nobody asked for.
+        declined = [s for s in outcome.skipped if s.where == found.name or s.where.partition(" input ")[0] in named]
+        if outcome.changed or declined:
+            yield step.name, outcome.changed, [f"{skip.where}: {skip.reason}" for skip in declined]
+    if total:
+        onnx.save(ir.to_proto(model), path)
+
+
+def _passes(found: GraphLint, target: Target) -> Iterator[ComponentPass]:
+    rules = {f"rules.{name}": rule for name, rule in target.rules.items()}
+    by_rule = {finding.node for finding in found.findings if finding.rule not in _SHAPE_LIMITS}
+    wide = {f.node for f in found.findings if f.rule in rules and rules[f.rule].is_about("int64")}
+    operators = {finding.operator for finding in found.findings}
+    late = {"com.microsoft.SkipSimplifiedLayerNormalization", "com.microsoft.RotaryEmbedding"}
+    if operators & late:
+        yield RaiseOpset(_OPSET)
+    yield UnfuseSkipNorm(target)
+    yield StandardRotary(target)
+    if target.takes_op("MatMul") and target.takes_op("Add"):
+        yield PlainGemm(frozenset(by_rule))
+    yield NarrowIntegers(frozenset(wide))
+    asked = [(f.node, operand) for f in found.findings if f.rule in rules for operand in rules[f.rule].when.inputs]
+    yield StateZeroPoints(frozenset(node for node, operand in asked if operand.gives_zero_point is False))
+    yield TurnNegativeScales(frozenset(node for node, operand in asked if operand.scale_below == 0))
+    if any(f.operator in _NORMS and f.weight is Weight.HAZARD for f in found.findings):
+        yield from (SpellReshapes(), FlattenNorms())
+
+
+def _renew_manifest(directory: Path) -> None:
+    """Bring sizes and digests up to date."""
+    manifest = Manifest.load(directory)
+    files = {
+        name: FileEntry(bytes=(directory / name).stat().st_size, sha256=digest_file(directory / name))
+        for name in manifest.files
+        if name != LOCK
+    }
+    text = manifest.model_copy(update={"files": files}).model_dump_json(indent=1)
+    (directory / MANIFEST).write_text(text + "\n", "utf-8")

@@ -1,0 +1,92 @@
+"""The build's journal and what makes a package current."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hvlc.errors import TargetError
+from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.targets import target_path
+from hvlc.workflows.build import request as requesting
+from hvlc.workflows.build.build import build, is_current
+from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.steps import STAGES
+
+
+@pytest.fixture
+def request_for(tiny_checkpoint: Path, tmp_path: Path) -> BuildRequest:
+    return BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "package")
+
+
+def test_every_stage_is_announced_in_order_and_has_a_line_in_the_journal(request_for: BuildRequest) -> None:
+    announced: list[tuple[str, int, int]] = []
+    result = build(request_for, lambda what, done, total: announced.append((what, done, total)))
+    stages = [s for s in STAGES if s not in ("calibrate", "compile")]  # which only builds that need them announce
+    assert announced[: len(stages)] == [(stage, STAGES.index(stage), len(STAGES)) for stage in stages]
+    written = announced[len(stages) :]
+    assert {what for what, _, _ in written} == {"package (MB)"}
+    assert [done for _, done, _ in written] == sorted(done for _, done, _ in written)
+    assert written[-1][1] <= written[-1][2]
+    assert [entry.step for entry in result.journal if entry.step in STAGES] == stages
+    assert set(result.seconds) == set(stages)
+    steps = [entry.step for entry in result.journal]
+    assert steps.index("TileImages") < steps.index("passes") < steps.index("QuantizeWeights") < steps.index("quantize")
+
+
+def test_a_package_is_current_until_an_input_or_the_code_changes(
+    request_for: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_current(request_for)
+    build(request_for)
+    assert is_current(request_for)
+    other = BuildRequest(request_for.checkpoint, "cpu", "genai-default", request_for.output)
+    assert not is_current(other)
+    with monkeypatch.context() as patched:
+        patched.setattr(requesting, "code_digest", lambda: "changed")
+        assert not is_current(request_for)
+    with (request_for.output / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    assert not is_current(request_for)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (('execution_provider = "cpu"', 'execution_provider = "qnn"'), "'qnn' cannot be written yet"),
+        (("schema_version = 1", "schema_version = 1\nfixed_shapes = true"), "has dimensions batch, sequence"),
+        (('    "GroupQueryAttention",\n', ""), r"GroupQueryAttention \(2 nodes\)"),
+        (("schema_version = 1", 'schema_version = 1\nrefused_ops = ["Resize"]'), r"does not take Resize \(2 nodes\)"),
+    ],
+)
+def test_what_a_target_cannot_take_is_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, change: tuple[str, str], word: str
+) -> None:
+    text = target_path("cpu").read_text("utf-8")
+    assert change[0] in text
+    (tmp_path / "mine.toml").write_text(text.replace(*change, 1), "utf-8")
+    request = BuildRequest(tiny_checkpoint, str(tmp_path / "mine.toml"), "w4a16-rtn", tmp_path / "package")
+    with pytest.raises(TargetError, match=word) as error:
+        build(request)
+    assert (error.value.code, error.value.exit_code) == ("target.refused", 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.toml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: m["components"].pop("front"), "no component front"),
+        (lambda m: m["components"]["front"].update(file="../front.onnx"), "file"),
+        (lambda m: m["components"]["front"].update(file="other.onnx"), "no file other.onnx"),
+        (lambda m: m["encoders"].update(huge="huge.onnx"), "no file huge.onnx"),
+        (lambda m: m["policy"].update(default="huge"), "unknown encoders huge"),
+    ],
+)
+def test_a_manifest_that_does_not_hang_together_is_refused(tiny_w4a16: Path, tmp_path: Path, change, word: str) -> None:
+    from hvlc.errors import UserError
+
+    content = json.loads((tiny_w4a16 / MANIFEST).read_text("utf-8"))
+    change(content)
+    (tmp_path / MANIFEST).write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError, match=word):
+        Manifest.load(tmp_path)
