@@ -131,7 +131,7 @@ def make_checkpoint(shape: Shape, directory: Path, *, shard_gb: float = math.inf
         shard_gb: largest safetensors file in GB, with an index when there are several.
         sparse: zeros as holes in the file instead of random values.
     """
-    from hvlc.zoo.tokenizer import build_nano_tokenizer
+    from hvlc.training.tokenizer import build_nano_tokenizer
 
     config = shape.config()
     directory.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def _llama(**sizes: Any) -> "PretrainedConfig":
 def _hypervl() -> "PretrainedConfig":
     """The paper's size; the image tokens are those of the byte-level tokenizer that checkpoints here get."""
     from hvlc.models.hypervl import paper_config
-    from hvlc.zoo.tokenizer import IMAGE, ROW, VISION_END, VISION_START, special_token_id
+    from hvlc.training.tokenizer import IMAGE, ROW, VISION_END, VISION_START, special_token_id
 
     config = paper_config()
     config.image_token_id, config.row_token_id = special_token_id(IMAGE), special_token_id(ROW)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
 from hvlc.models.hypervl.processing import HyperVLImageProcessor
+from hvlc.training import tokenizer as tokens
 from hvlc.training.reading import Page, page, random_scale
-from hvlc.zoo import tokenizer as tokens
 from hvlc.zoo.documents import Document, render
 
 #: What the model is asked when it shall write down all text.

@@ -23,13 +23,13 @@ from hvlc.models.hypervl.configuration import HyperVLConfig, HyperVLResolutionCo
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
 from hvlc.models.hypervl.processing import HyperVLImageProcessor, HyperVLProcessor
 from hvlc.training import attention, card, resolution
+from hvlc.training import tokenizer as tokens
 from hvlc.training.alignment import dual_consistency_loss
 from hvlc.training.answering import Answers, Batch, Diet, batches, run
 from hvlc.training.optimizing import Optimizer
 from hvlc.training.reading import ReadingHead, initialize_positions, reading_loss, windows
 from hvlc.training.resolution import Setting, Tolerance
 from hvlc.training.stages import Progress, Stage
-from hvlc.zoo import tokenizer as tokens
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 
 from hvlc.calibration.sources import Model
 from hvlc.manifest.manifest import Kind
-from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
+from hvlc.training.tokenizer import build_nano_tokenizer, special_token_id
 
 END = special_token_id("<|im_end|>")
 SEES: dict[str, Any] = {

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from hvlc.calibration.prompts import Prompts
 from hvlc.errors import UserError
 from hvlc.runtime.generation import VisionLanguageModel
-from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
+from hvlc.training.tokenizer import build_nano_tokenizer, special_token_id
 from tests.calibration.conftest import END, READS, SEES
 from tests.helpers.tiny import picture
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from hvlc.errors import UserError
 from hvlc.export.gguf_tokenizer import write_gguf_tokenizer
-from hvlc.zoo.tokenizer import build_nano_tokenizer
+from hvlc.training.tokenizer import build_nano_tokenizer
 from tests.weights.prequantized.tiny_quantized import save_gguf
 
 

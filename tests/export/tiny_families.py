@@ -20,7 +20,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from hvlc.zoo.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
+from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
 from tests.helpers.tiny import randomize
 
 TEXT: dict[str, type[PreTrainedConfig]] = {

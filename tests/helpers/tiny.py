@@ -15,7 +15,7 @@ from hvlc.models.hypervl import (
     HyperVLProcessor,
     HyperVLResolutionConfig,
 )
-from hvlc.zoo.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
+from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
 
 TILE, PATCH, CELL, PROXY, HIDDEN = 32, 8, 16, 64, 64
 CONTEXT = 1024

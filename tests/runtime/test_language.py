@@ -17,9 +17,9 @@ from hvlc import cli
 from hvlc.errors import UserError
 from hvlc.package.writer import copy_tokenizer
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
+from hvlc.training.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.zoo.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from tests.export.tiny_families import CONTEXT, save_text, save_vision
 from tests.helpers.tiny import picture
 

@@ -17,11 +17,11 @@ from hvlc.errors import UserError
 from hvlc.evaluation.perplexity import perplexity, with_reading_agreement
 from hvlc.results import Perplexity, ScoredWindow, TextEvaluation, read_evaluation
 from hvlc.runtime.logits import TextScorer
+from hvlc.training.tokenizer import build_nano_tokenizer
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
 from hvlc.workflows.evaluate.evaluation_store import Store
 from hvlc.workflows.evaluate.perplexity import evaluate_texts, measure_perplexities, text_windows
-from hvlc.zoo.tokenizer import build_nano_tokenizer
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.commands import Hvlc
 

@@ -13,11 +13,11 @@ from hvlc.models.hypervl.configuration import paper_config
 from hvlc.qnn.compiler import CompileOptions, compile_graph
 from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target
+from hvlc.training.tokenizer import build_nano_tokenizer, special_token_id
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
 from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
 from hvlc.zoo import nano_checkpoint
-from hvlc.zoo.tokenizer import build_nano_tokenizer, special_token_id
 from tests.qnn.conftest import CHIPS, needs_qnn
 
 pytestmark = [pytest.mark.slow, needs_qnn]

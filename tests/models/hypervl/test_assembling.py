@@ -17,7 +17,7 @@ from transformers import (
 
 from hvlc.errors import UserError
 from hvlc.models.hypervl import assemble
-from hvlc.zoo.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer
+from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer
 from tests.helpers.tiny import randomize, tiny_config
 
 Save = Callable[..., Path]

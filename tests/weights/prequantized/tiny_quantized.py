@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hvlc.zoo.tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
+from hvlc.training.tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, WIDTH = 256, 1, 4, 2, 64
 #: transformers' names of the linears of a layer, ggml's, and their shapes.

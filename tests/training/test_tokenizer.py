@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from hvlc.zoo import tokenizer as tokens
+from hvlc.training import tokenizer as tokens
 
 
 @pytest.fixture(scope="module")
