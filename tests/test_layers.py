@@ -5,7 +5,7 @@ Every import counts: at the top of a file, inside a function, under TYPE_CHECKIN
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,44 +13,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-#: From top to bottom. A part may import the layers below its own, never above, never its siblings.
+#: Storeys from top to bottom. A part may import the storeys below its own, never above, never its neighbours.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("pipeline",),
-    ("recipes",),
-    (
-        "export",
-        "passes",
-        "lint",
-        "calibration",
-        "compilation",
-        "package",
-        "runtime",
-        "evaluation",
-        "report",
-        "training",
-    ),
+    ("workflows",),
+    ("tracing", "report", "calibration", "package", "training"),
+    ("export", "passes", "lint", "qnn", "runtime", "evaluation", "solvers"),
     ("models", "zoo"),
-    ("built", "sensitivity", "shapes"),
-    ("graph",),
-    ("prequantized",),
-    ("balance", "bundle", "linears", "rotation", "manifest", "lock", "target", "plan", "quantized", "results"),
-    ("lazy", "placement", "stages"),
-    ("checkpoint",),
-    ("gguf",),
+    ("recipes",),
+    ("results",),
+    ("manifest", "targets"),
+    ("graphs",),
+    ("weights",),
     ("inputs",),
     ("files",),
     ("errors",),
     ("__init__",),  # hvlc itself: the version
 )
-
-#: Sibling imports that are meant: (module, imported part) and why. Unused entries fail the test.
-SIBLINGS: dict[tuple[str, str], str] = {
-    ("hvlc.manifest.lock", "manifest"): "a lock lists files as the manifest does",
-    ("hvlc.graphs.plan", "bundle"): "a plan assigns the weights of a bundle",
-    ("hvlc.weights.quantized", "plan"): "the format of a weight is what a plan assigned",
-}
 
 #: Third-party packages and the parts that may import them.
 CONFINED: dict[str, tuple[str, ...]] = {
@@ -64,11 +44,6 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
     "psutil": ("hvlc.workflows.build.memory",),
     "onnxruntime_qnn": ("hvlc.qnn.worker", "hvlc.runtime.providers"),
-}
-
-#: Confined packages used elsewhere: (module, package) and why. Unused entries fail the test.
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("hvlc.training.tokenizer", "transformers"): "makes a transformers tokenizer; training alone imports it",
 }
 
 #: The parts that may call print.
@@ -122,7 +97,7 @@ def imports(module: str, tree: ast.Module, known: frozenset[str]) -> Iterator[Im
                 yield Import(module, node.args[0].value, node.lineno)
 
 
-def layering(found: Import, siblings: Mapping[tuple[str, str], str]) -> str | None:
+def layering(found: Import) -> str | None:
     """What is wrong with an import of one part of hvlc by another."""
     above, below = part(found.module), part(found.name)
     if above == below:
@@ -131,16 +106,12 @@ def layering(found: Import, siblings: Mapping[tuple[str, str], str]) -> str | No
     unknown = [name for name in (above, below) if name not in level]
     if unknown:
         return f"hvlc.{unknown[0]} has no place in LAYERS"
-    if level[above] < level[below] or (found.module, below) in siblings:
+    if level[above] < level[below]:
         return None
     return f"{above} must not import its {'sibling' if level[above] == level[below] else 'superior'} {below}"
 
 
-def violations(
-    root: Path,
-    siblings: Mapping[tuple[str, str], str] = SIBLINGS,
-    exceptions: Mapping[tuple[str, str], str] = EXCEPTIONS,
-) -> list[str]:
+def violations(root: Path) -> list[str]:
     """Every broken rule under `root/hvlc`, one line each, with file and line."""
     sources = modules(root)
     known = frozenset(part(name) for name in sources)
@@ -151,18 +122,47 @@ def violations(
         if part(module) not in {name for layer in LAYERS for name in layer}:
             found.append(f"{where}: hvlc.{part(module)} has no place in LAYERS")
         for imported in imports(module, tree, known):
-            wrong = layering(imported, siblings) if within(imported.name, "hvlc") else None
+            wrong = layering(imported) if within(imported.name, "hvlc") else None
             if wrong:
                 found.append(f"{where}:{imported.line}: {wrong}")
             for package, allowed in CONFINED.items():
-                if not within(imported.name, package) or (own, package) in exceptions:
-                    continue
-                if not any(within(own, place) for place in allowed):
+                if within(imported.name, package) and not any(within(own, place) for place in allowed):
                     found.append(f"{where}:{imported.line}: {package} is for {', '.join(allowed) or 'nobody'}")
         if not any(within(own, place) for place in PRINTERS):
             calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
             found += [f"{where}:{call.lineno}: print is for the CLI" for call in calls if _is_print(call.func)]
     return list(dict.fromkeys(found))
+
+
+def circles(root: Path) -> list[str]:
+    """Modules that import each other, directly or over others: each group on a line."""
+    sources = modules(root)
+    known = frozenset(part(name) for name in sources)
+    below = {
+        module: {name for found in imports(module, tree, known) if (name := _module_of(found.name, sources))} - {module}
+        for module, tree in sources.items()
+    }
+    reached: dict[str, set[str]] = {}
+    for module, direct in below.items():
+        seen, waiting = set[str](), list(direct)
+        while waiting:
+            if (name := waiting.pop()) not in seen:
+                seen.add(name)
+                waiting += below[name]
+        reached[module] = seen
+    groups = {frozenset(n for n in reached[m] if m in reached[n]) for m in below if m in reached[m]}
+    return sorted(" <> ".join(sorted(group)) for group in groups)
+
+
+def _module_of(name: str, sources: dict[str, ast.Module]) -> str | None:
+    """The module that an imported name is, or is in."""
+    pieces = name.split(".")
+    for count in (len(pieces), len(pieces) - 1):
+        found = ".".join(pieces[:count])
+        for module in (found, f"{found}.__init__"):
+            if module in sources:
+                return module
+    return None
 
 
 def _is_print(function: ast.expr) -> bool:
@@ -173,45 +173,55 @@ def test_layers_hold() -> None:
     assert violations(ROOT) == []
 
 
-def test_exceptions_are_in_use() -> None:
-    sources = modules(ROOT)
-    known = frozenset(part(name) for name in sources)
-    every = [found for module, tree in sources.items() for found in imports(module, tree, known)]
-    for module, below in SIBLINGS:
-        assert any(i.module == module and within(i.name, f"hvlc.{below}") for i in every), (module, below)
-    for module, package in EXCEPTIONS:
-        assert any(i.module == module and within(i.name, package) for i in every), (module, package)
+def test_no_module_imports_itself_over_others() -> None:
+    assert circles(ROOT) == []
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    sources = {"passes/a.py": "from hvlc.passes.b import x", "passes/b.py": "def f():\n    from hvlc.passes import c"}
+    _plant(tmp_path, sources | {"passes/c.py": "import hvlc.passes.a", "passes/d.py": "from hvlc.passes.a import y"})
+    assert circles(tmp_path) == ["hvlc.passes.a <> hvlc.passes.b <> hvlc.passes.c"]
+
+
+def test_the_root_holds_rooms_alone() -> None:
+    assert sorted(path.name for path in (ROOT / "hvlc").glob("*.py")) == ["__init__.py", "__main__.py", "errors.py"]
 
 
 @pytest.mark.parametrize(
     ("path", "source", "message"),
     [
-        ("target.py", "from hvlc.workflows import build", "target must not import its superior pipeline"),
-        ("passes/a.py", "from hvlc import pipeline", "passes must not import its superior pipeline"),
-        ("passes/a.py", "def f():\n    import hvlc.package.manifest", "passes must not import its sibling package"),
+        ("targets/a.py", "from hvlc.workflows import build", "targets must not import its superior workflows"),
+        ("passes/a.py", "from hvlc import workflows", "passes must not import its superior workflows"),
+        ("passes/a.py", "def f():\n    import hvlc.package.manifest", "passes must not import its superior package"),
         ("passes/a.py", "from ..runtime import x", "passes must not import its sibling runtime"),
         ("models/__init__.py", "from ..zoo import x", "models must not import its sibling zoo"),
-        ("plan.py", "import importlib\nimportlib.import_module('hvlc.recipes')", "plan must not import its superior"),
+        (
+            "graphs/a.py",
+            "import importlib\nimportlib.import_module('hvlc.recipes')",
+            "graphs must not import its superior",
+        ),
+        ("recipes/a.py", "from hvlc.passes import x", "recipes must not import its superior passes"),
+        ("weights/a.py", "from hvlc.graphs.plan import x", "weights must not import its superior graphs"),
         ("errors.py", "from hvlc.novelty import x", "hvlc.novelty has no place in LAYERS"),
         ("novelty.py", "", "hvlc.novelty has no place in LAYERS"),
-        ("pipeline.py", "def f():\n    import torch.nn", "torch is for hvlc.export"),
+        ("workflows/a.py", "def f():\n    import torch.nn", "torch is for hvlc.export"),
         ("runtime/a.py", "from torch import nn", "torch is for hvlc.export"),
         ("zoo/a.py", "from transformers import AutoModel", "transformers is for hvlc.export"),
-        ("checkpoint.py", "from safetensors.torch import load_file", "safetensors.torch is for hvlc.export"),
+        ("weights/a.py", "from safetensors.torch import load_file", "safetensors.torch is for hvlc.export"),
         ("export/a.py", "import neural_compressor", "neural_compressor is for hvlc.solvers.neural_compressor"),
         ("report/a.py", "def f():\n    print('x')", "print is for the CLI"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, message: str) -> None:
-    _plant(tmp_path, {"pipeline.py": "", "recipes/__init__.py": ""} | {path: source})
+    _plant(tmp_path, {"workflows/__init__.py": "", "recipes/__init__.py": ""} | {path: source})
     assert [message in line for line in violations(tmp_path)] == [True]
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("cli.py", "def f():\n    from hvlc import pipeline\n    print('x')"),
-        ("recipes/a.py", "from hvlc import __version__\nfrom hvlc.passes import x"),
+        ("cli/a.py", "def f():\n    from hvlc import workflows\n    print('x')"),
+        ("recipes/a.py", "from hvlc import __version__\nfrom hvlc.results import x"),
         ("training/a.py", "import torch\nfrom hvlc.models import hypervl\nfrom hvlc.zoo import documents"),
         ("passes/a.py", "from .b import x\nfrom hvlc.passes import c\nfrom hvlc.inputs.documents import y"),
         ("runtime/a.py", "import torchlight\nfrom safetensors.numpy import load_file"),
@@ -219,15 +229,8 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, me
     ],
 )
 def test_a_downward_import_passes(tmp_path: Path, path: str, source: str) -> None:
-    _plant(tmp_path, {"__init__.py": "", "pipeline.py": "", path: source})
+    _plant(tmp_path, {"__init__.py": "", "workflows/__init__.py": "", path: source})
     assert violations(tmp_path) == []
-
-
-def test_an_exception_covers_its_module_alone(tmp_path: Path) -> None:
-    _plant(tmp_path, {"plan.py": "from hvlc.graphs.bundle import x", "results.py": "from hvlc.graphs.bundle import x"})
-    assert violations(tmp_path, siblings={("hvlc.graphs.plan", "bundle"): "a plan is made for a bundle"}) == [
-        "hvlc/results.py:1: results must not import its sibling bundle"
-    ]
 
 
 def _plant(root: Path, sources: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Factors of input channels that make a group of linears easier to quantize: AWQ's search and SmoothQuant's rule.
 
-Both give `s` for `x @ W.T == (x / s) @ (W * s).T`; `hvlc.passes.prepare.scale_channels` folds it. Weights are `[out, in]`
-here, as solvers see them.
+Both give `s` for `x @ W.T == (x / s) @ (W * s).T`; `hvlc.passes.prepare.scale_channels` folds it. Weights are
+`[out, in]` here, as solvers see them.
 """
 
 from collections.abc import Callable, Sequence

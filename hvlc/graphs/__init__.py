@@ -1,1 +1,1 @@
-"""The model as graphs: components and wires, a builder, what is planned for every weight. Knows no recipe, no target."""
+"""The model as graphs: components, wires, a builder, the plan for every weight. Knows no recipe and no target."""

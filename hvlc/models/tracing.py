@@ -1,4 +1,4 @@
-"""Traces of checkpoints (`hvlc.results.trace_points`): transformers' own modules in float32, listened to while they run."""
+"""Traces of checkpoints (`hvlc.results.trace_points`): what transformers' modules compute, recorded in float32."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -96,7 +96,7 @@ class CalibrationSpec(StrictModel):
     """What a recipe's solvers are calibrated on.
 
     Attributes:
-        source: a file, a directory or a built-in set (`hvlc.calibration.data`); None is the built-in one that fits the
+        source: file, directory or built-in set (`hvlc.calibration.sources`). None: the built-in one that fits the
             model. The command line may name another.
         samples: how many.
         tokens: of a text sample.

@@ -88,7 +88,7 @@ class Target(StrictModel):
         name: as given on the command line.
         description: one line.
         execution_provider: onnxruntime's name of the provider.
-        provider_name: the same as packages tell it to sessions (`hvlc.graphs.placement.Provider`); None where they name none.
+        provider_name: the provider that packages name to sessions (`hvlc.graphs.placement.Provider`). None: no name.
         tried: how far packages for it were tried.
         evidence: how the target as a whole is known.
         contrib_ops: com.microsoft operators that run on it.

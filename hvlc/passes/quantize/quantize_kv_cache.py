@@ -3,8 +3,8 @@
 com.microsoft.GroupQueryAttention has its own quantized cache (onnxruntime docs/ContribOperators.md: `k_scale`,
 `v_scale`, `k_quant_type`, `v_quant_type`, `kv_cache_bit_width`). onnxruntime 1.31's CPU provider stores
 `clip(round(value / scale), -128, 127)` after the rotation and computes attention in float from what it stored, also
-for the tokens of the same call (tests/passes/quantize/test_quantize_kv_cache.py). So no entry is quantized twice, and a step
-costs no pass over the old entries. Scales are static and one for each channel of each head.
+for the tokens of the same call (tests/passes/quantize/test_quantize_kv_cache.py). So no entry is quantized twice, and
+a step costs no pass over the old entries. Scales are static and one for each channel of each head.
 """
 
 from collections.abc import Mapping

@@ -54,9 +54,9 @@ class Measuring:
         tokens: of a text sample.
         loss: compare answers; without, there are output errors alone.
         scaled: compare them for the coarsest format alone: a loss grows with the output error, each part's by a factor
-            of its own (see `hvlc.results.sensitivity.Candidate.damage`), so the other formats' follow from their output errors.
-            On SmolLM2-135M int8 losses found so from int4 ones, 250 times as large, are within 20 % of measured ones
-            for three parts in four.
+            of its own (see `hvlc.results.sensitivity.Candidate.damage`), so the other formats' follow from their output
+            errors. On SmolLM2-135M int8 losses found so from int4 ones, 250 times as large, are within 20 % of measured
+            ones for three parts in four.
         cache: directory that keeps what was found.
         threads: of onnxruntime.
     """
