@@ -19,6 +19,7 @@ from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import ImageSample, Sample, StoredPicture, TextSample
 from hvlc.calibration.windows import spread
 from hvlc.errors import Collector, UserError
+from hvlc.files.reading import shown
 from hvlc.inputs.jsonl import ImageLine, JsonLines, Line, Words, image_beside
 
 FIX = 'each line is an object like {"text": "..."} or {"image": "a.png", "question": "Total?", "answers": ["9.90"]}'
@@ -136,12 +137,14 @@ class LineSamples:
                 return ImageSample(line.kind, opened, line.question, answer, prompt)
             return _text_sample(line, prompts)
         except UserError as error:
-            raise UserError(error.code, f"{self._path} line {number}: {error.cause}", error.fix) from error
+            raise UserError(error.code, f"{shown(self._path)} line {number}: {error.cause}", error.fix) from error
+        except ValueError as error:  # the image has gone since the file was checked
+            raise UserError("calibration.invalid", f"{shown(self._path)} line {number}: {error}", FIX) from error
 
 
 def _parse(content: Any) -> Line:
     if not isinstance(content, dict):
-        raise ValueError("the line is no object")
+        raise ValueError("the line is not an object")
     named = next((key for key in _KINDS if key in content), None)
     if named is None:
         raise ValueError(f"none of {', '.join(sorted(_KINDS))} is given")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlc.errors import Collector, UserError
+from hvlc.files.reading import decoded, read_bytes, shown, state_of
 
 #: Characters that are turned into tokens at a time: a tokenizer keeps a hundred bytes of each token's whereabouts.
 _PIECE = 1 << 18
@@ -71,9 +72,10 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     """The texts of some files.
 
     Raises:
-        UserError: files cannot be read, are not UTF-8 or hold no text, all of them at once; or they are too large.
+        UserError: files cannot be read, are in another encoding or hold no text, all of them at once; or they are too
+            large.
     """
-    size = sum(path.stat().st_size for path in paths if path.is_file())
+    size = sum(state.st_size for path in paths if (state := state_of(path)) is not None)
     if size > _MOST_TEXT:
         cause = f"{size / 1e6:.0f} MB of text, and {_MOST_TEXT / 1e6:.0f} MB are the most"
         raise UserError("calibration.too_large", cause, "give an excerpt; less than 1 MB is enough")
@@ -86,16 +88,14 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_text(path: Path) -> str:
+    content = read_bytes(path, "calibration.unreadable", limit=_MOST_TEXT)
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        cause = f"cannot read {path}: {error.strerror or error}"
-        raise UserError("calibration.unreadable", cause, "check the path") from error
+        text = decoded(content)
     except UnicodeDecodeError as error:
-        cause = f"{path} is not UTF-8 ({error.reason} at byte {error.start})"
+        cause = f"{shown(path)} is not UTF-8 ({error.reason} at byte {error.start})"
         raise UserError("calibration.encoding", cause, "convert it to UTF-8") from error
     if not text.strip():
-        raise UserError("calibration.empty", f"{path} holds no text", "give a file with text")
+        raise UserError("calibration.empty", f"{shown(path)} holds no text", "give a file with text")
     return text
 
 

@@ -184,10 +184,10 @@ def run(
     as_json: bool,
 ) -> None:
     """Ask the package in DIRECTORY a question; the answer streams."""
-    from hvlc.inputs.images import load_image
+    from hvlc.inputs.images import load_images
     from hvlc.runtime.generation import open_model
 
-    loaded = [load_image(path) for path in images]
+    loaded = load_images(images)
     model = open_model(directory, tile_batch=tile_batch)
     generation = model.start(
         prompt,
@@ -336,10 +336,12 @@ def list_recipes(as_json: bool) -> None:
 @json_option
 def show_recipe(name: str, as_json: bool) -> None:
     """The recipe NAME (or a YAML file), checked."""
+    from hvlc.files.reading import SOURCE, read_text
     from hvlc.recipes.schema import load_recipe, recipe_path
 
     recipe = load_recipe(name)
-    show(recipe.model_dump(mode="json"), as_json, lambda _: click.echo(recipe_path(name).read_text("utf-8"), nl=False))
+    text = read_text(recipe_path(name), "spec.unreadable", limit=SOURCE)
+    show(recipe.model_dump(mode="json"), as_json, lambda _: click.echo(text, nl=False))
 
 
 @recipes.command(name="check")

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from hvlc.errors import UserError
 from hvlc.evaluation.task import Example
-from hvlc.inputs.images import load_image
+from hvlc.files.reading import shown
+from hvlc.inputs.images import load_images
 from hvlc.inputs.jsonl import JsonLines, Line, Words, image_beside
 
 _FIX = 'each line is an object like {"image": "a.png", "question": "Total?", "answers": ["9.90"]}'
@@ -70,9 +71,10 @@ class JsonlTask:
         """
         number, line = self._lines.read(index)
         try:
-            images = tuple(load_image(image_beside(self._path, name)) for name in line.shown)
-        except UserError as error:
-            cause = f"{self._path} line {number}: {error.cause}"
+            images = tuple(load_images([image_beside(self._path, name) for name in line.shown]))
+        except (UserError, ValueError) as error:
+            said = error.cause if isinstance(error, UserError) else str(error)
+            cause = f"{shown(self._path)} line {number}: {said}"
             raise UserError("task.invalid", cause, "check the file and its images") from error
         return Example(f"line-{number}", line.kind, line.question, tuple(line.answers), images)
 

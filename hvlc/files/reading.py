@@ -4,6 +4,7 @@ A FIFO waits for ever, a device reads without end, a sparse file claims terabyte
 command line names is looked at before it is read. Nothing here follows a rule of a format; see `hvlc.inputs`.
 """
 
+import codecs
 import errno
 import mmap
 import os
@@ -24,6 +25,14 @@ IMAGE = 500_000_000
 ANY = None  # weights: mapped, never read whole
 
 _FIX = "check the path"
+#: Byte order marks, and how what follows is read; that of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def state_of(path: Path) -> os.stat_result | None:
@@ -96,17 +105,31 @@ def read_bytes(path: Path, code: str, *, limit: int, fix: str = _FIX) -> bytes:
 
 
 def read_text(path: Path, code: str, *, limit: int, fix: str = _FIX) -> str:
-    """The content of a UTF-8 file, without a byte order mark.
+    """The content of a text file, without a byte order mark; see `decoded`.
 
     Raises:
-        UserError: see `read_bytes`; or it is not UTF-8.
+        UserError: see `read_bytes`; or it is in another encoding.
     """
     content = read_bytes(path, code, limit=limit, fix=fix)
     try:
-        return content.decode("utf-8-sig")
+        return decoded(content)
     except UnicodeDecodeError as error:
-        cause = f"{shown(path)} is not UTF-8: {error.reason} at byte {error.start}"
+        cause = f"{shown(path)} is not {_named(error.encoding)}: {error.reason} at byte {error.start}"
         raise UserError(code, cause, "save it as UTF-8") from error
+
+
+def decoded(content: bytes) -> str:
+    """Text of UTF-8 bytes, or of UTF-16 or UTF-32 where a byte order mark says so, as Windows' editors write it.
+
+    Raises:
+        UnicodeDecodeError: a byte that does not belong there.
+    """
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    return content.decode(encoding)
+
+
+def _named(encoding: str) -> str:
+    return "UTF-16" if "16" in encoding else "UTF-32" if "32" in encoding else "UTF-8"
 
 
 def map_file(path: Path, code: str, *, fix: str = "fetch it again") -> mmap.mmap:

@@ -166,7 +166,7 @@ def test_a_changed_image_changes_the_digest(images: Path, seeing: Model) -> None
     ("line", "reason"),
     [
         ("{", "not JSON"),
-        ("[1]", "is no object"),
+        ("[1]", "is not an object"),
         ({"txt": "a"}, "none of image, messages, prompt, text is given"),
         ({"text": "a", "txt": "a"}, "txt: Extra inputs"),
         ({"text": " "}, "text: "),
@@ -180,7 +180,7 @@ def test_a_changed_image_changes_the_digest(images: Path, seeing: Model) -> None
         ({"image": "none.png", "question": "q"}, "does not exist"),
         ({"image": "../outside.png", "question": "q"}, "is outside"),
         ({"image": "link.png", "question": "q"}, "is outside"),
-        ({"image": "inputs.jsonl", "question": "q"}, "cannot identify image"),
+        ({"image": "inputs.jsonl", "question": "q"}, "not an image of these formats"),
         ('{"text": "a", "text": "b"}', "'text' is given twice"),
         ("[" * 100_000, "64 levels"),
     ],

@@ -48,7 +48,7 @@ WRONG = {
     "broken": ("rules: [", "mine.yaml: "),
     "python object": ("!!python/object/apply:os.getcwd []", "mine.yaml: "),
     "unhashable key": ("? [1, 2]\n: 3\n", "mine.yaml: "),
-    "not text": (b"\xff\xfe\x00", "mine.yaml is not UTF-8"),
+    "not text": (b"\xc3\x28\x00", "mine.yaml is not UTF-8"),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Literal, cast
 from pydantic import Field
 
 from hvlc.errors import Collector, UserError, nearest
+from hvlc.files.reading import SOURCE, read_text
 from hvlc.inputs.documents import read_yaml, yaml_line
 from hvlc.inputs.records import StrictModel
 from hvlc.results.gates import Gate, Operator, Place
@@ -139,7 +140,7 @@ def _entries(file: Path | None) -> list[tuple[str, str, Place | None]]:
     if file is None:
         return []
     read = _File.parse(read_yaml(file), str(file))
-    source = file.read_text("utf-8")
+    source = read_text(file, "spec.unreadable", limit=SOURCE)
     places = (Place(file=str(file), line=yaml_line(source, "gates", index)) for index in range(len(read.gates)))
     return [(entry.gate, entry.reason, place) for entry, place in zip(read.gates, places, strict=True)]
 

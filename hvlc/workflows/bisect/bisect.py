@@ -12,7 +12,7 @@ from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.files.digests import digest_file
 from hvlc.inputs.documents import read_json
-from hvlc.inputs.images import load_image, to_array
+from hvlc.inputs.images import load_images, to_array
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection, Deviation, StageResult
@@ -83,7 +83,7 @@ def bisect(request: Request, progress: Progress = lambda *_: None) -> Bisection:
         UserError: one of the two is not what it should be, they are models of different shapes, or the question cannot
             be asked.
     """
-    images = tuple(to_array(load_image(path)) for path in request.images)
+    images = tuple(to_array(image) for image in load_images(request.images))
     tracer = open_tracer(request.package, request.threads)
     reference = open_reference(request.reference, tracer.manifest, request.threads)
     differences = list(tracer.layout.differences(reference.layout))

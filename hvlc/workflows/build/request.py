@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hvlc.files.reading import SOURCE, read_text
 from hvlc.manifest.lock import Provenance
 from hvlc.manifest.manifest import Manifest, Sources
 from hvlc.package.writer import code_digest, tool_versions
@@ -76,13 +77,14 @@ class Document:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the file's bytes."""
+        """Hex digest of the text in UTF-8: of the file's bytes, unless it begins with a byte order mark."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
     """The texts of a recipe and a target that were just read."""
-    texts = [path.read_bytes().decode() for path in (recipe_path(request.recipe), target_path(request.target))]
+    paths = recipe_path(request.recipe), target_path(request.target)
+    texts = [read_text(path, "spec.unreadable", limit=SOURCE) for path in paths]
     return Document(recipe.name, texts[0]), Document(target.name, texts[1])
 
 

@@ -13,6 +13,7 @@ from hvlc.evaluation.perplexity import with_reading_agreement
 from hvlc.evaluation.significance import flips, paired_tests
 from hvlc.evaluation.task import Task
 from hvlc.evaluation.tasks import NAMED_TASKS, open_task
+from hvlc.files.reading import TEXT, read_text
 from hvlc.inputs.images import to_array
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.settings import changed_settings, changed_tokenizer
@@ -212,7 +213,7 @@ def compare_models(
 def _questions(task: Task | None, asking: Asking, run: Measured) -> list[Question]:
     """What layers are compared on: the first examples in the first run's setting, or the beginning of the text."""
     if asking.text:
-        return [Question(asking.text.read_text("utf-8")[:_PROMPT])]
+        return [Question(read_text(asking.text, "task.text", limit=TEXT)[:_PROMPT])]
     if task is None or not isinstance(run, Evaluation):
         return []
     examples = [task.example(index) for index in range(min(asking.traces, run.summary.n))]

@@ -10,6 +10,7 @@ import numpy as np
 from hvlc.errors import UserError
 from hvlc.evaluation.fidelity import fidelity as summed
 from hvlc.evaluation.perplexity import evaluate_text, text_divergences, with_reading_agreement
+from hvlc.files.reading import TEXT, read_text
 from hvlc.manifest.manifest import Kind
 from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import text_markdown
@@ -192,10 +193,7 @@ def write_text_reports(output: Path, evaluations: Sequence[TextEvaluation], titl
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("task.text", f"cannot read {path}: {error}", "give a UTF-8 text file") from error
+    return read_text(path, "task.text", limit=TEXT, fix="give a UTF-8 text file")
 
 
 def text_windows(scorer: TextScorer, path: Path, tokens: int, window: int) -> list[np.ndarray]:
