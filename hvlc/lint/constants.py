@@ -1,13 +1,12 @@
-"""Small constants of a graph: scales, zero points, indices. Large ones are never read."""
+"""Small constants of a graph: scales, zero points, indices, and what follows from them. Large ones are never read."""
 
 import math
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from hvlc.errors import UserError
+from hvlc.inputs.onnx_data import values_of
 
 _LARGEST = 1 << 20  # bytes; scales and norms are smaller, matrices larger
 
@@ -16,51 +15,64 @@ class Constants:
     """The initializers of a graph and what Constant nodes hold, read when they are asked for.
 
     Args:
-        graph: the graph, external data not loaded.
-        directory: where its external data lies.
+        graph: external data not loaded.
+        directory: of its external data.
+        outer: those around the graph.
     """
 
-    def __init__(self, graph: onnx.GraphProto, directory: Path) -> None:
+    def __init__(self, graph: onnx.GraphProto, directory: Path, outer: "Constants | None" = None) -> None:
         self._directory = directory
+        self._outer = outer
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._folded: dict[str, np.ndarray] = {}
         for node in graph.node:
-            if node.op_type == "Constant" and not node.domain:
-                for attribute in node.attribute:
-                    if attribute.HasField("t"):
-                        self._tensors[node.output[0]] = attribute.t
+            if node.op_type == "Constant" and not node.domain and node.output:
+                self._take(node)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        own = name in self._tensors or name in self._folded
+        return own or (self._outer is not None and name in self._outer)
 
-    def tensor(self, name: str) -> onnx.TensorProto | None:
-        """A constant as the file has it."""
-        return self._tensors.get(name)
+    def keep(self, name: str, values: np.ndarray) -> None:
+        """Keep what follows from other constants."""
+        self._folded[name] = values
 
     def values(self, name: str) -> np.ndarray | None:
         """A constant's values; None when there is no such constant, or it is larger than a mebibyte.
 
         Raises:
-            UserError: its data lies outside the model's directory, or is not there.
+            UserError: its data lies outside the model's directory, is not there or does not fit its shape.
+        """
+        if name in self._folded:
+            return self._folded[name]
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return self._outer.values(name) if self._outer is not None else None
+        if math.prod(tensor.dims) > _LARGEST:
+            return None
+        return values_of(tensor, self._directory, "lint")
+
+    def small(self, name: str, most: int) -> np.ndarray | None:
+        """A constant's values where it has at most that many elements.
+
+        Raises:
+            UserError: see `values`.
         """
         tensor = self._tensors.get(name)
-        if tensor is None or math.prod(tensor.dims) * 8 > 8 * _LARGEST:
+        if tensor is not None and name not in self._folded and math.prod(tensor.dims) > most:
             return None
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor = self._loaded(tensor)
-        return numpy_helper.to_array(tensor)
+        found = self.values(name)
+        return found if found is not None and found.size <= most else None
 
-    def _loaded(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        path = self._directory / entries.get("location", "")
-        if path.resolve().parent != self._directory.resolve():
-            cause = f"{tensor.name!r} reads {entries.get('location')!r} from outside the model's directory"
-            raise UserError("lint.escape", cause, "do not trust this model")
-        copied = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        try:
-            with path.open("rb") as file:
-                file.seek(int(entries.get("offset", 0)))
-                copied.raw_data = file.read(int(entries.get("length", -1)))
-        except (OSError, ValueError) as error:
-            cause = f"{tensor.name!r}: cannot read {path.name}: {error}"
-            raise UserError("lint.data", cause, "copy the model together with its data") from error
-        return copied
+    def _take(self, node: onnx.NodeProto) -> None:
+        """The value of a Constant, in whichever of its attributes it is."""
+        name = node.output[0]
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                self._tensors[name] = attribute.t
+            elif attribute.name in ("value_int", "value_ints"):
+                one = attribute.name == "value_int"
+                self._folded[name] = np.array(attribute.i if one else list(attribute.ints), np.int64)
+            elif attribute.name in ("value_float", "value_floats"):
+                one = attribute.name == "value_float"
+                self._folded[name] = np.array(attribute.f if one else list(attribute.floats), np.float32)

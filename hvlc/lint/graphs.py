@@ -1,19 +1,24 @@
 """A graph as the operations that a target is asked about."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import defs, helper, inliner
+from onnx import defs, helper
 
-from hvlc.errors import UserError
+from hvlc.inputs.onnx_data import check_tensors
+from hvlc.inputs.onnx_functions import inline_functions
+from hvlc.inputs.onnx_graph import label, sort_nodes
+from hvlc.inputs.onnx_model import open_model, subgraphs
+from hvlc.lint import operators
 from hvlc.lint.constants import Constants
-from hvlc.lint.shapes import ValueType, dtype_name, infer
+from hvlc.lint.folding import MOST, fold
+from hvlc.lint.shapes import Types, dtype_name, infer_node, light_graph, types_of
+from hvlc.lint.structure import check_structure
 from hvlc.targets import Grain, Operand, Operation, Quantized
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -33,6 +38,9 @@ class Node:
         depth: 0 in the main graph.
         reads: names of values.
         writes: names of values.
+        invalid: why onnxruntime cannot load the node: an unknown operator, types or shapes that do not fit. Empty when
+            it can.
+        kernel: why onnxruntime has no CPU kernel for it; empty where it has one, or its types are not known.
     """
 
     name: str
@@ -41,22 +49,80 @@ class Node:
     depth: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    invalid: str = ""
+    kernel: str = ""
 
 
-@dataclass
 class _Scope:
-    """What is known of the values of a graph and of those around it."""
+    """What is known of the values of a graph and of those around it.
 
-    opset: int
-    types: dict[str, ValueType]
-    constants: list[Constants]
-    producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
-    readers: dict[str, list[onnx.NodeProto]] = field(default_factory=lambda: defaultdict(list))
-    known: set[str] = field(default_factory=set)  # computed before the graph runs
-    wanted: set[str] = field(default_factory=set)  # outputs of the graph
+    Attributes:
+        versions: of the operators' domains.
+        types: of values.
+        constants: of small size.
+        light: the graph without weights, with types that follow from the file.
+        sizes: dimensions of constants.
+        wanted: outputs of the graph.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        light: onnx.GraphProto,
+        directory: Path,
+        versions: Mapping[str, int],
+        outer: "_Scope | None" = None,
+    ) -> None:
+        self.versions = versions
+        self.types: Types = types_of(light, outer.types if outer else None)
+        self.constants: Constants = Constants(graph, directory, outer.constants if outer else None)
+        self.light = {node.output[0]: node for node in light.node if node.output}
+        self.sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        self.wanted = {value.name for value in graph.output}
+        self._outer = outer
+        self._known = {tensor.name for tensor in graph.initializer}  # computed before the graph runs
+        self._made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+        self._producers: dict[str, onnx.NodeProto] = {}
+        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in filter(None, node.input):
+                self._readers[name].append(node)
+            for name in filter(None, node.output):
+                self._producers[name] = node
+
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operators."""
+        return self.versions.get("", 1)
 
     def values(self, name: str) -> np.ndarray | None:
-        return next((c.values(name) for c in self.constants if name in c), None)
+        """A constant's values; None where there is none, or it is large."""
+        return self.constants.values(name)
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes a value."""
+        if name in self._made or self._outer is None:
+            return self._producers.get(name)
+        return self._outer.producer(name)
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value, in this graph and in those around it."""
+        own = self._readers.get(name, [])
+        return own if name in self._made or self._outer is None else [*self._outer.readers(name), *own]
+
+    def knows(self, name: str) -> bool:
+        """Whether a value is computed before the graph runs."""
+        if name in self._known:
+            return True
+        return name not in self._made and self._outer is not None and self._outer.knows(name)
+
+    def learn(self, names: Iterable[str]) -> None:
+        """Take values as computed before the graph runs."""
+        self._known.update(names)
+
+    def inner(self, graph: onnx.GraphProto, light: onnx.GraphProto, directory: Path) -> "_Scope":
+        """The scope of a graph inside this one."""
+        return _Scope(graph, light, directory, self.versions, self)
 
 
 def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> tuple[Node, ...]:
@@ -67,12 +133,16 @@ def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> tuple[Node,
         dims: sizes of symbolic dimensions, by name: the graph is read as if they were fixed.
 
     Raises:
-        UserError: the file is no ONNX model, or reads data from outside its directory.
+        UserError: the file is not an ONNX model that onnxruntime can read, or its external data is damaged or outside
+            its directory.
     """
-    model = _load(path)
+    model = open_model(path, "lint")
     for dim in _symbolic(model):
         if dims and dim.dim_param in dims:
             dim.dim_value = dims[dim.dim_param]
+    model = inline_functions(model, "lint")
+    check_structure(model)
+    check_tensors(model, path.parent, "lint")
     return nodes_of(model, path.parent)
 
 
@@ -80,19 +150,9 @@ def symbolic_dims(path: Path) -> set[str]:
     """Names of the dimensions that a file leaves open.
 
     Raises:
-        UserError: the file is no ONNX model.
+        UserError: the file is not an ONNX model.
     """
-    return {dim.dim_param for dim in _symbolic(_load(path))}
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
-        raise UserError("lint.model", f"{path} is no ONNX model that can be read", "name an ONNX file") from error
-    if not model.graph.node and not model.graph.output:
-        raise UserError("lint.model", f"{path} is no ONNX model: it has no graph", "name an ONNX file")
-    return model
+    return {dim.dim_param for dim in _symbolic(open_model(path, "lint"))}
 
 
 def _symbolic(model: onnx.ModelProto) -> list[onnx.TensorShapeProto.Dimension]:
@@ -102,51 +162,87 @@ def _symbolic(model: onnx.ModelProto) -> list[onnx.TensorShapeProto.Dimension]:
 
 
 def nodes_of(model: onnx.ModelProto, directory: Path) -> tuple[Node, ...]:
-    """The nodes of a model whose external data lies in a directory."""
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
-    scope = _Scope(opset, infer(model), [])
+    """The nodes of a model whose external data lies in a directory, in topological order.
+
+    Args:
+        model: held to be sound; see `read_graph` for what has to be.
+        directory: of its external data.
+    """
+    model = inline_functions(model, "lint")
+    sort_nodes(model.graph)
+    versions = {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
+    scope = _Scope(model.graph, light_graph(model), directory, versions)
     return tuple(_nodes(model.graph, directory, scope, "", 0))
 
 
-def _nodes(graph: onnx.GraphProto, directory: Path, outer: _Scope, prefix: str, depth: int) -> Iterator[Node]:
-    scope = _Scope(
-        outer.opset,
-        outer.types,
-        [Constants(graph, directory), *outer.constants],
-        dict(outer.producers),
-        defaultdict(list, {name: list(nodes) for name, nodes in outer.readers.items()}),
-        outer.known | {tensor.name for tensor in graph.initializer},
-        {value.name for value in graph.output},
-    )
-    for node in graph.node:
-        for name in filter(None, node.input):
-            scope.readers[name].append(node)
-        for name in filter(None, node.output):
-            scope.producers[name] = node
+def _nodes(graph: onnx.GraphProto, directory: Path, scope: _Scope, prefix: str, depth: int) -> Iterator[Node]:
     for place, node in enumerate(graph.node):
+        invalid, kernel = _learn(node, scope)
         folded = _is_folded(node, scope)
         if folded:
-            scope.known.update(node.output)
-        name = prefix + (node.name or f"{node.op_type}[{place}]")
-        yield Node(name, _operation(node, scope), folded, depth, tuple(filter(None, node.input)), tuple(node.output))
+            scope.learn(node.output)
+        name = prefix + label(node, place)
+        reads, writes = tuple(filter(None, node.input)), tuple(node.output)
+        yield Node(name, _operation(node, scope), folded, depth, reads, writes, invalid, kernel)
         for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g, directory, scope, f"{name}/", depth + 1)
+            for inner, light in _inner_graphs(attribute, scope.light.get(node.output[0]) if node.output else None):
+                yield from _nodes(inner, directory, scope.inner(inner, light, directory), f"{name}/", depth + 1)
+
+
+def _inner_graphs(
+    attribute: onnx.AttributeProto, light: onnx.NodeProto | None
+) -> Iterator[tuple[onnx.GraphProto, onnx.GraphProto]]:
+    """The graphs of an attribute, each with its like in the graph without weights."""
+    found = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    like = next((one for one in light.attribute if one.name == attribute.name), attribute) if light else attribute
+    others = [*([like.g] if like.HasField("g") else []), *like.graphs]
+    yield from zip(found, others if len(others) == len(found) else found, strict=True)
+
+
+def _learn(node: onnx.NodeProto, scope: _Scope) -> tuple[str, str]:
+    """Learn types and values of what a node writes.
+
+    Returns:
+        Why onnxruntime cannot load the node, and why it has no CPU kernel; empty where it can and has.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = scope.versions.get(domain, 1)
+    operator = operators.operator_of(node.op_type, domain, version)
+    if operator is None or operator.deprecated:
+        known = f"{operators.version()} has no operator {node.op_type} of version {version}"
+        return (f"{known} in the domain {domain}" if domain else known), ""
+    invalid = operators.type_objection(node, operator, scope.types.text)
+    holds_graphs = any(True for _ in subgraphs(node))
+    if not invalid and not holds_graphs and node.op_type != "Constant":
+        invalid = _infer(node, scope)
+    kernel = "" if invalid else operators.kernel_objection(node, operator, scope.types.text)
+    return invalid, kernel
+
+
+def _infer(node: onnx.NodeProto, scope: _Scope) -> str:
+    """Learn types and values; returns why shapes or attributes do not fit."""
+    values = {name: scope.constants.small(name, MOST) for name in node.input if name}
+    known = {name: value for name, value in values.items() if value is not None and value.dtype.kind in "iufb"}
+    invalid = infer_node(node, scope.types, known, scope.versions, scope.sizes)
+    if not invalid and node.domain in ("", "ai.onnx") and len(node.output) == 1 and node.op_type not in _KEPT:
+        first = scope.types[node.input[0]].shape if node.input else None
+        made = fold(node, [known.get(name) for name in node.input], first)
+        if made is not None:
+            scope.constants.keep(node.output[0], made)
+    return invalid
 
 
 def _is_folded(node: onnx.NodeProto, scope: _Scope) -> bool:
-    if node.op_type in _KEPT or any(attribute.HasField("g") for attribute in node.attribute):
+    if node.op_type in _KEPT or any(True for _ in subgraphs(node)):
         return False
     if node.op_type in ("Shape", "Size") and not node.domain:
-        found = scope.types.get(node.input[0])
-        return found is not None and found.shape is not None and None not in found.shape
-    return all(name in scope.known for name in filter(None, node.input))
+        shape = scope.types[node.input[0]].shape
+        return shape is not None and None not in shape
+    return all(scope.knows(name) for name in filter(None, node.input))
 
 
 def _operation(node: onnx.NodeProto, scope: _Scope) -> Operation:
-    readers = {reader.op_type for name in node.output for reader in scope.readers.get(name, [])}
+    readers = {reader.op_type for name in node.output for reader in scope.readers(name)}
     domain = "" if node.domain == "ai.onnx" else node.domain
     inputs = tuple(_input(name, scope) if name else None for name in node.input)
     return Operation(
@@ -193,29 +289,29 @@ def _usual(op_type: str, opset: int) -> dict[str, object]:
 
 
 def _input(name: str, scope: _Scope) -> Operand:
-    producer = _dequantizer(scope.producers.get(name), scope)
-    value = scope.types.get(name, ValueType(None, None))
+    producer = _dequantizer(scope.producer(name), scope)
+    value = scope.types[name]
     largest, least = _extremes(name, scope)
     if producer is None or producer.op_type != _DEQUANTIZE:
         spare = _has_spare_unit(name, value.shape, scope)
-        return Operand(value.dtype, value.shape, name in scope.known, None, largest, least, spare_unit=spare)
+        return Operand(value.dtype, value.shape, scope.knows(name), None, largest, least, spare_unit=spare)
     levels = producer.input[0]
-    return Operand(value.dtype, value.shape, levels in scope.known, _quantized(producer, levels, scope))
+    return Operand(value.dtype, value.shape, scope.knows(levels), _quantized(producer, levels, scope))
 
 
 def _dequantizer(producer: onnx.NodeProto | None, scope: _Scope) -> onnx.NodeProto | None:
     """What dequantizes a value; a Transpose behind constants without blocks is gone, onnxruntime turns those."""
     if producer is None or producer.op_type != "Transpose":
         return producer
-    before = scope.producers.get(producer.input[0])
-    if before is None or before.op_type != _DEQUANTIZE or before.input[0] not in scope.known:
+    before = scope.producer(producer.input[0])
+    if before is None or before.op_type != _DEQUANTIZE or not scope.knows(before.input[0]):
         return producer
     return producer if any(attribute.name == "block_size" for attribute in before.attribute) else before
 
 
 def _output(name: str, scope: _Scope) -> Operand:
-    value = scope.types.get(name, ValueType(None, None))
-    readers = scope.readers.get(name, [])
+    value = scope.types[name]
+    readers = scope.readers(name)
     quantizers = [reader for reader in readers if reader.op_type == _QUANTIZE]
     if name in scope.wanted or not quantizers or len(quantizers) < len(readers):
         spare = _has_spare_unit(name, value.shape, scope)
@@ -227,29 +323,27 @@ def _output(name: str, scope: _Scope) -> Operand:
 
 def _has_spare_unit(name: str, shape: tuple[int | None, ...] | None, scope: _Scope) -> bool:
     """Whether a value lies around a Transpose between two Reshapes, with a dimension of 1 that stays in place."""
-    producer, readers = scope.producers.get(name), scope.readers.get(name, [])
+    producer, readers = scope.producer(name), scope.readers(name)
     turn = producer if producer and producer.op_type == "Transpose" else readers[0] if len(readers) == 1 else None
     if turn is None or turn.op_type != "Transpose" or shape is None:
         return False
-    before, after = scope.producers.get(turn.input[0]), scope.readers.get(turn.output[0], [])
+    before, after = scope.producer(turn.input[0]), scope.readers(turn.output[0])
     between = before is not None and (before.op_type, *(node.op_type for node in after)) == ("Reshape", "Reshape")
-    alone = len(scope.readers[turn.input[0]]) == 1 and not {turn.input[0], turn.output[0]} & scope.wanted
+    alone = len(scope.readers(turn.input[0])) == 1 and not {turn.input[0], turn.output[0]} & scope.wanted
     perm = next((tuple(attribute.ints) for attribute in turn.attribute if attribute.name == "perm"), ())
     return between and alone and any(place == at and shape[at] == 1 for at, place in enumerate(perm[: len(shape)]))
 
 
 def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | None:
     """What a QuantizeLinear or DequantizeLinear says of the integers beside it."""
-    found = scope.types.get(levels)
-    dtype = found.dtype if found else None
-    point = scope.types.get(node.input[2]) if len(node.input) > 2 else None
-    dtype = dtype or (point.dtype if point else None)
+    dtype = scope.types[levels].dtype
+    dtype = dtype or (scope.types[node.input[2]].dtype if len(node.input) > 2 else None)
     if dtype is None:
         return None
     scale = node.input[1]
-    producer = scope.producers.get(scale)
+    producer = scope.producer(scale)
     block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
-    shape = scope.types.get(scale, ValueType(None, None)).shape or ()
+    shape = scope.types[scale].shape or ()
     values, zeros = scope.values(scale), scope.values(node.input[2]) if len(node.input) > 2 else np.zeros(1)
     sizes, factors = values, None
     if block and producer is not None and producer.op_type == _DEQUANTIZE:
@@ -272,7 +366,7 @@ def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | 
 
 def _extremes(name: str, scope: _Scope) -> tuple[float | None, int | None]:
     """Largest magnitude and smallest integer of a constant; infinity is a magnitude, NaN is none."""
-    values = scope.values(name) if name in scope.known else None
+    values = scope.values(name) if scope.knows(name) else None
     if values is None or not values.size or values.dtype.kind not in "iuf":
         return None, None
     numbers = values[~np.isnan(values)] if values.dtype.kind == "f" else values

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvlc.lint import operators
 from hvlc.lint.graphs import Node, read_graph
 from hvlc.lint.partitions import count_partitions
 from hvlc.results.lint import GraphLint, NodeFinding, Weight
-from hvlc.targets import Finding, Target
+from hvlc.targets import Evidence, Finding, Severity, Target
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,24 @@ class Judged:
 
 def judge(nodes: Sequence[Node], target: Target) -> tuple[Judged, ...]:
     """Every node with what speaks against it."""
-    return tuple(Judged(node, () if node.folded else target.findings(node.operation)) for node in nodes)
+    return tuple(Judged(node, _findings(node, target)) for node in nodes)
+
+
+def _findings(node: Node, target: Target) -> tuple[Finding, ...]:
+    """What the target and onnxruntime have against a node: of one that is computed before, what keeps it from that."""
+    said = () if node.folded else target.findings(node.operation)
+    if any(finding.severity is Severity.REFUSAL for finding in said):
+        return said  # with a reason and a way out of its own
+    if node.invalid:
+        return (_refusal("onnxruntime.load", f"onnxruntime cannot load it: {node.invalid}"), *said)
+    if node.kernel and target.uses_cpu_kernels:
+        return (_refusal("onnxruntime.kernels", f"{node.operation.operator} {node.kernel}"), *said)
+    return said
+
+
+def _refusal(rule: str, reason: str) -> Finding:
+    source = f"{operators.version()}: its own lists of operators and kernels, ONNX's inference of shapes"
+    return Finding(rule, Severity.REFUSAL, reason, "", Evidence.RUN, source)
 
 
 def lint_graph(
@@ -54,7 +72,7 @@ def lint_graph(
         UserError: the file is no ONNX model.
     """
     judged = judge(read_graph(path, dims), target)
-    asked = [one for one in judged if not one.node.folded]
+    asked = [one for one in judged if one.findings or not one.node.folded]
     outer = [one for one in asked if one.node.depth == 0]
     return GraphLint(
         name=name or path.stem,

@@ -5,11 +5,12 @@ standard operators with the same types and shapes stand in for those.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import defs, helper, numpy_helper, shape_inference
 
 MICROSOFT = "com.microsoft"
 _INLINE_BYTES = 4096  # larger initializers are no shapes: only their type and dimensions matter
@@ -25,38 +26,156 @@ class ValueType:
     shape: tuple[int | None, ...] | None
 
 
-def infer(model: onnx.ModelProto) -> dict[str, ValueType]:
-    """Types of all values by name, as far as they follow from the file.
+class Types:
+    """Types of the values that are visible in a graph.
+
+    Args:
+        found: types by name, of this graph's own values.
+        outer: those around it.
+    """
+
+    def __init__(self, found: Mapping[str, onnx.TypeProto], outer: "Types | None" = None) -> None:
+        self._own = dict(found)
+        self._outer = outer
+
+    def proto(self, name: str) -> onnx.TypeProto | None:
+        """A type as ONNX writes it; None where it is not known."""
+        return self._own.get(name) or (self._outer.proto(name) if self._outer else None)
+
+    def __getitem__(self, name: str) -> ValueType:
+        """Element type and dimensions of a value."""
+        found = self.proto(name)
+        if found is None or not found.HasField("tensor_type"):
+            return ValueType(None, None)
+        tensor = found.tensor_type
+        dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim)
+        return ValueType(dtype_name(tensor.elem_type), dims if tensor.HasField("shape") else None)
+
+    def text(self, name: str) -> str | None:
+        """A type as ONNX's schemas write it, as in "tensor(float)"; None where it is not known."""
+        found = self.proto(name)
+        return _text(found) if found is not None else None
+
+    def learn(self, name: str, found: onnx.TypeProto) -> None:
+        """Take what inference says of a value: it knows more than the file, which keeps what inference leaves open."""
+        stated = self._own.get(name)
+        if stated is None or not stated.HasField("tensor_type") or not found.HasField("tensor_type"):
+            self._own[name] = found if stated is None or _text(stated) is None else stated
+            return
+        if not found.tensor_type.HasField("shape"):
+            return
+        old, new = stated.tensor_type.shape.dim, found.tensor_type.shape.dim
+        if stated.tensor_type.HasField("shape") and len(old) == len(new):
+            for one, other in zip(old, new, strict=True):
+                if not other.HasField("dim_value") and one.HasField("dim_value"):
+                    other.CopyFrom(one)
+        self._own[name] = found
+
+
+def light_graph(model: onnx.ModelProto) -> onnx.GraphProto:
+    """A copy of the graph without its weights, with the types of all values as far as they follow from the file.
 
     Where inference fails, because the graph contradicts itself, they are what the file states.
     """
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.graph.CopyFrom(_without_weights(model.graph))
     _stand_in(light.graph, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
-    with contextlib.suppress(shape_inference.InferenceError, RuntimeError):  # onnx raises either
+    with contextlib.suppress(*INFERENCE_ERRORS):
         light = shape_inference.infer_shapes(light, data_prop=True)
-    return dict(_types(light.graph))
+    return light.graph
+
+
+def types_of(graph: onnx.GraphProto, outer: Types | None = None) -> Types:
+    """The types that a graph states of its own values."""
+    found = {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
+    for constant in graph.initializer:
+        found[constant.name] = helper.make_tensor_type_proto(constant.data_type, list(constant.dims))
+    return Types(found, outer)
+
+
+def infer_node(
+    node: onnx.NodeProto,
+    types: Types,
+    values: Mapping[str, np.ndarray],
+    versions: Mapping[str, int],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> str:
+    """Learn the types of what a node writes.
+
+    Args:
+        node: without graphs inside it.
+        types: of the values that it can see; takes what is learned.
+        values: small constants by name.
+        versions: of the operators' domains.
+        sizes: dimensions of the graph's constants.
+
+    Returns:
+        Why ONNX finds that the node cannot be: its inputs' shapes or attributes do not fit. Empty when they do.
+    """
+    make = _STAND_INS.get((node.domain, node.op_type))
+    if make is not None:
+        for made in make(node, sizes):
+            infer_node(made, types, values, versions, sizes)
+        return ""
+    opset = versions.get("", 1)
+    if node.domain not in ("", "ai.onnx") or not defs.has(node.op_type, opset):
+        return ""
+    given = {name for name in node.input if name}
+    known = {name: one for name in given if (one := types.proto(name)) is not None and _text(one) is not None}
+    if len(known) < len(given):
+        return ""
+    data = {name: numpy_helper.from_array(values[name], name) for name in known if name in values}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    try:
+        schema = defs.get_schema(node.op_type, opset)
+        found = shape_inference.infer_node_outputs(schema, node, known, data, None, opsets)
+    except INFERENCE_ERRORS as error:
+        return _reason(error)
+    for name, one in found.items():
+        types.learn(name, one)
+    return ""
+
+
+#: onnx raises one or the other; the last two where a node states what no schema allows.
+INFERENCE_ERRORS = (shape_inference.InferenceError, RuntimeError, IndexError, ValueError)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.removeprefix("[ShapeInferenceError] ").removeprefix("[TypeInferenceError] ")[:200]
+
+
+def _text(found: onnx.TypeProto | None) -> str | None:
+    """A type as schemas write it; None where it is open."""
+    if found is None:
+        return None
+    kind = found.WhichOneof("value")
+    if kind == "tensor_type":
+        name = _element(found.tensor_type.elem_type)
+        return f"tensor({name})" if name else None
+    if kind == "sparse_tensor_type":
+        name = _element(found.sparse_tensor_type.elem_type)
+        return f"sparse_tensor({name})" if name else None
+    if kind in ("sequence_type", "optional_type"):
+        inner = _text(getattr(found, kind).elem_type)
+        return f"{'seq' if kind == 'sequence_type' else 'optional'}({inner})" if inner else None
+    if kind == "map_type":
+        key, inner = _element(found.map_type.key_type), _text(found.map_type.value_type)
+        return f"map({key},{inner})" if key and inner else None
+    return None
+
+
+def _element(data_type: int) -> str | None:
+    """The name of an element type, as ONNX's schemas write it."""
+    if data_type == onnx.TensorProto.UNDEFINED or data_type not in onnx.TensorProto.DataType.values():
+        return None
+    return onnx.TensorProto.DataType.Name(data_type).lower()
 
 
 def dtype_name(data_type: int) -> str | None:
     """The name of an element type, as targets write it."""
-    if data_type == onnx.TensorProto.UNDEFINED or data_type not in onnx.TensorProto.DataType.values():
-        return None
-    name = onnx.TensorProto.DataType.Name(data_type).lower()
-    return _RENAMED.get(name, name)
-
-
-def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, ValueType]]:
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        yield value.name, ValueType(dtype_name(tensor.elem_type), dims if tensor.HasField("shape") else None)
-    for constant in graph.initializer:
-        yield constant.name, ValueType(dtype_name(constant.data_type), tuple(constant.dims))
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _types(attribute.g)
+    name = _element(data_type)
+    return _RENAMED.get(name, name) if name else None
 
 
 def _without_weights(graph: onnx.GraphProto) -> onnx.GraphProto:

@@ -276,6 +276,11 @@ class Target(StrictModel):
         return self.fixed_shapes and not self.leaves_to_cpu(role)
 
     @property
+    def uses_cpu_kernels(self) -> bool:
+        """Whether every node of its graphs runs on a kernel of onnxruntime's CPU provider."""
+        return self.execution_provider == "cpu"
+
+    @property
     def placement(self) -> Placement:
         """Where its graphs run."""
         return self.processor or (Placement.NPU if self.fixed_shapes else Placement.CPU)

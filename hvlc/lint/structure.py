@@ -1,0 +1,117 @@
+"""What a graph has to be before a rule reads it: versions that onnxruntime knows, sound names, nodes as schemas say.
+
+Rules and folding rely on what is held here: counts of inputs and outputs, the types of attributes, required operands.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import onnx
+import onnxruntime as ort
+from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+from hvlc.errors import Collector, UserError
+from hvlc.files.reading import shown
+from hvlc.inputs.onnx_graph import check_names, label
+from hvlc.inputs.onnx_model import subgraphs
+from hvlc.lint import operators
+
+_EXPORT = "export the model again"
+_REFUSALS = (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.NotImplemented)
+
+
+def check_structure(model: onnx.ModelProto) -> None:
+    """Refuse a model that onnxruntime cannot load whatever the target; sorts its nodes.
+
+    Args:
+        model: without functions.
+
+    Raises:
+        UserError: `lint.version` for its IR version or operators' versions, `lint.graph` for its names, inputs and
+            nodes. All problems at once.
+    """
+    problems = Collector()
+    with problems:
+        _check_versions(model)
+    with problems:
+        check_names(model, "lint")
+    for cause in (*_inputs(model.graph), *_nodes(model.graph, _versions(model), "")):
+        with problems:
+            raise UserError("lint.graph", cause, _EXPORT)
+    problems.raise_all()
+
+
+def _versions(model: onnx.ModelProto) -> dict[str, int]:
+    return {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
+
+
+def _check_versions(model: onnx.ModelProto) -> None:
+    versions = _versions(model)
+    stated = {("" if one.domain == "ai.onnx" else one.domain, one.version) for one in model.opset_import}
+    if len(stated) > len(versions):
+        raise UserError("lint.version", "the model states two versions of one domain of operators", _EXPORT)
+    if "" not in versions and any(not node.domain for node in model.graph.node):
+        raise UserError("lint.version", "the model does not state the version of ONNX's operators", _EXPORT)
+    if not _loads(model.ir_version, "", 17):
+        most = next((one for one in range(99, 0, -1) if _loads(one, "", 17)), 0)
+        cause = f"{operators.version()} loads IR versions up to {most}, the model has {model.ir_version}"
+        raise UserError("lint.version", cause, "export it for an older IR version")
+    for domain, version in versions.items():
+        if operators.has_domain(domain) and not _loads(4, domain, version):
+            most = next((one for one in range(99, 0, -1) if _loads(4, domain, one)), 0)
+            named = f"version {version} of {domain or 'ai.onnx'}"
+            cause = f"{operators.version()} loads operators up to version {most}, the model states {named}"
+            raise UserError("lint.version", cause, "export it for an older opset")
+
+
+@cache
+def _loads(ir_version: int, domain: str, version: int) -> bool:
+    """Whether onnxruntime loads a model of such versions: one that is made here, without nodes."""
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    opsets = [helper.make_opsetid("", 17)] * bool(domain) + [helper.make_opsetid(domain, version)]
+    made = helper.make_model(helper.make_graph([], "g", [value], [value]), opset_imports=opsets)
+    made.ir_version = ir_version
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except _REFUSALS:
+        return False
+    return True
+
+
+def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
+    """What is wrong with the types of the main graph's inputs."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for value in graph.input:
+        if value.type.WhichOneof("value") is None:
+            yield f"the input {shown(value.name)!r} has no type"
+        stated, constant = value.type.tensor_type, constants.get(value.name)
+        if constant is None:
+            continue
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in stated.shape.dim]
+        fits = len(dims) == len(constant.dims) and all(a in (None, b) for a, b in zip(dims, constant.dims, strict=True))
+        if stated.elem_type != constant.data_type or (stated.HasField("shape") and not fits):
+            yield f"the input {shown(value.name)!r} has another type or shape than its constant"
+    known = onnx.TensorProto.DataType.values()
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and (tensor.elem_type not in known or not tensor.elem_type):
+            yield f"{shown(value.name)!r} has the unknown element type {tensor.elem_type}"
+
+
+def _nodes(graph: onnx.GraphProto, versions: dict[str, int], where: str) -> Iterator[str]:
+    """What contradicts the schemas of a graph's nodes, and of those inside them."""
+    for place, node in enumerate(graph.node):
+        name = f"{where}{label(node, place)}"
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        operator = operators.operator_of(node.op_type, domain, versions.get(domain, 1))
+        if operator is not None:
+            found = operators.objection(node, operator)
+            if found:
+                yield f"{shown(name)} ({shown(node.op_type)}) {found}"
+        elif not node.output:
+            yield f"{shown(name)} ({shown(node.op_type)}) has no outputs"
+        for inner in subgraphs(node):
+            yield from _nodes(inner, versions, f"{name}/")
