@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("manifest", "targets"),
     ("graphs",),
     ("weights",),
+    ("chat",),
     ("inputs",),
     ("files",),
     ("errors",),

@@ -55,7 +55,7 @@ class _Statements(Expressions):
 
     def __init__(self, parsed: nodes.Template, specials: Mapping[str, str]) -> None:
         names, macros = list(parsed.find_all(nodes.Name)), {str(macro.name) for macro in parsed.find_all(nodes.Macro)}
-        taken = {str(node.name) for node in (*names, *parsed.find_all(nodes.NSRef))}
+        taken = {str(node.name) for node in names} | {str(node.name) for node in parsed.find_all(nodes.NSRef)}
         stored = {str(name.name) for name in names if name.ctx != "load"}
         super().__init__(taken | macros, stored | macros, specials)
         self._shared = _shared_variables(parsed)
@@ -226,14 +226,15 @@ def _shared_variables(parsed: nodes.Template) -> frozenset[str]:
             for part in (*([node.test] if node.test else []), *node.body):
                 walk(part, bound | own)
             return
-        named = isinstance(node, nodes.Name | nodes.NSRef) and str(node.name) in targets
-        if named and (str(node.name) not in bound or getattr(node, "ctx", "load") != "load"):
-            shared.add(str(node.name))
+        if isinstance(node, nodes.Name | nodes.NSRef):
+            loads = isinstance(node, nodes.Name) and node.ctx == "load"
+            if not (loads and str(node.name) in bound):
+                shared.add(str(node.name))
         for child in node.iter_child_nodes():
             walk(child, bound)
 
     walk(parsed, frozenset())
-    return frozenset(shared)
+    return frozenset(shared & targets)
 
 
 def _refuse_recursion(parsed: nodes.Template) -> None:

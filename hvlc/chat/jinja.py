@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar, Never
+from typing import Any, Never
 
 import jinja2
 from jinja2 import nodes
@@ -30,7 +30,7 @@ GENERATION = "_inside"
 class _Generation(Extension):
     """`{% generation %}` marks what the model says, for training; nothing of it is in the text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  as the base class declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The block as a call, as transformers has it, so that names set inside stay inside."""

@@ -7,7 +7,10 @@ from typing import Any
 from hvlc.chat.renderer import Messages
 
 _PLAIN = "What is 2 + 2?"
-_HARD = ' "Quoted" it\'s {{ braces }} {% raw %} {# note #} back\\slash\n\n\tnext line: café, cafe\u0301, 你好, שלום, 🧑‍🔬 /no_think '
+_HARD = (
+    ' "Quoted" it\'s {{ braces }} {% raw %} {# note #} back\\slash\n\n'
+    "\tnext line: café, cafe\u0301, 你好, שלום, \U0001f9d1\u200d\U0001f52c, \uff5c /no_think "
+)
 _THOUGHT = "<think>\nFour?\n</think>\n\nIt is 4."
 
 

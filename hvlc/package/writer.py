@@ -4,17 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Bundle, Role
-from hvlc.inputs.documents import read_json
 from hvlc.manifest.lock import LOCK, Lock, Provenance
 from hvlc.manifest.manifest import (
     DECODER,
@@ -32,73 +29,9 @@ from hvlc.package.genai import genai_config, passthrough, session_entries
 from hvlc.package.onnx_files import write_components
 from hvlc.package.staged import staged_config, stages
 from hvlc.package.streaming import Written
+from hvlc.package.text import PackageText, copy_tokenizer, token_texts
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _TOOLS = ("hvlc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers", "gguf")
-
-
-def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the tokenizer and chat template.
-
-    Raises:
-        UserError: its tokenizer_config.json is damaged.
-    """
-    for path in tokenizer_files(source):
-        shutil.copyfile(path, directory / path.name)
-    _drop_empty_template(directory / "tokenizer_config.json")
-
-
-def check_tokenizer(source: Path, facts: Mapping[str, Any]) -> None:
-    """Hold a checkpoint's tokenizer against what its kind of package needs.
-
-    Raises:
-        UserError: a file that onnxruntime-genai reads is missing, or it is damaged or lacks an image token.
-    """
-    if facts["kind"] == Kind.VISION:
-        return
-    missing = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (source / name).is_file()]
-    if missing:
-        raise UserError(
-            "checkpoint.tokenizer",
-            f"{source} holds no {' and no '.join(missing)}",
-            "save the tokenizer beside the model",
-        )
-    if facts["kind"] == Kind.VISION_LANGUAGE:
-        token_texts(source, [facts["image_token_id"], facts["row_token_id"]])
-
-
-def _drop_empty_template(path: Path) -> None:
-    """Leave out a chat template that is null, as transformers writes it: onnxruntime-genai 0.18 wants text or none."""
-    config = read_json(path, "checkpoint.tokenizer") if path.is_file() else {}
-    if isinstance(config, dict) and "chat_template" in config and config["chat_template"] is None:
-        del config["chat_template"]
-        path.write_text(_json(config), "utf-8")
-
-
-def tokenizer_files(source: Path) -> list[Path]:
-    """The files of a checkpoint that go into the package as they are."""
-    return [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
-
-
-def token_texts(source: Path, ids: list[int]) -> list[str]:
-    """The texts of added tokens.
-
-    Raises:
-        UserError: the tokenizer is damaged, or an id is none of its added tokens.
-    """
-    content = read_json(source / "tokenizer.json", "checkpoint.tokenizer")
-    try:
-        added = {t["id"]: t["content"] for t in content["added_tokens"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            "checkpoint.tokenizer", f"{source / 'tokenizer.json'} has no added tokens", "save the tokenizer again"
-        ) from error
-    missing = [i for i in ids if i not in added]
-    if missing:
-        raise UserError(
-            "checkpoint.tokenizer", f"the tokenizer has no added token {missing[0]}", "match config and tokenizer"
-        )
-    return [added[i] for i in ids]
 
 
 def tool_versions() -> dict[str, str]:
@@ -121,6 +54,7 @@ def code_digest() -> str:
 def write_package(
     bundle: Bundle,
     checkpoint_directory: Path,
+    text: PackageText,
     partial: Path,
     provenance: Callable[[], Provenance],
     bits_per_decoder_weight: float | None,
@@ -133,6 +67,7 @@ def write_package(
     Args:
         bundle: the finished components.
         checkpoint_directory: where the tokenizer is.
+        text: what of it the package takes.
         partial: an empty directory.
         provenance: what it is made from; asked for last, because digests may still be on the way.
         bits_per_decoder_weight: stored bits on average, None when nothing was quantized.
@@ -148,7 +83,7 @@ def write_package(
     if kind is Kind.VISION_LANGUAGE:
         bundle.add(passthrough(facts["hidden_size"], bundle.components["front"].reason))
     if kind is not Kind.VISION:
-        copy_tokenizer(checkpoint_directory, partial)
+        copy_tokenizer(checkpoint_directory, partial, text)
     files, digests = write_components(bundle, partial, threads, written)
     if kind is not Kind.VISION:
         (partial / "genai_config.json").write_text(_json(_config(bundle, files, partial)), "utf-8")

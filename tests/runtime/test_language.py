@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hvlc import cli
 from hvlc.errors import UserError
-from hvlc.package.writer import copy_tokenizer
+from hvlc.package.text import PackageText, copy_tokenizer
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
 from hvlc.training.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from hvlc.workflows.build.build import build
@@ -74,7 +74,7 @@ def test_without_a_template_the_prompt_goes_on_as_it_is(
     PLAIN[case](tokenizer)
     (copied / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    copy_tokenizer(tmp_path / "tokenizer", copied)
+    copy_tokenizer(tmp_path / "tokenizer", copied, PackageText())
     inputs = AutoTokenizer.from_pretrained(copied, local_files_only=True)("Once", return_tensors="pt")
     length = inputs["input_ids"].shape[1]
     assert length == 4 + (case != "no opening token")

@@ -12,7 +12,8 @@ from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.atomic import atomic_directory, check_output
-from hvlc.package.writer import check_tokenizer, tokenizer_files, write_package
+from hvlc.package.text import PackageText, settle_text, tokenizer_files
+from hvlc.package.writer import write_package
 from hvlc.recipes.budget import allocate, explicit, with_budget
 from hvlc.recipes.resolve import resolve
 from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe, load_recipe
@@ -75,6 +76,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 manifest = write_package(
                     prepared.bundle,
                     prepared.text,
+                    prepared.package_text,
                     partial,
                     lambda: provenance_of(digesting.finished(), *prepared.documents, prepared.inputs),
                     bits,
@@ -169,13 +171,14 @@ def _prepare(
     if bundle is None or plan is None:
         found.raise_all()
         raise HvlcError("build.plan", "there is no plan and no problem", "report it")
+    package_text = PackageText()
     inputs, text, scaled = None, checkpoint.directory, plan_factors(bundle, plan, recipe.prepare)
     with stages.stage("quantize") as count:
         from hvlc.workflows.calibrate.calibrate import Observed, awaited_matrices
 
         with found:
             text = text_files(checkpoint, scratch)
-            check_tokenizer(text, bundle.facts)
+            package_text = settle_text(text, bundle.facts)
         with found:
             inputs = calibration_inputs(request, recipe, plan, scaled, bundle, text, measured)
         cost = cost_of(bundle, plan, inputs, scaled) if inputs else None
@@ -193,8 +196,10 @@ def _prepare(
     with found:
         check_disk(request.output, expected[0].disk_bytes)
     found.raise_all()
-    plan = replace(plan, notes=tuple(dict.fromkeys(checkpoint.notes)))
-    return Prepared(checkpoint, bundle, plan, fitting[0], documents, inputs, target, recipe.prepare, scaled, text)
+    plan = replace(plan, notes=tuple(dict.fromkeys((*checkpoint.notes, *package_text.notes))))
+    return Prepared(
+        checkpoint, bundle, plan, fitting[0], documents, inputs, target, recipe.prepare, scaled, text, package_text
+    )
 
 
 def _within_budget(

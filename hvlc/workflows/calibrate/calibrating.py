@@ -9,6 +9,7 @@ from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import Kind, Sources
+from hvlc.package.text import PackageText
 from hvlc.recipes.schema import Preparation, Recipe
 from hvlc.results.build import Estimate
 from hvlc.targets import Target
@@ -38,6 +39,7 @@ class Prepared:
         prepare: what is done to the float model first.
         scaled: linears that get factors, which the calibration finds.
         text: where the tokenizer is while the build goes on.
+        package_text: what of it the package takes.
     """
 
     checkpoint: Checkpoint
@@ -50,6 +52,7 @@ class Prepared:
     prepare: Preparation
     scaled: "tuple[ScaledGroup, ...]"
     text: Path
+    package_text: PackageText
 
 
 def calibration_inputs(

@@ -1,0 +1,145 @@
+"""The tokenizer and the chat template of a package: the checkpoint's, as the runtime has to find them."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hvlc.chat.settling import Settled, settle
+from hvlc.chat.source import read_specials, read_template, tokenizer_config
+from hvlc.errors import UserError
+from hvlc.files.reading import TOKENIZER, is_file
+from hvlc.inputs.documents import read_json
+from hvlc.manifest.manifest import Kind
+
+_CODE = "checkpoint.tokenizer"
+_CONFIG, _JINJA = "tokenizer_config.json", "chat_template.jinja"
+_FILES = ("tokenizer.json", _CONFIG, _JINJA, "special_tokens_map.json")
+#: Entries of tokenizer_config.json that lead onnxruntime-genai to other files than those of the package.
+_ELSEWHERE = ("tiktoken_file",)
+#: The runtime takes them from tokenizer_config.json alone.
+_TOKENS = ("bos_token", "eos_token")
+
+
+@dataclass(frozen=True)
+class PackageText:
+    """How texts become tokens in a package.
+
+    Attributes:
+        template: the chat template; None where the checkpoint has none.
+        dropped: named templates that stay behind.
+        place: file of the checkpoint that holds the template.
+    """
+
+    template: Settled | None = None
+    dropped: tuple[str, ...] = ()
+    place: str = ""
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether the template may stay where it is in the checkpoint, to the byte."""
+        return self.template is not None and not self.template.changes and not self.dropped
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user has to know of it."""
+        if self.template is None:
+            return ()
+        found = [f"chat template: rewritten for onnxruntime-genai, because {c}" for c in self.template.changes]
+        found += [f"chat template: {name} is left out, a package has the default alone" for name in self.dropped]
+        if self.template.left_out:
+            chats = ", ".join(self.template.left_out)
+            found.append(f"chat template: refuses, in transformers as written, {chats}")
+        return tuple(found)
+
+
+def settle_text(source: Path, facts: Mapping[str, Any]) -> PackageText:
+    """Hold a checkpoint's tokenizer and template against what its kind of package needs, and settle them.
+
+    Args:
+        source: directory of the tokenizer.
+        facts: the bundle's facts.
+
+    Raises:
+        UserError: a file that onnxruntime-genai reads is missing or damaged, the tokenizer lacks an image token, or the
+            runtime cannot render the template as transformers does.
+    """
+    if facts["kind"] == Kind.VISION:
+        return PackageText()
+    _check_files(source)
+    sees = facts["kind"] == Kind.VISION_LANGUAGE
+    if sees:
+        token_texts(source, [facts["image_token_id"], facts["row_token_id"]])
+    found = read_template(source)
+    if found is None:
+        return PackageText()
+    settled = _settled(found.text, tuple(sorted(read_specials(source).items())), source, sees)
+    return PackageText(settled, found.others, found.place)
+
+
+def tokenizer_files(source: Path) -> list[Path]:
+    """The files of a checkpoint that go into the package."""
+    return [source / name for name in _FILES if is_file(source / name)]
+
+
+def copy_tokenizer(source: Path, directory: Path, text: PackageText) -> None:
+    """Copy the tokenizer; the template goes to the one place where the runtime finds it.
+
+    Raises:
+        UserError: its tokenizer_config.json is damaged.
+    """
+    for path in tokenizer_files(source):
+        if path.name not in (_CONFIG, _JINJA):
+            shutil.copyfile(path, directory / path.name)
+    stored = tokenizer_config(source)
+    config = {key: value for key, value in stored.items() if key not in _ELSEWHERE}
+    inside = text.is_as_stored and text.place == _CONFIG and isinstance(config.get("chat_template"), str)
+    if not inside:  # a null, as transformers writes it, ends onnxruntime-genai 0.18
+        config.pop("chat_template", None)
+    if text.template is not None:
+        specials = read_specials(source)
+        config |= {n: specials[n] for n in _TOKENS if n in specials and _content(config.get(n)) != specials[n]}
+        if not inside:
+            (directory / _JINJA).write_text(text.template.text, "utf-8")
+    if config == stored:
+        shutil.copyfile(source / _CONFIG, directory / _CONFIG)
+    else:
+        (directory / _CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def token_texts(source: Path, ids: list[int]) -> list[str]:
+    """The texts of added tokens.
+
+    Raises:
+        UserError: the tokenizer is damaged, or an id is none of its added tokens.
+    """
+    path = source / "tokenizer.json"
+    content = read_json(path, _CODE, limit=TOKENIZER)
+    try:
+        added = {t["id"]: t["content"] for t in content["added_tokens"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(_CODE, f"{path} has no added tokens", "save the tokenizer again") from error
+    missing = [i for i in ids if i not in added]
+    if missing:
+        raise UserError(_CODE, f"the tokenizer has no added token {missing[0]}", "match config and tokenizer")
+    return [added[i] for i in ids]
+
+
+def _check_files(source: Path) -> None:
+    missing = [name for name in ("tokenizer.json", _CONFIG) if not is_file(source / name)]
+    if missing:
+        raise UserError(_CODE, f"{source} holds no {' and no '.join(missing)}", "save the tokenizer beside the model")
+
+
+def _content(value: Any) -> Any:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+@cache
+def _settled(text: str, specials: tuple[tuple[str, str], ...], source: Path, sees: bool) -> Settled:
+    """The same for one template however many packages are built of it; the specials as pairs, which can be hashed."""
+    known: Mapping[str, str] = dict(specials)
+    return settle(text, known, source, images=sees)
