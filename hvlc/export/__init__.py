@@ -7,6 +7,7 @@ from optimum.exporters.tasks import TasksManager
 
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
+from hvlc.export.coverage import check_architecture, check_coverage
 from hvlc.graphs.bundle import Bundle
 from hvlc.manifest.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
@@ -28,7 +29,8 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
     """Export a checkpoint through the family of its model_type.
 
     Raises:
-        UserError: no family exports this model_type, or the checkpoint is damaged or quantized.
+        UserError: no family exports this model_type, or the checkpoint is damaged, quantized, of another task, or
+            holds tensors that no graph reads.
     """
     if checkpoint.model_type not in known_families():
         raise UserError(
@@ -39,7 +41,11 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
     read_quantization(checkpoint)  # a quantization that nobody reads is refused before anything is built
     family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
     bundle: Bundle = family.export(checkpoint)
-    _check_task(checkpoint.model_type, Kind(str(bundle.facts["kind"])))
+    kind = Kind(str(bundle.facts["kind"]))
+    _check_task(checkpoint.model_type, kind)
+    check_architecture(checkpoint, kind)
+    if not checkpoint.problems:  # a parameter of another shape counts as unread
+        check_coverage(checkpoint, bundle, getattr(family, "LEFT_OUT", ()))
     bundle.check_wires()
     return bundle
 

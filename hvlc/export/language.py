@@ -5,7 +5,7 @@ configuration says and nobody here reads, is refused: a decoder that is almost r
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from optimum.utils import NormalizedConfigManager
 from transformers import PreTrainedConfig
 
 from hvlc.errors import HvlcError, UserError
+from hvlc.export.activations import activation_name
 from hvlc.export.decoder import DecoderShape, decoder
-from hvlc.export.settings import end_tokens, read_config, require_positive
+from hvlc.export.numbers import LanguageNumbers
+from hvlc.export.settings import CONFIG_ERRORS, end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.manifest.manifest import Kind
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.prequantized.reading import is_stored
 
 PREFIX = "model"
 _TABLE = f"{PREFIX}.embed_tokens.weight"
@@ -110,8 +113,9 @@ def language_bundle(checkpoint: Checkpoint, family: Family) -> Bundle:
     Raises:
         UserError: the configuration is not valid or asks for what is not exported.
     """
-    config = read_config(family.config, checkpoint)
+    config = read_config(family.config, checkpoint, LanguageNumbers)
     shape = decoder_shape(config, family, checkpoint.config, checkpoint.problems)
+    checkpoint = with_table(checkpoint, config, _TABLE)
     b = GraphBuilder("decoder", checkpoint)
     head = head_parameter(b, config, _TABLE)
     model = decoder(b, PREFIX, head, shape, rotary_tables(config, family, shape, checkpoint.problems), _TABLE)
@@ -130,6 +134,13 @@ def head_parameter(b: GraphBuilder, config: Any, table: str) -> str:
     return table if config.tie_word_embeddings and not b.has(_HEAD) else _HEAD
 
 
+def with_table(checkpoint: Checkpoint, config: Any, table: str) -> Checkpoint:
+    """The checkpoint with its head as the table where both are tied and only the head is stored, as in transformers."""
+    if not config.tie_word_embeddings or _HEAD not in checkpoint.tensors or is_stored(checkpoint, table):
+        return checkpoint
+    return replace(checkpoint, tensors={**checkpoint.tensors, table: checkpoint.tensors[_HEAD]})
+
+
 def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], problems: list[HvlcError]) -> DecoderShape:
     """Dimensions and parts of a decoder, through optimum's normalized view of whatever the architecture calls them.
 
@@ -146,8 +157,8 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
     normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     heads, layers = normalized.num_attention_heads, normalized.num_layers
     head_size = getattr(config, "head_dim", None) or normalized.hidden_size // heads
-    if head_size < 1:
-        raise _refusal("checkpoint.config", f"heads are {head_size} wide")
+    if head_size < 1 or not (getattr(config, "head_dim", None) or normalized.hidden_size % heads == 0):
+        raise _refusal("checkpoint.config", f"{heads} heads do not share a width of {normalized.hidden_size}")
     shape = DecoderShape(
         layers=layers,
         hidden=normalized.hidden_size,
@@ -199,8 +210,10 @@ def _windows(config: Any, layers: int, problems: list[HvlcError]) -> tuple[int |
 
 def _refuse_unread(config: Any, stored: Mapping[str, Any], problems: list[HvlcError]) -> None:
     """Everything in the configuration that changes the numbers and that nobody here reads."""
-    if config.hidden_act != "silu":
-        problems.append(_refusal("export.activation", f"hidden_act is {config.hidden_act!r}, exported is 'silu'"))
+    try:
+        activation_name(config.hidden_act, ("silu",), "hidden_act")
+    except UserError as error:
+        problems.append(error)
     elsewhere = {k: v for k, v in _NEUTRAL_ELSEWHERE.items() if not hasattr(type(config), k)}
     for key, neutral in {**_NEUTRAL, **elsewhere}.items():
         if key in stored and stored[key] not in neutral:
@@ -250,7 +263,7 @@ def rotary_tables(
         return empty, empty
     try:
         rotary: Any = family.rotary(config=config)
-    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+    except CONFIG_ERRORS as error:
         cause = f"config.json: the rotary settings {settings} lack or contradict {error}"
         raise UserError("checkpoint.config", cause, "correct config.json") from error
     # torch's own functions: tables rounded otherwise parted greedy tokens from transformers' at near ties.
@@ -259,14 +272,17 @@ def rotary_tables(
         problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite angles"))
         return np.zeros(angles.shape, np.float32), np.zeros(angles.shape, np.float32)
     scaling = rotary.attention_scaling
-    return (angles.cos() * scaling).numpy(), (angles.sin() * scaling).numpy()
+    cosines, sines = (angles.cos() * scaling).numpy(), (angles.sin() * scaling).numpy()
+    if not (np.isfinite(cosines).all() and np.isfinite(sines).all()):
+        problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite factor"))
+    return cosines, sines
 
 
 def language_facts(config: Any, shape: DecoderShape) -> dict[str, Any]:
     """What package and runtime must know of a decoder besides its graph."""
     return {
-        "pad_token_id": config.pad_token_id,
-        "bos_token_id": config.bos_token_id,
+        "pad_token_id": _inside(config.pad_token_id, shape),
+        "bos_token_id": _inside(config.bos_token_id, shape),
         "hidden_size": shape.hidden,
         "num_layers": shape.layers,
         "num_heads": shape.heads,
@@ -276,3 +292,8 @@ def language_facts(config: Any, shape: DecoderShape) -> dict[str, Any]:
         "context_length": shape.context,
         "trained_context_length": config.max_position_embeddings,
     }
+
+
+def _inside(token: Any, shape: DecoderShape) -> int | None:
+    """A token's id, or None where the table has no row for it: some configurations pad with -1, which nobody embeds."""
+    return token if type(token) is int and 0 <= token < shape.vocabulary else None

@@ -6,25 +6,48 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.errors import UserError
-from hvlc.export.settings import refuse_surplus
+from hvlc.errors import UserError, raise_all
+from hvlc.export.activations import activation_name
+from hvlc.export.settings import refuse_surplus, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.weights.lazy import Computed
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": {"approximate": "tanh"}, "gelu": {}}
 
 
-def activation(b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+def activation(b: GraphBuilder, x: ir.Value, name: str, where: str = "hidden_act") -> ir.Value:
     """The named transformers activation.
 
     Raises:
         UserError: the activation is not one of the GELUs.
     """
-    if name not in _ACTIVATIONS:
-        raise UserError(
-            "export.activation", f"activation {name!r} is not supported", f"use one of {', '.join(_ACTIVATIONS)}"
-        )
-    return b.op("Gelu", x, **_ACTIVATIONS[name])
+    return b.op("Gelu", x, **_ACTIVATIONS[activation_name(name, tuple(_ACTIVATIONS), where)])
+
+
+def check_tower(config: Any) -> None:
+    """Make sizes of a tower plain numbers and compare them with each other: square sizes given as pairs become a side.
+
+    Raises:
+        UserError: a size is not square or not a whole number above 0, the width does not split into the heads, the
+            patches of a Siglip2 are not a square grid, or an image is smaller than a patch.
+    """
+    for name in ("image_size", "patch_size"):
+        value = getattr(config, name, None)
+        if isinstance(value, list | tuple):
+            if len(set(value)) != 1:
+                raise UserError("export.image_size", f"config.json: {name} is {value}", "use a tower for square images")
+            setattr(config, name, value[0])
+    extent = "num_patches" if counts_patches(config) else "image_size"
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
+    require_positive(config, *sizes, "patch_size", extent)
+    causes = []
+    if config.hidden_size % config.num_attention_heads:
+        causes.append(f"a width of {config.hidden_size} does not split into {config.num_attention_heads} heads")
+    if counts_patches(config) and patches_per_side(config) ** 2 != config.num_patches:
+        causes.append(f"{config.num_patches} num_patches are not a square grid")
+    if not counts_patches(config) and config.image_size < config.patch_size:
+        causes.append(f"an image of {config.image_size} pixels holds no patch of {config.patch_size}")
+    raise_all([UserError("checkpoint.config", f"config.json: {cause}", "correct it") for cause in causes])
 
 
 def _layer_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: float) -> ir.Value:

@@ -38,6 +38,7 @@ class GraphBuilder:
         self._tape = tape.Tape(self._graph)
         self._prefix = f"{name}/" if subgraph else ""
         self._checkpoint = checkpoint
+        self._told = {problem.cause for problem in checkpoint.problems} if checkpoint else set()
         self._constants: dict[tuple[bytes, str, tuple[int, ...]], ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: Iterable[Any]) -> ir.Value:
@@ -141,7 +142,8 @@ class GraphBuilder:
         except UserError as problem:
             if shape is None or self._checkpoint is None:
                 raise
-            if problem.cause not in [p.cause for p in self._checkpoint.problems]:
+            if problem.cause not in self._told:
+                self._told.add(problem.cause)
                 self._checkpoint.problems.append(problem)
         return Computed(partial(np.zeros, shape, np.float32), (), shape, np.dtype(np.float32))
 
@@ -154,7 +156,7 @@ class GraphBuilder:
         found = read_parameter(self._checkpoint, name) if self._checkpoint else None
         if found is None:
             raise UserError("checkpoint.weights", f"parameter {name} is missing", "save the whole model again")
-        if found.dtype.kind in "iu":  # levels of some quantized format, whose scales nobody would apply
+        if found.dtype.kind in "iub":  # levels of some quantized format, whose scales nobody would apply
             cause, fix = f"{name} is {found.dtype}, a float is expected", "save it as float32, float16 or bfloat16"
             raise UserError("checkpoint.dtype", cause, fix)
         if shape not in (None, found.shape):

@@ -14,10 +14,22 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from hvlc.errors import HvlcError, UserError, raise_all
+from hvlc.errors import Collector, HvlcError, UserError, raise_all
 from hvlc.files.digests import digest_file
-from hvlc.files.reading import map_file
+from hvlc.files.links import leads_outside
+from hvlc.files.reading import (
+    DOCUMENT,
+    TEMPLATE,
+    TOKENIZER,
+    is_directory,
+    is_file,
+    map_file,
+    open_file,
+    shown,
+    state_of,
+)
 from hvlc.inputs.documents import parse_json, read_json
+from hvlc.inputs.foreign_code import check_code
 from hvlc.weights.gguf.file import GgufEntry, GgufFile, read_gguf
 from hvlc.weights.gguf.names import derived_config, interleaved_heads, parameter_name
 
@@ -25,28 +37,46 @@ _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
-    "U8": np.dtype(np.uint8),
+    "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
-_SETTINGS = (
-    "config.json",
+#: Every file that a build reads besides the weights, and the most bytes that it may have.
+_SETTINGS = {
+    "config.json": DOCUMENT,
+    "generation_config.json": DOCUMENT,
+    "quantize_config.json": DOCUMENT,
+    "quant_config.json": DOCUMENT,
+    "tokenizer.json": TOKENIZER,
+    "tokenizer_config.json": DOCUMENT,
+    "special_tokens_map.json": DOCUMENT,
+    "chat_template.jinja": TEMPLATE,
+    "processor_config.json": DOCUMENT,
+    "preprocessor_config.json": DOCUMENT,
+}
+#: Those besides config.json that transformers looks for code in.
+_NAMING_CODE = (
     "generation_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
     "processor_config.json",
     "preprocessor_config.json",
 )
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_HEAD = "lm_head.weight"  # indices name it also where it is tied, and not stored
 _GGUF_DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16", "I8": "I8", "I32": "I32", "I64": "I64"}  # not in blocks
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _GGUF = ".gguf"
 _PREFIX = 8  # bytes of a safetensors file before its header: the header's length
-_HEADER_LIMIT = 100_000_000  # the bound of the safetensors format itself
+_HEADER_LIMIT = 32_000_000  # room for 200,000 tensors; the format's own bound takes gigabytes to parse
+_MOST_DIMENSIONS, _LARGEST = 16, 2**63  # of a shape, and its numbers
+_METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -116,31 +146,59 @@ def _read_header(path: Path, buffer: mmap.mmap) -> tuple[dict[str, Any], int]:
 
 
 def open_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file, by their names and by the aliases that its metadata gives them.
 
     Raises:
         UserError: the file is cut short, its header lies, or a dtype is not known.
     """
     buffer = map_file(path, "checkpoint.truncated")
     header, start = _read_header(path, buffer)
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(d) for d in entry["shape"])
-            begin, end = (int(v) for v in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError("checkpoint.truncated", f"{path}: damaged entry of {name}", "fetch it again") from error
-        if dtype not in _DTYPES:
-            raise UserError(
-                "checkpoint.dtype", f"{path}: {name} is {dtype}", "convert it to float32, float16 or bfloat16"
-            )
-        wanted = math.prod(shape) * _DTYPES[dtype].itemsize
-        if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted or start + end > len(buffer):
-            raise UserError("checkpoint.truncated", f"{path}: {name} lies outside the file", "fetch it again")
-        tensors[name] = StoredTensor(name, _DTYPES[dtype], shape, buffer, start + begin)
-    return tensors
+    metadata = header.pop(_METADATA, {})
+    tensors = {name: _stored_tensor(path, name, entry, buffer, start) for name, entry in header.items()}
+    ends = [tensor.offset + tensor.size * tensor.dtype.itemsize for tensor in tensors.values()]
+    surplus = len(buffer) - max([start, *ends])
+    if surplus:  # safetensors refuses it too; a sparse file would be digested for hours
+        cause = f"{shown(path)} has {surplus} bytes after its last tensor"
+        raise UserError("checkpoint.truncated", cause, "fetch it again")
+    return {**tensors, **_aliases(metadata, tensors)}
+
+
+def _stored_tensor(path: Path, name: str, entry: Any, buffer: mmap.mmap, start: int) -> StoredTensor:
+    """One tensor of a header, held against the file.
+
+    Raises:
+        UserError: the header lies, or the dtype is not known.
+    """
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"damaged entry of {name}") from error
+    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and n < _LARGEST for n in (*shape, begin, end)):
+        raise _damaged(path, f"damaged entry of {name}")
+    if dtype not in _DTYPES:
+        cause = f"{shown(path)}: {name} is {dtype}"
+        raise UserError("checkpoint.dtype", cause, "convert it to float32, float16 or bfloat16")
+    wanted = math.prod(shape) * _DTYPES[dtype].itemsize
+    if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted or start + end > len(buffer):
+        raise _damaged(path, f"{name} lies outside the file")
+    return StoredTensor(name, _DTYPES[dtype], shape, buffer, start + begin)
+
+
+def _damaged(path: Path, cause: str) -> UserError:
+    return UserError("checkpoint.truncated", f"{shown(path)}: {cause}", "fetch it again")
+
+
+def _aliases(metadata: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Other names of stored tensors: `safetensors.torch.save_model` stores what two modules share once, and notes
+    the name that it dropped with the name that it kept.
+    """
+    named = metadata.items() if isinstance(metadata, dict) else ()
+    return {
+        alias: tensors[kept]
+        for alias, kept in named
+        if isinstance(kept, str) and kept in tensors and alias not in tensors
+    }
 
 
 @dataclass(frozen=True)
@@ -178,11 +236,12 @@ class Checkpoint:
         Raises:
             UserError: no directory, no config, no weights, or a damaged file.
         """
+        _check_settings(directory)
         gguf = _gguf_file(directory)
         if gguf is not None:
             return _open_gguf(directory, gguf)
-        if not directory.is_dir():
-            cause = f"{directory} is no directory"
+        if not is_directory(directory):
+            cause = f"{shown(directory)} is not a directory"
             raise UserError("checkpoint.missing", cause, "name a checkpoint directory or a .gguf file")
         config = _read_config(directory)
         files, index = _weight_files(directory)
@@ -194,13 +253,13 @@ class Checkpoint:
             except UserError as error:
                 damaged.append(error)
         raise_all(damaged)
-        lost = [f"{name} in {file}" for name, file in index.items() if name not in found[Path(file).name]]
+        lost = [f"{name} in {file}" for name, file in index.items() if name not in found[file] and name != _HEAD]
         if lost:
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             cause = f"the index of {directory} names what is not there: {', '.join(lost[:3])}{more}"
             raise UserError("checkpoint.weights", cause, "fetch the checkpoint again")
         tensors = {name: tensor for some in found.values() for name, tensor in some.items()}
-        tensors |= {name: found[Path(file).name][name] for name, file in index.items()}
+        tensors |= {name: found[file][name] for name, file in index.items() if name in found[file]}
         return cls(directory, config, tensors, files)
 
     @property
@@ -224,7 +283,7 @@ class Checkpoint:
     @cached_property
     def file_digests(self) -> dict[str, tuple[int, str]]:
         """Bytes and hex SHA-256 of every file that the build reads, by name."""
-        paths = [p for p in (self.directory / n for n in _SETTINGS) if p.is_file()] + list(self.files)
+        paths = [p for p in (self.directory / n for n in _SETTINGS) if is_file(p)] + list(self.files)
         return {p.name: (p.stat().st_size, digest_file(p, self.given_up)) for p in paths}
 
     @property
@@ -234,12 +293,36 @@ class Checkpoint:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _check_settings(directory: Path) -> None:
+    """Look at every file beside the weights before anything reads it: transformers opens some of them itself.
+
+    Raises:
+        UserError: one is not a regular file, is too large, lies outside the directory, or names code; all of
+            them at once.
+    """
+    found = Collector()
+    for name, limit in _SETTINGS.items():
+        path = directory / name
+        if not is_directory(directory) or state_of(path) is None:
+            continue
+        code = "checkpoint.tokenizer" if name in _TOKENIZER else "checkpoint.config"
+        with found:
+            if leads_outside(path, directory):
+                cause = f"{shown(path)} is a link to a place outside the checkpoint"
+                raise UserError("checkpoint.escape", cause, "copy the file there if you trust it")
+            open_file(path, code, limit=limit, fix="check the directory").close()
+            if name in _NAMING_CODE:
+                check_code(read_json(path, code), str(shown(path)))
+    found.raise_all()
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     config = read_json(directory / "config.json", "checkpoint.config")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(
             "checkpoint.config", f"{directory / 'config.json'} names no model_type", "use a transformers config"
         )
+    check_code(config, str(shown(directory / "config.json")))
     return config
 
 
@@ -285,9 +368,9 @@ def _gguf_tensor(file: GgufFile, name: str, entry: GgufEntry) -> GgufTensor:
 def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """The safetensors files of a checkpoint, single or sharded, and which shard the index says holds a tensor."""
     single, index = directory / _SINGLE, directory / _INDEX
-    if single.is_file():
+    if state_of(single) is not None:
         return (single,), {}
-    if not index.is_file():
+    if state_of(index) is None:
         raise UserError(
             "checkpoint.weights", f"{directory} holds no model.safetensors", "save the model as safetensors"
         )
@@ -299,12 +382,13 @@ def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     missing: list[HvlcError] = []
     for name in sorted(set(weight_map.values())):
         path = directory / name
-        if path.parent.resolve() != directory.resolve():
-            raise UserError(
-                "checkpoint.escape", f"{index} points outside the checkpoint: {name}", "do not trust this file"
+        if name in ("", ".", "..") or path.name != name:
+            cause = f"{index} names a shard by a path, not by the name of a file beside it: {shown(name)}"
+            raise UserError("checkpoint.escape", cause, "do not trust this file")
+        if not is_file(path):
+            missing.append(
+                UserError("checkpoint.weights", f"shard {shown(name)} is missing", "fetch the checkpoint again")
             )
-        if not path.is_file():
-            missing.append(UserError("checkpoint.weights", f"shard {name} is missing", "fetch the checkpoint again"))
         files.append(path)
     raise_all(missing)
     return tuple(files), weight_map

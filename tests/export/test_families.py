@@ -5,6 +5,7 @@ each family also with them on.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -488,7 +489,10 @@ def changed(directory: Path, target: Path, change: Callable[[Config], Any]) -> P
     """The checkpoint with another configuration; weights are shared."""
     target.mkdir()
     for path in directory.iterdir():
-        (target / path.name).symlink_to(path)
+        if path.suffix == ".safetensors":
+            (target / path.name).symlink_to(path)
+        else:
+            shutil.copy(path, target)
     config = json.loads((directory / "config.json").read_text("utf-8"))
     change(config)
     for name in ("config.json", "generation_config.json"):

@@ -1,6 +1,7 @@
 """A damaged checkpoint is the user's error, named before any work, and never read outside its directory."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -213,3 +214,143 @@ def test_a_build_of_a_damaged_checkpoint_names_the_cause_and_leaves_nothing(
     assert list((tmp_path / "work").iterdir()) == []
     if case == "unknown model":
         assert error.value.fix == "did you mean 'hypervl'?"
+
+
+ALIASED = container(
+    {
+        "__metadata__": {"format": "pt", "b": "a", "c": "nowhere"},
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+    },
+    EIGHT,
+)
+
+
+def test_aliases_of_a_files_metadata_are_tensors(tmp_path: Path) -> None:
+    """`safetensors.torch.save_model` stores what two modules share once."""
+    tensors = Checkpoint.open(write(tmp_path, {"model.safetensors": ALIASED})).tensors
+    assert sorted(tensors) == ["a", "b"]
+    assert tensors["b"] is tensors["a"]
+
+
+def test_types_that_no_graph_reads_do_not_keep_a_checkpoint_closed(tmp_path: Path) -> None:
+    content = container({"mask": {"dtype": "BOOL", "shape": [8], "data_offsets": [0, 8]}}, EIGHT)
+    assert Checkpoint.open(write(tmp_path, {"model.safetensors": content})).tensors["mask"].dtype == np.bool_
+
+
+def test_bytes_after_the_last_tensor_are_refused(tmp_path: Path) -> None:
+    """A sparse file would be digested for hours; safetensors refuses them too."""
+    directory = write(tmp_path, {"model.safetensors": container(entry(), EIGHT)})
+    with (directory / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+    error = refused(directory)
+    assert error.code == "checkpoint.truncated"
+    assert "after its last tensor" in error.cause
+
+
+@pytest.mark.parametrize(
+    "name", ["below/model-1.safetensors", "../model-1.safetensors", "", ".", "/m.safetensors", "a\0b"]
+)
+def test_an_index_names_files_beside_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "below").mkdir()
+    content = container(entry(), EIGHT)
+    (tmp_path / "below" / "model-1.safetensors").write_bytes(content)
+    index = json.dumps({"weight_map": {"w": name}}).encode()
+    assert refused(write(tmp_path, {"model.safetensors.index.json": index})).code in (
+        "checkpoint.escape",
+        "checkpoint.weights",
+    )
+
+
+def test_an_index_may_name_a_tied_head_that_is_not_stored(tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"w": "m.safetensors", "lm_head.weight": "m.safetensors"}}).encode()
+    files = {"model.safetensors.index.json": index, "m.safetensors": container(entry(), EIGHT)}
+    assert sorted(Checkpoint.open(write(tmp_path, files)).tensors) == ["w"]
+
+
+def linked(tmp_path: Path, files: Files) -> Path:
+    """A snapshot of the hub's cache: every file is a link to its content under the digest's name."""
+    root = tmp_path / "models--user--model"
+    snapshot = root / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (root / "blobs").mkdir()
+    for number, (name, content) in enumerate(files.items()):
+        (root / "blobs" / f"{number:064x}").write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{number:064x}")
+    return snapshot
+
+
+CONFIG = json.dumps({"model_type": "llama"}).encode()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_snapshot_of_the_hubs_cache_is_opened(tmp_path: Path, sharded: bool) -> None:
+    weights = container(entry(), EIGHT)
+    index = json.dumps({"weight_map": {"w": "m.safetensors"}}).encode()
+    files = {"m.safetensors": weights, "model.safetensors.index.json": index} if sharded else {}
+    checkpoint = Checkpoint.open(linked(tmp_path, {"config.json": CONFIG, "model.safetensors": weights} | files))
+    assert sorted(checkpoint.tensors) == ["w"]
+    assert checkpoint.digest
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"])
+def test_a_document_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """It would be read, and perhaps copied into a package."""
+    (tmp_path / "secret").write_bytes(CONFIG)
+    snapshot = linked(tmp_path, {"model.safetensors": container(entry(), EIGHT)})
+    (snapshot / "config.json").write_bytes(CONFIG)
+    (snapshot / name).unlink(missing_ok=True)
+    (snapshot / name).symlink_to(tmp_path / "secret")
+    assert refused(snapshot).code == "checkpoint.escape"
+
+
+DOCUMENTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*DOCUMENTS, "chat_template.jinja", "model.safetensors", "model.safetensors.index.json"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "sparse"])
+def test_what_is_not_a_regular_file_of_bounded_size_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    directory = write(tmp_path, {"model.safetensors": container(entry(), EIGHT)})
+    if name.endswith("index.json"):
+        (directory / "model.safetensors").unlink()
+    path = directory / name
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 42)
+    assert refused(directory).code.startswith("checkpoint.")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"]
+)
+def test_code_is_refused_in_every_document(tmp_path: Path, name: str) -> None:
+    named = {"model_type": "llama", "inner": {"auto_map": {"AutoModel": "evil.Evil"}}}
+    files = {"model.safetensors": container(entry(), EIGHT), name: json.dumps(named).encode()}
+    (tmp_path / "checkpoint").mkdir()
+    directory = write(tmp_path / "checkpoint", {}, {"model_type": "llama"})
+    for file, content in files.items():
+        (directory / file).write_bytes(content)
+    error = refused(directory)
+    assert error.code == "checkpoint.code"
+    assert name in error.cause
+
+
+def test_shapes_of_thousands_of_dimensions_or_digits_end_at_once(tmp_path: Path) -> None:
+    for shape in ([1] * 100_000, [10**38] * 1000, [True, 2], [2.0], ["2"]):
+        assert refused(write(tmp_path, {"model.safetensors": container(entry(shape=shape), EIGHT)})).code == (
+            "checkpoint.truncated"
+        )

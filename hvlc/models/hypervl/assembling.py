@@ -7,9 +7,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, SiglipVisionModel
 
 from hvlc.errors import UserError
+from hvlc.files.reading import is_file
 from hvlc.models.hypervl.configuration import HyperVLConfig, HyperVLResolutionConfig
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.models.hypervl.processing import HyperVLImageProcessor, HyperVLProcessor
+from hvlc.weights.checkpoint import Checkpoint
 
 _TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -32,11 +34,12 @@ _CHAT_TEMPLATE = (
 
 
 def _check_directory(directory: Path, family: str) -> None:
-    """Refuse what is no checkpoint, before transformers asks a hub for it."""
-    if not (directory / "config.json").is_file():
+    """Refuse what is not a checkpoint, is damaged or names code, before transformers asks a hub for it."""
+    if not is_file(directory / "config.json"):
         raise UserError(
             "checkpoint.missing", f"{directory} holds no config.json", f"name a {family} checkpoint directory"
         )
+    Checkpoint.open(directory)
 
 
 def _tower(directory: Path) -> SiglipVisionModel:
