@@ -30,7 +30,7 @@ from hvlc.files.reading import (
 )
 from hvlc.inputs.documents import parse_json, read_json
 from hvlc.inputs.foreign_code import check_code
-from hvlc.weights.gguf.file import GgufEntry, GgufFile, read_gguf
+from hvlc.weights.gguf.file import GgufEntry, GgufFile, is_gguf, read_gguf
 from hvlc.weights.gguf.names import derived_config, interleaved_heads, parameter_name
 
 _DTYPES: dict[str, np.dtype] = {
@@ -265,7 +265,7 @@ class Checkpoint:
     @property
     def gguf(self) -> Path | None:
         """The GGUF file that it is, if it is one."""
-        return next((path for path in self.files if path.suffix == _GGUF), None)
+        return next((path for path in self.files if is_gguf(path)), None)
 
     @property
     def model_type(self) -> str:
@@ -327,16 +327,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _gguf_file(given: Path) -> Path | None:
-    """The GGUF file that is meant: the given one, or that of a directory without safetensors.
+    """The GGUF file that is meant: the given one, by suffix or first bytes, or that of a directory without safetensors.
 
     Raises:
         UserError: the directory holds several.
     """
-    if given.suffix == _GGUF and given.is_file():
-        return given
-    if not given.is_dir() or any((given / name).is_file() for name in (_SINGLE, _INDEX)):
+    if is_file(given):
+        return given if is_gguf(given) else None
+    if not is_directory(given) or any(is_file(given / name) for name in (_SINGLE, _INDEX)):
         return None
-    found = sorted(path for path in given.iterdir() if path.suffix == _GGUF and path.is_file())
+    found = sorted(path for path in given.iterdir() if path.suffix.lower() == _GGUF and is_file(path))
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError("checkpoint.weights", f"{given} holds several GGUF files: {names}", "name one of them")
@@ -346,10 +346,11 @@ def _gguf_file(given: Path) -> Path | None:
 def _open_gguf(given: Path, path: Path) -> Checkpoint:
     """A GGUF file as a checkpoint: config.json beside it wins over its own metadata."""
     file = read_gguf(path)
-    if file.metadata.get("split.count", 0) not in (0, 1):
-        cause = f"{path} is one of {file.metadata['split.count']} parts"
+    parts = file.metadata.get("split.count", 0)
+    if parts not in (0, 1):
+        cause = f"{path} is one of {str(parts)[:20]} parts"
         raise UserError("checkpoint.weights", cause, "join them with llama.cpp's llama-gguf-split --merge")
-    config = _read_config(given) if (given / "config.json").is_file() else derived_config(file)
+    config = _read_config(given) if is_file(given / "config.json") else derived_config(file)
     tensors = {}
     for name, entry in file.entries.items():
         tensor = _gguf_tensor(file, parameter_name(name) or name, entry)

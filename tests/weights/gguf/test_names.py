@@ -1,11 +1,13 @@
 """llama.cpp's names and settings as transformers'."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from hvlc.zoo.tokenizer import special_token_id
 from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -22,6 +24,7 @@ def test_the_config_is_transformers_own(tmp_path: Path) -> None:
     ours = derived_config(read_gguf(tmp_path / "model.gguf"))
     theirs = AutoConfig.from_pretrained(tmp_path, gguf_file="model.gguf").to_dict()
     assert ours.pop("rope_parameters")["rope_theta"] == theirs["rope_parameters"]["rope_theta"]
+    assert ours.pop("eos_token_id") == [theirs["eos_token_id"], special_token_id("<|endoftext|>")]
     assert ours == {key: theirs[key] for key in ours}
     assert ours["tie_word_embeddings"]
 
@@ -54,8 +57,8 @@ def test_queries_and_keys_of_llama_alone_are_interleaved(tmp_path: Path) -> None
         "blk.0.attn_q.weight": 4,
         "blk.0.attn_k.weight": 2,
     }
-    file.metadata["general.architecture"] = "qwen2"  # type: ignore[index]
-    assert interleaved_heads(file, "blk.0.attn_q.weight") == 0
+    other = replace(file, metadata=dict(file.metadata) | {"general.architecture": "qwen2"})
+    assert interleaved_heads(other, "blk.0.attn_q.weight") == 0
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
