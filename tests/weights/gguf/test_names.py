@@ -7,11 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hvlc.zoo.tokenizer import special_token_id
 from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hvlc.errors import UserError
+from hvlc.training.tokenizer import special_token_id
 from hvlc.weights.gguf.file import read_gguf
 from hvlc.weights.gguf.names import ARCHITECTURES, derived_config, interleaved_heads, parameter_name
 from tests.weights.prequantized.tiny_quantized import save_gguf
@@ -130,3 +130,60 @@ def test_the_scaled_rotation_of_llama_3_is_recognized(tmp_path: Path) -> None:
     found = derived_config(read_gguf(tmp_path / "model.gguf"))["rope_parameters"]
     assert found.pop("factor") == pytest.approx(32)
     assert found == {key: value for key, value in rope.items() if key != "factor"}
+
+
+def numbers(**values: int | float | list[int]) -> Edit:
+    """Change metadata below "llama."; underscores stand for dots but in the last part."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for name, value in values.items():
+            key = "llama." + name.replace("__", ".")
+            writer.kv_data[0].pop(key, None)
+            if isinstance(value, list):
+                writer.add_array(key, value)
+            elif isinstance(value, int):
+                writer.add_int64(key, value) if abs(value) > 2**31 - 1 else writer.add_int32(key, value)
+            else:
+                writer.add_float64(key, value)
+
+    return edit
+
+
+OUT_OF_BOUNDS = {
+    "no layers": (numbers(block_count=0), "block_count is 0, expected is a whole number from 1"),
+    "endless layers": (numbers(block_count=2**40), "block_count is 1099511627776"),
+    "no heads": (numbers(attention__head_count=0), "attention.head_count is 0"),
+    "negative heads": (numbers(attention__head_count_kv=-2), "attention.head_count_kv is -2"),
+    "half a layer": (numbers(block_count=1.5), r"block_count is 1\.5"),
+    "a frequency of nothing": (numbers(rope__freq_base=0.0), r"rope\.freq_base is 0\.0"),
+    "an endless frequency": (numbers(rope__freq_base=float("inf")), r"rope\.freq_base is inf"),
+    "a number that is none": (numbers(attention__layer_norm_rms_epsilon=float("nan")), "epsilon is nan"),
+    "other widths": (numbers(feed_forward_length=[512, 256]), "feed_forward_length is an array of 2"),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_BOUNDS)
+def test_a_number_out_of_bounds_is_refused(tmp_path: Path, case: str) -> None:
+    edit, word = OUT_OF_BOUNDS[case]
+    save_gguf(tmp_path / "model.gguf", "Q4_0", edit=edit)
+    with pytest.raises(UserError, match=word) as error:
+        derived_config(read_gguf(tmp_path / "model.gguf"))
+    assert error.value.code == "checkpoint.config"
+
+
+def test_the_same_number_for_every_layer_is_one_number(tmp_path: Path) -> None:
+    edit = numbers(feed_forward_length=[512, 512], attention__head_count=[4, 4], attention__head_count_kv=[2, 2])
+    save_gguf(tmp_path / "model.gguf", "Q4_0", edit=edit)
+    file = read_gguf(tmp_path / "model.gguf")
+    found = derived_config(file)
+    assert [found[k] for k in ("intermediate_size", "num_attention_heads", "num_key_value_heads")] == [512, 4, 2]
+    assert interleaved_heads(file, "blk.0.attn_k.weight") == 2
+
+
+def test_a_padding_token_that_there_is_not_is_left_out(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop("tokenizer.ggml.padding_token_id")
+        writer.add_pad_token_id(2**31)
+
+    save_gguf(tmp_path / "model.gguf", "Q4_0", edit=edit)
+    assert derived_config(read_gguf(tmp_path / "model.gguf"))["pad_token_id"] is None
