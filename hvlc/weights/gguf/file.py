@@ -35,6 +35,7 @@ _MOST_ELEMENTS = (
     4_000_000  # texts and arrays in all arrays; the largest vocabularies have 262,144, their merges 600,000
 )
 _DEEPEST = 8  # arrays within each other
+_MOST_SURPLUS = 1 << 20  # bytes after the last tensor: padding, never a sparse terabyte
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,9 @@ def _placed(
         if entries[name].end > len(cursor.buffer):
             raise cursor.damaged(f"{name} lies outside the file")
     _check_apart(cursor, entries)
+    surplus = len(cursor.buffer) - max([start, *(entry.end for entry in entries.values())])
+    if surplus > _MOST_SURPLUS:
+        raise cursor.damaged(f"{surplus} bytes follow its last tensor")
     return entries
 
 

@@ -221,3 +221,8 @@ def test_a_sparse_file_of_a_terabyte_takes_neither_time_nor_memory(tmp_path: Pat
         file.truncate(1 << 40)
     with pytest.raises(UserError, match="stands in it twice"):
         read_gguf(path)
+    with path.open("wb") as file:
+        file.write(header(tensors=1) + tensor("t", 4))
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="bytes follow its last tensor"):
+        read_gguf(path)
