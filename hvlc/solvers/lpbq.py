@@ -13,7 +13,8 @@ from hvlc.solvers import kernels
 from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
 from hvlc.weights.quantized import Levels
 
-_SMALLEST = np.float32(2**-24)  # as of float16 scales (`kernels`): a row of zeros has a scale too
+_OF_ZEROS = np.float32(2**-24)  # of a row of zeros, as of float16 scales (`kernels`)
+_SMALLEST = np.finfo(np.float32).tiny  # reciprocals of smaller ones overflow
 
 
 def with_free_scales(format: WeightFormat) -> WeightFormat:
@@ -45,7 +46,9 @@ def whole_scales(weight: np.ndarray, free: np.ndarray, importance: np.ndarray, f
         importance: float32 `[in]`.
         format: bits and block size.
     """
+    largest = np.abs(weight).max(axis=1, initial=0)
     factors = np.maximum(free.max(axis=1) / np.float32(LPBQ_LARGEST), _SMALLEST)
+    factors = np.where(largest > 0, factors, np.maximum(factors, _OF_ZEROS))
     scales = np.empty_like(free)
     kernels.whole_scales(weight, importance, format.bits, format.block_size, free, factors, LPBQ_LARGEST, scales)
     return scales

@@ -34,6 +34,7 @@ from hvlc.workflows.build.memory import MemoryWatch, current_memory
 from hvlc.workflows.build.prepare import check_stored, fold_awaited, plan_factors
 from hvlc.workflows.build.request import BuildRequest, Document, Progress, documents_of, provenance_of
 from hvlc.workflows.build.requirements import require_compile, text_files
+from hvlc.workflows.build.scales import with_wide_scales
 from hvlc.workflows.build.steps import Digesting, Stages
 from hvlc.workflows.calibrate.calibrating import Prepared, calibrate_plan, calibration_inputs, cost_of
 
@@ -55,7 +56,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     """
     stages = Stages(progress)
     with MemoryWatch(request.max_memory) as memory, Digesting() as digesting, _scratch() as scratch:
-        prepared = _prepare(request, stages, scratch, digesting.start)
+        prepared = _prepare(request, stages, scratch, digesting.start, reads=True)
         estimate = prepared.estimate
 
         def written(done: int) -> None:
@@ -136,8 +137,12 @@ def _prepare(
     opened: Callable[[Checkpoint], None] = lambda checkpoint: None,
     *,
     anywhere: bool = False,
+    reads: bool = False,
 ) -> Prepared:
-    """Open, export, run the passes, resolve the recipe, perform the plan lazily; every problem is found here."""
+    """Open, export, run the passes, resolve the recipe, perform the plan lazily; every problem is found here.
+
+    `reads`: whether weights may be read to decide about their scales; a plan alone reads none.
+    """
     found = Collector()
     with stages.stage("open") as count:
         checkpoint = recipe = target = None
@@ -171,6 +176,8 @@ def _prepare(
     if bundle is None or plan is None:
         found.raise_all()
         raise HvlcError("build.plan", "there is no plan and no problem", "report it")
+    if reads and not found.problems:
+        plan = with_wide_scales(plan, bundle, _thread_counts(request)[0])
     package_text = PackageText()
     inputs, text, scaled = None, checkpoint.directory, plan_factors(bundle, plan, recipe.prepare)
     with stages.stage("quantize") as count:
