@@ -1,7 +1,7 @@
 """Where calibration inputs come from: a name, a file or a directory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ class Model:
         return None if self.kind is Kind.VISION else Prompts(self.directory, self.facts)
 
 
-def open_set(source: str, model: Model, *, samples: int = SAMPLES, tokens: int = TOKENS) -> CalibrationSet:
+def open_set(
+    source: str, model: Model, *, samples: int = SAMPLES, tokens: int = TOKENS, shorten: bool = False
+) -> CalibrationSet:
     """The calibration inputs of a source; everything is read and checked once, images are loaded again when needed.
 
     Equal sources make equal sets. "text" depends on the version of Python, "documents" on that of Pillow.
@@ -78,6 +80,7 @@ def open_set(source: str, model: Model, *, samples: int = SAMPLES, tokens: int =
         model: what the inputs are for.
         samples: how many at most, at even distances over the source.
         tokens: length of a window of text in tokens, those that open a text included; also where longer lines end.
+        shorten: take windows as long as the model's context where that is shorter, and note it, instead of refusing.
 
     Raises:
         UserError: the source is unknown, unreadable, empty, too small or of the wrong modality; the problems of a
@@ -86,12 +89,17 @@ def open_set(source: str, model: Model, *, samples: int = SAMPLES, tokens: int =
     if samples < FEWEST:
         raise _too_few(samples, "were asked for")
     prompts = model.prompts()
+    most = model.facts.get("context_length")
+    notes: tuple[str, ...] = ()
+    if shorten and most is not None and tokens > most:
+        notes = (f"calibration windows have {most} tokens instead of {tokens}: the model's context is no longer",)
+        tokens = most
     _check_length(tokens, model, prompts)
     found = _read(source, model, prompts, samples, tokens)
     if len(found.samples) < FEWEST:
         raise _too_few(len(found.samples), f"are in {source}")
     _check_modality(model, len(found.images), len(found.samples), source)
-    return found
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _read(source: str, model: Model, prompts: Prompts | None, samples: int, tokens: int) -> CalibrationSet:

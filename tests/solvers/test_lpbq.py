@@ -154,3 +154,11 @@ def test_neural_compressor_declines(solver: str) -> None:
     verdict = neural_compressor.supports(solver, FORMAT, 64)
     assert not verdict
     assert "LPBQ" in verdict.reason
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+def test_rows_of_any_size_are_kept(factor: float) -> None:
+    """A row's factor is a float32: nothing is flushed to what float16 holds."""
+    weight = normal(4, 128)
+    usual, other = (round_to_nearest(w, FORMAT).dequantize(128) for w in (weight, weight * np.float32(factor)))
+    np.testing.assert_allclose(other, usual * np.float32(factor), rtol=1e-5)

@@ -203,7 +203,8 @@ def _prepare(
     with found:
         check_disk(request.output, expected[0].disk_bytes)
     found.raise_all()
-    plan = replace(plan, notes=tuple(dict.fromkeys((*checkpoint.notes, *package_text.notes))))
+    notes = (*checkpoint.notes, *package_text.notes, *(inputs.notes if inputs else ()))
+    plan = replace(plan, notes=tuple(dict.fromkeys(notes)))
     return Prepared(
         checkpoint, bundle, plan, fitting[0], documents, inputs, target, recipe.prepare, scaled, text, package_text
     )

@@ -92,7 +92,7 @@ def calibration_inputs(
     asked = recipe.calibration
     source = request.calibration or asked.source or default_source(bundle.facts)
     model = Model(text, bundle.facts, calibrates_encoders(plan, scaled, bundle))
-    return open_set(source, model, samples=request.samples or asked.samples, tokens=asked.tokens)
+    return open_set(source, model, samples=request.samples or asked.samples, tokens=asked.tokens, shorten=True)
 
 
 def cost_of(bundle: Bundle, plan: Plan, inputs: "CalibrationSet", scaled: "Sequence[ScaledGroup]") -> CalibrationCost:

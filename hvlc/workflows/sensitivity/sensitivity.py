@@ -192,7 +192,8 @@ def measure(
         raise UserError("sensitivity.parts", cause, "name a recipe with rules that quantize and are not fixed")
     sees = any(part.component.role is Role.VISION_ENCODER for part in parts)
     source = how.source or recipe.calibration.source or default_source(bundle.facts)
-    inputs = open_set(source, Model(text, bundle.facts, sees), samples=how.samples, tokens=how.tokens)
+    model = Model(text, bundle.facts, sees)
+    inputs = open_set(source, model, samples=how.samples, tokens=how.tokens, shorten=True)
     ledger = Ledger.open(how.cache or cache_directory(), _fingerprint(checkpoint, recipe, target, inputs, how))
     missing = {part: [t for t in part.trials if not ledger.knows(part.key(t), loss=t.listen)] for part in parts}
     tokens = _scored_tokens(inputs) if how.loss else 0
