@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from hvlc.calibration.samples import ImagePrompt
 from hvlc.errors import UserError
+from hvlc.files.reading import is_file
 from hvlc.inputs.tokenizer import chat_template, opening_tokens, tokenizer_config
 from hvlc.manifest.manifest import Kind
 
@@ -137,7 +138,7 @@ class Prompts:
 
 
 def _open_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(_TOKENIZER, f"{path.parent} holds no {path.name}", "save the tokenizer beside the model")
     try:
         tokenizer = Tokenizer.from_file(str(path))

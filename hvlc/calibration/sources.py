@@ -12,6 +12,7 @@ from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImageSample, Sample, StoredPicture, TextSample
 from hvlc.calibration.windows import builtin_text, read_texts, spread, windows
 from hvlc.errors import Collector, UserError, nearest
+from hvlc.files.reading import is_directory, is_file, reason, shown
 from hvlc.manifest.manifest import Kind
 from hvlc.zoo import documents
 
@@ -112,10 +113,10 @@ def _read(source: str, model: Model, prompts: Prompts | None, samples: int, toke
         return _texts(source, [builtin_text()], prompts, samples, tokens)
     if path.suffix.lower() == ".jsonl":
         return _lines(path, model, prompts, samples, tokens)
-    if path.suffix.lower() == ".txt" and not path.is_dir():
+    if path.suffix.lower() == ".txt" and not is_directory(path):
         _check_modality(model, 0, samples, source)
         return _texts(path.stem, read_texts([path]), prompts, samples, tokens)
-    if source and path.is_dir():
+    if source and is_directory(path):
         return _directory(path, model, prompts, samples, tokens)
     raise UserError(
         "calibration.unknown", f"there is no calibration source {source!r}", f"{nearest(source, BUILT_IN)}; {_PATHS}"
@@ -131,7 +132,7 @@ def _lines(path: Path, model: Model, prompts: Prompts | None, samples: int, toke
 
 
 def _directory(path: Path, model: Model, prompts: Prompts | None, samples: int, tokens: int) -> CalibrationSet:
-    files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = _files(path)
     texts = [p for p in files if p.suffix.lower() == ".txt"]
     images = [p for p in files if p.suffix.lower() in _IMAGES]
     if not texts and not images:
@@ -146,6 +147,18 @@ def _directory(path: Path, model: Model, prompts: Prompts | None, samples: int, 
         return _texts(name, read_texts(texts), prompts, samples, tokens)
     chosen = [images[at] for at in spread(len(images), samples)]
     return CalibrationSet(name, tuple(_pictures(chosen, prompts)), _fewer(len(chosen), samples))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a directory by name, hidden ones left out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return sorted(p for p in path.iterdir() if is_file(p) and not p.name.startswith("."))
+    except OSError as error:
+        raise UserError("calibration.unreadable", f"cannot read {shown(path)}: {reason(error)}", "check it") from error
 
 
 def _texts(name: str, texts: Sequence[str], prompts: Prompts | None, samples: int, tokens: int) -> CalibrationSet:

@@ -12,12 +12,13 @@ import click
 
 from hvlc import __version__
 from hvlc.cli import bisect, calibration, compare, compilation, diff, evaluation, lint, sensitivity, targets
-from hvlc.cli.common import DIRECTORY, Size, console, json_option, progress, show
+from hvlc.cli.common import console, json_option, progress, show
+from hvlc.cli.options import BOUNDED, EXAMPLES, PLACE, ROWS, SAMPLES, SEED, SIZE, THREADS, WORDS, tokens
 from hvlc.errors import HvlcError
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
-_MODEL = click.argument("directory", type=DIRECTORY)
+_MODEL = click.argument("directory", type=PLACE)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -89,25 +90,31 @@ cli.add_command(sensitivity.pareto)
 def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What `build` and `plan` share."""
     options = (
-        click.argument("checkpoint", type=DIRECTORY, required=False),
-        click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file."),
-        click.option("--recipe", default="w4a16", show_default=True, help="Name of a recipe, or a YAML file."),
-        click.option("--force", is_flag=True, help="Replace an existing package."),
+        click.argument("checkpoint", type=PLACE, required=False),
         click.option(
-            "--threads", type=click.IntRange(1), help="Threads that evaluate weights (default: every processor)."
+            "--target", type=WORDS, default="cpu", show_default=True, help="Name of a target, or a TOML file."
         ),
-        click.option("--max-memory", type=Size(), help="Memory the build may take, e.g. 2GB; refused when too little."),
-        click.option("--calibration", help='What to calibrate on: "text", "documents", a file or a directory.'),
-        click.option("--samples", type=click.IntRange(2), help="Calibration samples (default: the recipe's number)."),
+        click.option(
+            "--recipe", type=WORDS, default="w4a16", show_default=True, help="Name of a recipe, or a YAML file."
+        ),
+        click.option("--force", is_flag=True, help="Replace an existing package."),
+        click.option("--threads", type=THREADS, help="Threads that evaluate weights (default: every processor)."),
+        click.option("--max-memory", type=SIZE, help="Memory the build may take, e.g. 2GB; refused when too little."),
+        click.option(
+            "--calibration", type=WORDS, help='What to calibrate on: "text", "documents", a file or a directory.'
+        ),
+        click.option("--samples", type=SAMPLES, help="Calibration samples (default: the recipe's number)."),
         click.option(
             "--calibration-state",
             "state",
-            type=DIRECTORY,
+            type=PLACE,
             help="Keeps what a calibration found until the build is done (default: beside the output).",
         ),
-        click.option("--budget", help="Choose formats within this size, e.g. 4.5bpw (bits per weight) or 40MB."),
-        click.option("--cache", type=DIRECTORY, help="Keeps measurements of sensitivity (default: the user's cache)."),
-        click.option("--context", type=click.IntRange(1), help="Tokens of a KV cache of fixed shapes (NPU targets)."),
+        click.option(
+            "--budget", type=WORDS, help="Choose formats within this size, e.g. 4.5bpw (bits per weight) or 40MB."
+        ),
+        click.option("--cache", type=PLACE, help="Keeps measurements of sensitivity (default: the user's cache)."),
+        click.option("--context", type=tokens(1), help="Tokens of a KV cache of fixed shapes (NPU targets)."),
         click.option("--aot/--no-aot", default=True, help="Compile for the device here, where its compiler can."),
     )
     for option in reversed(options):
@@ -117,7 +124,7 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cli.command()
 @_build_options
-@click.option("-o", "--output", type=DIRECTORY, required=True, help="Directory to write.")
+@click.option("-o", "--output", type=PLACE, required=True, help="Directory to write.")
 @json_option
 def build(output: Path, as_json: bool, **options: Any) -> None:
     """Turn CHECKPOINT (a directory or a GGUF file; default: the shipped hypervl-nano) into a package."""
@@ -147,7 +154,7 @@ def _checkpoint(given: Path | None) -> Path:
 
 @cli.command()
 @_build_options
-@click.option("-o", "--output", type=DIRECTORY, help="Directory that a build would write.")
+@click.option("-o", "--output", type=PLACE, help="Directory that a build would write.")
 @click.option("--weights", "each", is_flag=True, help="List every weight, not one line for each kind.")
 @json_option
 def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None:
@@ -162,13 +169,13 @@ def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None
 
 @cli.command()
 @_MODEL
-@click.option("--image", "images", type=DIRECTORY, multiple=True, help="Image file; repeat for several.")
-@click.option("--prompt", required=True, help="The question.")
-@click.option("--encoder", default="auto", show_default=True, help="Vision encoder: base, large or auto.")
-@click.option("--max-visual-tokens", type=int, help="Bound of visual tokens per image.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Bound of the answer.")
+@click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")
+@click.option("--prompt", type=WORDS, required=True, help="The question.")
+@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Vision encoder: base, large or auto.")
+@click.option("--max-visual-tokens", type=BOUNDED, help="Bound of visual tokens per image.")
+@click.option("--max-new-tokens", type=BOUNDED, default=128, show_default=True, help="Bound of the answer.")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
-@click.option("--tile-batch", type=click.IntRange(1), default=4, show_default=True, help="Tiles per encoder run.")
+@click.option("--tile-batch", type=click.IntRange(1, 4096), default=4, show_default=True, help="Tiles per encoder run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show scale, tiles, tokens and times.")
 @json_option
 def run(
@@ -212,10 +219,8 @@ def run(
 
 
 @cli.command()
-@click.option(
-    "-o", "--output", type=DIRECTORY, default=Path("build/demo"), show_default=True, help="Directory to write."
-)
-@click.option("-n", "--count", type=click.IntRange(1), default=256, show_default=True, help="Held-out documents.")
+@click.option("-o", "--output", type=PLACE, default=Path("build/demo"), show_default=True, help="Directory to write.")
+@click.option("-n", "--count", type=EXAMPLES, default=256, show_default=True, help="Held-out documents.")
 @json_option
 def demo(output: Path, count: int, as_json: bool) -> None:
     """Build the shipped checkpoint by three recipes, ask it questions, and compare."""
@@ -250,7 +255,7 @@ def demo(output: Path, count: int, as_json: bool) -> None:
 
 @cli.command()
 @_MODEL
-@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="How many weights to list.")
+@click.option("--top", type=ROWS, default=10, show_default=True, help="How many weights to list.")
 @json_option
 def inspect(directory: Path, top: int, as_json: bool) -> None:
     """Show the components, files and sources of the package in DIRECTORY, and where every byte goes."""
@@ -273,11 +278,11 @@ def inspect(directory: Path, top: int, as_json: bool) -> None:
 
 @cli.command()
 @_MODEL
+@click.option("--rebuild", "checkpoint", type=PLACE, help="Build again from this CHECKPOINT and compare every byte.")
 @click.option(
-    "--rebuild", "checkpoint", type=DIRECTORY, help="Build again from this CHECKPOINT and compare every byte."
+    "--calibration", type=WORDS, help="With --rebuild: the package's calibration set, where it does not come with hvlc."
 )
-@click.option("--calibration", help="With --rebuild: the package's calibration set, where it does not come with hvlc.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the new build (default: every processor).")
+@click.option("--threads", type=THREADS, help="Threads of the new build (default: every processor).")
 @json_option
 def verify(
     directory: Path, checkpoint: Path | None, calibration: str | None, threads: int | None, as_json: bool
@@ -332,7 +337,7 @@ def list_recipes(as_json: bool) -> None:
 
 
 @recipes.command(name="show")
-@click.argument("name")
+@click.argument("name", type=WORDS)
 @json_option
 def show_recipe(name: str, as_json: bool) -> None:
     """The recipe NAME (or a YAML file), checked."""
@@ -345,9 +350,9 @@ def show_recipe(name: str, as_json: bool) -> None:
 
 
 @recipes.command(name="check")
-@click.argument("name")
-@click.option("--checkpoint", type=DIRECTORY, help="Hold every rule against this checkpoint too.")
-@click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file.")
+@click.argument("name", type=WORDS)
+@click.option("--checkpoint", type=PLACE, help="Hold every rule against this checkpoint too.")
+@click.option("--target", type=WORDS, default="cpu", show_default=True, help="Name of a target, or a TOML file.")
 @json_option
 def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool) -> None:
     """Check the recipe NAME (or a YAML file): its form, and with --checkpoint every rule, solver and format."""
@@ -372,9 +377,9 @@ def train() -> None:
 
 
 @train.command()
-@click.option("-o", "--output", type=DIRECTORY, required=True, help="Directory for the checkpoint.")
-@click.option("--work", type=DIRECTORY, required=True, help="Directory for resumable state.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("-o", "--output", type=PLACE, required=True, help="Directory for the checkpoint.")
+@click.option("--work", type=PLACE, required=True, help="Directory for resumable state.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @json_option
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""

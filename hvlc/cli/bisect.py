@@ -6,27 +6,30 @@ from typing import Any
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress, show
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import PLACE, WORDS, Real, tokens
 from hvlc.errors import GateError
 
 _FILES = ("bisect.json", "bisect.md", "bisect.svg", "bisect.png")
 
 
 @click.command()
-@click.argument("directory", type=DIRECTORY)
-@click.option("--reference", type=DIRECTORY, required=True, help="Checkpoint or package to hold it against.")
-@click.option("--image", "images", type=DIRECTORY, multiple=True, help="Image file; repeat for several.")
-@click.option("--prompt", required=True, help="The question.")
-@click.option("--encoder", default="auto", show_default=True, help="Vision encoder: base, large or auto.")
+@click.argument("directory", type=PLACE)
+@click.option("--reference", type=PLACE, required=True, help="Checkpoint or package to hold it against.")
+@click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")
+@click.option("--prompt", type=WORDS, required=True, help="The question.")
+@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Vision encoder: base, large or auto.")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, 1e6),
     help="Relative error of any stage (default: by the precision that a stage computes with).",
 )
-@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Bound of the answer.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="Threads of onnxruntime (default: it chooses).")
-@click.option("-o", "--output", type=DIRECTORY, help="Directory for bisect.json, .md, .svg and .png.")
+@click.option("--max-new-tokens", type=tokens(1), default=16, show_default=True, help="Bound of the answer.")
+@click.option(
+    "--threads", type=click.IntRange(0, 1024), default=0, help="Threads of onnxruntime (default: it chooses)."
+)
+@click.option("-o", "--output", type=PLACE, help="Directory for bisect.json, .md, .svg and .png.")
 @click.option("--force", is_flag=True, help="Replace older results in the output.")
 @json_option
 def bisect(

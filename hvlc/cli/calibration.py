@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress, show
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 
 
 @click.group()
@@ -13,10 +14,10 @@ def calibration() -> None:
 
 
 @calibration.command(name="show")
-@click.argument("source")
-@click.option("--checkpoint", type=DIRECTORY, help="What is calibrated (default: the shipped hypervl-nano).")
-@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="How many at most.")
-@click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, help="Length of a window of text.")
+@click.argument("source", type=WORDS)
+@click.option("--checkpoint", type=PLACE, help="What is calibrated (default: the shipped hypervl-nano).")
+@click.option("--samples", type=EXAMPLES, default=128, show_default=True, help="How many at most.")
+@click.option("--tokens", type=tokens(1), default=512, show_default=True, help="Length of a window of text.")
 @json_option
 def show_calibration(source: str, checkpoint: Path | None, samples: int, tokens: int, as_json: bool) -> None:
     """Check SOURCE and show how balanced it is.

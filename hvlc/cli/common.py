@@ -1,15 +1,11 @@
-"""What every command is made of: printing, progress bars and shared options."""
+"""What every command is made of: printing, progress bars and the option for JSON."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
-
-DIRECTORY = click.Path(path_type=Path, file_okay=True)
 
 
 def show(data: Any, as_json: bool, human: Callable[[Any], None]) -> None:
@@ -55,26 +51,3 @@ def progress(label: str, total: int) -> Iterator[Callable[[str, int, int], None]
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """The option that every command takes: JSON instead of tables."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
-
-
-class Size(click.ParamType[int]):
-    """Bytes, as "2GB", "512 MiB" or a plain number."""
-
-    name = "size"
-    _UNITS: ClassVar[dict[str, int]] = {
-        "": 1,
-        "b": 1,
-        "kb": 10**3,
-        "mb": 10**6,
-        "gb": 10**9,
-        "kib": 2**10,
-        "mib": 2**20,
-        "gib": 2**30,
-    }
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes of a text."""
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-        if not found or found[2].lower() not in self._UNITS:
-            self.fail(f"{value!r} is no size: write 2GB, 512MB or 1GiB", param, ctx)
-        return int(float(found[1]) * self._UNITS[found[2].lower()])

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress
+from hvlc.cli.common import json_option, progress
 from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
+from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,29 +17,34 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", type=DIRECTORY, nargs=-1, required=True)
-@click.option("--reference", help="Name of the model that the others are held against (default: the first).")
+@click.argument("models", type=PLACE, nargs=-1, required=True)
+@click.option(
+    "--reference", type=WORDS, help="Name of the model that the others are held against (default: the first)."
+)
 @click.option(
     "--task",
+    type=WORDS,
     default="documents",
     show_default=True,
     help='What packages are evaluated on: "documents", a JSON Lines file of questions, or a text (.txt).',
 )
-@click.option("--encoder", "encoders", multiple=True, help="Vision encoder; repeat for several (default: all).")
-@click.option("-n", "--count", type=click.IntRange(1), help="Number of examples (default: 256 documents, or the file).")
+@click.option(
+    "--encoder", "encoders", type=WORDS, multiple=True, help="Vision encoder; repeat for several (default: all)."
+)
+@click.option("-n", "--count", type=EXAMPLES, help="Number of examples (default: 256 documents, or the file).")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
-@click.option("--tokens", type=click.IntRange(2), help="Of a text: how many are scored at most (default: 16384).")
-@click.option("--window", type=click.IntRange(2), help="Of a text: tokens that are read at once (default: 1024).")
+@click.option("--tokens", type=tokens(2), help="Of a text: how many are scored at most (default: 16384).")
+@click.option("--window", type=tokens(2), help="Of a text: tokens that are read at once (default: 1024).")
 @click.option("--no-fidelity", is_flag=True, help="Compare answers with the reference's, not distributions.")
 @click.option(
     "--traces",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1000),
     default=2,
     show_default=True,
     help="Questions whose values are compared layer by layer; 0 compares neither values nor weights.",
 )
-@click.option("--work", type=DIRECTORY, help="Keeps evaluations: later comparisons and killed ones go on from there.")
-@click.option("-o", "--output", type=DIRECTORY, help="Directory for comparison.json, .md and .html.")
+@click.option("--work", type=PLACE, help="Keeps evaluations: later comparisons and killed ones go on from there.")
+@click.option("-o", "--output", type=PLACE, help="Directory for comparison.json, .md and .html.")
 @gate_options
 @json_option
 def compare(

@@ -5,19 +5,24 @@ from typing import Any
 
 import click
 
-from hvlc.cli.common import DIRECTORY, Size, json_option, progress, show
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import PLACE, SIZE, WORDS, Real
 
 
 @click.command("compile")
-@click.argument("package", type=DIRECTORY)
-@click.option("--target", required=True, help="Name of a target, or a TOML file.")
-@click.option("-o", "--output", type=DIRECTORY, required=True, help="Directory to write.")
+@click.argument("package", type=PLACE)
+@click.option("--target", type=WORDS, required=True, help="Name of a target, or a TOML file.")
+@click.option("-o", "--output", type=PLACE, required=True, help="Directory to write.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @click.option("--check/--no-check", default=True, help="Run what was compiled, in emulation, against the CPU.")
-@click.option("--check-seconds", type=float, default=150, show_default=True, help="Time that emulation may take.")
-@click.option("--tolerance", type=float, help="Most noise of an output, e.g. 0.01 (default: what rounding explains).")
+@click.option(
+    "--check-seconds", type=Real(0, 1e6), default=150, show_default=True, help="Time that emulation may take."
+)
+@click.option(
+    "--tolerance", type=Real(0, 1e6), help="Most noise of an output, e.g. 0.01 (default: what rounding explains)."
+)
 @click.option("--share-weights", is_flag=True, help="One binary for prompt and token graphs; no emulation loads it.")
-@click.option("--max-memory", type=Size(), help="Address space that the compiler may take, e.g. 8GB.")
+@click.option("--max-memory", type=SIZE, help="Address space that the compiler may take, e.g. 8GB.")
 @json_option
 def compile_command(
     package: Path,

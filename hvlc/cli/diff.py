@@ -5,14 +5,15 @@ from pathlib import Path
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress, show
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import PLACE, WORDS
 
 
 @click.command()
-@click.argument("a", type=DIRECTORY)
-@click.argument("b", type=DIRECTORY)
+@click.argument("a", type=PLACE)
+@click.argument("b", type=PLACE)
 @click.option("--details", is_flag=True, help="List every node, tensor and key that differs.")
-@click.option("--component", help="List what differs in this component alone.")
+@click.option("--component", type=WORDS, help="List what differs in this component alone.")
 @click.option("--exit-code", is_flag=True, help="Exit with 4 when the packages differ.")
 @json_option
 def diff(a: Path, b: Path, details: bool, component: str | None, exit_code: bool, as_json: bool) -> None:

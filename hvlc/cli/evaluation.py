@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress
+from hvlc.cli.common import json_option, progress
 from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
+from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,25 +20,26 @@ _LONG: dict[str, Any] = {"examples": True, "windows": True, "fidelity": {"sequen
 
 
 @click.command(name="eval")
-@click.argument("directory", type=DIRECTORY)
+@click.argument("directory", type=PLACE)
 @click.option(
     "--task",
     "task_name",
+    type=WORDS,
     default="documents",
     show_default=True,
     help='"documents", a JSON Lines file of questions, or a text (.txt).',
 )
-@click.option("--reference", type=DIRECTORY, help="Checkpoint or package to agree with.")
-@click.option("--encoder", "encoders", multiple=True, help="Vision encoder; repeat for several (default: all).")
+@click.option("--reference", type=PLACE, help="Checkpoint or package to agree with.")
 @click.option(
-    "-n", "--count", type=click.IntRange(1), help="Number of examples (default: 256 documents, or the whole file)."
+    "--encoder", "encoders", type=WORDS, multiple=True, help="Vision encoder; repeat for several (default: all)."
 )
+@click.option("-n", "--count", type=EXAMPLES, help="Number of examples (default: 256 documents, or the whole file).")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Bound of an answer (default: 32).")
-@click.option("--tokens", type=click.IntRange(2), help="Of a text: how many are scored at most (default: 16384).")
-@click.option("--window", type=click.IntRange(2), help="Of a text: tokens that are read at once (default: 1024).")
+@click.option("--max-new-tokens", type=tokens(1), help="Bound of an answer (default: 32).")
+@click.option("--tokens", type=tokens(2), help="Of a text: how many are scored at most (default: 16384).")
+@click.option("--window", type=tokens(2), help="Of a text: tokens that are read at once (default: 1024).")
 @click.option("--no-fidelity", is_flag=True, help="Compare answers with the reference's, not distributions.")
-@click.option("-o", "--output", type=DIRECTORY, help="Directory for JSON files, report.html and report.md.")
+@click.option("-o", "--output", type=PLACE, help="Directory for JSON files, report.html and report.md.")
 @click.option("--reuse", is_flag=True, help="Take finished evaluations of the same inputs from the output.")
 @gate_options
 @json_option

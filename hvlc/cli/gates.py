@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from hvlc.cli.common import DIRECTORY, console, show
+from hvlc.cli.common import console, show
+from hvlc.cli.options import PLACE, WORDS
 from hvlc.errors import GateError, UserError
 
 if TYPE_CHECKING:
@@ -50,16 +51,17 @@ def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--gate",
             "gate_texts",
+            type=WORDS,
             multiple=True,
             metavar="GATE",
             help='Bound to keep, e.g. "exact_match >= 0.98x" or "size <= 40MB"; repeat for several (docs/gates.md).',
         ),
-        click.option("--gates", "gates_file", type=DIRECTORY, help="YAML file of gates."),
-        click.option("--junit", type=DIRECTORY, help="Write the gates as a JUnit XML file."),
-        click.option("--sarif", type=DIRECTORY, help="Write the gates that did not pass as a SARIF file."),
-        click.option("--markdown", type=DIRECTORY, help="Write gates and scores as Markdown tables."),
+        click.option("--gates", "gates_file", type=PLACE, help="YAML file of gates."),
+        click.option("--junit", type=PLACE, help="Write the gates as a JUnit XML file."),
+        click.option("--sarif", type=PLACE, help="Write the gates that did not pass as a SARIF file."),
+        click.option("--markdown", type=PLACE, help="Write gates and scores as Markdown tables."),
         click.option(
-            "--recipe-file", type=DIRECTORY, help="With --sarif: the recipe of the package, whose lines are pointed at."
+            "--recipe-file", type=PLACE, help="With --sarif: the recipe of the package, whose lines are pointed at."
         ),
     )
     for option in reversed(options):
@@ -110,6 +112,7 @@ class GateRequest:
                 missing, or the recipe is not that of a package.
         """
         from hvlc.evaluation.gates import read_gates, require_checkable
+        from hvlc.files.reading import is_directory
 
         files = {"--junit": self.junit, "--sarif": self.sarif, "--markdown": self.markdown}
         asked = [option for option, path in files.items() if path]
@@ -118,8 +121,8 @@ class GateRequest:
         if self.recipe and not self.sarif:
             raise UserError("gate.recipe", "--recipe-file without --sarif", "add --sarif, or leave it out")
         for path in filter(None, files.values()):
-            if not path.parent.is_dir():
-                raise UserError("results.unwritable", f"{path.parent} is no directory", "make it, or choose another")
+            if not is_directory(path.parent):
+                raise UserError("results.unwritable", f"{path.parent} is not a directory", "make it, or choose another")
         gates = read_gates(self.texts, self.file)
         require_checkable(gates, kind=kind, reference=reference, fidelity=fidelity, encoders=encoders)
         if self.recipe:

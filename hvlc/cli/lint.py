@@ -2,35 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress, show
-
-
-class Dimension(click.ParamType[tuple[str, int]]):
-    """Name and size, as "sequence=64"."""
-
-    name = "dimension"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """Name and size of a text."""
-        name, _, size = str(value).rpartition("=")
-        if not name or not size.isdecimal() or int(size) < 1:
-            self.fail(f"{value!r} is no dimension: write NAME=SIZE", param, ctx)
-        return name, int(size)
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import PLACE, WORDS, Dimension
 
 
 @click.command()
-@click.argument("model", type=DIRECTORY)
-@click.option("--target", required=True, help="Name of a target, or a TOML file.")
+@click.argument("model", type=PLACE)
+@click.option("--target", type=WORDS, required=True, help="Name of a target, or a TOML file.")
 @click.option("--dim", "dims", type=Dimension(), multiple=True, help="As if a dimension had this size: NAME=SIZE.")
 @click.option("--probe", is_flag=True, help="Ask the target's compiler too (needs hvlc[qnn]).")
 @click.option("--fix", is_flag=True, help="Rewrite what can be without changing a number; needs -o.")
-@click.option("-o", "--output", type=DIRECTORY, help="Directory for the fixed model.")
+@click.option("-o", "--output", type=PLACE, help="Directory for the fixed model.")
 @click.option("--allow-hazards", is_flag=True, help="Accept nodes that run and whose numbers may be wrong.")
-@click.option("--sarif", type=DIRECTORY, help="Write the findings as a SARIF file too.")
+@click.option("--sarif", type=PLACE, help="Write the findings as a SARIF file too.")
 @json_option
 def lint(
     model: Path,

@@ -1,6 +1,5 @@
 """Where quantization hurts, and what size buys, on the command line."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,22 +7,10 @@ from typing import Any
 
 import click
 
-from hvlc.cli.common import DIRECTORY, json_option, progress, show
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import EXAMPLES, PLACE, ROWS, SAMPLES, THREADS, WORDS, Blocks, tokens
 
 _PARTS = 1000  # of the progress
-
-
-class _Format(click.ParamType[tuple[int, int]]):
-    """Bits and block size, as "int4b32"."""
-
-    name = "format"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Bits and block size of a text."""
-        found = re.fullmatch(r"int([48])b(\d+)", str(value))
-        if found is None or int(found[2]) < 16:
-            self.fail(f"{value!r} is no format: write int4b32 or int8b128", param, ctx)
-        return int(found[1]), int(found[2])
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,34 +18,39 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     formats = click.option(
         "--format",
         "formats",
-        type=_Format(),
+        type=Blocks(),
         multiple=True,
         default=("int4b32", "int8b32"),
         show_default=True,
         help="Format to try; repeat for several.",
     )
     options = (
-        click.argument("checkpoint", type=DIRECTORY, required=False),
-        click.option("--target", default="cpu", show_default=True, help="Name of a target, or a TOML file."),
+        click.argument("checkpoint", type=PLACE, required=False),
+        click.option(
+            "--target", type=WORDS, default="cpu", show_default=True, help="Name of a target, or a TOML file."
+        ),
         click.option(
             "--recipe",
+            type=WORDS,
             default="w4a16",
             show_default=True,
             help="Recipe whose matrices are tried; its fixed rules stay.",
         ),
         formats,
-        click.option("--solver", default="rtn", show_default=True, help="Who chooses the levels in a trial."),
-        click.option("--calibration", help='Inputs: "text", "documents", a file or a directory.'),
-        click.option("--samples", type=click.IntRange(2), default=8, show_default=True, help="How many inputs."),
-        click.option("--tokens", type=click.IntRange(8), default=256, show_default=True, help="Length of a text."),
+        click.option(
+            "--solver", type=WORDS, default="rtn", show_default=True, help="Who chooses the levels in a trial."
+        ),
+        click.option("--calibration", type=WORDS, help='Inputs: "text", "documents", a file or a directory.'),
+        click.option("--samples", type=SAMPLES, default=8, show_default=True, help="How many inputs."),
+        click.option("--tokens", type=tokens(8), default=256, show_default=True, help="Length of a text."),
         click.option(
             "--no-loss", is_flag=True, help="Do not compare answers: output errors alone, which is much faster."
         ),
         click.option(
             "--scaled", is_flag=True, help="Compare answers for the coarsest format alone, and scale the others."
         ),
-        click.option("--threads", type=click.IntRange(1), help="Threads (default: every processor)."),
-        click.option("--cache", type=DIRECTORY, help="Keeps what was measured (default: the user's cache)."),
+        click.option("--threads", type=THREADS, help="Threads (default: every processor)."),
+        click.option("--cache", type=PLACE, help="Keeps what was measured (default: the user's cache)."),
         click.option("--force", is_flag=True, help="Replace older results in the output."),
     )
     for option in reversed(options):
@@ -68,8 +60,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_options
-@click.option("-o", "--output", type=DIRECTORY, help="Directory for sensitivity.json, .png and .svg.")
-@click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="How many parts to list; 0 is all.")
+@click.option("-o", "--output", type=PLACE, help="Directory for sensitivity.json, .png and .svg.")
+@click.option("--top", type=ROWS, default=20, show_default=True, help="How many parts to list; 0 is all.")
 @json_option
 def sensitivity(output: Path | None, top: int, as_json: bool, force: bool, **options: Any) -> None:
     """Measure what quantizing each part of CHECKPOINT, and nothing else, does to its answers.
@@ -97,12 +89,12 @@ def sensitivity(output: Path | None, top: int, as_json: bool, force: bool, **opt
 
 @click.command()
 @_options
-@click.option("-o", "--output", type=DIRECTORY, required=True, help="Directory for front.json, plots and recipes.")
-@click.option("--points", type=click.IntRange(2), default=9, show_default=True, help="Number of budgets.")
+@click.option("-o", "--output", type=PLACE, required=True, help="Directory for front.json, plots and recipes.")
+@click.option("--points", type=click.IntRange(2, 1000), default=9, show_default=True, help="Number of budgets.")
 @click.option("--measure", "measured", is_flag=True, help="Build and measure a package for every point.")
-@click.option("--text", type=DIRECTORY, help="UTF-8 file that a language model's perplexity is measured on.")
-@click.option("--score-tokens", type=click.IntRange(16), default=16_384, show_default=True, help="Tokens of it.")
-@click.option("-n", "--count", type=click.IntRange(1), default=256, show_default=True, help="Documents to ask about.")
+@click.option("--text", type=PLACE, help="UTF-8 file that a language model's perplexity is measured on.")
+@click.option("--score-tokens", type=tokens(16), default=16_384, show_default=True, help="Tokens of it.")
+@click.option("-n", "--count", type=EXAMPLES, default=256, show_default=True, help="Documents to ask about.")
 @json_option
 def pareto(
     output: Path,

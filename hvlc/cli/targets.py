@@ -3,6 +3,7 @@
 import click
 
 from hvlc.cli.common import json_option, show
+from hvlc.cli.options import WORDS
 
 
 @click.group()
@@ -23,7 +24,7 @@ def list_targets(as_json: bool) -> None:
 
 
 @targets.command(name="show")
-@click.argument("name")
+@click.argument("name", type=WORDS)
 @json_option
 def show_target(name: str, as_json: bool) -> None:
     """The target NAME (or a TOML file) with what it extends: every limit, and how it is known."""

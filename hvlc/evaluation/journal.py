@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
-from pydantic import ValidationError
-
 from hvlc.errors import UserError
+from hvlc.files.reading import EVALUATION, open_file, state_of
+from hvlc.inputs.documents import parse_json
 from hvlc.results import Record
 
 R = TypeVar("R", bound=Record)
+
+_LONGEST = 4_000_000  # bytes of a line
 
 
 class Journal(Generic[R]):
@@ -90,13 +92,13 @@ class Journal(Generic[R]):
 
     def _read(self, path: Path) -> int:
         """Take the results of an earlier run; returns how many bytes of its file are good."""
-        if not path.is_file():
+        if state_of(path) is None:
             return 0
-        with path.open("rb") as file:
-            if file.readline() != self._first:
+        with open_file(path, "results.unreadable", limit=EVALUATION) as file:
+            if file.readline(len(self._first) + 1) != self._first:
                 return 0
             good = len(self._first)
-            for line in file:
+            while line := file.readline(_LONGEST):
                 if not self._take(line):
                     break
                 good += len(line)
@@ -107,11 +109,11 @@ class Journal(Generic[R]):
         if not line.endswith(b"\n"):
             return False
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             result = self._record.model_validate_json(json.dumps(entry["result"]))
             self._results[int(entry["index"])] = str(entry["digest"]), result
             self._note(entry["peak"])
-        except (ValueError, KeyError, TypeError, ValidationError):
+        except (ValueError, KeyError, TypeError, ArithmeticError):  # ValidationError is a ValueError
             return False
         return True
 

@@ -16,6 +16,7 @@ from hvlc.errors import UserError
 
 #: Largest size in bytes of a file that is read whole, by what it is.
 DOCUMENT = 16_000_000  # JSON that a person or a tool wrote: configurations, manifests, results
+EVALUATION = 200_000_000  # records of as many questions as anybody asks
 SOURCE = 512_000  # YAML, TOML: parsed by Python at some 100 kB/s
 TEMPLATE = 1_000_000
 TOKENIZER = 200_000_000  # the largest public ones have 35 MB

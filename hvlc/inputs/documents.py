@@ -89,12 +89,31 @@ def yaml_line(text: str, *path: str | int) -> int:
     Raises:
         KeyError: nothing is there.
     """
+    node = _node(text, path)
+    return node.start_mark.line + 1 if node else 1
+
+
+def yaml_lines(text: str, *path: str | int) -> list[int]:
+    """The lines, from 1, on which the elements of a list begin.
+
+    Args:
+        text: the YAML.
+        path: keys and indices that lead to the list.
+
+    Raises:
+        KeyError: nothing is there.
+    """
+    node = _node(text, path)
+    return [element.start_mark.line + 1 for element in node.value] if isinstance(node, yaml.SequenceNode) else []
+
+
+def _node(text: str, path: tuple[str | int, ...]) -> yaml.Node | None:
     node = yaml.compose(text, Loader=_StrictLoader)
     for part in path:
         node = _child(node, part)
         if node is None:
             raise KeyError(part)
-    return node.start_mark.line + 1 if node else 1
+    return node
 
 
 def dump_yaml(data: Any) -> str:

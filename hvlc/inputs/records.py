@@ -7,12 +7,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hvlc.errors import UserError, nearest
 
 _NAMED = 12  # of many problems, in the text
+_LONGEST = 400  # characters of a problem; keys may be as long as the file
 
 
 class StrictModel(BaseModel):
-    """A frozen record that refuses unknown keys."""
+    """A frozen record that refuses unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, data: Any, source: str) -> Self:
@@ -25,9 +26,13 @@ class StrictModel(BaseModel):
             return cls.model_validate(data)
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False)
-            problems = [_explain(cls, problem) for problem in found[:_NAMED]]
+            problems = [_clipped(_explain(cls, problem)) for problem in found[:_NAMED]]
             problems += [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
             raise UserError("spec.invalid", f"{source}: " + "; ".join(problems), "correct the file") from error
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
 
 
 def _explain(model: type[BaseModel], problem: Any) -> str:

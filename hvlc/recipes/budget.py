@@ -17,7 +17,7 @@ import numpy as np
 from hvlc.errors import HvlcError, UserError
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action, Assignment
-from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
+from hvlc.recipes.schema import MOST_BITS, MOST_MEGABYTES, BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
 from hvlc.results.sensitivity import Candidate, Sensitivity
 from hvlc.weights.formats import ScaleType
 from hvlc.weights.prequantized.matrix import STORED
@@ -117,13 +117,17 @@ def parse_budget(text: str) -> dict[str, float]:
     Raises:
         UserError: it is none of these.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bpw|MB|MiB)\s*", text)
-    if found is None or float(found[1]) <= 0:
-        raise UserError("budget.syntax", f"{text!r} is no budget", "write bits per weight as 4.5bpw, or 40MB or 40MiB")
-    number = float(found[1])
-    if found[2] == "bpw":
-        return {"bits_per_weight": number}
-    return {"megabytes": number if found[2] == "MB" else number * 2**20 / 10**6}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bpw|MB|MiB)\s*", text, re.ASCII)
+    if found is None:
+        cause = f"{text[:100]!r} is not a budget"
+        raise UserError("budget.syntax", cause, "write bits per weight as 4.5bpw, or 40MB or 40MiB")
+    number = float(found[1]) * (2**20 / 10**6 if found[2] == "MiB" else 1)
+    most = MOST_BITS if found[2] == "bpw" else MOST_MEGABYTES
+    if not 0 < number <= most:
+        unit = "bpw" if found[2] == "bpw" else "MB"
+        cause = f"{text[:100]!r} is not above 0 and at most {most:.0f}{unit}"
+        raise UserError("budget.syntax", cause, f"allow more than 0{unit} and at most {most:.0f}{unit}")
+    return {"bits_per_weight": number} if found[2] == "bpw" else {"megabytes": number}
 
 
 def with_budget(recipe: Recipe, text: str) -> Recipe:

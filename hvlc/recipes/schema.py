@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,15 @@ from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeM
 from hvlc.inputs.documents import dump_yaml, read_yaml
 from hvlc.inputs.records import StrictModel
 from hvlc.weights.formats import ScaleType, WeightFormat
+
+MOST_BLOCK = 65_536  # elements that share a scale
+MOST_SAMPLES = 10_000_000
+MOST_TOKENS = 1 << 24  # of a sample: more than any model's context
+MOST_BITS = 64  # of a weight, on average
+MOST_MEGABYTES = 1e9  # a petabyte
+
+#: A number that a solver is given; which are sensible is the solver's to say.
+Setting = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | Annotated[float, Field(ge=-1e9, le=1e9)]
 
 #: Components that a calibration walks through.
 CalibratedRole = Literal[Role.DECODER, Role.VISION_ENCODER]
@@ -35,12 +44,12 @@ class WeightSpec(StrictModel):
     """
 
     bits: Literal[4, 8]
-    block_size: int | None = Field(None, ge=16)
+    block_size: int | None = Field(None, ge=16, le=MOST_BLOCK)
     per_channel: bool = False
     symmetric: bool = True
     scale_type: ScaleType = ScaleType.FLOAT16
     solver: str = "rtn"
-    options: dict[str, bool | int | float] = Field(default_factory=dict)
+    options: dict[str, bool | Setting] = Field(default_factory=dict)
     fallback: "WeightSpec | None" = None
 
     @model_validator(mode="after")
@@ -103,8 +112,8 @@ class CalibrationSpec(StrictModel):
     """
 
     source: str | None = None
-    samples: int = Field(default=128, ge=2)
-    tokens: int = Field(default=512, ge=8)
+    samples: int = Field(default=128, ge=2, le=MOST_SAMPLES)
+    tokens: int = Field(default=512, ge=8, le=MOST_TOKENS)
 
 
 class RotateSpec(StrictModel):
@@ -116,7 +125,7 @@ class RotateSpec(StrictModel):
         untie: store a tied head apart from its table instead of changing the basis around both.
     """
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     heads: bool = True
     untie: bool = False
 
@@ -143,8 +152,8 @@ class AwqSpec(StrictModel):
     """
 
     roles: tuple[CalibratedRole, ...] = Field(default=(Role.DECODER,), min_length=1)
-    exponents: int = Field(default=20, ge=2)
-    rows: int = Field(default=128, ge=1)
+    exponents: int = Field(default=20, ge=2, le=1000)
+    rows: int = Field(default=128, ge=1, le=MOST_SAMPLES)
 
 
 class Preparation(StrictModel):
@@ -172,7 +181,7 @@ class FormatSpec(StrictModel):
     """
 
     bits: Literal[4, 8]
-    block_size: int = Field(ge=16)
+    block_size: int = Field(ge=16, le=MOST_BLOCK)
 
 
 class BudgetSpec(StrictModel):
@@ -188,14 +197,14 @@ class BudgetSpec(StrictModel):
         scaled: measure the loss of the coarsest format alone (`hvlc.workflows.sensitivity.sensitivity.Measuring`).
     """
 
-    bits_per_weight: float | None = Field(default=None, gt=0)
-    megabytes: float | None = Field(default=None, gt=0)
+    bits_per_weight: float | None = Field(default=None, gt=0, le=MOST_BITS)
+    megabytes: float | None = Field(default=None, gt=0, le=MOST_MEGABYTES)
     formats: tuple[FormatSpec, ...] = Field(
         default=(FormatSpec(bits=4, block_size=32), FormatSpec(bits=8, block_size=32)), min_length=1
     )
     solver: str = "rtn"
-    samples: int = Field(default=8, ge=2)
-    tokens: int = Field(default=256, ge=8)
+    samples: int = Field(default=8, ge=2, le=MOST_SAMPLES)
+    tokens: int = Field(default=256, ge=8, le=MOST_TOKENS)
     scaled: bool = False
 
     @model_validator(mode="after")

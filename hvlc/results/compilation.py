@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from hvlc.errors import UserError
+from hvlc.files.reading import DOCUMENT, read_bytes, state_of
 from hvlc.results.base import Record, Score
 
 #: Name of the record in a package.
@@ -150,12 +151,12 @@ def read_compilation(package: Path) -> Compilation | None:
         UserError: it is damaged, or of another version.
     """
     path = package / COMPILATION
-    if not path.is_file():
+    if state_of(path) is None:
         return None
     try:
-        return Compilation.model_validate_json(path.read_bytes())
+        return Compilation.model_validate_json(read_bytes(path, "results.unreadable", limit=DOCUMENT))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        cause = f"{path} is no record of a compilation that this version reads: {where}: {first['msg']}"
+        cause = f"{path} is not a record of a compilation that this version reads: {where}: {first['msg']}"
         raise UserError("results.invalid", cause, "compile the package again") from error

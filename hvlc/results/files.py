@@ -9,8 +9,11 @@ from typing import Annotated
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from hvlc.errors import UserError
+from hvlc.files.reading import EVALUATION, read_bytes, shown
 from hvlc.results.measurement import SCHEMA_VERSION
 from hvlc.results.reading import Measured
+
+_LONGEST = 300  # characters of a problem
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
@@ -47,23 +50,26 @@ def read_evaluation(path: Path) -> Measured:
     Raises:
         UserError: the file is missing, cut short, of another version, or has unknown keys.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        fix = "check the path"
-        raise UserError("results.unreadable", f"cannot read {path}: {error.strerror or error}", fix) from error
+    content = read_bytes(path, "results.unreadable", limit=EVALUATION)
     fix = "run `hvlc eval` again to write a new file"
     try:
         version = _Head.model_validate_json(content).schema_version
         if version != SCHEMA_VERSION:
-            cause = f"{path} has version {version} of the format, and this hvlc reads version {SCHEMA_VERSION}"
+            cause = f"{shown(path)} has version {version} of the format, and this hvlc reads version {SCHEMA_VERSION}"
             raise UserError("results.version", cause, fix)
         return _MEASURED.validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        cause = f"{path} is not an evaluation that this version reads: {where}: {first['msg']}"
+    except (ValidationError, ArithmeticError) as error:  # the latter by sums and exponentials of absurd numbers
+        cause = f"{shown(path)} is not an evaluation that this version reads: {_said(error)}"
         raise UserError("results.invalid", cause, fix) from error
+
+
+def _said(error: ValidationError | ArithmeticError) -> str:
+    """The first problem, in a few lines."""
+    if not isinstance(error, ValidationError):
+        return f"its numbers do not add up ({error})"[:_LONGEST]
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{where[:_LONGEST]}: {first['msg'][:_LONGEST]}"
 
 
 class _Head(BaseModel):

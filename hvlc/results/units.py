@@ -27,17 +27,22 @@ _PERCENT: Mapping[str, Decimal] = {"%": Decimal("0.01")}
 
 _QUANTITY = re.compile(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*([a-z/%]*)", re.ASCII | re.IGNORECASE)
 _DIGITS = 3  # significant ones
+_LONGEST, _EXPONENT = 40, 5  # characters of a number, and of its exponent with the sign
 
 
 def split_quantity(text: str) -> tuple[Decimal, str]:
     """The number of a quantity, and its unit as written, "" if it has none.
 
     Raises:
-        ValueError: it is no quantity, or too large for a float.
+        ValueError: it is not a quantity, too large for a float, or has more than 40 digits, or 4 of the exponent.
     """
     found = _QUANTITY.fullmatch(text.strip())
-    if found is None or not math.isfinite(float(found[1])):
-        raise ValueError(f"{text.strip()!r} is no number with a unit")
+    if found is None:
+        raise ValueError(f"{text.strip()[:100]!r} is not a number with a unit")
+    if len(found[1]) > _LONGEST or len(found[1].lower().partition("e")[2]) > _EXPONENT:
+        raise ValueError(f"{text.strip()[:100]!r} is not a number: it has more than {_LONGEST} digits")
+    if not math.isfinite(float(found[1])):
+        raise ValueError(f"{text.strip()!r} is not a number that a float holds")
     return Decimal(found[1]), found[2]
 
 

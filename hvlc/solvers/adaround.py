@@ -19,6 +19,7 @@ from hvlc.solvers.statistics import InputStatistics, damped
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels
 
+_MOST_ITERATIONS = 100_000
 _ROWS = 256  # solved at once: as many as keep the products efficient and the memory small
 _FAR = np.float32(2**20)  # steps; a weight farther outside of the range is as lost, and its square stays finite
 
@@ -34,6 +35,12 @@ class AdaRoundOptions:
 
     damping: float = 0.1
     iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping {self.damping} is not above 0 and at most 1")
+        if self.iterations not in range(_MOST_ITERATIONS + 1):
+            raise ValueError(f"iterations {self.iterations} is not a whole number from 0 to {_MOST_ITERATIONS}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,22 @@
 
 import math
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from hvlc.inputs.records import StrictModel
 from hvlc.targets.operation import Grain, Operand, Operation
 
-Scalar = bool | int | float | str | tuple[int, ...]
+#: Numbers of graphs: positions, ranks, sizes of dimensions, integers and floats of tensors.
+Position = Annotated[int, Field(ge=0, le=65_535)]
+Rank = Annotated[int, Field(ge=0, le=64)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Magnitude = Annotated[float, Field(ge=0, le=1e300)]
+Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+
+Scalar = bool | Whole | Number | str | tuple[Whole, ...]
 
 
 class Evidence(StrEnum):
@@ -84,26 +92,26 @@ class OperandIs(StrictModel):
         least_below: an integer constant with an element below that.
     """
 
-    at: int | None = None
+    at: Position | None = None
     given: bool | None = None
     constant: bool | None = None
     dtypes: tuple[str, ...] | None = None
     quantized: tuple[str, ...] | None = None
     grains: tuple[Grain, ...] | None = None
-    scale: float | None = None
-    zero_point: int | None = None
+    scale: Magnitude | None = None
+    zero_point: Whole | None = None
     gives_zero_point: bool | None = None
-    scale_below: float | None = None
-    factor_above: int | None = None
-    rank_above: int | None = None
-    rank: int | None = None
-    side_above: int | None = None
-    last_at_most: int | None = None
-    matrices_above: int | None = None
-    rows: int | None = None
+    scale_below: Magnitude | None = None
+    factor_above: Count | None = None
+    rank_above: Rank | None = None
+    rank: Rank | None = None
+    side_above: Count | None = None
+    last_at_most: Count | None = None
+    matrices_above: Count | None = None
+    rows: Count | None = None
     is_output: bool | None = None
-    largest_above: float | None = None
-    least_below: int | None = None
+    largest_above: Magnitude | None = None
+    least_below: Whole | None = None
 
     def holds(self, operands: tuple[Operand | None, ...]) -> bool:
         """Whether an operand is like this."""
@@ -258,5 +266,5 @@ class Product(Known):
     activations: tuple[str, ...]
     weights: tuple[str, ...]
     grains: tuple[Grain, ...]
-    inputs_multiple_of: int = Field(1, ge=1)
+    inputs_multiple_of: int = Field(1, ge=1, le=1 << 20)
     negative_scales: bool = False

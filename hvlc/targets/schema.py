@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from hvlc.targets.operation import Grain, Operation
 from hvlc.targets.rules import Evidence, Known, Operators, Product, Rule, Severity
 
 _MICROSOFT = "com.microsoft"
+
+#: Bits of an element.
+Width = Annotated[int, Field(ge=1, le=64)]
 
 
 class Tried(StrEnum):
@@ -70,8 +73,8 @@ class BlockFormat(StrictModel):
         source: where.
     """
 
-    bits: int
-    block_sizes: tuple[int, ...]
+    bits: Width
+    block_sizes: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...]
     zero_points: bool
     negative_scales: bool
     float_zero_points: bool = False
@@ -138,22 +141,22 @@ class Target(StrictModel):
     rules: dict[str, Rule] = Field(default_factory=dict)
     products: dict[str, Product] = Field(default_factory=dict)
     block_formats: tuple[BlockFormat, ...] = ()
-    gather_bits: tuple[int, ...] = ()
+    gather_bits: tuple[Width, ...] = ()
     lookup_dtypes: tuple[str, ...] = ("float32",)
     activation_dtypes: tuple[str, ...] = ()
     cache_dtypes: tuple[str, ...] = ()
     written_cache_dtypes: tuple[str, ...] = ()
     fixed_shapes: bool = False
-    prompt_chunk: int = Field(64, ge=1)
-    context: int | None = Field(None, ge=1)
-    max_rank: int | None = Field(None, ge=1)
+    prompt_chunk: int = Field(64, ge=1, le=1 << 24)
+    context: int | None = Field(None, ge=1, le=1 << 24)
+    max_rank: int | None = Field(None, ge=1, le=64)
     drops_unit_dims: bool = False
-    part_bytes: int | None = Field(None, ge=1)
+    part_bytes: int | None = Field(None, ge=1, le=10**15)
     partial: bool = False
     processor: Placement | None = None
     cpu_roles: tuple[str, ...] | dict[str, str] = ()
-    soc_model: int | None = None
-    htp_arch: int | None = None
+    soc_model: int | None = Field(None, ge=0, le=65_535)
+    htp_arch: int | None = Field(None, ge=0, le=65_535)
     session_options: dict[str, str] = Field(default_factory=dict)
     provider_options: dict[str, str] = Field(default_factory=dict)
     affinity: dict[str, str] = Field(default_factory=dict)

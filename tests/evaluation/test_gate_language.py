@@ -79,17 +79,26 @@ def test_bounds_are_in_the_measures_unit(text: str, bound: float) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        ("", "gate.syntax", "is no gate"),
-        ("exact_match", "gate.syntax", "is no gate"),
-        ("exact_match >=", "gate.syntax", "is no gate"),
+        ("", "gate.syntax", "is not a gate"),
+        ("exact_match", "gate.syntax", "is not a gate"),
+        ("exact_match >=", "gate.syntax", "is not a gate"),
+        ("size <= 1e308GB", "gate.bound", "not within 1E-30 and 1E+30"),
+        ("size <= 1e31B", "gate.bound", "not within 1E-30 and 1E+30"),
+        ("kl <= 1e-999", "gate.bound", "not within 1E-30 and 1E+30"),
+        ("exact_match >= 1e-400x", "gate.bound", "not within 1E-30 and 1E+30"),
+        ("exact_match >= 1e300x", "gate.bound", "not within 1E-30 and 1E+30"),
+        ("exact_match >= 1e-99999999999999999999", "gate.syntax", "is not a number"),
+        ("exact_match >= 1e99999999999999999999", "gate.syntax", "is not a number"),
+        (f"size <= {'9' * 100}B", "gate.syntax", "more than 40 digits"),
+        (f"size <= {'9' * 5000}B", "gate.syntax", "300 are the most"),
         ("exact_match == 1", "gate.syntax", "operators are"),
-        ("exact_match => 0.9", "gate.syntax", "is no gate"),
-        ("exact_match >= 0.9 >= 0.8", "gate.syntax", "is no gate"),
-        ("exact_match >= high", "gate.syntax", "'high' is no number"),
-        ("size <= -3MB", "gate.syntax", "'-3MB' is no number"),
-        ("size <= nan", "gate.syntax", "'nan' is no number"),
-        ("size <= 1e999 MB", "gate.syntax", "is no number"),
-        ("exact_match[] >= 0.9", "gate.syntax", "is no gate"),
+        ("exact_match => 0.9", "gate.syntax", "is not a gate"),
+        ("exact_match >= 0.9 >= 0.8", "gate.syntax", "is not a gate"),
+        ("exact_match >= high", "gate.syntax", "'high' is not a number"),
+        ("size <= -3MB", "gate.syntax", "'-3MB' is not a number"),
+        ("size <= nan", "gate.syntax", "'nan' is not a number"),
+        ("size <= 1e999 MB", "gate.syntax", "is not a number"),
+        ("exact_match[] >= 0.9", "gate.syntax", "is not a gate"),
         ("exact_mach >= 0.9", "gate.metric", "did you mean 'exact_match'?"),
         ("Exact-Match >= 0.9", "gate.metric", "exact_match"),
         ("surely >= 0.9", "gate.metric", "no metric 'surely'"),
@@ -223,3 +232,16 @@ def test_what_is_documented_is_what_is_read() -> None:
     for text in texts:
         if text != "exact_match >= 98":  # the example of what is refused
             parse_gate(text)
+
+
+def test_a_thousand_gates_are_the_most(tmp_path: Path) -> None:
+    """Every two of them are compared, and each has its line looked up."""
+    lines = [f"- gate: size <= {number}MB" for number in range(1, 1001)]
+    (tmp_path / "gates.yaml").write_text("\n".join(["schema_version: 1", "gates:", *lines]))
+    found = read_gates([], tmp_path / "gates.yaml")
+    assert [gate.place.line for gate in found if gate.place] == list(range(3, 1003))
+    (tmp_path / "gates.yaml").write_text("\n".join(["schema_version: 1", "gates:", *lines, "- gate: size <= 1001MB"]))
+    with pytest.raises(UserError, match="at most 1000"):
+        read_gates([], tmp_path / "gates.yaml")
+    with pytest.raises(UserError, match="1000 are the most"):
+        read_gates(["size <= 1MB"] * 1001)

@@ -61,7 +61,7 @@ def test_near_numbers_get_as_many_digits_as_it_takes() -> None:
 
 @pytest.mark.parametrize("text", ["", "MB", "-1 MB", "1..2", "1 MB 2", "١", "nan", "inf", "1e999", "1,5"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no number with a unit"):
+    with pytest.raises(ValueError, match="is not a number"):
         split_quantity(text)
 
 

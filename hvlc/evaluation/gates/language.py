@@ -6,6 +6,7 @@ could never break, never hold, or not be understood is an error before anything 
 
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Literal, cast
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from hvlc.errors import Collector, UserError, nearest
 from hvlc.files.reading import SOURCE, read_text
-from hvlc.inputs.documents import read_yaml, yaml_line
+from hvlc.inputs.documents import read_yaml, yaml_lines
 from hvlc.inputs.records import StrictModel
 from hvlc.results.gates import Gate, Operator, Place
 from hvlc.results.measures import MEASURES, Measure
@@ -25,6 +26,9 @@ _GATE = re.compile(
     r"(?P<operator>>=|<=|>|<)(?P<bound>[^<>=]+)",
     re.ASCII,
 )
+_LONGEST = 300  # characters of a gate
+_MOST_GATES = 1000
+_LEAST, _MOST = Decimal("1E-30"), Decimal("1E+30")
 _FORM = 'write METRIC >= BOUND, for example "exact_match >= 0.98x" or "size <= 40MB"; operators are >= <= > <'
 
 
@@ -39,9 +43,11 @@ def parse_gate(text: str, *, reason: str = "", place: Place | None = None) -> Ga
     Raises:
         UserError: "gate.syntax", "gate.metric", "gate.unit", or "gate.bound" for one that nothing can break or keep.
     """
+    if len(text) > _LONGEST:
+        raise UserError("gate.syntax", f"{text[:80]!r}… has {len(text)} characters, {_LONGEST} are the most", _FORM)
     found = _GATE.fullmatch(text.strip())
     if found is None:
-        raise UserError("gate.syntax", f"{text!r} is no gate", _FORM)
+        raise UserError("gate.syntax", f"{text!r} is not a gate", _FORM)
     measure = MEASURES.get(found["metric"])
     if measure is None:
         cause = f"{text!r}: there is no metric {found['metric']!r}"
@@ -69,14 +75,26 @@ def _bound(text: str, written: str, measure: Measure) -> tuple[float, bool]:
     except ValueError as error:
         raise UserError("gate.syntax", f"{text!r}: {error}", _FORM) from error
     if unit.lower() == "x":
-        return float(number), True
+        return _within(text, number), True
     known = factors(measure.unit, share=measure.share)
     factor = {name.lower(): factor for name, factor in known.items()}.get(unit.lower())
     if factor is None:
         named = ", ".join(name or "no unit" for name in known)
         cause = f"{text!r}: {measure.name} is not measured in {unit}" if unit else f"{text!r}: the bound has no unit"
         raise UserError("gate.unit", cause, f"write the bound in {named}, or as 0.9x for nine tenths of the reference")
-    return float(number * factor), False
+    return _within(text, number * factor), False
+
+
+def _within(text: str, number: Decimal) -> float:
+    """A bound as a float.
+
+    Raises:
+        UserError: a float that large or small has no digits left to compare.
+    """
+    if number and not _LEAST <= number <= _MOST:
+        cause = f"{text!r}: the bound is not 0 and not within {_LEAST} and {_MOST}"
+        raise UserError("gate.bound", cause, "choose a bound that a model can keep and break")
+    return float(number)
 
 
 def _require_sense(text: str, gate: Gate, measure: Measure) -> None:
@@ -113,7 +131,7 @@ class _File(StrictModel):
     """
 
     schema_version: Literal[1]
-    gates: tuple[_Entry, ...] = Field(min_length=1)
+    gates: tuple[_Entry, ...] = Field(min_length=1, max_length=_MOST_GATES)
 
 
 def read_gates(texts: Sequence[str], file: Path | None = None) -> list[Gate]:
@@ -123,6 +141,8 @@ def read_gates(texts: Sequence[str], file: Path | None = None) -> list[Gate]:
         UserError: the file cannot be read, a gate cannot be understood, or two contradict each other; all of the
             gates' problems come in one error.
     """
+    if len(texts) > _MOST_GATES:
+        raise UserError("gate.syntax", f"{len(texts)} gates, and {_MOST_GATES} are the most", "leave some out")
     problems, gates = Collector(), []
     for text, reason, place in [*_entries(file), *((text, "", None) for text in texts)]:
         with problems:
@@ -141,7 +161,7 @@ def _entries(file: Path | None) -> list[tuple[str, str, Place | None]]:
         return []
     read = _File.parse(read_yaml(file), str(file))
     source = read_text(file, "spec.unreadable", limit=SOURCE)
-    places = (Place(file=str(file), line=yaml_line(source, "gates", index)) for index in range(len(read.gates)))
+    places = (Place(file=str(file), line=line) for line in yaml_lines(source, "gates"))
     return [(entry.gate, entry.reason, place) for entry, place in zip(read.gates, places, strict=True)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.files.digests import digest_file
+from hvlc.files.reading import is_file
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.images import load_images, to_array
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
@@ -132,12 +133,12 @@ def open_reference(directory: Path, manifest: Manifest, threads: int = 0) -> Tra
     Raises:
         UserError: it is neither, or one of another architecture.
     """
-    if (directory / MANIFEST).is_file():
+    if is_file(directory / MANIFEST):
         found = open_tracer(directory, threads)
         _check_type(directory, found.manifest.sources.model_type, manifest)
         return found
     config = directory / "config.json"
-    if not config.is_file():
+    if not is_file(config):
         cause = f"{directory} is neither a package nor a checkpoint directory"
         raise UserError("bisect.reference", cause, "name one of the two")
     content = read_json(config, "checkpoint.config")
@@ -177,7 +178,7 @@ def changed_files(directory: Path, manifest: Manifest) -> tuple[str, ...]:
     """Files of a package that are missing or not as they were built."""
     paths = {name: directory / name for name in manifest.files}
     return tuple(
-        name for name, path in paths.items() if not path.is_file() or digest_file(path) != manifest.files[name].sha256
+        name for name, path in paths.items() if not is_file(path) or digest_file(path) != manifest.files[name].sha256
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hvlc.files.reading import is_file
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.weights import StoredWeight, stored_weights
@@ -75,7 +76,7 @@ def reader(reference: Path) -> Reader:
     Raises:
         UserError: it is damaged.
     """
-    if (reference / MANIFEST).is_file():
+    if is_file(reference / MANIFEST):
         stored = {weight.name: weight for weight in stored_weights(reference, Manifest.load(reference))}
         return lambda name: stored[name].load() if name in stored else None
     checkpoint = Checkpoint.open(reference)
@@ -242,7 +243,7 @@ def _of_tokens(found: np.ndarray, expected: np.ndarray, package: Path, reference
 def _vocabulary(directory: Path) -> dict[str, int]:
     """Ids by token; {} where there is no tokenizer.json, or one of another form."""
     path = directory / "tokenizer.json"
-    content = read_json(path, "package.tokenizer") if path.is_file() else {}
+    content = read_json(path, "package.tokenizer") if is_file(path) else {}
     model = content.get("model", {}) if isinstance(content, dict) else {}
     found = model.get("vocab", {})
     tokens = dict(found) if isinstance(found, dict) else {entry[0]: index for index, entry in enumerate(found)}

@@ -13,7 +13,7 @@ from hvlc.evaluation.perplexity import with_reading_agreement
 from hvlc.evaluation.significance import flips, paired_tests
 from hvlc.evaluation.task import Task
 from hvlc.evaluation.tasks import NAMED_TASKS, open_task
-from hvlc.files.reading import TEXT, read_text
+from hvlc.files.reading import TEXT, is_directory, is_file, read_text
 from hvlc.inputs.images import to_array
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package.settings import changed_settings, changed_tokenizer
@@ -126,12 +126,12 @@ def open_contenders(paths: Sequence[Path], reference: str | None = None) -> list
 
 
 def _opened(path: Path) -> list[Contender]:
-    if (path / MANIFEST).is_file():
+    if is_file(path / MANIFEST):
         return [Contender(path.resolve().name, path)]
-    if path.is_file():
+    if is_file(path):
         files = [path]
     else:
-        files = sorted(p for p in path.glob("*.json") if p.stem != _NAME) if path.is_dir() else []
+        files = sorted(p for p in path.glob("*.json") if p.stem != _NAME) if is_directory(path) else []
     if not files:
         cause = f"{path} is neither a package nor an evaluation nor a directory with evaluations"
         raise UserError("compare.input", cause, "name packages, or what `hvlc eval -o` wrote")

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 from hvlc.errors import UserError
 from hvlc.evaluation.journal import Journal
+from hvlc.files.reading import is_file
 from hvlc.results import SCHEMA_VERSION, Measured, Record, read_evaluation, write_evaluation
 
 R = TypeVar("R", bound=Record)
@@ -68,7 +69,7 @@ class Store:
     def read(self, label: str) -> Measured | None:
         """What an earlier run finished, if it can be read."""
         path = self._path(label)
-        if path is None or not path.is_file():
+        if path is None or not is_file(path):
             return None
         try:
             return read_evaluation(path)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from hvlc import __version__
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
+from hvlc.files.reading import is_directory, is_file
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 from hvlc.results.compilation import Compilation, read_compilation
@@ -101,12 +102,17 @@ class Subject:
         """Tokens that it tells apart, as its configuration says; None where that does not say it."""
         config: Any = {}
         if self.manifest:
-            config = read_json(self.directory / "genai_config.json", "package.config").get("model", {})
-        elif self.directory.is_dir():
-            config = read_json(self.directory / "config.json", "checkpoint.config")
+            config = _table(read_json(self.directory / "genai_config.json", "package.config")).get("model")
+        elif is_directory(self.directory):
+            config = _table(read_json(self.directory / "config.json", "checkpoint.config"))
             config = config.get("text_config") or config
-        size = config.get("vocab_size")
+        size = _table(config).get("vocab_size")
         return size if isinstance(size, int) else None
+
+
+def _table(content: Any) -> dict[str, Any]:
+    """An object of JSON; {} for anything else."""
+    return content if isinstance(content, dict) else {}
 
 
 def open_subject(directory: Path, label: str | None = None) -> Subject:
@@ -120,15 +126,15 @@ def open_subject(directory: Path, label: str | None = None) -> Subject:
         UserError: it is neither, or a vision package, which answers nothing.
     """
     label = label or directory.resolve().name
-    if (directory / MANIFEST).is_file():
+    if is_file(directory / MANIFEST):
         manifest = Manifest.load(directory)
         if manifest.kind is Kind.VISION:
             cause = f"{directory} is a vision package: it turns pixels into features and answers nothing"
             raise UserError("eval.kind", cause, "name a language or a vision-language package")
         return Subject(directory, label, manifest.kind, manifest)
-    if directory.is_file():
+    if is_file(directory):
         return Subject(directory, label, Kind.LANGUAGE, None)  # a GGUF file, or what Checkpoint.open refuses
-    if not (directory / "config.json").is_file():
+    if not is_file(directory / "config.json"):
         raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
     config = read_json(directory / "config.json", "checkpoint.config")
     sees = isinstance(config, dict) and config.get("model_type") == "hypervl"

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from hvlc.errors import UserError
+from hvlc.files.reading import SOURCE, is_file, read_text
 from hvlc.graphs.bundle import Role
+from hvlc.inputs.documents import parse_yaml
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.recipes.schema import Recipe
@@ -55,7 +55,12 @@ def _rule_index(recipe: Recipe, role: str, weight: str) -> int | None:
 
 
 def _recipe(text: str, package: Path) -> Recipe:
-    return Recipe.parse(yaml.safe_load(text), f"the recipe in {package / LOCK}")
+    named = f"the recipe in {package / LOCK}"
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError("package.lock", f"{named}: {error}", "build the package again") from error
+    return Recipe.parse(content, named)
 
 
 def origin_of(model: Path, suspects: Sequence[Suspect] = (), recipe: Path | None = None) -> Origin:
@@ -69,7 +74,7 @@ def origin_of(model: Path, suspects: Sequence[Suspect] = (), recipe: Path | None
     Raises:
         UserError: the package's lock is damaged.
     """
-    if not (model / LOCK).is_file():
+    if not is_file(model / LOCK):
         return Origin(path=str(model), suspects=tuple(suspects))
     text = Lock.load(model).recipe
     same = recipe is not None and _text(recipe) == text
@@ -83,7 +88,7 @@ def require_recipe(recipe: Path, models: Iterable[Path]) -> None:
     Raises:
         UserError: "gate.recipe", or the file cannot be read.
     """
-    packages = [model for model in models if (model / LOCK).is_file()]
+    packages = [model for model in models if is_file(model / LOCK)]
     if all(Lock.load(package).recipe != _text(recipe) for package in packages):
         named = ", ".join(map(str, packages)) or "a package with a lock"
         cause = f"{recipe} is not the recipe that {named} was built from"
@@ -91,7 +96,4 @@ def require_recipe(recipe: Path, models: Iterable[Path]) -> None:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("gate.recipe", f"cannot read {path}: {error}", "check the path") from error
+    return read_text(path, "gate.recipe", limit=SOURCE)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hvlc.errors import UserError
+from hvlc.files.reading import is_file
 from hvlc.graphs.bundle import Bundle
 from hvlc.manifest.manifest import Kind
 from hvlc.recipes.budget import explicit, knapsack, uniform
@@ -132,7 +133,7 @@ def _score(checkpoint: Checkpoint, scoring: Scoring) -> tuple[Scored, Score]:
         from hvlc.workflows.evaluate.perplexity import measure_perplexities
 
         text = scoring.text
-        if text is None or not text.is_file():
+        if text is None or not is_file(text):
             cause = "the perplexity of a language model needs a text" if text is None else f"{text} is no file"
             raise UserError("pareto.text", cause, "name a UTF-8 text file with --text")
         return "perplexity", lambda model: measure_perplexities([model], text, tokens=scoring.tokens)[0].value

@@ -1,0 +1,174 @@
+"""Types of options and arguments: every number has bounds, every text and path can be printed.
+
+What is wrong with them is said by click before a command begins, with the range that is allowed.
+"""
+
+import math
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+#: Bytes. Linux refuses paths of more than 4095 and names of more than 255; files within a directory need room too.
+_LONGEST_PATH, _LONGEST_NAME = 3900, 255
+_LONGEST_TEXT = 1_000_000  # characters
+
+MOST_TOKENS = 1 << 24  # of a prompt, an answer, a context: more than any model's context
+MOST_EXAMPLES = 10_000_000  # of documents, lines, samples
+
+
+class Place(click.Path):
+    """A path, as `pathlib.Path`, of which nothing else is known.
+
+    Manifests and reports are UTF-8: a path that is not cannot be written into them.
+    """
+
+    name = "path"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path of a text."""
+        text = os.fspath(value)
+        _check_text(self, text, param, ctx)
+        size, name = len(os.fsencode(text)), max(len(os.fsencode(part)) for part in text.split("/"))
+        if size > _LONGEST_PATH:
+            self.fail(f"a path of {size} bytes: {_LONGEST_PATH} are the most", param, ctx)
+        if name > _LONGEST_NAME:
+            self.fail(f"a path with a name of {name} bytes: {_LONGEST_NAME} are the most", param, ctx)
+        if not Path(text).is_absolute():
+            try:
+                Path.cwd()
+            except OSError:
+                self.fail(f"{text!r} is relative, and the working directory was deleted: change to another", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Words(click.ParamType[str]):
+    """A text that UTF-8 can hold: bytes of the command line that cannot be decoded are refused."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        text = str(value)
+        _check_text(self, text, param, ctx)
+        if len(text) > _LONGEST_TEXT:
+            self.fail(f"{len(text)} characters: {_LONGEST_TEXT} are the most", param, ctx)
+        return text
+
+
+class Real(click.FloatRange):
+    """A finite number above a bound and up to another.
+
+    Args:
+        least: below the smallest number.
+        most: the largest number.
+    """
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__(least, most, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A number of a text; NaN is none, although it is within every range."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return found
+
+
+class Size(click.ParamType[int]):
+    """Bytes, as "2GB", "512 MiB" or a plain number."""
+
+    name = "size"
+    MOST: ClassVar[int] = 10**15
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of a text."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value), re.ASCII)
+        if not found or found[2].lower() not in self._UNITS:
+            self.fail(f"{_short(value)} is not a size: write 2GB, 512MB or 1GiB", param, ctx)
+        size = int(Decimal(found[1]) * self._UNITS[found[2].lower()])
+        if not 0 < size <= self.MOST:
+            self.fail(f"{_short(value)} is not within 1 byte and {self.MOST // 10**9} GB", param, ctx)
+        return size
+
+
+class Dimension(click.ParamType[tuple[str, int]]):
+    """Name and size, as "sequence=64"."""
+
+    name = "dimension"
+    MOST: ClassVar[int] = 2**31 - 1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Name and size of a text."""
+        _check_text(self, str(value), param, ctx)
+        name, _, size = str(value).rpartition("=")
+        if not name or not re.fullmatch("[0-9]{1,12}", size):
+            self.fail(f"{_short(value)} is not a dimension: write NAME=SIZE", param, ctx)
+        if not 1 <= int(size) <= self.MOST:
+            self.fail(f"{_short(value)}: a size is within 1 and {self.MOST}", param, ctx)
+        return name, int(size)
+
+
+class Blocks(click.ParamType[tuple[int, int]]):
+    """Bits and block size of a format, as "int4b32"."""
+
+    name = "format"
+    LEAST: ClassVar[int] = 16
+    MOST: ClassVar[int] = 65_536
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Bits and block size of a text."""
+        found = re.fullmatch(r"int([48])b([0-9]{1,9})", str(value))
+        if found is None:
+            self.fail(f"{_short(value)} is not a format: write int4b32 or int8b128", param, ctx)
+        if not self.LEAST <= int(found[2]) <= self.MOST:
+            self.fail(f"{_short(value)}: a block has {self.LEAST} to {self.MOST} elements", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+def _check_text(
+    kind: click.ParamType[Any], text: str, param: click.Parameter | None, ctx: click.Context | None
+) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        kind.fail(f"{_short(text)} is not UTF-8 at character {error.start}: rename or correct it", param, ctx)
+    if "\0" in text:
+        kind.fail(f"{_short(text)} contains NUL", param, ctx)
+
+
+def _short(value: Any) -> str:
+    text = repr(str(value))
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+PLACE = Place()
+WORDS = Words()
+SIZE = Size()
+THREADS = click.IntRange(1, 1024)
+EXAMPLES = click.IntRange(1, MOST_EXAMPLES)
+SAMPLES = click.IntRange(2, MOST_EXAMPLES)
+ROWS = click.IntRange(0, MOST_EXAMPLES)  # of a table
+SEED = click.IntRange(0, 2**32 - 1)
+BOUNDED = click.IntRange(max=MOST_TOKENS)  # what is below 1 the request refuses, with its own code
+
+
+def tokens(least: int) -> click.IntRange:
+    """A number of tokens, from `least`."""
+    return click.IntRange(least, MOST_TOKENS)
