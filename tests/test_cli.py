@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hvlc import cli
-from hvlc.cli.common import Size
+from hvlc.cli.options import Size
 from tests.helpers.commands import Hvlc, Result
 from tests.helpers.tiny import picture
 

@@ -18,6 +18,7 @@ from hvlc.files.reading import DOCUMENT, SOURCE, read_text, shown
 
 _DEEPEST = 64  # containers within each other
 _TOO_DEEP = f"more than {_DEEPEST} levels within each other"
+_LONGEST = 500  # characters of an error
 _MOST_DIGITS = 40  # of an integer: tokenizers say int(1e30) where they mean "without bound"
 _MOST_NODES = 200_000  # of a YAML document, aliases counted as often as they are used
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -155,9 +156,17 @@ def _strictly(parse: Callable[[], Any]) -> Any:
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
     except (yaml.YAMLError, *_PARSER_ERRORS) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_said(error)) from error
     _check(found, surrogates=True)
     return found
+
+
+def _said(error: Exception) -> str:
+    """What a parser says, in a few lines; keys and values that it quotes may be as long as the file."""
+    text = str(error)
+    if "set_int_max_str_digits" in text:  # Python's advice is for programmers
+        return f"an integer of more than {_MOST_DIGITS} digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _integer(digits: str) -> int:
