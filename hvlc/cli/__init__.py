@@ -329,7 +329,7 @@ def recipes() -> None:
 @json_option
 def list_recipes(as_json: bool) -> None:
     """Names and descriptions."""
-    from hvlc.recipes.schema import load_recipe, shipped_recipes
+    from hvlc.recipes.loading import load_recipe, shipped_recipes
     from hvlc.report.builds import named_table
 
     rows = {name: load_recipe(name).description for name in shipped_recipes()}
@@ -340,12 +340,10 @@ def list_recipes(as_json: bool) -> None:
 @click.argument("name", type=WORDS)
 @json_option
 def show_recipe(name: str, as_json: bool) -> None:
-    """The recipe NAME (or a YAML file), checked."""
-    from hvlc.files.reading import SOURCE, read_text
-    from hvlc.recipes.schema import load_recipe, recipe_path
+    """The recipe NAME (or a YAML file), checked, with what it extends."""
+    from hvlc.recipes.loading import load_recipe, recipe_text
 
-    recipe = load_recipe(name)
-    text = read_text(recipe_path(name), "spec.unreadable", limit=SOURCE)
+    recipe, text = load_recipe(name), recipe_text(name)
     show(recipe.model_dump(mode="json"), as_json, lambda _: click.echo(text, nl=False))
 
 
@@ -356,7 +354,7 @@ def show_recipe(name: str, as_json: bool) -> None:
 @json_option
 def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool) -> None:
     """Check the recipe NAME (or a YAML file): its form, and with --checkpoint every rule, solver and format."""
-    from hvlc.recipes.schema import load_recipe
+    from hvlc.recipes.loading import load_recipe
     from hvlc.report.builds import plan_table
     from hvlc.workflows.build.build import plan_build
     from hvlc.workflows.build.request import BuildRequest

@@ -9,7 +9,8 @@ from hvlc.errors import HvlcError, TargetError, UserError, nearest, raise_all
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, CacheType, Plan
 from hvlc.graphs.stored_levels import prequantized_in
-from hvlc.recipes.schema import Recipe, Rule, WeightSpec, load_recipe, shipped_recipes
+from hvlc.recipes.loading import load_recipe, shipped_recipes
+from hvlc.recipes.schema import Recipe, Rule, WeightSpec
 from hvlc.targets import Grain, Operation, Severity, Target, Verdict, target_for
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Cast, Expression, expression_of

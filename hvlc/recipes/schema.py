@@ -2,16 +2,13 @@
 
 import fnmatch
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hvlc.errors import UserError, nearest
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
-from hvlc.inputs.documents import dump_yaml, read_yaml
+from hvlc.inputs.documents import dump_yaml
 from hvlc.inputs.records import StrictModel
 from hvlc.weights.formats import ScaleType, WeightFormat
 
@@ -274,36 +271,6 @@ class Recipe(StrictModel):
         return (self.static or StaticSpec()).format() if self.activations == "static" else None
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with hvlc, by name."""
-    directory = Path(str(resources.files("hvlc") / "recipes"))
-    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a shipped recipe, or a user's own file.
-
-    Raises:
-        UserError: unknown name.
-    """
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    raise UserError("recipe.unknown", f"no recipe {name!r}", nearest(name, shipped))
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """A recipe as YAML that loads as an equal one; what has its default is left out."""
     return dump_yaml(recipe.model_dump(mode="json", exclude_defaults=True))
-
-
-def load_recipe(name: str) -> Recipe:
-    """A recipe by name or path.
-
-    Raises:
-        UserError: unknown name, or an invalid file.
-    """
-    path = recipe_path(name)
-    return Recipe.parse(read_yaml(path), path.name)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hvlc.graphs.bundle import Role
-from hvlc.recipes.schema import load_recipe
+from hvlc.recipes.loading import load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -13,7 +13,7 @@ import pytest
 
 from hvlc import cli
 from hvlc.cli.gates import GateRequest, gate_options
-from hvlc.recipes.schema import recipe_path
+from hvlc.recipes.loading import recipe_path
 from tests.helpers.faults import NAMES, planted
 
 

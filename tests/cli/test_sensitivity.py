@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvlc import cli
-from hvlc.recipes.schema import load_recipe
+from hvlc.recipes.loading import load_recipe
 from hvlc.workflows.build.rebuild import rebuild
 from tests.export.tiny_families import save_text
 

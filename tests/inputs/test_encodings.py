@@ -9,7 +9,7 @@ from hvlc.calibration.windows import read_texts
 from hvlc.errors import UserError
 from hvlc.evaluation.jsonl import JsonlTask
 from hvlc.files.reading import read_text
-from hvlc.recipes.schema import load_recipe, recipe_path
+from hvlc.recipes.loading import load_recipe, recipe_path
 
 TEXT = "Größe 9,90 € 漢字 🙂"
 MARKED = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]

@@ -14,8 +14,8 @@ from hvlc.passes.prepare.rotate_heads import RotateHeads
 from hvlc.passes.prepare.rotate_residual import RotateResidual
 from hvlc.passes.prepare.scale_channels import ScaleChannels
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
+from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import load_recipe
 from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from tests.helpers.tolerances import GRAPH_FLOAT32

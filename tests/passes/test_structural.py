@@ -14,8 +14,8 @@ from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.passes.vision.select_encoder import SelectEncoder
+from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import load_recipe
 from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint

@@ -21,7 +21,8 @@ from hvlc.recipes.budget import (
     uniform,
     with_budget,
 )
-from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, dump_recipe, load_recipe, shipped_recipes
+from hvlc.recipes.loading import load_recipe, shipped_recipes
+from hvlc.recipes.schema import BudgetSpec, FormatSpec, Recipe, dump_recipe
 from hvlc.results.sensitivity import Candidate, Part, Sensitivity
 
 options = st.lists(st.builds(Option, st.integers(0, 60), st.floats(0, 1, width=16)), min_size=1, max_size=3)

@@ -7,7 +7,8 @@ import yaml
 
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Role
-from hvlc.recipes.schema import AwqSpec, Preparation, Recipe, RotateSpec, SmoothSpec, load_recipe
+from hvlc.recipes.loading import load_recipe
+from hvlc.recipes.schema import AwqSpec, Preparation, Recipe, RotateSpec, SmoothSpec
 
 HEAD = "schema_version: 1\nname: mine\ndescription: one line\n"
 

@@ -7,7 +7,8 @@ import yaml
 
 from hvlc.errors import UserError
 from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
-from hvlc.recipes.schema import Recipe, load_recipe, recipe_path, shipped_recipes
+from hvlc.recipes.loading import load_recipe, recipe_path, shipped_recipes
+from hvlc.recipes.schema import Recipe
 from hvlc.targets import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path
 
 RULE = "rules: [{role: decoder, quantize: {bits: 4, block_size: 32}}]"

@@ -11,8 +11,9 @@ from hvlc.errors import TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Action, ActivationFormat, CacheType, Plan
+from hvlc.recipes.loading import load_recipe, shipped_recipes
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import Recipe, load_recipe, shipped_recipes
+from hvlc.recipes.schema import Recipe
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.registry import CALIBRATED
 from hvlc.targets import Target, load_target, shipped_targets

@@ -6,8 +6,8 @@ import pytest
 
 from hvlc.calibration.sources import Model, open_set
 from hvlc.export import export_bundle
+from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import load_recipe
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint

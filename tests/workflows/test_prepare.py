@@ -21,7 +21,8 @@ from hvlc.graphs.bundle import Bundle, JournalEntry
 from hvlc.graphs.linears import linear_groups
 from hvlc.manifest.manifest import Manifest
 from hvlc.passes.static.keep_positions import KeepPositions
-from hvlc.recipes.schema import FormatSpec, load_recipe
+from hvlc.recipes.loading import load_recipe
+from hvlc.recipes.schema import FormatSpec
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision

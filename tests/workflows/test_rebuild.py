@@ -14,7 +14,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST, Manifest
-from hvlc.recipes.schema import recipe_path
+from hvlc.recipes.loading import recipe_path
 from hvlc.results.compilation import COMPILATION
 from hvlc.targets import target_path
 from hvlc.workflows.build import rebuild as rebuilding

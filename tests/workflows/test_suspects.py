@@ -5,7 +5,7 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.manifest.lock import Lock
-from hvlc.recipes.schema import recipe_path
+from hvlc.recipes.loading import recipe_path
 from hvlc.report.sarif import recipe_line
 from hvlc.workflows.evaluate.recipe_lines import origin_of, require_recipe, worst_weights
 from tests.helpers.measurements import measured

@@ -1,13 +1,13 @@
 """Opens packages for tracing, in the basis that their recipes put them in."""
 
-import tempfile
 from pathlib import Path
 
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import CacheType
-from hvlc.manifest.lock import Lock
+from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import Manifest
-from hvlc.recipes.schema import Recipe, load_recipe
+from hvlc.recipes.loading import parse_recipe
+from hvlc.recipes.schema import Recipe
 from hvlc.tracing.package import PackageTracer
 from hvlc.tracing.parts import Precision
 from hvlc.weights.rotation import Rotation
@@ -49,7 +49,4 @@ def _recipe_of(directory: Path) -> Recipe:
     Raises:
         UserError: its lock is missing or damaged.
     """
-    with tempfile.TemporaryDirectory(prefix="hvlc-") as work:
-        file = Path(work) / "recipe.yaml"
-        file.write_text(Lock.load(directory).recipe, "utf-8")
-        return load_recipe(str(file))
+    return parse_recipe(Lock.load(directory).recipe, f"the recipe in {directory / LOCK}")

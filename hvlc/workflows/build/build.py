@@ -15,8 +15,9 @@ from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.text import PackageText, settle_text, tokenizer_files
 from hvlc.package.writer import write_package
 from hvlc.recipes.budget import allocate, explicit, with_budget
+from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe, load_recipe
+from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe
 from hvlc.results.build import BuildResult
 from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint

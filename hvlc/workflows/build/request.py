@@ -10,7 +10,8 @@ from hvlc.files.reading import SOURCE, read_text
 from hvlc.manifest.lock import Provenance
 from hvlc.manifest.manifest import Manifest, Sources
 from hvlc.package.writer import code_digest, tool_versions
-from hvlc.recipes.schema import Recipe, recipe_path
+from hvlc.recipes.loading import recipe_text
+from hvlc.recipes.schema import Recipe
 from hvlc.targets import Target, target_path
 from hvlc.weights.checkpoint import Checkpoint
 
@@ -83,9 +84,8 @@ class Document:
 
 def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
     """The texts of a recipe and a target that were just read."""
-    paths = recipe_path(request.recipe), target_path(request.target)
-    texts = [read_text(path, "spec.unreadable", limit=SOURCE) for path in paths]
-    return Document(recipe.name, texts[0]), Document(target.name, texts[1])
+    device = read_text(target_path(request.target), "spec.unreadable", limit=SOURCE)
+    return Document(recipe.name, recipe_text(request.recipe)), Document(target.name, device)
 
 
 def provenance_of(

@@ -7,9 +7,9 @@ from pathlib import Path
 from hvlc.errors import UserError
 from hvlc.files.reading import SOURCE, is_file, read_text
 from hvlc.graphs.bundle import Role
-from hvlc.inputs.documents import parse_yaml
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.recipes.loading import parse_recipe, recipe_text
 from hvlc.recipes.schema import Recipe
 from hvlc.results.gates import Origin, RecipeText, Suspect
 
@@ -55,12 +55,7 @@ def _rule_index(recipe: Recipe, role: str, weight: str) -> int | None:
 
 
 def _recipe(text: str, package: Path) -> Recipe:
-    named = f"the recipe in {package / LOCK}"
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise UserError("package.lock", f"{named}: {error}", "build the package again") from error
-    return Recipe.parse(content, named)
+    return parse_recipe(text, f"the recipe in {package / LOCK}", "package.lock", "build the package again")
 
 
 def origin_of(model: Path, suspects: Sequence[Suspect] = (), recipe: Path | None = None) -> Origin:
@@ -77,7 +72,7 @@ def origin_of(model: Path, suspects: Sequence[Suspect] = (), recipe: Path | None
     if not is_file(model / LOCK):
         return Origin(path=str(model), suspects=tuple(suspects))
     text = Lock.load(model).recipe
-    same = recipe is not None and _text(recipe) == text
+    same = recipe is not None and _text(recipe) == text  # the file's own lines, so not of one that extends another
     found = RecipeText(name=_recipe(text, model).name, text=text, path=str(recipe) if same else None)
     return Origin(path=str(model / MANIFEST), recipe=found, suspects=tuple(suspects))
 
@@ -89,7 +84,8 @@ def require_recipe(recipe: Path, models: Iterable[Path]) -> None:
         UserError: "gate.recipe", or the file cannot be read.
     """
     packages = [model for model in models if is_file(model / LOCK)]
-    if all(Lock.load(package).recipe != _text(recipe) for package in packages):
+    texts = {_text(recipe), recipe_text(str(recipe))}
+    if all(Lock.load(package).recipe not in texts for package in packages):
         named = ", ".join(map(str, packages)) or "a package with a lock"
         cause = f"{recipe} is not the recipe that {named} was built from"
         raise UserError("gate.recipe", cause, f"build again, or name the file with the recipe in {LOCK}")

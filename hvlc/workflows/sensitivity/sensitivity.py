@@ -17,8 +17,9 @@ from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.manifest.manifest import Kind
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.budget import is_budgeted, uniform
+from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe, load_recipe
+from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe
 from hvlc.results.sensitivity import Candidate, Part, Sensitivity
 from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint
