@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 _QUOTED = re.compile(r"`(hvlc(?:\.[a-z_0-9]+)+)(?:\.[A-Z]\w*(?:\.\w+)*)?`")
 _PATH = re.compile(r"(?<![\w/.-])((?:hvlc|tests|docs|examples|benchmarks)/[\w./-]*\w\.(?:py|md|toml|yaml|png|svg))\b")
-_FOREIGN = ("docs/ContribOperators.md",)  # onnxruntime's
+_FOREIGN = ("docs/ContribOperators.md", "docs/ExternalData.md")  # onnxruntime's and onnx's
 _PLACEHOLDER = re.compile(r"[A-Z]{4}")  # hvlc/recipes/NAME.yaml
 
 

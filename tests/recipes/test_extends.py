@@ -47,9 +47,8 @@ def test_settings_are_merged_key_by_key(tmp_path: Path) -> None:
 
 
 def test_a_rule_for_the_same_weights_takes_the_others_place(tmp_path: Path) -> None:
-    mine = load_recipe(
-        write(tmp_path, HEAD + f"rules: [{{role: decoder, weights: lm_head.weight, quantize: {INT8}}}]\n")
-    )
+    rule = f"{{role: decoder, weights: lm_head.weight, quantize: {INT8}}}"
+    mine = load_recipe(write(tmp_path, HEAD + f"rules: [{rule}]\n"))
     base = load_recipe("w4a16")
     assert [(r.role, r.weights) for r in mine.rules] == [(r.role, r.weights) for r in base.rules]
     assert mine.rules[1].quantize.bits == 8
@@ -57,7 +56,9 @@ def test_a_rule_for_the_same_weights_takes_the_others_place(tmp_path: Path) -> N
 
 
 def test_a_rule_for_other_weights_decides_before_all_others(tmp_path: Path) -> None:
-    mine = load_recipe(write(tmp_path, HEAD + f"rules: [{{weights: '*.o_proj.weight', quantize: {INT8}}}]\n"))
+    mine = load_recipe(
+        write(tmp_path, HEAD + f"rules: [{{role: decoder, weights: '*.o_proj.weight', quantize: {INT8}}}]\n")
+    )
     assert mine.rules[0].weights == "*.o_proj.weight"
     assert mine.rules[1:] == load_recipe("w4a16").rules
 
