@@ -61,9 +61,7 @@ def load_recipe(name: str) -> Recipe:
     return Recipe.parse(_resolved(read_yaml(path), path.name, ()), path.name)
 
 
-def parse_recipe(
-    text: str, source: str, code: str = "spec.unreadable", fix: str = "correct the file"
-) -> Recipe:
+def parse_recipe(text: str, source: str, code: str = "spec.unreadable", fix: str = "correct the file") -> Recipe:
     """A recipe from the text that `recipe_text` gave.
 
     Args:

@@ -49,4 +49,6 @@ def _recipe_of(directory: Path) -> Recipe:
     Raises:
         UserError: its lock is missing or damaged.
     """
-    return parse_recipe(Lock.load(directory).recipe, f"the recipe in {directory / LOCK}")
+    return parse_recipe(
+        Lock.load(directory).recipe, f"the recipe in {directory / LOCK}", "package.lock", "build the package again"
+    )
