@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tracing", "report", "calibration", "package", "training"),
     ("export", "passes", "lint", "qnn", "runtime", "evaluation", "solvers"),
     ("models", "zoo"),
+    ("opening",),
     ("recipes",),
     ("results",),
     ("manifest", "targets"),

@@ -259,14 +259,14 @@ def demo(output: Path, count: int, as_json: bool) -> None:
 @json_option
 def inspect(directory: Path, top: int, as_json: bool) -> None:
     """Show the components, files and sources of the package in DIRECTORY, and where every byte goes."""
-    from hvlc.manifest.manifest import Manifest
+    from hvlc.opening.package import open_package
     from hvlc.package.contents import contents_of
     from hvlc.report.builds import manifest_tables
     from hvlc.report.contents import contents_record, contents_tables
     from hvlc.report.placement import placed_components, placement_table
     from hvlc.results.compilation import read_compilation
 
-    manifest = Manifest.load(directory)
+    manifest = open_package(directory).manifest
     contents = contents_of(directory, manifest)
     compiled, tables = compilation.of_package(directory)
     placed = placed_components(manifest, read_compilation(directory))
@@ -288,15 +288,20 @@ def verify(
     directory: Path, checkpoint: Path | None, calibration: str | None, threads: int | None, as_json: bool
 ) -> None:
     """Hold every file of the package in DIRECTORY against its digest, or against a new build."""
-    from hvlc.manifest.manifest import Manifest
+    from hvlc.opening.package import open_package
+    from hvlc.opening.tokenizer import check_tokenizer
 
     if checkpoint is not None:
         _verify_rebuilt(directory, checkpoint, calibration, threads, as_json)
         return
-    manifest = Manifest.load(directory)
-    manifest.verify(directory)
-    text = f"{len(manifest.files)} files are as they were built"
-    show({"files": len(manifest.files), "valid": True}, as_json, lambda console: console.print(text))
+    package = open_package(directory, verify=True)
+    check_tokenizer(directory)
+    files, ignored = len(package.manifest.files), list(package.ignored)
+    text = f"{files} files are as they were built"
+    if ignored:
+        text += f"; not part of the package, and read by nothing: {', '.join(ignored)}"
+    data = {"files": files, "valid": True, "ignored": ignored}
+    show(data, as_json, lambda console: console.print(text, soft_wrap=True))
 
 
 def _verify_rebuilt(

@@ -8,6 +8,8 @@ from typing import Self
 from pydantic import Field
 
 from hvlc.errors import UserError
+from hvlc.files.links import leads_outside
+from hvlc.files.reading import is_file, shown
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
 from hvlc.manifest.manifest import FileEntry, Sources
@@ -84,6 +86,8 @@ class Lock(StrictModel):
             UserError: there is none, or it is damaged.
         """
         path = directory / LOCK
-        if not path.is_file():
-            raise UserError("package.lock", f"{directory} holds no {LOCK}", "build the package again")
-        return cls.parse(read_json(path, "package.lock"), str(path))
+        if leads_outside(path, directory):
+            raise UserError("package.escape", f"{shown(path)} leads outside the package", "do not trust this package")
+        if not is_file(path):
+            raise UserError("package.lock", f"{shown(directory)} holds no {LOCK}", "build the package again")
+        return cls.parse(read_json(path, "package.lock", unique=True), str(path))

@@ -1,14 +1,17 @@
 """The package's manifest: every component, what a host must know to drive them, digests and versions."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
+from hvlc.files.links import leads_outside
+from hvlc.files.reading import is_file, shown
 from hvlc.graphs.placement import Phase, Placement, Provider
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
@@ -21,7 +24,20 @@ FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 #: Input of the vision graph of a package that answers about images: the visual tokens that the host has computed.
 HOST_FEATURES = "host_image_features"
 DECODER = "model"  # component that is a whole decoder
-_PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+_LONGEST_NAME = 200
+_PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{_LONGEST_NAME - 1}}}")
+
+#: Name of a file right inside the package, or of a part of it: no separator, and no dot in front.
+PlainName = Annotated[str, Field(pattern=rf"^{_PLAIN.pattern}$")]
+#: Name of a graph's file. onnxruntime reads files with another suffix in another format.
+GraphName = Annotated[str, Field(pattern=rf"^{_PLAIN.pattern}\.onnx$")]
+#: A token id, as the runtime keeps it.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+#: Pixels, tokens, channels: more than any model has, and few enough to be multiplied without overflow.
+Size = Annotated[int, Field(ge=1, lt=2**24)]
+#: Tokens of a sequence.
+Length = Annotated[int, Field(ge=1, lt=2**31)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Kind(StrEnum):
@@ -60,7 +76,7 @@ class CompiledEntry(StrictModel):
         provider_options: that its session needs.
     """
 
-    binary: str = Field(pattern=_PLAIN_NAME)
+    binary: PlainName
     chip: str
     soc_model: int
     htp_arch: int
@@ -84,7 +100,7 @@ class ComponentEntry(StrictModel):
         provider: that the device's session is told to use; where an onnxruntime does not have it, the CPU stands in.
     """
 
-    file: str = Field(pattern=_PLAIN_NAME)
+    file: GraphName
     role: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -98,7 +114,7 @@ class ComponentEntry(StrictModel):
 class FileEntry(StrictModel):
     """One file: size in bytes and hex SHA-256."""
 
-    bytes: int
+    bytes: int = Field(ge=0)
     sha256: str
 
 
@@ -113,22 +129,22 @@ class TileRule(StrictModel):
         resolution_compressor: whether the front graph holds one (a scale of 0 asks it).
     """
 
-    tile_size: int
-    cell_size: int
-    max_visual_tokens: int
-    min_scale: float
+    tile_size: Size
+    cell_size: Size
+    max_visual_tokens: Size
+    min_scale: float = Field(gt=0, le=1)
     resolution_compressor: bool
 
 
 class Tokens(StrictModel):
     """Token ids and texts of the image placeholders."""
 
-    image: int
-    row: int
-    vision_start: int
-    vision_end: int
-    image_text: str
-    row_text: str
+    image: TokenId
+    row: TokenId
+    vision_start: TokenId
+    vision_end: TokenId
+    image_text: str = Field(min_length=1)
+    row_text: str = Field(min_length=1)
 
 
 class PolicyRule(StrictModel):
@@ -166,11 +182,11 @@ class Preprocessing(StrictModel):
         resample: Pillow's name of the filter that resizes.
     """
 
-    image_size: int
-    patch_size: int
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    rescale_factor: float | None
+    image_size: Size
+    patch_size: Size
+    mean: tuple[Finite, ...] | None
+    std: tuple[Finite, ...] | None
+    rescale_factor: Finite | None
     resample: str | None
 
 
@@ -219,17 +235,17 @@ class Manifest(StrictModel):
     kind: Kind
     sources: Sources
     tried: str | None = None
-    components: dict[str, ComponentEntry]
-    encoders: dict[str, str] = Field(default_factory=dict)
+    components: dict[PlainName, ComponentEntry]
+    encoders: dict[PlainName, GraphName] = Field(default_factory=dict)
     policy: EncoderPolicy | None = None
     tiles: TileRule | None = None
     tokens: Tokens | None = None
     preprocessing: Preprocessing | None = None
-    hidden_size: int
-    context_length: int | None = None
-    trained_context_length: int | None = None
-    bits_per_decoder_weight: float | None
-    files: dict[str, FileEntry]
+    hidden_size: Size
+    context_length: Length | None = None
+    trained_context_length: Length | None = None
+    bits_per_decoder_weight: Finite | None
+    files: dict[PlainName, FileEntry]
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Self:
@@ -286,19 +302,56 @@ class Manifest(StrictModel):
     def load(cls, directory: Path) -> Self:
         """Read a package's manifest.
 
+        Every reader of a package's files goes through here (`hvlc.opening.package`), so that a name of a file is plain.
+
         Raises:
-            UserError: no package there, or its manifest is damaged, of another version or from before there were kinds.
+            UserError: no package there, or its manifest is damaged, of another version or from before there were
+                kinds, or it names a file outside the package.
         """
         path = directory / MANIFEST
-        if not path.is_file():
-            raise UserError(
-                "package.missing", f"{directory} holds no {MANIFEST}", "name a directory that hvlc build wrote"
-            )
-        content: Any = read_json(path, "package.manifest")
+        if not is_file(path):
+            cause = f"{shown(directory)} holds no {MANIFEST}"
+            raise UserError("package.missing", cause, "name a directory that hvlc build wrote")
+        _check_place(path, directory)
+        content: Any = read_json(path, "package.manifest", unique=True)
+        for name in _foreign_names(content):
+            raise _escape(name)
         if isinstance(content, dict) and "kind" not in content:
             cause = f"{path} does not say what kind of package this is: an older hvlc wrote it"
             raise UserError("package.manifest", cause, "build the package again")
         return cls.parse(content, str(path))
+
+    def component_in(self, file: str) -> ComponentEntry:
+        """The component whose graph a file holds.
+
+        Raises:
+            UserError: none does.
+        """
+        for entry in self.components.values():
+            if entry.file == file:
+                return entry
+        raise UserError("package.manifest", f"{file} is not the graph of a component", "build the package again")
+
+    def check_places(self, directory: Path) -> None:
+        """Hold where files are against the package; whether they are there is not asked.
+
+        Raises:
+            UserError: one lies outside the package.
+        """
+        for name in self.files:
+            _check_place(directory / name, directory)
+
+    def locate(self, directory: Path) -> None:
+        """Find every file that is listed, without reading it.
+
+        Raises:
+            UserError: a file is missing, is not a regular file, or lies outside the package.
+        """
+        self.check_places(directory)
+        for name in self.files:
+            if not is_file(directory / name):
+                cause = f"{name} is missing from {shown(directory)}"
+                raise UserError("package.incomplete", cause, "build or copy the package again")
 
     def verify(self, directory: Path) -> None:
         """Hold every file against its digest.
@@ -306,17 +359,27 @@ class Manifest(StrictModel):
         Raises:
             UserError: a file is missing, changed, or lies outside the package.
         """
+        self.locate(directory)
         for name, entry in self.files.items():
             path = directory / name
-            if path.resolve().parent != directory.resolve():
-                raise UserError(
-                    "package.escape", f"the manifest names {name} outside the package", "do not trust this package"
-                )
-            if not path.is_file():
-                raise UserError(
-                    "package.incomplete", f"{name} is missing from {directory}", "build or copy the package again"
-                )
             if path.stat().st_size != entry.bytes or digest_file(path) != entry.sha256:
                 raise UserError(
                     "package.digest", f"{name} is not the file that was built", "build or copy the package again"
                 )
+
+
+def _foreign_names(content: Any) -> Iterator[str]:
+    """Names of files in a manifest, not yet validated, that lead elsewhere or could."""
+    files = content.get("files") if isinstance(content, dict) else None
+    if isinstance(files, dict):
+        yield from (name for name in files if not _PLAIN.fullmatch(name))
+
+
+def _check_place(path: Path, directory: Path) -> None:
+    if leads_outside(path, directory):
+        raise _escape(path.name)
+
+
+def _escape(name: str) -> UserError:
+    cause = f"the manifest names {shown(name)!r}, which is not a file inside the package"
+    return UserError("package.escape", cause, "do not trust this package")

@@ -20,7 +20,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import Message
 
-from hvlc.package.contents import damaged, load_graph
+from hvlc.opening.graphs import load_graph
+from hvlc.opening.tensors import damaged
 from hvlc.package.initializers import Initializer, open_initializer
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)

@@ -3,15 +3,15 @@
 The graphs may come from anywhere: what they say of external data is held against the files before it is believed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
-from hvlc.errors import UserError
 from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.opening.graphs import Body, load_graph, nested, stored_tensors
+from hvlc.opening.tensors import dtype_of, place_of
 from hvlc.results.build import Content, Contents, Piece, Use
 
 _LEVELS_SCALES_ZEROS = (Content.LEVELS, Content.SCALES, Content.ZERO_POINTS)
@@ -70,18 +70,13 @@ def contents_of(directory: Path, manifest: Manifest) -> Contents:
 
 
 def file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
-    """Size of every file of the package, its manifest last."""
-    sizes = {}
-    for name in (*manifest.files, MANIFEST):
-        path = directory / name
-        if path.resolve().parent != directory.resolve():
-            raise UserError("package.escape", f"{name} lies outside {directory}", "do not trust this package")
-        if not path.is_file():
-            raise UserError(
-                "package.incomplete", f"{name} is missing from {directory}", "build or copy the package again"
-            )
-        sizes[name] = path.stat().st_size
-    return sizes
+    """Size of every file of the package, its manifest last.
+
+    Raises:
+        UserError: one is missing or lies outside the package.
+    """
+    manifest.locate(directory)
+    return {name: (directory / name).stat().st_size for name in (*manifest.files, MANIFEST)}
 
 
 def _plain(name: str) -> Content:
@@ -100,7 +95,7 @@ def _graph(path: Path, component: str, sizes: Mapping[str, int], ranges: _Ranges
     for graph in graphs:
         _note_reads(graph, aliases, read)
     pieces: list[Piece] = []
-    for tensor in (tensor for graph in graphs for tensor in _tensors(graph)):
+    for tensor in (tensor for graph in graphs for tensor in stored_tensors(graph)):
         dtype = dtype_of(path.name, tensor)
         kind = Content.FLOATS if "float" in dtype or dtype == "double" else Content.OTHER
         content, width = read.get(tensor.name, (kind, dtype))
@@ -117,47 +112,7 @@ def _graph(path: Path, component: str, sizes: Mapping[str, int], ranges: _Ranges
     return [*pieces, Piece(path.name, rest, Content.GRAPH, components=(component,))]
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """A graph without its external data.
-
-    Raises:
-        UserError: the file is no graph.
-    """
-    try:
-        return onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise damaged(path.name, "it is no ONNX file") from error
-
-
-_Body = onnx.GraphProto | onnx.FunctionProto
-
-
-def nested(graph: _Body) -> Iterator[_Body]:
-    """A graph and all of its subgraphs, outer ones first."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nested(inner)
-
-
-def _tensors(graph: _Body) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a graph stores, in attributes too."""
-    if isinstance(graph, onnx.GraphProto):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            alone = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-            for sparse in (*alone, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-
-
-def _note_reads(graph: _Body, aliases: dict[str, str], read: dict[str, tuple[Content, str]]) -> None:
+def _note_reads(graph: Body, aliases: dict[str, str], read: dict[str, tuple[Content, str]]) -> None:
     """Which values of a graph are read as levels, scales and zero points, and how wide a level is."""
     for node in graph.node:
         if node.op_type in _FORMS and node.input:
@@ -168,41 +123,6 @@ def _note_reads(graph: _Body, aliases: dict[str, str], read: dict[str, tuple[Con
             if position < len(node.input):
                 name = node.input[position]
                 read[aliases.get(name, name)] = (content, f"int{bits}")
-
-
-def dtype_of(file: str, tensor: onnx.TensorProto) -> str:
-    """ONNX's name of the element type, in lower case."""
-    try:
-        return onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-    except ValueError as error:
-        raise damaged(file, f"{tensor.name!r} has the unknown dtype {tensor.data_type}") from error
-
-
-def place_of(file: str, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> tuple[str, int, int]:
-    """File, offset and length of external data, as far as they are true."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    name = entries.get("location", "").removeprefix("./")
-    if name not in sizes:
-        if name in ("", ".", "..") or any(separator in name for separator in "/\\\0"):
-            cause = f"{file} reads {tensor.name!r} from outside the package: {name!r}"
-            raise UserError("package.escape", cause, "do not trust this package")
-        cause = f"{file} reads {tensor.name!r} from {name!r}, which is no file of the package"
-        raise UserError("package.incomplete", cause, "build or copy the package again")
-    offset, length = (_count(file, tensor, entries.get(key)) for key in ("offset", "length"))
-    start = offset or 0
-    stop = sizes[name] if length is None else start + length
-    if not start <= stop <= sizes[name]:
-        raise damaged(file, f"{tensor.name!r} lies at bytes {start} to {stop} of {name}, which has {sizes[name]}")
-    return name, start, stop - start
-
-
-def _count(file: str, tensor: onnx.TensorProto, text: str | None) -> int | None:
-    """A number of bytes that a graph gives as text."""
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise damaged(file, f"{tensor.name!r} lies at {text[:40]!r}, which is no number of bytes")
-    return int(text)
 
 
 def _data(name: str, size: int, ranges: Mapping[tuple[int, int], _Range]) -> list[Piece]:
@@ -224,8 +144,3 @@ def _data(name: str, size: int, ranges: Mapping[tuple[int, int], _Range]) -> lis
 def _gap(name: str, start: int, stop: int) -> Piece:
     content = Content.PADDING if stop - start < _LARGEST_GAP else Content.UNUSED
     return Piece(name, stop - start, content, offset=start)
-
-
-def damaged(file: str, cause: str) -> UserError:
-    """What is wrong with a graph file."""
-    return UserError("package.graph", f"{file}: {cause}", "build or copy the package again")

@@ -13,8 +13,10 @@ import onnx
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.manifest.manifest import MANIFEST, ComponentEntry, Manifest
+from hvlc.opening.graphs import load_graph
+from hvlc.opening.package import open_package
 from hvlc.package.canonical import Matching, canonical_graph, match, paired_constants
-from hvlc.package.contents import file_sizes, load_graph
+from hvlc.package.contents import file_sizes
 from hvlc.package.distance import distance
 from hvlc.package.initializers import Initializer
 from hvlc.package.settings import changed_settings, changed_tokenizer, changed_values
@@ -44,7 +46,7 @@ class _Package:
 
     @classmethod
     def open(cls, directory: Path) -> "_Package":
-        manifest = Manifest.load(directory)
+        manifest = open_package(directory).manifest
         sizes = file_sizes(directory, manifest)
         listed = {*sizes, MANIFEST}
         strays = [p for p in sorted(directory.iterdir()) if p.name not in listed and p.is_file() and not p.is_symlink()]

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from hvlc.errors import HvlcError
-from hvlc.package.contents import damaged, dtype_of, place_of
+from hvlc.opening.tensors import damaged, dtype_of, place_of, width_of
 
 _HALF_BYTES = {"int4": np.int8, "uint4": np.uint8}
 
@@ -76,22 +76,13 @@ def open_initializer(path: Path, tensor: onnx.TensorProto, sizes: Mapping[str, i
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         try:
             size = numpy_helper.to_array(tensor).size
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise damaged(path.name, f"{tensor.name!r} has not the values of its shape") from error
-        return Initializer(tensor.name, dtype, shape, _width(dtype, size), inline=tensor)
+        return Initializer(tensor.name, dtype, shape, width_of(dtype, size), inline=tensor)
     file, offset, length = place_of(path.name, tensor, sizes)
-    if min(shape, default=0) < 0 or length != _width(dtype, math.prod(shape)):
+    if min(shape, default=0) < 0 or length != width_of(dtype, math.prod(shape)):
         raise damaged(path.name, f"{tensor.name!r} is {dtype} {list(shape)}, which {length} bytes are not")
     return Initializer(tensor.name, dtype, shape, length, path.parent / file, offset)
-
-
-def _width(dtype: str, size: int) -> int:
-    """Bytes of `size` elements."""
-    if dtype in _HALF_BYTES:
-        return (size + 1) // 2
-    if dtype in ("string", "undefined"):
-        return 0
-    return size * onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(dtype.upper())).itemsize
 
 
 def _unpacked(packed: np.ndarray, count: int, *, signed: bool) -> np.ndarray:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from hvlc.package.contents import load_graph, nested, place_of
+from hvlc.opening.graphs import load_graph, nested
+from hvlc.opening.tensors import place_of
 
 #: As `hvlc.package.streaming` lays files out.
 _LARGE, _PAGE, _ALIGNED = 1 << 20, 4096, 64

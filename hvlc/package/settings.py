@@ -1,21 +1,20 @@
 """What configurations and tokenizers of two packages say otherwise, key by key."""
 
 import json
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hvlc.inputs.documents import read_json
+from hvlc.files.reading import TOKENIZER, is_file
+from hvlc.inputs.documents import parse_toml, parse_yaml, read_json
 from hvlc.inputs.tokenizer import chat_template, tokenizer_config
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import Manifest
+from hvlc.opening.configuration import CONFIGURATION
+from hvlc.opening.tokenizer import check_tokenizer
 from hvlc.results.difference import ValueChange
 
-_CONFIG = "genai_config.json"
 #: Of the manifest what the lock says in more detail, or what is compared as files.
 _ELSEWHERE = ("files", "sources")
 _TOKENIZER_ELSEWHERE = ("chat_template",)
@@ -59,11 +58,12 @@ def changed_settings(a: Path, b: Path, manifests: tuple[Manifest, Manifest]) -> 
     Raises:
         UserError: a file cannot be read.
     """
-    configs = [read_json(d / _CONFIG, "package.config") if (d / _CONFIG).is_file() else {} for d in (a, b)]
+    paths = [directory / CONFIGURATION for directory in (a, b)]
+    configs = [read_json(path, "package.configuration") if is_file(path) else {} for path in paths]
     facts = [m.model_dump(mode="json", exclude=set(_ELSEWHERE)) for m in manifests]
     origins = [_origins(d, m) for d, m in zip((a, b), manifests, strict=True)]
     found = {
-        _CONFIG: tuple(changed_values(configs[0], configs[1])),
+        CONFIGURATION: tuple(changed_values(configs[0], configs[1])),
         "manifest": tuple(changed_values(facts[0], facts[1])),
     }
     for name in origins[0]:
@@ -81,19 +81,19 @@ def _origins(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "calibration": {n: sources[n] for n in ("calibration_name", "calibration", "calibration_samples")},
         "versions": {**sources["versions"], "code of hvlc": sources["code"]},
     }
-    if (directory / LOCK).is_file():
+    if is_file(directory / LOCK):
         lock = Lock.load(directory)
-        found["recipe"] = _parsed(lock.recipe, yaml.safe_load, yaml.YAMLError)
-        found["target"] = _parsed(lock.target, tomllib.loads, tomllib.TOMLDecodeError)
+        found["recipe"] = _parsed(lock.recipe, parse_yaml)
+        found["target"] = _parsed(lock.target, parse_toml)
         found["checkpoint"]["files"] = {n: entry.model_dump(mode="json") for n, entry in lock.checkpoint.items()}
     return found
 
 
-def _parsed(text: str, parse: Any, failure: type[Exception]) -> Any:
-    """A recipe or target as plain values; as text where it is none."""
+def _parsed(text: str, parse: Callable[[str], Any]) -> Any:
+    """A recipe or target as plain values; as text where it is neither YAML nor TOML."""
     try:
         return json.loads(json.dumps(parse(text), default=str))
-    except failure:
+    except ValueError:
         return text
 
 
@@ -101,8 +101,10 @@ def changed_tokenizer(a: Path, b: Path) -> tuple[ValueChange, ...]:
     """Which tokens, merges, special tokens and lines of the template differ, then what else of the tokenizer.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or is not of a tokenizer.
     """
+    for directory in (a, b):
+        check_tokenizer(directory)
     changes: list[ValueChange] = []
     first, second = (_tokenizer(directory) for directory in (a, b))
     for name in ("vocab", "merges", "added_tokens"):
@@ -118,7 +120,7 @@ def changed_tokenizer(a: Path, b: Path) -> tuple[ValueChange, ...]:
 def _tokenizer(directory: Path) -> dict[str, Any]:
     """tokenizer.json, its lists as mappings from what an entry is to its number."""
     path = directory / "tokenizer.json"
-    content = read_json(path, "package.tokenizer") if path.is_file() else {}
+    content = read_json(path, "package.tokenizer", limit=TOKENIZER) if is_file(path) else {}
     content = dict(content) if isinstance(content, dict) else {"content": content}
     model = dict(content["model"]) if isinstance(content.get("model"), dict) else {}
     vocab, merges = model.pop("vocab", {}), model.pop("merges", [])

@@ -18,7 +18,9 @@ import onnx
 
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
-from hvlc.package.contents import damaged, file_sizes, load_graph, nested
+from hvlc.opening.graphs import load_graph, nested
+from hvlc.opening.tensors import damaged
+from hvlc.package.contents import file_sizes
 from hvlc.package.initializers import Initializer, open_initializer
 
 #: Operators that hand on a vector of scales or a table in another form but with the same values in the same order.

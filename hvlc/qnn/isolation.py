@@ -128,7 +128,8 @@ class Isolation:
             request: what to do.
             scratch: an existing directory for messages.
         """
-        asked, answer, said = (scratch / name for name in ("request.json", "answer.json", "stderr.txt"))
+        # Absolute: the process runs in the scratch directory.
+        asked, answer, said = (scratch.resolve() / name for name in ("request.json", "answer.json", "stderr.txt"))
         asked.write_text(json.dumps(self._message(request)), "utf-8")
         answer.unlink(missing_ok=True)
         with said.open("wb") as stderr:

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from hvlc.errors import UserError
-from hvlc.files.reading import DOCUMENT, read_bytes, state_of
+from hvlc.files.reading import shown, state_of
+from hvlc.inputs.documents import read_json
 from hvlc.results.base import Record, Score
 
 #: Name of the record in a package.
@@ -153,10 +154,11 @@ def read_compilation(package: Path) -> Compilation | None:
     path = package / COMPILATION
     if state_of(path) is None:
         return None
+    content = read_json(path, "results.invalid", unique=True)
     try:
-        return Compilation.model_validate_json(read_bytes(path, "results.unreadable", limit=DOCUMENT))
+        return Compilation.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        cause = f"{path} is not a record of a compilation that this version reads: {where}: {first['msg']}"
+        cause = f"{shown(path)} is not a record of a compilation that this version reads: {where}: {first['msg']}"
         raise UserError("results.invalid", cause, "compile the package again") from error

@@ -14,6 +14,7 @@ from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.graphs.placement import Phase
 from hvlc.manifest.manifest import ComponentEntry, Manifest
+from hvlc.opening.sessions import PackageSession
 from hvlc.runtime.providers import open_component, register_providers
 
 #: numpy's types of what onnxruntime's sessions take.
@@ -46,17 +47,17 @@ class Cache:
     past: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def stream_of(session: ort.InferenceSession) -> ort.NodeArg:
+def stream_of(session: PackageSession) -> ort.NodeArg:
     """The input that takes the sequence: neither a cache nor a length."""
     return next(v for v in session.get_inputs() if not v.name.startswith((PAST, LAST_INDEX, MOST_TOKENS)))
 
 
-def picks_row(session: ort.InferenceSession) -> bool:
+def picks_row(session: PackageSession) -> bool:
     """Whether a graph gives one row of a window, and is told which (`hvlc.passes.static.pick_last_token`)."""
     return any(value.name == LAST_ROW for value in session.get_inputs())
 
 
-def run_windows(session: ort.InferenceSession, values: np.ndarray, cache: Cache) -> np.ndarray:
+def run_windows(session: PackageSession, values: np.ndarray, cache: Cache) -> np.ndarray:
     """A graph over what follows the positions that its cache has seen.
 
     Args:
@@ -91,9 +92,7 @@ def run_windows(session: ort.InferenceSession, values: np.ndarray, cache: Cache)
     return np.concatenate(made)
 
 
-def _run_window(
-    session: ort.InferenceSession, stream: str, window: np.ndarray, cache: Cache, row: int = 0
-) -> np.ndarray:
+def _run_window(session: PackageSession, stream: str, window: np.ndarray, cache: Cache, row: int = 0) -> np.ndarray:
     total = cache.used + window.shape[1]
     if total > cache.context:
         cause = f"{total} positions, padding included, exceed the context of {cache.context}"
@@ -143,7 +142,7 @@ class StagedDecoder:
         self._embedding = manifest.components["embedding"]
         self._prompt = [(name, entry) for name, entry in entries if entry.phase is Phase.PROMPT]
         self._token = {name: entry for name, entry in entries if entry.phase is Phase.TOKEN}
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, PackageSession] = {}
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """float32 `[n, vocabulary]`: what the decoder says after each token of int64 `[n]`."""
@@ -158,7 +157,7 @@ class StagedDecoder:
             values = run_windows(session, values, Cache(self._context))
         return values
 
-    def _session(self, name: str, entry: ComponentEntry) -> ort.InferenceSession:
+    def _session(self, name: str, entry: ComponentEntry) -> PackageSession:
         if name not in self._sessions:
             self._sessions[name] = open_component(self._directory, entry, self._threads)
         return self._sessions[name]

@@ -1,6 +1,5 @@
 """Answers from a package: prompt, visual tokens, greedy decoding through onnxruntime-genai."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,11 @@ from hvlc.errors import UserError
 from hvlc.inputs.images import to_array
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
 from hvlc.manifest.manifest import Kind, Manifest
+from hvlc.opening.engine import engine_runs
+from hvlc.opening.package import open_package
 from hvlc.results import Answered
-from hvlc.runtime.prompt import open_tokenizer, templated
-from hvlc.runtime.providers import load_decoder, runs_on
+from hvlc.runtime.prompt import templated
+from hvlc.runtime.providers import open_engine, runs_on
 from hvlc.runtime.vision import Tiled, Vision
 from hvlc.runtime.windows import Windows, force
 
@@ -28,12 +29,14 @@ class Generation:
     """One running answer: iterate for pieces of text, then read `answered`.
 
     Attributes:
+        directory: the package.
         prompt_tokens: length of the prompt, visual tokens included.
         encoder: which vision encoder ran; "" for text only.
         images: the images after the front graph.
         tokens: what was generated so far, the end token included.
     """
 
+    directory: Path
     generator: og.Generator
     stream: "og.TokenizerStream"
     prompt_tokens: int
@@ -48,16 +51,23 @@ class Generation:
     _last: float = 0.0
 
     def __iter__(self) -> Iterator[str]:
-        while not self.generator.is_done() and len(self.tokens) < self.max_new_tokens:
-            self.generator.generate_next_token()
-            token = int(self.generator.get_next_tokens()[0])
+        while len(self.tokens) < self.max_new_tokens and (token := self._next()) is not None:
             self._last = time.perf_counter()
             self._first = self._first or self._last
             self.tokens.append(token)
             if token not in self.end_tokens:
-                piece = self.stream.decode(token)
+                with engine_runs(self.directory, "decode an answer of", _TOKENIZER):
+                    piece: str = self.stream.decode(token)
                 self.text += piece
                 yield piece
+
+    def _next(self) -> int | None:
+        """The next token; None where the answer is done."""
+        with engine_runs(self.directory):
+            if self.generator.is_done():
+                return None
+            self.generator.generate_next_token()
+            return int(self.generator.get_next_tokens()[0])
 
     @property
     def answered(self) -> Answered:
@@ -84,27 +94,24 @@ class LanguageModel:
         verify: hold every file against its digest first.
 
     Raises:
-        UserError: no package, one of another kind, or a file was changed.
+        UserError: see `hvlc.opening.package.open_package`; or the package is of another kind, or the runtime refuses
+            it.
     """
 
     kind = Kind.LANGUAGE
 
     def __init__(self, directory: Path, *, name: str = "", verify: bool = True) -> None:
-        self.manifest = Manifest.load(directory)
+        package = open_package(directory, verify=verify)
+        self.manifest = package.manifest
         if self.manifest.kind is not self.kind:
             cause = f"{directory} is a {self.manifest.kind} package, not a {self.kind} one"
             raise UserError("package.kind", cause, "name a package of that kind; hvlc inspect shows it")
-        if verify:
-            self.manifest.verify(directory)
         self.directory = directory
         self.name = name or directory.resolve().name
         self.runs_on = runs_on(self.manifest)
-        self._model = load_decoder(directory, self.manifest)
-        self._tokenizer = open_tokenizer(self._model, directory)
-        config = json.loads((directory / "genai_config.json").read_text("utf-8"))
-        eos = config["model"]["eos_token_id"]
-        self._end_tokens = frozenset(eos if isinstance(eos, list) else [eos])
-        self._windows = Windows.of(config)
+        self._end_tokens = package.configuration.end_tokens
+        self._windows = Windows.of(package.configuration)
+        self._model, self._tokenizer = open_engine(package)
 
     def answer(
         self, prompt: str, images: Sequence[Image.Image], *, encoder: str, vrc: bool, max_new_tokens: int
@@ -133,13 +140,14 @@ class LanguageModel:
             UserError: see `start`.
         """
         generation = self.start(prompt, images, encoder=encoder, vrc=vrc, max_new_tokens=len(answer))
-        rows = [_last_logits(generation.generator)]
-        for token in answer[:-1]:
-            if self._windows is None:
-                generation.generator.append_tokens(np.array([token], np.int32))
-            else:
-                force(generation.generator, token)
-            rows.append(_last_logits(generation.generator))
+        with engine_runs(self.directory):
+            rows = [_last_logits(generation.generator)]
+            for token in answer[:-1]:
+                if self._windows is None:
+                    generation.generator.append_tokens(np.array([token], np.int32))
+                else:
+                    force(generation.generator, token)
+                rows.append(_last_logits(generation.generator))
         return np.stack(rows)
 
     def start(
@@ -163,7 +171,8 @@ class LanguageModel:
             max_new_tokens: bound of generated tokens.
 
         Raises:
-            UserError: something about images was asked for, or the prompt is empty or too long.
+            UserError: something about images was asked for, the prompt is empty or too long, or the runtime cannot run
+                the package.
         """
         started = time.perf_counter()
         asked = [*(["an image"] if images else []), *(["an encoder"] if encoder not in ("auto", "") else [])]
@@ -173,10 +182,12 @@ class LanguageModel:
             raise UserError("request.image", cause, "ask without, or build a vision-language checkpoint")
         ids = self.prompt_ids(prompt)
         self._check_prompt(ids, max_new_tokens)
-        generator = self._generator(len(ids) + max_new_tokens)
-        generator.append_tokens(ids)
-        stream = self._tokenizer.create_stream()
-        return Generation(generator, stream, len(ids), "", (), self._end_tokens, max_new_tokens, started)
+        with engine_runs(self.directory):
+            generator = self._generator(len(ids) + max_new_tokens)
+            generator.append_tokens(ids)
+            stream = self._tokenizer.create_stream()
+        ends = self._end_tokens
+        return Generation(self.directory, generator, stream, len(ids), "", (), ends, max_new_tokens, started)
 
     def prompt_ids(self, prompt: str, images: Sequence[Tiled] = ()) -> np.ndarray:
         """int32 token ids: through the package's chat template, or as plain text to go on with if it has none.
@@ -185,12 +196,18 @@ class LanguageModel:
             UserError: there is nothing to go on with, or the template cannot be rendered.
         """
         if chat_template(self.directory, _TOKENIZER):
-            ids = self._tokenizer.encode(templated(self._tokenizer, prompt)).tolist()
+            ids = self._encode(templated(self._tokenizer, prompt))
         else:
-            ids = opening_tokens(self.directory, _TOKENIZER) + self._tokenizer.encode(prompt).tolist()
+            ids = opening_tokens(self.directory, _TOKENIZER) + self._encode(prompt)
         if not ids:
             raise UserError("request.empty", "the prompt has no token to go on with", "give a prompt")
         return np.array(ids, np.int32)
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text and nothing else."""
+        with engine_runs(self.directory, "tokenize with", _TOKENIZER):
+            ids: list[int] = self._tokenizer.encode(text).tolist()
+        return ids
 
     def _generator(self, max_length: int) -> og.Generator:
         params = og.GeneratorParams(self._model)
@@ -269,10 +286,12 @@ class VisionLanguageModel(LanguageModel):
         tensors["num_image_tokens"] = np.array([sum(t.visual_tokens for t in tiled)], np.int64)
         if tiled:
             tensors["host_image_features"] = np.concatenate([self._vision.encode(t, chosen) for t in tiled])
-        generator = self._generator(len(ids) + max_new_tokens)
-        generator.set_inputs(tensors)
-        stream, used = self._tokenizer.create_stream(), chosen if tiled else ""
-        return Generation(generator, stream, len(ids), used, tiled, self._end_tokens, max_new_tokens, started)
+        with engine_runs(self.directory):
+            generator = self._generator(len(ids) + max_new_tokens)
+            generator.set_inputs(tensors)
+            stream, used = self._tokenizer.create_stream(), chosen if tiled else ""
+        ends = self._end_tokens
+        return Generation(self.directory, generator, stream, len(ids), used, tiled, ends, max_new_tokens, started)
 
     def prompt_ids(self, prompt: str, images: Sequence[Tiled] = ()) -> np.ndarray:
         """int32 token ids with every image expanded to rows of placeholders.
@@ -293,7 +312,7 @@ class VisionLanguageModel(LanguageModel):
             )
         ids: list[int] = []
         for index, part in enumerate(parts):
-            ids += self._tokenizer.encode(part).tolist() if part else []
+            ids += self._encode(part) if part else []
             if index < len(images):
                 ids += ([tokens.image] * images[index].columns + [tokens.row]) * images[index].rows
         return np.array(ids, np.int32)
@@ -315,7 +334,7 @@ def open_model(directory: Path, *, name: str = "", tile_batch: int = 4) -> Langu
     Raises:
         UserError: no package, a vision package, or a file was changed.
     """
-    kind = Manifest.load(directory).kind
+    kind = Manifest.load(directory).kind  # each opens it, and looks at all of it
     if kind is Kind.VISION:
         cause = f"{directory} is a vision package: it turns pixels into features and answers nothing"
         raise UserError(

@@ -4,18 +4,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import keep_positions
 from hvlc.inputs.tokenizer import opening_tokens
-from hvlc.manifest.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.manifest.manifest import Kind
+from hvlc.opening.cutting import load_ir, session_of
+from hvlc.opening.engine import engine_runs
+from hvlc.opening.package import open_package
+from hvlc.opening.sessions import PackageSession, session_options
 from hvlc.runtime.fixed import DTYPES, StagedDecoder
-from hvlc.runtime.prompt import open_tokenizer
-from hvlc.runtime.providers import load_decoder
-
-_FOLDER = "session.model_external_initializers_file_folder_path"
+from hvlc.runtime.providers import open_engine
 
 
 class TextScorer:
@@ -30,14 +29,14 @@ class TextScorer:
         context_length: tokens that it reads at most.
 
     Raises:
-        UserError: the package has no decoder that reads tokens, or a file was changed.
+        UserError: see `open_package`; or the package has no decoder that reads tokens.
     """
 
     def __init__(self, directory: Path, threads: int = 0) -> None:
         self._directory = directory
         self._threads = threads
-        self._manifest = Manifest.load(directory)
-        self._manifest.verify(directory)
+        self._package = open_package(directory, verify=True)
+        self._manifest = self._package.manifest
         if self._manifest.kind is not Kind.LANGUAGE:
             cause = f"{directory} is a {self._manifest.kind} package, and text alone is scored by language packages"
             raise UserError("package.kind", cause, "name a language package, or a task with images")
@@ -46,14 +45,21 @@ class TextScorer:
         self.context_length = int(self._manifest.context_length or 0)  # every language package has one
 
     def encode(self, text: str) -> np.ndarray:
-        """int64 `[n]`: the tokens of a text and nothing else."""
-        model = load_decoder(
-            self._directory, self._manifest
-        )  # its tokenizer opens with the whole model, and goes before the session
-        return open_tokenizer(model, self._directory).encode(text).astype(np.int64)
+        """int64 `[n]`: the tokens of a text and nothing else.
+
+        Raises:
+            UserError: onnxruntime-genai cannot open the package or its tokenizer.
+        """
+        _, tokenizer = open_engine(self._package)  # opens with the whole model, and goes before the session
+        with engine_runs(self._directory, "tokenize with", "package.tokenizer"):
+            return tokenizer.encode(text).astype(np.int64)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
-        """float32 `[n, vocabulary]`: what the decoder says after each token of int64 `[n]`."""
+        """float32 `[n, vocabulary]`: what the decoder says after each token of int64 `[n]`.
+
+        Raises:
+            UserError: onnxruntime cannot open or run the graph.
+        """
         if self._file is None:
             return self._staged.logits(ids)
         mask = np.ones((1, len(ids)), np.int64)
@@ -63,7 +69,8 @@ class TextScorer:
             if value.name not in ("input_ids", "attention_mask")
         }
         feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": mask, **past}
-        return self._session.run(["logits"], feeds)[0][0]
+        logits: np.ndarray = self._session.run(["logits"], feeds)[0][0]
+        return logits
 
     def close(self) -> None:
         """Free the session; the next text opens it again."""
@@ -75,13 +82,8 @@ class TextScorer:
         return StagedDecoder(self._directory, self._manifest, self._threads)
 
     @cached_property
-    def _session(self) -> ort.InferenceSession:
-        model = ir.load(self._directory / self._manifest.whole_decoder.file)
+    def _session(self) -> PackageSession:
+        file = self._manifest.whole_decoder.file
+        model, folder = load_ir(self._directory / file)
         keep_positions(model.graph)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        options.add_session_config_entry(_FOLDER, str(self._directory))
-        options.add_session_config_entry(*FLOAT_PRODUCTS)
-        serialized = ir.to_proto(model).SerializeToString()
-        return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+        return session_of(file, model, folder, session_options(self._threads))

@@ -20,7 +20,11 @@ import onnxruntime_genai as og
 
 from hvlc.errors import UserError
 from hvlc.graphs.placement import Provider
-from hvlc.manifest.manifest import DECODER, FLOAT_PRODUCTS, CompiledEntry, ComponentEntry, Manifest
+from hvlc.manifest.manifest import DECODER, CompiledEntry, ComponentEntry, Manifest
+from hvlc.opening.engine import engine_directory, engine_runs
+from hvlc.opening.package import Package
+from hvlc.opening.sessions import PackageSession, session_options
+from hvlc.runtime.prompt import open_tokenizer
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
 
@@ -70,36 +74,39 @@ def provider_list(provider: Provider | None) -> list[tuple[str, dict[str, str]]]
     return [*asked, ("CPUExecutionProvider", {})]
 
 
-def load_decoder(directory: Path, manifest: Manifest) -> og.Model:
+def open_engine(package: Package) -> tuple[og.Model, og.Tokenizer]:
     """What onnxruntime-genai runs of a package, on the CPU where this onnxruntime lacks the decoder's provider.
 
     Raises:
-        UserError: see `register_providers`.
+        UserError: onnxruntime-genai refuses it; see `register_providers` and `engine_directory`.
     """
-    register_providers(manifest)
-    config = og.Config(str(directory))
-    decoder = manifest.components.get(DECODER)
-    if decoder and decoder.provider and offered(decoder.provider) is None:
-        config.clear_providers()
-    return og.Model(config)
+    register_providers(package.manifest)
+    decoder = package.manifest.components.get(DECODER)
+    with engine_directory(package) as shown:
+        with engine_runs(package.directory, "open"):
+            config = og.Config(str(shown))
+            if decoder and decoder.provider and offered(decoder.provider) is None:
+                config.clear_providers()
+            model = og.Model(config)
+        return model, open_tokenizer(model, package.directory)
 
 
-def open_component(directory: Path, entry: ComponentEntry, threads: int = 0) -> ort.InferenceSession:
+def open_component(directory: Path, entry: ComponentEntry, threads: int = 0) -> PackageSession:
     """A session of a package's graph where it is made to run; the package's providers are registered.
 
     Args:
         directory: the package.
         entry: of the component.
         threads: of the session; 0 lets onnxruntime choose.
+
+    Raises:
+        SessionError: onnxruntime refuses the graph.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry(*FLOAT_PRODUCTS)
+    options = session_options(threads)
     if entry.compiled:
         use_device(options, entry.compiled)
-        return ort.InferenceSession(directory / entry.file, options)
-    return ort.InferenceSession(directory / entry.file, options, providers=provider_list(entry.provider))
+        return PackageSession(entry.file, directory / entry.file, options)
+    return PackageSession(entry.file, directory / entry.file, options, provider_list(entry.provider))
 
 
 def use_device(options: ort.SessionOptions, compiled: CompiledEntry) -> None:

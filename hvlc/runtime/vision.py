@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from hvlc.errors import UserError, nearest
 from hvlc.manifest.manifest import Manifest
+from hvlc.opening.sessions import PackageSession
+from hvlc.opening.tensors import damaged
 from hvlc.runtime.providers import open_component, register_providers
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
@@ -64,7 +65,7 @@ class Vision:
         register_providers(manifest)
         self._front = self._session(manifest.components["front"].file)
         self._stitch = self._session(manifest.components["stitch"].file)
-        self._encoder: tuple[str, ort.InferenceSession] | None = None
+        self._encoder: tuple[str, PackageSession] | None = None
 
     def tile(self, image: np.ndarray, *, compress: bool, max_visual_tokens: int | None = None) -> Tiled:
         """Cut an image into tiles.
@@ -75,7 +76,7 @@ class Vision:
             max_visual_tokens: bound for this image; the package's when None.
 
         Raises:
-            UserError: the bound is below 1.
+            UserError: the bound is below 1, or the package's graph cannot be run.
         """
         limit = self._tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
         if limit < 1:
@@ -87,13 +88,19 @@ class Vision:
             "max_visual_tokens": np.array([limit], np.int64),
         }
         tiles, grid, scale = self._front.run(["pixel_values", "grid", "used_scale"], feeds)
-        return Tiled(tiles, int(grid[0]), int(grid[1]), float(scale[0]))
+        tiled = Tiled(tiles, int(grid[0]), int(grid[1]), float(scale[0]))
+        side = -(-self._tiles.tile_size // self._tiles.cell_size)
+        room = len(tiles) * side * side
+        if min(tiled.rows, tiled.columns) < 1 or tiled.visual_tokens > room:
+            size = f"{tiled.rows} rows of {tiled.columns} visual tokens"
+            raise damaged(self._front.file, f"it cuts an image into {len(tiles)} tiles, and says that they are {size}")
+        return tiled
 
     def encode(self, tiled: Tiled, encoder: str) -> np.ndarray:
         """Visual tokens float32 `[rows * columns, hidden]` in raster order.
 
         Raises:
-            UserError: the package has no such encoder.
+            UserError: the package has no such encoder, or a graph cannot be run.
         """
         session = self._encoder_session(encoder)
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
@@ -101,7 +108,11 @@ class Vision:
         starts = range(0, len(tiled.tiles), batch)
         parts = [session.run(["tile_features"], {"pixel_values": tiled.tiles[i : i + batch]})[0] for i in starts]
         grid = np.array([tiled.rows, tiled.columns], np.int64)
-        return self._stitch.run(["image_features"], {"tile_features": np.concatenate(parts), "grid": grid})[0]
+        feeds = {"tile_features": np.concatenate(parts), "grid": grid}
+        features: np.ndarray = self._stitch.run(["image_features"], feeds)[0]
+        if len(features) != tiled.visual_tokens:
+            raise damaged(self._stitch.file, f"it gives {len(features)} visual tokens of {tiled.visual_tokens}")
+        return features
 
     def choose(self, encoder: str, visual_tokens: int) -> str:
         """The encoder for a request: as asked, or by the package's policy for "auto".
@@ -118,12 +129,11 @@ class Vision:
             )
         return encoder
 
-    def _encoder_session(self, encoder: str) -> ort.InferenceSession:
+    def _encoder_session(self, encoder: str) -> PackageSession:
         if self._encoder is None or self._encoder[0] != encoder:
             self._encoder = None  # free the other one first
             self._encoder = (encoder, self._session(self._manifest.encoders[encoder]))
         return self._encoder[1]
 
-    def _session(self, file: str) -> ort.InferenceSession:
-        entry = next(e for e in self._manifest.components.values() if e.file == file)
-        return open_component(self._directory, entry, self._threads)
+    def _session(self, file: str) -> PackageSession:
+        return open_component(self._directory, self._manifest.component_in(file), self._threads)

@@ -5,14 +5,14 @@ sequence, so a prompt takes whole windows of the context; the end of the prompt 
 a prompt must not hold one; and the length of the search must be that of the cache.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import onnxruntime_genai as og
 
 from hvlc.errors import UserError
+from hvlc.opening.configuration import Configuration
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Windows:
     padding: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self | None:
+    def of(cls, configuration: Configuration) -> Self | None:
         """As genai_config.json says; None where shapes are not fixed."""
-        model = config["model"]
-        window = model["decoder"].get("sliding_window")
-        return cls(window["window_size"], model["context_length"], model["pad_token_id"]) if window else None
+        model = configuration.model
+        window = model.decoder.sliding_window
+        return cls(window.window_size, model.context_length, model.pad_token_id) if window else None
 
     def padded(self, tokens: int) -> int:
         """Positions that a prompt of this many tokens takes."""

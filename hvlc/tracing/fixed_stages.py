@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from hvlc.manifest.manifest import ComponentEntry
+from hvlc.opening.sessions import PackageSession
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Values
 from hvlc.runtime.fixed import Cache, run_windows
@@ -50,7 +50,7 @@ class CompiledGraph:
         return f"{self.covers} at once: compiled for {chip}"
 
     @contextmanager
-    def opened(self) -> Iterator[ort.InferenceSession]:
+    def opened(self) -> Iterator[PackageSession]:
         """A session, for as long as it is needed."""
         yield open_component(self.directory, self.entry, self.threads)
 
@@ -96,8 +96,8 @@ class _FixedStage(Stage):
 
     def _run(
         self,
-        prompt: Sequence[ort.InferenceSession],
-        token: Sequence[ort.InferenceSession],
+        prompt: Sequence[PackageSession],
+        token: Sequence[PackageSession],
         values: Values,
         *,
         stepwise: bool = False,
@@ -116,7 +116,7 @@ class _FixedStage(Stage):
         return made
 
 
-def _through(sessions: Sequence[ort.InferenceSession], values: np.ndarray, caches: Sequence[Cache]) -> np.ndarray:
+def _through(sessions: Sequence[PackageSession], values: np.ndarray, caches: Sequence[Cache]) -> np.ndarray:
     for session, cache in zip(sessions, caches, strict=True):
         values = run_windows(session, values, cache)
     return values

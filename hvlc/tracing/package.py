@@ -16,6 +16,7 @@ from PIL import Image
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Role
 from hvlc.manifest.manifest import ComponentEntry, Kind, Manifest, TileRule
+from hvlc.opening.package import open_package
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
@@ -73,6 +74,7 @@ class PackageTracer:
         if self.manifest.kind is Kind.VISION:
             cause = f"{directory} is a vision package, which answers nothing"
             raise UserError("package.kind", cause, "name a language or a vision-language package")
+        open_package(directory)
         self.directory, self.name = directory, directory.resolve().name
         self._threads, self._precisions = threads, compiled or {}
         self.runs_on = runs_on(self.manifest) if self.is_compiled else "onnxruntime CPU"
@@ -190,8 +192,7 @@ class PackageTracer:
         return Graph(self.directory, self.manifest.components[component].file, self._threads)
 
     def _encoder(self, encoder: str) -> ComponentEntry:
-        file = self.manifest.encoders[encoder]
-        return next(entry for entry in self.manifest.components.values() if entry.file == file)
+        return self.manifest.component_in(self.manifest.encoders[encoder])
 
     def _tower(self, encoder: str) -> tuple[Graph, Stream]:
         graph = Graph(self.directory, self.manifest.encoders[encoder], self._threads)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import onnxruntime as ort
 
 from hvlc.manifest.manifest import TileRule
+from hvlc.opening.sessions import PackageSession
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question, Values
 from hvlc.runtime.fixed import DTYPES
@@ -211,7 +211,7 @@ class _PartStage(Stage):
             yield run
 
     @abstractmethod
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         """The stage's value in the package's basis."""
 
     def _given(self, name: str, values: Values) -> np.ndarray:
@@ -227,11 +227,11 @@ class Tiles(_PartStage):
         self._source = source
         self.before = source if residual else ""
 
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         return run_tiles(session, values[self._source])
 
 
-def run_tiles(session: ort.InferenceSession, given: np.ndarray) -> np.ndarray:
+def run_tiles(session: PackageSession, given: np.ndarray) -> np.ndarray:
     """A graph over `[tiles, ...]`, as many at a time as it takes."""
     taken = session.get_inputs()[0]
     fixed = taken.shape[0] if taken.shape else None  # inside a graph, a shape need not be known
@@ -247,7 +247,7 @@ class Stitching(_PartStage):
         super().__init__(trace_points.STITCHING, part, basis)
         self._side = rule.tile_size // rule.cell_size
 
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         features, rasters, start = self._given(trace_points.PROJECTOR, values), [], 0
         for grid in values[trace_points.GRIDS]:
             stop = start + int(np.prod(-(-grid // self._side)))
@@ -263,7 +263,7 @@ class Embedding(_PartStage):
         super().__init__(trace_points.EMBEDDING, part, basis)
         self._tokens = image_and_row
 
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         ids = trace_points.read_ids(values)
         if self._tokens is None:
             taken = session.get_inputs()[0]
@@ -293,7 +293,7 @@ class Merge(_PartStage):
         """Of moving values: the table is the stage before."""
         return Precision()
 
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         ids = trace_points.read_ids(values)
         features, given = self._given(trace_points.STITCHING, values), self._given(trace_points.EMBEDDING, values)
         feeds = {"input_ids": ids[None], "image_features": features}
@@ -313,7 +313,7 @@ class DecoderLayer(_PartStage):
         super().__init__(trace_points.decoder_layer(index), part, basis)
         self.before = source
 
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         given = self._given(self.before, values)[None]
         prompt = len(values[trace_points.TOKENIZATION])
         ends = [prompt, *range(prompt + 1, given.shape[1] + 1)] if stepwise else [given.shape[1]]
@@ -335,6 +335,6 @@ class Head(_PartStage):
         super().__init__(trace_points.HEAD, part)
         self._source, self._of = source, basis
 
-    def _made(self, session: ort.InferenceSession, values: Values, *, stepwise: bool) -> np.ndarray:
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         given = self._of.into(self._source, values[self._source])[trace_points.head_start(values) :]
         return session.run(None, {session.get_inputs()[0].name: given[None]})[0][0]

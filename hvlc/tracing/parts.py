@@ -12,18 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
-from google.protobuf.message import DecodeError
-from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import MICROSOFT, keep_positions
-from hvlc.manifest.manifest import FLOAT_PRODUCTS
+from hvlc.opening.cutting import load_ir, session_of
+from hvlc.opening.sessions import PackageSession, session_options
 
-#: What onnxruntime raises when a graph cannot be opened or cannot take its inputs.
-RUN_ERRORS = (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.RuntimeException)
-
-_FOLDER = "session.model_external_initializers_file_folder_path"
 _FUSED = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
 _SUM_OUTPUT = 3
 _FLOAT = 32
@@ -93,19 +87,12 @@ class Graph:
         threads: of sessions; 0 lets onnxruntime choose.
 
     Raises:
-        UserError: it cannot be read, or its weights lie outside the package.
+        UserError: it cannot be read.
     """
 
     def __init__(self, directory: Path, file: str, threads: int = 0) -> None:
-        self.file = file
-        self._directory, self._threads = directory, threads
-        try:
-            self.model = ir.load(directory / file)
-        except (DecodeError, OSError, RuntimeError, ValueError) as error:  # onnx_ir's own are RuntimeErrors
-            raise UserError("package.graph", f"cannot read {directory / file}: {error}", "build it again") from error
-        for tensor in _stored(self.model.graph):
-            if isinstance(tensor, ir.ExternalTensor):
-                self._check_place(tensor)
+        self.file, self._threads = file, threads
+        self.model, self._folder = load_ir(directory / file)
         keep_positions(self.model.graph)
 
     @property
@@ -116,7 +103,7 @@ class Graph:
     @property
     def whole(self) -> "Part":
         """All of it."""
-        return Part(self.file, self.model, self._directory, self._threads)
+        return Part(self.file, self.model, self._folder, self._threads)
 
     def value(self, name: str) -> ir.Value:
         """An input or output of the graph, or the first output of a node of this name.
@@ -203,13 +190,7 @@ class Graph:
         for value in (*cut.inputs, *cut.outputs):
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)  # files need not say it of values inside
         model = ir.Model(cut, ir_version=self.model.ir_version)
-        return Part(self.file, model, self._directory, self._threads)
-
-    def _check_place(self, tensor: ir.ExternalTensor) -> None:
-        path = self._directory / tensor.location
-        if Path(tensor.location).name != str(tensor.location) or path.resolve().parent != self._directory.resolve():
-            cause = f"{self.file} reads weights from {tensor.location}, outside the package"
-            raise UserError("package.escape", cause, "do not trust this package")
+        return Part(self.file, model, self._folder, self._threads)
 
 
 def before_rounding(value: ir.Value) -> ir.Value:
@@ -228,13 +209,13 @@ class Part:
     Attributes:
         file: of the graph.
         model: of these nodes alone; its weights refer to the package's data files.
-        directory: the package.
+        folder: where those files are.
         threads: of the session; 0 lets onnxruntime choose.
     """
 
     file: str
     model: ir.Model
-    directory: Path
+    folder: Path
     threads: int
 
     @property
@@ -248,25 +229,15 @@ class Part:
         return _precision(self.model.graph)
 
     @contextmanager
-    def opened(self) -> Iterator[ort.InferenceSession]:
-        """A session, for as long as it is needed."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+    def opened(self) -> Iterator[PackageSession]:
+        """A session, for as long as it is needed.
+
+        Raises:
+            SessionError: onnxruntime refuses it.
+        """
+        options = session_options(self.threads)
         options.enable_cpu_mem_arena = False  # parts follow one another; nothing is to be held back
-        options.add_session_config_entry(_FOLDER, str(self.directory))
-        options.add_session_config_entry(*FLOAT_PRODUCTS)
-        serialized = ir.to_proto(self.model).SerializeToString()
-        yield ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-
-
-def _stored(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
-    """Tensors of the initializers of a graph and of its subgraphs."""
-    graphs = [graph]
-    for node in graph.all_nodes():
-        graphs += [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    for found in graphs:
-        yield from (v.const_value for v in found.initializers.values() if v.const_value is not None)
+        yield session_of(self.file, self.model, self.folder, options)
 
 
 def _take_apart(graph: ir.Graph, norm: ir.Node) -> ir.Value:

@@ -1,6 +1,5 @@
 """What onnxruntime-genai does with a decoder in stages, and what the host makes of it."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import DECODER, Manifest
+from hvlc.opening.package import open_package
 from hvlc.runtime.windows import Windows, force
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
@@ -44,16 +44,16 @@ IDS = np.arange(60, 60 + CHUNK + 5)
 
 
 def test_padding_counts_as_sequence(model: og.Model, package: Path) -> None:
-    config = json.loads((package / "genai_config.json").read_text())
-    windows = Windows.of(config)
-    assert windows == Windows(CHUNK, CONTEXT, config["model"]["pad_token_id"])
+    configuration = open_package(package).configuration
+    windows = Windows.of(configuration)
+    assert windows == Windows(CHUNK, CONTEXT, configuration.model.pad_token_id)
     assert generator(model, IDS).token_count() == windows.padded(len(IDS)) == 2 * CHUNK
     assert [windows.padded(n) for n in (1, CHUNK, CHUNK + 1)] == [CHUNK, CHUNK, 2 * CHUNK]
 
 
 def test_the_first_padding_token_ends_a_prompt(model: og.Model, package: Path) -> None:
     """Why a prompt must not hold one: the answer goes on as if nothing came after it."""
-    windows = Windows.of(json.loads((package / "genai_config.json").read_text()))
+    windows = Windows.of(open_package(package).configuration)
     assert windows is not None
     inside = IDS.copy()
     inside[3] = windows.padding
@@ -80,7 +80,7 @@ def test_a_forced_token_runs_as_if_it_was_in_the_prompt_and_an_appended_one_does
 
 
 def test_other_packages_have_no_windows(tiny_float32: Path) -> None:
-    assert Windows.of(json.loads((tiny_float32 / "genai_config.json").read_text())) is None
+    assert Windows.of(open_package(tiny_float32).configuration) is None
 
 
 def test_work_that_needs_the_whole_decoder_says_where_there_is_one(package: Path, tiny_float32: Path) -> None:

@@ -15,12 +15,14 @@ from hvlc.files.reading import is_file
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.images import load_images, to_array
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
+from hvlc.opening.engine import EngineError
+from hvlc.opening.sessions import SessionError
 from hvlc.results import trace_points
 from hvlc.results.bisection import Bisection, Deviation, StageResult
 from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.tracing.package import PackageTracer
 from hvlc.tracing.package_stages import Stage
-from hvlc.tracing.parts import RUN_ERRORS, Precision
+from hvlc.tracing.parts import Precision
 from hvlc.workflows.bisect.diagnosis import diagnose
 from hvlc.workflows.bisect.opening import open_tracer
 from hvlc.workflows.build.requirements import require_compile
@@ -186,12 +188,8 @@ def _answer(tracer: PackageTracer, question: Question) -> tuple[np.ndarray, str]
     """The package's greedy answer, or none and why it gives none."""
     try:
         return tracer.answer(question), ""
-    except (*RUN_ERRORS, RuntimeError) as error:  # onnxruntime-genai raises RuntimeError
-        return np.zeros(0, np.int64), _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (EngineError, SessionError) as error:
+        return np.zeros(0, np.int64), error.cause
 
 
 def _notes(tracer: PackageTracer) -> tuple[str, ...]:
@@ -240,9 +238,9 @@ class _Comparison:
                     stepped = run(self._expected, stepwise=True)[stage.name]
                     self._stepwise.append((stage.label, self._stepping(stage, stepped, made), stage.precision))
                 self._go_on(run)
-        except RUN_ERRORS as error:
+        except SessionError as error:
             self._broken = True
-            own, detail = Deviation(shape=(), expected_shape=expected.shape), _first_line(error)
+            own, detail = Deviation(shape=(), expected_shape=expected.shape), error.cause
         accumulated = None
         if stage.name in self._chain:
             accumulated = self._deviation(stage.name, self._chain[stage.name], expected)
@@ -265,7 +263,7 @@ class _Comparison:
             return
         try:
             self._chain |= run(self._chain, stepwise=True)
-        except RUN_ERRORS:
+        except SessionError:
             self._broken = True
 
     def _deviation(

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hvlc.files.reading import is_file
+from hvlc.files.reading import TOKENIZER, is_file
 from hvlc.inputs.documents import read_json
-from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST
+from hvlc.opening.package import open_package
+from hvlc.opening.tokenizer import check_tokenizer
 from hvlc.package.weights import StoredWeight, stored_weights
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Values
@@ -77,7 +79,7 @@ def reader(reference: Path) -> Reader:
         UserError: it is damaged.
     """
     if is_file(reference / MANIFEST):
-        stored = {weight.name: weight for weight in stored_weights(reference, Manifest.load(reference))}
+        stored = {weight.name: weight for weight in stored_weights(reference, open_package(reference).manifest)}
         return lambda name: stored[name].load() if name in stored else None
     checkpoint = Checkpoint.open(reference)
 
@@ -242,12 +244,13 @@ def _of_tokens(found: np.ndarray, expected: np.ndarray, package: Path, reference
 
 def _vocabulary(directory: Path) -> dict[str, int]:
     """Ids by token; {} where there is no tokenizer.json, or one of another form."""
+    check_tokenizer(directory)
     path = directory / "tokenizer.json"
-    content = read_json(path, "package.tokenizer") if is_file(path) else {}
+    content = read_json(path, "package.tokenizer", limit=TOKENIZER) if is_file(path) else {}
     model = content.get("model", {}) if isinstance(content, dict) else {}
     found = model.get("vocab", {})
     tokens = dict(found) if isinstance(found, dict) else {entry[0]: index for index, entry in enumerate(found)}
-    return tokens | {added["content"]: added["id"] for added in content.get("added_tokens", [])}
+    return tokens | {added["content"]: added["id"] for added in content.get("added_tokens") or []}
 
 
 def _of_scales(found: np.ndarray, expected: np.ndarray, tracer: PackageTracer) -> Iterator[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import CacheType
 from hvlc.manifest.lock import LOCK, Lock
-from hvlc.manifest.manifest import Manifest
+from hvlc.opening.package import open_package
 from hvlc.recipes.loading import parse_recipe
 from hvlc.recipes.schema import Recipe
 from hvlc.tracing.package import PackageTracer
@@ -23,7 +23,7 @@ def open_tracer(directory: Path, threads: int = 0) -> PackageTracer:
     Raises:
         UserError: it is none, or its graphs cannot be cut.
     """
-    hidden = Manifest.load(directory).hidden_size
+    hidden = open_package(directory).manifest.hidden_size
     recipe = _recipe_of(directory)
     prepare = recipe.prepare
     rotation = Rotation(hidden, prepare.rotate.seed) if prepare.rotate else None

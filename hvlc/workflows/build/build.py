@@ -11,6 +11,7 @@ from hvlc.errors import Collector, HvlcError, UserError
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.text import PackageText, settle_text, tokenizer_files
 from hvlc.package.writer import write_package
@@ -282,8 +283,7 @@ def is_current(request: BuildRequest) -> bool:
     if not (request.output / MANIFEST).is_file():
         return False
     try:
-        manifest = Manifest.load(request.output)
-        manifest.verify(request.output)
+        manifest = open_package(request.output, verify=True).manifest
     except UserError:
         return False
     documents = documents_of(request, load_recipe(request.recipe), load_target(request.target))

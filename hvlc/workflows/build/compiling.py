@@ -12,10 +12,12 @@ from typing import Any
 from hvlc.errors import TargetError, UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.placement import Phase, Placement
+from hvlc.inputs.documents import read_json
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST, CompiledEntry, ComponentEntry, FileEntry, Manifest
+from hvlc.opening.graphs import load_graph
+from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory
-from hvlc.package.contents import load_graph
 from hvlc.package.retaining import data_files, retain_data
 from hvlc.qnn.checking import Sample, check_compiled
 from hvlc.qnn.compiler import PROVIDER, Compiled, CompileOptions, compile_graph, compile_graphs
@@ -99,8 +101,7 @@ def compile_package(
         UserError: no such package, or it was changed, or the compiler is not installed.
         TargetError: see `compile_in_place`.
     """
-    manifest = Manifest.load(source)
-    manifest.verify(source)
+    manifest = open_package(source, verify=True).manifest
     CompileOptions.of(target)  # it and what follows refuse before anything is copied
     _placed(source, manifest, target)
     with atomic_directory(output, force=force) as partial:
@@ -131,7 +132,7 @@ def compile_in_place(
     """
     require_qnn()
     request, told = request or CompileRequest(), progress or (lambda what, done, total: None)
-    manifest, options = Manifest.load(directory), CompileOptions.of(target)
+    manifest, options = open_package(directory).manifest, CompileOptions.of(target)
     placed = _placed(directory, manifest, target)
     samples = component_samples(directory, manifest, request.amount) if request.check else {}
     with tempfile.TemporaryDirectory(prefix=".compiled-", dir=directory) as made:
@@ -234,7 +235,7 @@ def _describe(
     """Write report, configuration, lock and manifest of a package whose graphs are there."""
     (directory / COMPILATION).write_text(compilation.model_dump_json(indent=1) + "\n", "utf-8")
     if (directory / _CONFIG).is_file():
-        config = json.loads((directory / _CONFIG).read_text("utf-8"))
+        config = read_json(directory / _CONFIG, "package.configuration")
         _write(directory / _CONFIG, with_provider(config, {c.context.file.name: c.options for c in compiled.values()}))
     versions = {**manifest.sources.versions, _TOOL: compilation.compiler}
     lock = Lock.load(directory)

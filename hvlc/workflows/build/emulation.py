@@ -5,7 +5,6 @@ way the inputs of every stage are kept. Emulation is slow, so little is kept: it
 should, not how good the answers are.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+from onnxruntime import NodeArg
 
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.inputs.images import to_array
-from hvlc.manifest.manifest import FLOAT_PRODUCTS, Kind, Manifest
+from hvlc.manifest.manifest import Kind, Manifest
+from hvlc.opening.package import open_package
+from hvlc.opening.sessions import PackageSession, session_options
 from hvlc.qnn.checking import Sample
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
@@ -57,6 +58,9 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
         directory: a package that onnxruntime can run on the CPU.
         manifest: of it.
         amount: how much.
+
+    Raises:
+        UserError: the package says what this version does not write, or a graph cannot be run.
     """
     if manifest.kind is Kind.VISION:
         size = manifest.preprocessing.image_size if manifest.preprocessing else 0
@@ -75,8 +79,8 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
         features = np.concatenate([vision.encode(tiled, vision.choose("auto", 0)) for tiled in images])
     if manifest.is_staged:
         ids = _prompt(directory, question.text, images)
-        config = json.loads((directory / "genai_config.json").read_text("utf-8"))["model"]
-        _Stages(directory, config).run(ids, features, amount, samples)
+        config = open_package(directory).configuration
+        _Stages(directory, config.model.model_dump(mode="json")).run(ids, features, amount, samples)
     return dict(samples)
 
 
@@ -92,7 +96,7 @@ class _Stages:
         self._directory = directory
         self._config = config
         self._stages: dict[str, Any] = config["decoder"]["pipeline"][0]
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, PackageSession] = {}
         self._cache: dict[str, np.ndarray] = {}
 
     def run(
@@ -141,18 +145,15 @@ class _Stages:
             values |= outputs
         return values["logits"]
 
-    def _feed(self, wanted: ort.NodeArg, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _feed(self, wanted: NodeArg, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """An input by its name; a cache that nothing has filled yet is zeros."""
         present = wanted.name.replace("past_key_values.", "present.")
         if present == wanted.name:
             return values[wanted.name]
         return self._cache.get(present, np.zeros(wanted.shape, DTYPES[wanted.type]))
 
-    def _session(self, name: str, file: str) -> ort.InferenceSession:
+    def _session(self, name: str, file: str) -> PackageSession:
         if name not in self._sessions:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            options.add_session_config_entry(*FLOAT_PRODUCTS)
             path = self._directory / file
-            self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._sessions[name] = PackageSession(file, path, session_options(), ["CPUExecutionProvider"])
         return self._sessions[name]

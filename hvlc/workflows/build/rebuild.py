@@ -19,7 +19,8 @@ from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import Manifest
-from hvlc.package.contents import load_graph
+from hvlc.opening.graphs import load_graph
+from hvlc.opening.package import open_package
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.qnn.checking import Sample, emulate_file
 from hvlc.qnn.isolation import require_qnn
@@ -74,8 +75,7 @@ def rebuild(
             package was compiled and the compiler is not installed.
         TargetError: a binary that differs cannot be emulated.
     """
-    manifest = Manifest.load(package)
-    manifest.verify(package)
+    manifest = open_package(package, verify=True).manifest
     lock = Lock.load(package)
     compilation = read_compilation(package)
     if compilation:

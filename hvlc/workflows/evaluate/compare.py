@@ -15,7 +15,8 @@ from hvlc.evaluation.task import Task
 from hvlc.evaluation.tasks import NAMED_TASKS, open_task
 from hvlc.files.reading import TEXT, is_directory, is_file, read_text
 from hvlc.inputs.images import to_array
-from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST
+from hvlc.opening.package import open_package
 from hvlc.package.settings import changed_settings, changed_tokenizer
 from hvlc.report.comparison import comparison_markdown
 from hvlc.report.comparison_page import write_comparison_page
@@ -381,7 +382,7 @@ def _contestant(contender: Contender) -> Contestant:
             bits_per_weight=last.bits_per_weight,
             facts=facts,
         )
-    manifest = Manifest.load(contender.package)
+    manifest = open_package(contender.package).manifest
     sources = manifest.sources
     return Contestant(
         name=contender.name,
@@ -427,7 +428,7 @@ def _settings(first: Contender, others: Sequence[Contender]) -> dict[str, dict[s
     for other in others:
         if other.package is None:
             continue
-        manifests = Manifest.load(first.package), Manifest.load(other.package)
+        manifests = open_package(first.package).manifest, open_package(other.package).manifest
         changes = changed_settings(first.package, other.package, manifests)
         tokenizer = changed_tokenizer(first.package, other.package)
         found[other.name] = {**changes, **({"tokenizer": tokenizer} if tokenizer else {})}

@@ -16,6 +16,8 @@ from hvlc.evaluation.answerer import Answerer, Forced
 from hvlc.files.reading import is_directory, is_file
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
+from hvlc.opening.configuration import read_configuration
+from hvlc.opening.package import open_package
 from hvlc.results.compilation import Compilation, read_compilation
 from hvlc.runtime.logits import TextScorer
 from hvlc.weights.checkpoint import Checkpoint
@@ -102,8 +104,8 @@ class Subject:
         """Tokens that it tells apart, as its configuration says; None where that does not say it."""
         config: Any = {}
         if self.manifest:
-            config = _table(read_json(self.directory / "genai_config.json", "package.config")).get("model")
-        elif is_directory(self.directory):
+            return read_configuration(self.directory, self.manifest).model.vocab_size
+        if is_directory(self.directory):
             config = _table(read_json(self.directory / "config.json", "checkpoint.config"))
             config = config.get("text_config") or config
         size = _table(config).get("vocab_size")
@@ -127,7 +129,7 @@ def open_subject(directory: Path, label: str | None = None) -> Subject:
     """
     label = label or directory.resolve().name
     if is_file(directory / MANIFEST):
-        manifest = Manifest.load(directory)
+        manifest = open_package(directory).manifest
         if manifest.kind is Kind.VISION:
             cause = f"{directory} is a vision package: it turns pixels into features and answers nothing"
             raise UserError("eval.kind", cause, "name a language or a vision-language package")

@@ -8,7 +8,8 @@ from hvlc.errors import UserError
 from hvlc.files.reading import SOURCE, is_file, read_text
 from hvlc.graphs.bundle import Role
 from hvlc.manifest.lock import LOCK, Lock
-from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.manifest.manifest import MANIFEST
+from hvlc.opening.package import open_package
 from hvlc.recipes.loading import parse_recipe, recipe_text
 from hvlc.recipes.schema import Recipe
 from hvlc.results.gates import Origin, RecipeText, Suspect
@@ -28,7 +29,7 @@ def worst_weights(package: Path, errors: Iterable[tuple[str, str, float]], *, co
     Raises:
         UserError: the package or its lock is damaged.
     """
-    roles = {name: component.role for name, component in Manifest.load(package).components.items()}
+    roles = {name: component.role for name, component in open_package(package).manifest.components.items()}
     recipe = _recipe(Lock.load(package).recipe, package)
     worst = sorted((found for found in errors if found[2] > 0), key=lambda found: -found[2])[:count]
     return tuple(

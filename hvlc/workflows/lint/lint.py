@@ -16,6 +16,7 @@ from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest.lock import LOCK
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
+from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.passes.base import ComponentPass
 from hvlc.passes.legalize.flatten_norms import FlattenNorms
@@ -108,7 +109,7 @@ def _graphs(model: Path) -> list[_Graph]:
         if not model.is_file():
             raise UserError("lint.missing", f"{model} does not exist", "name an ONNX file or a package")
         return [_Graph(model, model.stem, None)]
-    components = Manifest.load(model).components
+    components = open_package(model).manifest.components
     return [_Graph(model / entry.file, name, entry.role) for name, entry in components.items()]
 
 

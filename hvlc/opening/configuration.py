@@ -1,0 +1,303 @@
+"""genai_config.json as this version writes it, and nothing else.
+
+onnxruntime-genai does what that file says: it loads libraries of custom operators, writes profiles, starts providers.
+So the file is read into a record that knows every key of `hvlc.package.genai` and `hvlc.package.staged`, the record is
+held against the manifest, and the runtime is given the record (`hvlc.opening.engine`), never the file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hvlc.errors import UserError
+from hvlc.files.reading import shown
+from hvlc.graphs.placement import Phase
+from hvlc.inputs.documents import read_json
+from hvlc.inputs.records import StrictModel
+from hvlc.manifest.manifest import (
+    FLOAT_PRODUCTS,
+    HOST_FEATURES,
+    ComponentEntry,
+    Finite,
+    GraphName,
+    Kind,
+    Length,
+    Manifest,
+    Size,
+    TokenId,
+)
+from hvlc.opening.options import COMPILED_NAME
+
+CONFIGURATION = "genai_config.json"
+_CODE = "package.configuration"
+_FIX = "do not trust this package, or build it again"
+#: Types of onnxruntime-genai: of a model that sees and of text alone, each in one graph and in stages.
+_SEES, _SEES_IN_STAGES, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipeline"
+#: Of a text decoder in one graph: its family, as the checkpoint calls it.
+TEXT_TYPES = ("llama", "qwen2", "qwen3", "smollm3")
+
+#: Some checkpoints say -1 where they have no such token.
+_Id = Annotated[int, Field(ge=-1, lt=2**31)]
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class SessionOptions(StrictModel):
+    """Options of one session."""
+
+    log_id: Literal["onnxruntime-genai"] | None = None
+    prepacking: Literal["1"] | None = Field(None, alias="session.disable_prepacking")
+    float_products: Literal["1"] | None = Field(None, alias=FLOAT_PRODUCTS[0])
+    provider_options: tuple[dict[str, dict[str, str]], ...]
+
+
+class _DecoderInputs(StrictModel):
+    input_ids: Literal["input_ids"] | None = None
+    inputs_embeds: Literal["inputs_embeds"] | None = None
+    attention_mask: Literal["attention_mask"] | None = None
+    past_sequence_length: Literal["past_seq_len"] | None = None
+    total_sequence_length: Literal["total_seq_len"] | None = None
+    past_key_names: Literal["past_key_values.%d.key"]
+    past_value_names: Literal["past_key_values.%d.value"]
+
+
+class _DecoderOutputs(StrictModel):
+    logits: Literal["logits"]
+    present_key_names: Literal["present.%d.key"]
+    present_value_names: Literal["present.%d.value"]
+
+
+class _SlidingWindow(StrictModel):
+    window_size: Size
+    pad_value: Annotated[int, Field(ge=0, le=0)]
+    alignment: Literal["left"]
+    slide_key_value_cache: Literal[False]
+
+
+class Stage(StrictModel):
+    """One graph of a decoder in stages."""
+
+    filename: GraphName
+    inputs: tuple[_Name, ...]
+    outputs: tuple[_Name, ...]
+    run_on_prompt: bool
+    run_on_token_gen: bool
+    is_lm_head: bool
+    session_options: SessionOptions
+
+
+class _Decoder(StrictModel):
+    filename: GraphName | None = None
+    head_size: Size
+    hidden_size: Size
+    num_attention_heads: Size
+    num_hidden_layers: Annotated[int, Field(ge=1, le=4096)]
+    num_key_value_heads: Size
+    session_options: SessionOptions
+    inputs: _DecoderInputs
+    outputs: _DecoderOutputs
+    sliding_window: _SlidingWindow | None = None
+    pipeline: Annotated[tuple[dict[str, Stage], ...], Field(min_length=1, max_length=1)] | None = None
+
+
+class _VisionInputs(StrictModel):
+    pixel_values: Literal["pixel_values", "host_image_features"]
+
+
+class _VisionOutputs(StrictModel):
+    image_features: Literal["image_features"]
+
+
+class _Vision(StrictModel):
+    filename: GraphName
+    inputs: _VisionInputs
+    outputs: _VisionOutputs
+    session_options: SessionOptions
+
+
+class _EmbeddingInputs(StrictModel):
+    input_ids: Literal["input_ids"]
+    image_features: Literal["image_features"]
+
+
+class _EmbeddingOutputs(StrictModel):
+    inputs_embeds: Literal["inputs_embeds"]
+
+
+class _Embedding(StrictModel):
+    filename: GraphName
+    inputs: _EmbeddingInputs
+    outputs: _EmbeddingOutputs
+    session_options: SessionOptions
+
+
+class _Model(StrictModel):
+    type: Literal["gemma3", "qwen2_5_vl", "decoder-pipeline", "llama", "qwen2", "qwen3", "smollm3"]
+    bos_token_id: _Id
+    eos_token_id: _Id | Annotated[tuple[_Id, ...], Field(min_length=1, max_length=1000)]
+    pad_token_id: _Id
+    vocab_size: Size
+    context_length: Length
+    decoder: _Decoder
+    image_token_id: TokenId | None = None
+    vision_start_token_id: TokenId | None = None
+    vision: _Vision | None = None
+    embedding: _Embedding | None = None
+
+
+class _Search(StrictModel):
+    max_length: Length
+    do_sample: Literal[False]
+    num_beams: Annotated[int, Field(ge=1, le=1)]
+    past_present_share_buffer: Literal[True]
+    top_k: Annotated[int, Field(ge=50, le=50)]
+    top_p: Annotated[Finite, Field(ge=1, le=1)]
+    temperature: Annotated[Finite, Field(ge=1, le=1)]
+
+
+class Configuration(StrictModel):
+    """Everything that onnxruntime-genai is told of a package.
+
+    Attributes:
+        model: type, tokens, graphs.
+        search: greedy, over the whole context.
+        vlm_manifest: name of the manifest, for hosts.
+    """
+
+    model: _Model
+    search: _Search
+    vlm_manifest: Literal["hvlc.json"]
+
+    @model_validator(mode="after")
+    def _is_one_form(self) -> Self:
+        decoder = self.model.decoder
+        if (decoder.filename is None) is (decoder.pipeline is None):
+            raise ValueError("a decoder is one graph or a pipeline")
+        if (decoder.pipeline is None) is not (decoder.sliding_window is None):
+            raise ValueError("a pipeline has a sliding window, and one graph has none")
+        if self.search.max_length > self.model.context_length:
+            raise ValueError("max_length is beyond the context")
+        return self
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        eos = self.model.eos_token_id
+        return frozenset([eos] if isinstance(eos, int) else eos)
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """Graphs of a decoder in stages by their component; none of another decoder."""
+        return self.model.decoder.pipeline[0] if self.model.decoder.pipeline else {}
+
+    def text(self) -> str:
+        """As the runtime reads it."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_unset=True), indent=1)
+
+
+def read_configuration(directory: Path, manifest: Manifest) -> Configuration:
+    """The configuration of a package with a decoder.
+
+    Args:
+        directory: the package.
+        manifest: of it.
+
+    Raises:
+        UserError: there is none, it is damaged, or it says what this version does not write, or what the manifest does
+            not say.
+    """
+    path = directory / CONFIGURATION
+    if CONFIGURATION not in manifest.files:
+        raise UserError("package.incomplete", f"the manifest of {shown(directory)} lists no {CONFIGURATION}", _FIX)
+    content: Any = read_json(path, _CODE, unique=True)
+    try:
+        found = Configuration.parse(content, str(path))
+    except UserError as error:
+        raise UserError(_CODE, error.cause, _FIX) from error
+    problems = list(_contradictions(found, manifest))
+    if problems:
+        raise UserError(_CODE, f"{shown(path)} is not that of its manifest: {'; '.join(problems[:8])}", _FIX)
+    return found
+
+
+def _contradictions(found: Configuration, manifest: Manifest) -> Iterator[str]:
+    """What the configuration says otherwise than the manifest."""
+    model, sees = found.model, manifest.kind is Kind.VISION_LANGUAGE
+    yield from _differs("model.type", model.type, _type_of(manifest))
+    yield from _differs("model.context_length", model.context_length, manifest.context_length)
+    yield from _differs("model.decoder.hidden_size", model.decoder.hidden_size, manifest.hidden_size)
+    tokens = manifest.tokens if sees else None
+    yield from _differs("model.image_token_id", model.image_token_id, tokens.image if tokens else None)
+    start = tokens.vision_start if tokens and manifest.is_staged else None
+    yield from _differs("model.vision_start_token_id", model.vision_start_token_id, start)
+    yield from _differs("model.vision", _file(model.vision), _of(manifest, "vision") if sees else None)
+    embedded = _of(manifest, "embedding") if sees and not manifest.is_staged else None
+    yield from _differs("model.embedding", _file(model.embedding), embedded)
+    if model.vision:
+        pixels = HOST_FEATURES if manifest.is_staged else "pixel_values"
+        yield from _differs("model.vision.inputs", model.vision.inputs.pixel_values, pixels)
+    for part in (model.vision, model.embedding):
+        if part and part.session_options.provider_options:
+            yield f"{part.filename} asks for a provider"
+    yield from _decoder(found, manifest)
+
+
+def _decoder(found: Configuration, manifest: Manifest) -> Iterator[str]:
+    decoder = found.model.decoder
+    given = decoder.inputs.model_dump(exclude_none=True).keys() - {"past_key_names", "past_value_names"}
+    asked = decoder.session_options.provider_options
+    if manifest.is_staged:
+        lengths = {"input_ids", "inputs_embeds", "past_sequence_length", "total_sequence_length"}
+        yield from _differs("model.decoder.inputs", sorted(given), sorted(lengths))
+        yield from _differs("model.decoder.session_options", list(asked), [])
+        yield from _stages(found, manifest)
+        return
+    entry = manifest.whole_decoder
+    reads = "inputs_embeds" if manifest.kind is Kind.VISION_LANGUAGE else "input_ids"
+    yield from _differs("model.decoder.filename", decoder.filename, entry.file)
+    yield from _differs("model.decoder.inputs", sorted(given), sorted((reads, "attention_mask")))
+    if asked:
+        yield from _differs("model.decoder.session_options", list(asked), _providers(entry))
+
+
+def _stages(found: Configuration, manifest: Manifest) -> Iterator[str]:
+    parts = {n: e for n, e in manifest.components.items() if n == "embedding" or e.phase is not Phase.ALWAYS}
+    yield from _differs("the pipeline's stages", sorted(found.stages), sorted(parts))
+    for name, stage in found.stages.items():
+        entry = parts.get(name)
+        if entry is None:
+            continue
+        yield from _differs(f"{name}.filename", stage.filename, entry.file)
+        phases = entry.phase is not Phase.TOKEN, entry.phase is not Phase.PROMPT
+        yield from _differs(f"{name} runs on", (stage.run_on_prompt, stage.run_on_token_gen), phases)
+        yield from _differs(f"{name}.is_lm_head", stage.is_lm_head, "logits" in stage.outputs)
+        if asked := stage.session_options.provider_options:
+            yield from _differs(f"{name}.provider_options", list(asked), _providers(entry))
+
+
+def _providers(entry: ComponentEntry) -> list[dict[str, dict[str, str]]]:
+    """What the manifest asks for."""
+    if entry.compiled:
+        return [{COMPILED_NAME: entry.compiled.provider_options}]
+    return [{entry.provider.name: entry.provider.options}] if entry.provider else []
+
+
+def _type_of(manifest: Manifest) -> str:
+    if manifest.kind is Kind.VISION_LANGUAGE:
+        return _SEES_IN_STAGES if manifest.is_staged else _SEES
+    return _READS_IN_STAGES if manifest.is_staged else manifest.sources.model_type
+
+
+def _file(part: _Vision | _Embedding | None) -> str | None:
+    return part.filename if part else None
+
+
+def _of(manifest: Manifest, component: str) -> str:
+    return manifest.components[component].file
+
+
+def _differs(what: str, found: object, expected: object) -> Iterator[str]:
+    if found != expected:
+        yield f"{what} is {str(found)[:200]}, not {str(expected)[:200]}"

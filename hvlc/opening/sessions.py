@@ -1,0 +1,139 @@
+"""Sessions of onnxruntime on the graphs of a package: what it refuses is the package's fault, and is said so."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+from hvlc.errors import UserError
+from hvlc.manifest.manifest import FLOAT_PRODUCTS
+
+#: What onnxruntime raises: its own errors, and Python's where it is given other types than it takes.
+_FAILURES = (
+    failures.DeviceReset,
+    failures.EPFail,
+    failures.EngineError,
+    failures.Fail,
+    failures.InvalidArgument,
+    failures.InvalidGraph,
+    failures.InvalidProtobuf,
+    failures.ModelLoadCanceled,
+    failures.ModelRequiresCompilation,
+    failures.NoModel,
+    failures.NoSuchFile,
+    failures.NotFound,
+    failures.NotImplemented,
+    failures.RuntimeException,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+_FIX = "build or copy the package again"
+
+
+class SessionError(UserError):
+    """A graph of a package cannot be opened, or cannot be run on what it is given."""
+
+
+@contextmanager
+def running(file: str) -> Iterator[None]:
+    """A block that opens or runs a graph.
+
+    Args:
+        file: of the graph.
+
+    Raises:
+        SessionError: onnxruntime refused.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise SessionError("package.graph", f"{file}: it needs more memory than there is", _FIX) from error
+    except _FAILURES as error:
+        raise SessionError("package.graph", f"{file}: onnxruntime refuses it: {said(error)}", _FIX) from error
+
+
+class PackageSession:
+    """A session on a graph of a package.
+
+    Args:
+        file: of the graph, for messages.
+        model: path of the graph, or its bytes.
+        options: of the session.
+        providers: by priority; empty where the options name devices.
+
+    Raises:
+        SessionError: onnxruntime refuses the graph.
+    """
+
+    def __init__(
+        self, file: str, model: Path | bytes, options: ort.SessionOptions, providers: Sequence[Any] = ()
+    ) -> None:
+        self.file = file
+        with running(file):
+            # Its fallback prints to stdout; what stands in for a provider is decided before.
+            found = ort.InferenceSession(model, options, providers=list(providers) or None, enable_fallback=0)
+            self._session: ort.InferenceSession = found
+            self._inputs, self._outputs = found.get_inputs(), found.get_outputs()
+
+    def get_inputs(self) -> list[ort.NodeArg]:
+        """What the graph takes, in order."""
+        return self._inputs
+
+    def get_outputs(self) -> list[ort.NodeArg]:
+        """What the graph gives, in order."""
+        return self._outputs
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the graph; its outputs have the ranks and sizes that it states.
+
+        Args:
+            names: of outputs; None asks for all.
+            feeds: inputs by name.
+
+        Raises:
+            SessionError: onnxruntime refuses the inputs, or an output is not what the graph states.
+        """
+        with running(self.file):
+            made: list[np.ndarray] = self._session.run(names, dict(feeds))
+        stated = {value.name: value.shape for value in self._outputs}
+        for name, value in zip(names or stated, made, strict=True):
+            if not _fits(value, stated[name]):
+                shape = list(np.shape(value))
+                cause = f"{self.file}: it gives {name} as {shape}, not {stated[name]}"
+                raise SessionError("package.graph", cause, _FIX)
+        return made
+
+
+def session_options(threads: int = 0) -> ort.SessionOptions:
+    """Options of every session on a package's graph.
+
+    Args:
+        threads: of the session; 0 lets onnxruntime choose.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what it refuses is raised, and said once
+    options.add_session_config_entry(*FLOAT_PRODUCTS)
+    return options
+
+
+def _fits(value: Any, stated: Sequence[Any] | None) -> bool:
+    """Whether a result has the rank and the fixed sizes that its graph states."""
+    if not stated:  # values inside a graph need not state a shape
+        return True
+    found = np.shape(value)
+    return len(found) == len(stated) and all(
+        not isinstance(size, int) or size == here for size, here in zip(stated, found, strict=True)
+    )
+
+
+def said(error: Exception) -> str:
+    """The first line of an error, without onnxruntime's own prefix."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.rpartition("[ONNXRuntimeError] : ")[2][:300]
