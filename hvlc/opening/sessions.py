@@ -40,6 +40,11 @@ class SessionError(UserError):
     """A graph of a package cannot be opened, or cannot be run on what it is given."""
 
 
+def lying(file: str, cause: str) -> SessionError:
+    """The error of a graph that ran and gave what it does not state."""
+    return SessionError("package.graph", f"{file}: {cause}", _FIX)
+
+
 @contextmanager
 def running(file: str) -> Iterator[None]:
     """A block that opens or runs a graph.
@@ -105,8 +110,7 @@ class PackageSession:
         for name, value in zip(names or stated, made, strict=True):
             if not _fits(value, stated[name]):
                 shape = list(np.shape(value))
-                cause = f"{self.file}: it gives {name} as {shape}, not {stated[name]}"
-                raise SessionError("package.graph", cause, _FIX)
+                raise lying(self.file, f"it gives {name} as {shape}, not {stated[name]}")
         return made
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from hvlc.errors import UserError, nearest
 from hvlc.manifest.manifest import Manifest
-from hvlc.opening.sessions import PackageSession
-from hvlc.opening.tensors import damaged
+from hvlc.opening.sessions import PackageSession, lying
 from hvlc.runtime.providers import open_component, register_providers
 
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
+_MOST_TOKENS = 2**24  # of an image, whatever a graph says
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,8 @@ class Vision:
         }
         tiles, grid, scale = self._front.run(["pixel_values", "grid", "used_scale"], feeds)
         tiled = Tiled(tiles, int(grid[0]), int(grid[1]), float(scale[0]))
-        side = -(-self._tiles.tile_size // self._tiles.cell_size)
-        room = len(tiles) * side * side
-        if min(tiled.rows, tiled.columns) < 1 or tiled.visual_tokens > room:
-            size = f"{tiled.rows} rows of {tiled.columns} visual tokens"
-            raise damaged(self._front.file, f"it cuts an image into {len(tiles)} tiles, and says that they are {size}")
+        if min(tiled.rows, tiled.columns) < 1 or tiled.visual_tokens > _MOST_TOKENS:
+            raise lying(self._front.file, f"it makes {tiled.rows} rows of {tiled.columns} visual tokens of an image")
         return tiled
 
     def encode(self, tiled: Tiled, encoder: str) -> np.ndarray:
@@ -102,6 +99,10 @@ class Vision:
         Raises:
             UserError: the package has no such encoder, or a graph cannot be run.
         """
+        side = -(-self._tiles.tile_size // self._tiles.cell_size)
+        if tiled.visual_tokens > len(tiled.tiles) * side * side:
+            size = f"{tiled.rows} rows of {tiled.columns} visual tokens"
+            raise lying(self._front.file, f"it cuts an image into {len(tiled.tiles)} tiles, and says they are {size}")
         session = self._encoder_session(encoder)
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
         batch = fixed if isinstance(fixed, int) else self._tile_batch
@@ -111,7 +112,7 @@ class Vision:
         feeds = {"tile_features": np.concatenate(parts), "grid": grid}
         features: np.ndarray = self._stitch.run(["image_features"], feeds)[0]
         if len(features) != tiled.visual_tokens:
-            raise damaged(self._stitch.file, f"it gives {len(features)} visual tokens of {tiled.visual_tokens}")
+            raise lying(self._stitch.file, f"it gives {len(features)} visual tokens of {tiled.visual_tokens}")
         return features
 
     def choose(self, encoder: str, visual_tokens: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.evaluation.deviation import deviation, spread
-from hvlc.opening.package import open_package
+from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
 from hvlc.package.weights import stored_weights
 from hvlc.results import trace_points
@@ -60,7 +60,7 @@ def weigh(
     Raises:
         UserError: a package is damaged, or stores a weight in a way that this version does not read.
     """
-    manifests = {name: open_package(directory).manifest for name, directory in packages.items()}
+    manifests = {name: Manifest.load(directory) for name, directory in packages.items()}
     compiled = [n for n, manifest in manifests.items() if any(e.compiled for e in manifest.components.values())]
     weights = {name: unique_weights(stored_weights(packages[name], manifest)) for name, manifest in manifests.items()}
     reference, *others = weights
