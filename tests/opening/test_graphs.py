@@ -151,7 +151,8 @@ def doubled(tmp_path: Path, *stated: int | str) -> PackageSession:
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(stated))]
     opsets = [helper.make_opsetid("", 23)]
     onnx.save(
-        helper.make_model(helper.make_graph([node], "g", values, made), opset_imports=opsets), tmp_path / "g.onnx"
+        helper.make_model(helper.make_graph([node], "g", values, made), opset_imports=opsets, ir_version=11),
+        tmp_path / "g.onnx",
     )
     return PackageSession("g.onnx", tmp_path / "g.onnx", session_options(), ["CPUExecutionProvider"])
 
