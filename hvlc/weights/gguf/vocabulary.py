@@ -17,7 +17,7 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 
 _KEYS = "tokenizer.ggml"
 # Bounds far above those of public tokenizers: rebuilding one takes time by the squares of its tokens' lengths.
-_MOST_TOKENS, _MOST_PIECES = 1_000_000, 50_000_000
+_MOST_TOKENS, _MOST_PIECES = 600_000, 50_000_000
 #: Token types (llama.h).
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
