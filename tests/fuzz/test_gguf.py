@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from hvlc.errors import UserError
 from hvlc.weights.gguf.file import read_gguf
-from tests.fuzz.mutation import Commands, attempt, check, commands, files, mutated
+from tests.fuzz.building import check_build
+from tests.fuzz.mutation import Commands, attempt, commands, files, mutated
 from tests.weights.prequantized.tiny_quantized import save_gguf
 
 SMALL, LARGE = 24, 600
@@ -173,7 +174,7 @@ def runs(whole: Header, scratch: Path, count: int, seed: int) -> dict[int, int]:
             source = random.Random(f"{seed} {case}")
             path.write_bytes(damaged(whole, source))
             ended = hvlc.run("plan", path, "--recipe", "float32")
-            check(ended)
+            check_build(ended)
             codes[ended.code] = codes.get(ended.code, 0) + 1
             assert set(files(scratch)) == {str(path)}
             if ended.code == 0:
@@ -184,7 +185,7 @@ def runs(whole: Header, scratch: Path, count: int, seed: int) -> dict[int, int]:
 def build_and_open(hvlc: Commands, path: Path, package: Path) -> None:
     """Build what could be planned: its tokens have rows, and its ends are tokens."""
     ended = hvlc.run("build", path, "--recipe", "float32", "-o", package)
-    check(ended)
+    check_build(ended)
     if ended.code != 0:
         assert not package.exists()
         return
@@ -225,7 +226,7 @@ def test_a_terabyte_without_content_is_refused(whole: Header, tmp_path: Path, si
         file.truncate(size)
     with commands(tmp_path) as hvlc:
         ended = hvlc.run("plan", path, "--recipe", "float32")
-    check(ended, codes=(2,))
+    check_build(ended, codes=(2,))
 
 
 def test_ten_million_tokens_are_refused(whole: Header, tmp_path: Path) -> None:
@@ -235,5 +236,5 @@ def test_ten_million_tokens_are_refused(whole: Header, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(header.encoded())
     with commands(tmp_path) as hvlc:
         ended = hvlc.run("plan", tmp_path / "model.gguf", "--recipe", "float32")
-    check(ended, codes=(2,))
+    check_build(ended, codes=(2,))
     assert "more than 2000000 texts" in ended.said

@@ -36,7 +36,11 @@ def read_parameter(checkpoint: Checkpoint, name: str) -> Expression | None:
         raise UserError("checkpoint.quantized", cause, "remove the one that does not count")
     if found is not None:
         return Stored(found)
-    return read_layer(checkpoint, name.rpartition(".")[0]) if has_levels else None
+    stem = name.rpartition(".")[0]
+    if not has_levels and f"{stem}.qzeros" in checkpoint.tensors and name == f"{stem}.{_WEIGHT}":
+        cause = f"{stem}.{LEVELS} is missing, and {stem}.qzeros is stored"
+        raise UserError("checkpoint.weights", cause, "save the whole model again")
+    return read_layer(checkpoint, stem) if has_levels else None
 
 
 def _read_gguf(tensor: GgufTensor) -> Expression:

@@ -144,7 +144,7 @@ def read_quantization(checkpoint: Checkpoint) -> Quantization | None:
         _ordered(where, settings) if name == "GPTQ" else True,
         where,
     )
-    return Quantization(base, _dynamic(where, settings) if name == "GPTQ" else ())
+    return Quantization(base, _dynamic(base, settings))
 
 
 def _quantizations(where: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -217,13 +217,13 @@ def _switch(where: str, settings: Mapping[str, Any], key: str) -> bool | None:
     return found
 
 
-def _dynamic(where: str, settings: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:
+def _dynamic(base: Grouping, settings: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:
     """GPTQModel's settings of some layers, held against what is read of them.
 
     Raises:
         UserError: one of them is not read.
     """
-    found = settings.get("dynamic") or {}
+    where, found = base.where, settings.get("dynamic") or {}
     if not isinstance(found, dict) or len(found) > _MOST_PATTERNS:
         raise _unread(f"{where}: dynamic is {_brief(found)}, not patterns with settings")
     patterns: list[tuple[str, Mapping[str, Any] | None]] = []
@@ -242,7 +242,7 @@ def _dynamic(where: str, settings: Mapping[str, Any]) -> tuple[tuple[str, Mappin
         if unread:
             raise _unread(f"{named} sets {', '.join(map(repr, unread[:5]))}, which is not read")
         patterns.append((pattern, overrides))
-        _overridden(Grouping("GPTQ", 4, -1, decremented=True, where=where), pattern, overrides)
+        _overridden(base, pattern, overrides)  # refused here, whether a layer has such a name or not
     return tuple(patterns)
 
 
@@ -255,7 +255,7 @@ def _overridden(base: Grouping, pattern: str, overrides: Mapping[str, Any]) -> G
     where = f"{base.where}: {pattern[:200]!r} of dynamic"
     changes: dict[str, Any] = {"where": where}
     if "bits" in overrides:
-        changes["bits"] = _bits(where, overrides["bits"], _GPTQ_BITS)
+        changes["bits"] = _bits(where, overrides["bits"], _METHODS[base.method.lower()][1])
     if "group_size" in overrides:
         changes["group"] = _group(where, overrides["group_size"])
     if "sym" in overrides:

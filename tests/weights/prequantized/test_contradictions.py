@@ -164,6 +164,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Made, str]] = {
     "bits of a list": (GPTQ | {"bits": [4]}, every(), r"bits is \[4\]"),
     "words of another width": (GPTQ | {"pack_dtype": "int16"}, every(), "pack_dtype is 'int16'"),
     "marlin": (GPTQ | {"is_marlin_format": True}, every(), "is_marlin_format"),
+    "awq of 8 bits in dynamic": (AWQ | {"dynamic": {".*": {"bits": 8}}}, every(awq=True), "of dynamic: bits is 8"),
     "awq of another layout": (AWQ | {"format": "gemv"}, every(awq=True), "its format is 'gemv', not gemm"),
     "awq of llm-awq": (AWQ | {"version": "llm-awq"}, every(awq=True), "its version is 'llm-awq'"),
     "an order that is missing": (AWQ | {"quant_method": "gptq", "desc_act": True}, every(), "desc_act"),

@@ -70,6 +70,7 @@ def test_a_quantization_inside_a_part_of_the_configuration_is_found(saved: Path,
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], str, str]] = {
     "no scales": (lambda c, t: t.pop(f"{LAYER}.scales"), "checkpoint.weights", f"{LAYER}.scales is missing"),
+    "no levels": (lambda c, t: t.pop(f"{LAYER}.qweight"), "checkpoint.weights", f"{LAYER}.qweight is missing"),
     "no configuration": (
         lambda c, t: c.pop("quantization_config"),
         "checkpoint.quantized",
