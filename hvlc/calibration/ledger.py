@@ -1,8 +1,9 @@
 """What trials have found, kept so that a killed measurement goes on and a finished one is not done again."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -10,8 +11,15 @@ from typing import Any
 
 from hvlc.calibration.sensitivity import Damage
 from hvlc.errors import UserError
+from hvlc.files.locks import locked_directory
+from hvlc.files.reading import is_file
+from hvlc.files.whole import write_files
+from hvlc.files.writing import make_directory, writing
 from hvlc.inputs.documents import read_json
-from hvlc.results import write_whole
+
+_CODE = "sensitivity.cache"
+_LARGEST = 200_000_000  # bytes of a file; a trial takes about 200
+_PATIENCE = 10  # seconds for another measurement to enter what it found
 
 
 @dataclass(frozen=True)
@@ -40,16 +48,10 @@ class Ledger:
             UserError: the directory cannot be made, or the file cannot be read.
         """
         name = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:24]
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            cause = f"cannot make {directory}: {error.strerror or error}"
-            raise UserError("sensitivity.cache", cause, "name another directory with --cache") from error
+        with _in_cache():
+            make_directory(directory, _CODE)
         path = directory / f"{name}.json"
-        known = read_json(path, "sensitivity.cache") if path.is_file() else None
-        damages = known.get("damages") if isinstance(known, dict) else None
-        found = damages if isinstance(damages, dict) else {}
-        return cls(path, fingerprint, {key: damage for key, damage in found.items() if _is_damage(damage)})
+        return cls(path, fingerprint, _read(path))
 
     def knows(self, key: str, *, loss: bool) -> bool:
         """Whether a trial needs no work any more.
@@ -62,10 +64,36 @@ class Ledger:
         return found is not None and (not loss or found["loss"] is not None)
 
     def put(self, key: str, damage: Damage) -> None:
-        """Keep what was found."""
-        self.damages[key] = {"output_error": damage.output_error, "loss": damage.loss}
-        content = {"fingerprint": dict(self.fingerprint), "damages": self.damages}
-        write_whole(self.path, [json.dumps(content, indent=1), "\n"])
+        """Keep what was found, together with what other measurements have entered meanwhile.
+
+        Raises:
+            UserError: the file cannot be written, or another measurement does not let go of it.
+        """
+        found = {"output_error": damage.output_error, "loss": damage.loss}
+        held = locked_directory(self.path.parent, seconds=_PATIENCE)
+        with _in_cache(), writing(self.path, _CODE), held:
+            for entered, values in (*_read(self.path).items(), (key, found)):
+                if not self.knows(entered, loss=True):
+                    self.damages[entered] = values
+            content = {"fingerprint": dict(self.fingerprint), "damages": self.damages}
+            write_files({self.path: [json.dumps(content, indent=1).encode(), b"\n"]}, _CODE)
+
+
+@contextlib.contextmanager
+def _in_cache() -> Iterator[None]:
+    """Errors of a cache with the way out that only a cache has."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.code, error.cause, f"{error.fix}; --cache names another directory") from error
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """The damages of a file; none where there is no file."""
+    known = read_json(path, _CODE, limit=_LARGEST) if is_file(path) else None
+    damages = known.get("damages") if isinstance(known, dict) else None
+    found = damages if isinstance(damages, dict) else {}
+    return {key: damage for key, damage in found.items() if _is_damage(damage)}
 
 
 def _is_damage(value: object) -> bool:

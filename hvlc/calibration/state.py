@@ -2,23 +2,31 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from hvlc.errors import UserError
+from hvlc.files.locks import is_at, lock
+from hvlc.files.reading import is_file, shown, state_of
+from hvlc.files.scratch import PARTIAL as _PARTIAL
+from hvlc.files.writing import writing
 from hvlc.inputs.documents import read_json
 from hvlc.weights.checkpoint import open_tensors
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.quantized import Levels, Solved, stored_array, stream_dtype, stream_shape, streams_of
 
-_FINGERPRINT, _ARRAYS, _PARTIAL = "fingerprint.json", ".safetensors", ".partial"
+_FINGERPRINT, _ARRAYS = "fingerprint.json", ".safetensors"
+_CODE = "calibration.state"
+_ELSEWHERE = "name another directory with --calibration-state"
 
 
 @dataclass(frozen=True)
@@ -44,39 +52,79 @@ class State:
         """
         check_foreign(directory)
         path = directory / _FINGERPRINT
-        if path.is_file():
-            _check_changed(directory, read_json(path, "calibration.state"), fingerprint)
+        if is_file(path):
+            _check_changed(directory, read_json(path, _CODE), fingerprint)
             return cls(directory)
-        partial = path.with_suffix(_PARTIAL)
-        try:
+        with _in_state(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(dict(fingerprint), indent=1, sort_keys=True), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            cause = f"cannot write {directory}: {error.strerror}"
-            raise UserError("calibration.state", cause, "name another directory with --calibration-state") from error
+            _write_partial(path, json.dumps(dict(fingerprint), indent=1, sort_keys=True).encode())
         return cls(directory)
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls, directory: Path, fingerprint: Mapping[str, str]) -> "Iterator[State]":
+        """A state that no other process uses while the block runs; see `open`.
+
+        Raises:
+            UserError: another build uses it, or what `open` raises.
+        """
+        check_foreign(directory)
+        descriptor = _hold(directory)
+        try:
+            yield cls.open(directory, fingerprint)
+        finally:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # where nothing was found
+            os.close(descriptor)
+
+    @classmethod
+    def remove_finished(cls, directory: Path, fingerprint: Mapping[str, str]) -> None:
+        """Remove a state of exactly these inputs that no process uses: a killed build had finished with it.
+
+        Args:
+            directory: where it may be.
+            fingerprint: of the package that it was for; it may have more entries.
+        """
+        try:
+            known = read_json(directory / _FINGERPRINT, _CODE) if is_file(directory / _FINGERPRINT) else None
+            if not isinstance(known, dict) or not known.items() <= dict(fingerprint).items():
+                return
+            descriptor = _hold(directory)
+        except UserError:
+            return
+        try:
+            cls(directory).remove()
+        finally:
+            os.close(descriptor)
 
     def put(self, key: str, levels: Levels) -> None:
         """Keep a matrix; it is there whole or not at all."""
         self.put_arrays(key, {stream.value: stored_array(levels, stream) for stream in streams_of(levels.format)})
 
     def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep arrays under their names; they are there whole or not at all."""
-        path = key_path(self.directory, key)
-        partial = path.with_suffix(_PARTIAL)
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
-        partial.replace(path)
+        """Keep arrays under their names; they are there whole or not at all.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        with _in_state(self.directory):
+            _write_partial(key_path(self.directory, key), content)
 
     def has(self, solved: Solved) -> bool:
         """Whether an awaited matrix was solved; a damaged file counts as none."""
         return all(part.is_there() for part in solved.stored if isinstance(part, Awaited))
 
     def remove(self) -> None:
-        """Remove what a calibration wrote, and the directory if nothing else is in it."""
-        for path in self.directory.iterdir():
-            if path.name == _FINGERPRINT or path.suffix in (_ARRAYS, _PARTIAL):
-                path.unlink()
+        """Remove what a calibration wrote, and the directory if nothing else is in it.
+
+        Raises:
+            UserError: a file cannot be removed.
+        """
+        with _in_state(self.directory):
+            ours = [p for p in self.directory.iterdir() if p.suffix in (_ARRAYS, _PARTIAL)]
+            for path in (*ours, self.directory / _FINGERPRINT):  # it comes last: without it the rest is foreign
+                path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.directory.rmdir()
 
@@ -87,13 +135,16 @@ def check_foreign(directory: Path) -> None:
     Raises:
         UserError: it is a file, or holds files that no calibration wrote.
     """
-    if not directory.exists() or (directory / _FINGERPRINT).is_file():
+    found = state_of(directory)
+    if found is None or is_file(directory / _FINGERPRINT):
         return
     ours = Path(_FINGERPRINT).with_suffix(_PARTIAL).name  # killed at the first moment
-    if not directory.is_dir() or any(path.name != ours for path in directory.iterdir()):
-        held = "holds files that no calibration wrote" if directory.is_dir() else "is a file"
-        cause = f"{directory} is in the way: it {held}"
-        raise UserError("calibration.state", cause, "move it, or name another directory with --calibration-state")
+    with _in_state(directory):
+        is_ours = stat.S_ISDIR(found.st_mode) and all(path.name == ours for path in directory.iterdir())
+    if not is_ours:
+        held = "holds files that no calibration wrote" if stat.S_ISDIR(found.st_mode) else "is a file"
+        cause = f"{shown(directory)} is in the way: it {held}"
+        raise UserError(_CODE, cause, f"move it, or {_ELSEWHERE}")
 
 
 def check_apart(directory: Path, output: Path) -> None:
@@ -102,10 +153,11 @@ def check_apart(directory: Path, output: Path) -> None:
     Raises:
         UserError: one lies inside the other.
     """
-    state, package = directory.resolve(), output.resolve()
+    # Unlike resolve(), it takes circles of links.
+    state, package = (Path(os.path.realpath(path)) for path in (directory, output))
     if state == package or state in package.parents or package in state.parents:
-        cause = f"{directory} keeps the calibration, and {output} is the package"
-        raise UserError("calibration.state", cause, "name a directory beside the package with --calibration-state")
+        cause = f"{shown(directory)} keeps the calibration, and {shown(output)} is the package"
+        raise UserError(_CODE, cause, "name a directory beside the package with --calibration-state")
 
 
 def _check_changed(directory: Path, known: Any, fingerprint: Mapping[str, str]) -> None:
@@ -115,9 +167,52 @@ def _check_changed(directory: Path, known: Any, fingerprint: Mapping[str, str]) 
     changed = [key for key in sorted({*fingerprint, *found}) if found.get(key) != fingerprint.get(key)]
     raise UserError(
         "calibration.changed",
-        f"{directory} holds a calibration that was begun with another {', '.join(changed)}",
+        f"{shown(directory)} holds a calibration that was begun with another {', '.join(changed)}",
         "go on with the same inputs, or remove the directory to begin again",
     )
+
+
+def _hold(directory: Path) -> int:
+    """A descriptor that holds the lock of a state's directory, which is made if it is not there.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    while True:
+        with _in_state(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock(descriptor)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            cause = f"another build is running that keeps its calibration in {shown(directory)}"
+            raise UserError("calibration.busy", cause, f"wait for it, or {_ELSEWHERE}") from error
+        if is_at(directory, descriptor):
+            return descriptor
+        os.close(descriptor)  # the other build has removed it
+
+
+@contextlib.contextmanager
+def _in_state(directory: Path) -> Iterator[None]:
+    """Errors of a state's directory, with the way out that only it has."""
+    try:
+        with writing(directory, _CODE, "the calibration"):
+            yield
+    except UserError as error:
+        raise UserError(error.code, error.cause, f"{error.fix}; or {_ELSEWHERE}") from error
+
+
+def _write_partial(path: Path, content: bytes) -> None:
+    """Write a file of a state whole or not at all; a killed process leaves a part of it, which `remove` removes."""
+    partial = path.with_suffix(_PARTIAL)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # make room on a full disk
+        raise
 
 
 def key_path(directory: Path, key: str) -> Path:
@@ -165,7 +260,7 @@ class Awaited(Expression):
     def is_there(self) -> bool:
         """Whether the file is whole and holds such an array."""
         try:
-            found = open_tensors(self.path).get(self.name) if self.path.is_file() else None
+            found = open_tensors(self.path).get(self.name) if is_file(self.path) else None
         except UserError:
             return False
         return found is not None and (found.shape, found.dtype) == (self.shape, self.dtype)

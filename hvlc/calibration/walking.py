@@ -5,7 +5,6 @@ it will have in the package, and the input's statistics can be taken. What later
 sample, on disk where there is much of it.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -15,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from hvlc.files.scratch import nameless_file
+from hvlc.files.writing import writing
 from hvlc.graphs.builder import IR_VERSION, MICROSOFT, OPSET
 from hvlc.weights.lazy import LazyTensor, expression_of
 
@@ -245,8 +246,9 @@ class Walk:
         """The array, on disk if it is large: in a file without a name, which goes with its last reader."""
         if self._spool is None or array.nbytes < _ON_DISK:
             return array
-        with tempfile.TemporaryFile(dir=self._spool) as file:
-            array.tofile(file)
+        with writing(self._spool, "output.temporary", "values between layers"), nameless_file(self._spool) as file:
+            # Unlike ndarray.tofile, it says why it fails.
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             file.flush()
             return np.memmap(file, array.dtype, "r", shape=array.shape)
 

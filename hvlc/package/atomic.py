@@ -1,24 +1,30 @@
 """Output directories that appear whole or not at all, and replace an older package without losing it.
 
-A temporary sibling is locked by the process that fills it. The system releases the lock when the process ends,
-however it ends, so what a killed run left is told from what a living one is filling, also between containers whose
-process ids repeat.
+The package is made in a hidden sibling (`hvlc.files.scratch`). What others put at the output meanwhile is never removed
+or replaced: a rename onto a directory that is not empty fails, and an older package that gives way is looked at again
+after it was moved aside.
 """
 
 import contextlib
-import errno
-import fcntl
-import glob
-import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hvlc.errors import UserError
+from hvlc.files.reading import DOCUMENT, is_directory, is_file, read_bytes, shown
+from hvlc.files.scratch import own_directory, sweep
+from hvlc.files.writing import writing
+from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST
 
 _PARTIAL, _PREVIOUS = "partial", "previous"
+_PACKAGE = "package"  # what was moved aside, in its sibling
+_SHOWN = 3  # of foreign files
+
+
+class KeptError(UserError):
+    """The work is done, and its place is taken: it stays beside it."""
 
 
 @contextlib.contextmanager
@@ -26,16 +32,15 @@ def atomic_directory(output: Path, *, force: bool) -> Iterator[Path]:
     """A temporary sibling that becomes `output` when the block ends well, and vanishes when it does not.
 
     Raises:
-        UserError: `output` exists and `force` is off, its parent is missing, or the disk is full.
+        UserError: `output` exists and `force` is off, its parent is missing, or the disk is full; or something that may
+            not be replaced has appeared at `output`.
+        KeptError: the same; the finished directory stays beside `output` as "OUTPUT.new".
     """
     check_output(output, force=force)
-    try:
-        with _sibling(output, _PARTIAL) as partial:
-            yield partial
-            partial.chmod(0o755)
-            _replace(partial, output)
-    except OSError as error:
-        raise _as_user_error(error, output) from error
+    with writing(output, "output.write"), own_directory(output.parent, f".{output.name}.{_PARTIAL}-") as partial:
+        yield partial
+        partial.chmod(0o755)
+        _place(partial, output, force=force)
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -47,78 +52,169 @@ def check_output(output: Path, *, force: bool) -> None:
         UserError: the parent is missing, or something is there that may not be replaced.
     """
     _clean_up(output)
-    if not output.parent.is_dir():
-        raise UserError("output.parent", f"{output.parent} is no directory", "create it first")
-    if not output.exists():
-        return
+    if not is_directory(output.parent):
+        raise UserError("output.parent", f"{shown(output.parent)} is not a directory", "create it first")
+    with writing(output, "output.write"):
+        found = _obstacle(output, force=force)
+    if found:
+        raise found
+
+
+def _obstacle(output: Path, *, force: bool) -> UserError | None:
+    """Why a new package may not take the place of what is at `output`; None: it may.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    if not _is_there(output):
+        return None
     if not force:
-        raise UserError("output.exists", f"{output} exists", "choose another output or pass --force")
-    empty = output.is_dir() and not any(output.iterdir())
-    if not empty and not (output / MANIFEST).is_file():
-        fix = "--force replaces packages only; choose another output"
-        raise UserError("output.foreign", f"{output} is no hvlc package", fix)
+        return UserError("output.exists", f"{shown(output)} exists", "choose another output or pass --force")
+    foreign = _foreign(output)
+    if foreign is None:
+        return None
+    return UserError(
+        "output.foreign",
+        f"{shown(output)} {foreign}",
+        "--force replaces packages only, and nothing beside their files: choose another output, or move it away",
+    )
 
 
-@contextlib.contextmanager
-def _sibling(output: Path, kind: str) -> Iterator[Path]:
-    """A new hidden directory beside `output`, locked while the block runs and removed after."""
-    with _locked(output.parent, wait=True):
-        path = Path(tempfile.mkdtemp(prefix=f".{output.name}.{kind}-", dir=output.parent))
-        lock = contextlib.ExitStack()
-        lock.enter_context(_locked(path, wait=False))
+def _is_there(path: Path) -> bool:
+    """Whether anything is there, broken links too.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     try:
-        yield path
-    finally:
-        if output.exists() or not (path / "package").exists():  # a package that could not be put back stays
-            shutil.rmtree(path, ignore_errors=True)
-        lock.close()
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _replace(partial: Path, output: Path) -> None:
-    """Rename into place; an older package is moved aside first and deleted after."""
-    if not output.exists():
-        partial.rename(output)
+def _foreign(directory: Path) -> str | None:
+    """What makes a directory something else than a package, or than an empty directory; None: nothing does."""
+    if not is_directory(directory):
+        return "is not a package"
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return None
+    if not is_file(directory / MANIFEST):
+        return "is not an hvlc package"
+    others = sorted(names - _files_of(directory) - {MANIFEST}) if _files_of(directory) else []
+    if not others:
+        return None
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return f"has {', '.join(shown(name) for name in others[:_SHOWN])}{more}, which its manifest does not list"
+
+
+def _files_of(directory: Path) -> set[str]:
+    """Names that a package's manifest lists, of whatever version; none where it is damaged."""
+    try:
+        content = read_json(directory / MANIFEST, "package.manifest")
+    except UserError:
+        return set()
+    files = content.get("files") if isinstance(content, dict) else None
+    return set(files) if isinstance(files, dict) else set()
+
+
+def _place(partial: Path, output: Path, *, force: bool) -> None:
+    """Rename into place; an older package is moved aside first and deleted after.
+
+    Raises:
+        UserError: something else is there; see `atomic_directory`.
+        OSError: the system refused.
+    """
+    found = _obstacle(output, force=force)
+    if found is None:
+        found = _replace(partial, output) if _is_there(output) else _renamed(partial, output)
+    if found is None:
         return
-    with _sibling(output, _PREVIOUS) as aside:
-        kept = aside / "package"
+    if _is_same(partial, output):
+        raise UserError(found.code, f"{shown(output)} exists: another run made the same package", "use that one")
+    kept = _beside(partial, output, "new")
+    raise KeptError(
+        found.code,
+        f"{found.cause}, and was not there when the work began; the finished package is in {shown(kept)}",
+        f"move one of the two: {shown(output)} is left as it is",
+    )
+
+
+def _is_same(partial: Path, output: Path) -> bool:
+    """Whether two packages have the same manifest, and so the same files."""
+    pair = [path / MANIFEST for path in (partial, output)]
+    if not all(is_file(path) for path in pair):
+        return False
+    first, second = (read_bytes(path, "package.manifest", limit=DOCUMENT) for path in pair)
+    return first == second
+
+
+def _replace(partial: Path, output: Path) -> UserError | None:
+    """Move an older package (or an empty directory) aside, and the new one into its place."""
+    placed = False
+
+    def holds_package(aside: Path) -> bool:
+        return not placed and _is_there(aside / _PACKAGE)
+
+    with own_directory(output.parent, f".{output.name}.{_PREVIOUS}-", holds_package) as aside:
+        kept = aside / _PACKAGE
         try:
             output.rename(kept)
-            partial.rename(output)
-        except BaseException:  # Ctrl-C too
-            if kept.exists():
-                kept.rename(output)
+            foreign = _foreign(kept)  # between the look before and the rename it may have changed
+            if foreign is None:
+                found = _renamed(partial, output)
+                placed = found is None
+            else:
+                found = UserError("output.foreign", f"{shown(output)} {foreign}", "move it away")
+        finally:  # after Ctrl-C too
+            if not placed:
+                _put_back(kept, output)
+        return found
+
+
+def _renamed(partial: Path, output: Path) -> UserError | None:
+    """Rename a directory where nothing is, or an empty directory; an error where something else is."""
+    try:
+        partial.rename(output)
+    except OSError:
+        if not _is_there(output):
             raise
+        return UserError("output.exists", f"{shown(output)} exists", "choose another output")
+    return None
+
+
+def _put_back(kept: Path, output: Path) -> None:
+    """Put an older package back, or beside what has taken its place."""
+    if not _is_there(kept):
+        return
+    if not _is_there(output):
+        kept.rename(output)
+    else:
+        _beside(kept, output, "old")
+
+
+def _beside(directory: Path, output: Path, kind: str) -> Path:
+    """Keep a directory beside `output` under the first free name."""
+    number = 1
+    while True:
+        place = output.with_name(f"{output.name}.{kind}{'' if number == 1 else number}")
+        if not _is_there(place):
+            directory.rename(place)
+            return place
+        number += 1
 
 
 def _clean_up(output: Path) -> None:
     """Remove the leftovers of processes that are gone; put a package back that one had moved aside."""
-    if not output.parent.is_dir():
-        return
-    with contextlib.suppress(PermissionError), _locked(output.parent, wait=True):
-        for kind in (_PREVIOUS, _PARTIAL):
-            for leftover in sorted(output.parent.glob(f".{glob.escape(output.name)}.{kind}-*")):
-                with contextlib.suppress(BlockingIOError), _locked(leftover, wait=False):
-                    if kind == _PREVIOUS and not output.exists() and (leftover / "package").is_dir():
-                        (leftover / "package").rename(output)
-                    shutil.rmtree(leftover, ignore_errors=True)
 
+    def restore(leftover: Path) -> None:
+        # Where there is a package, the new one had its place already; where there is something else, the rename fails
+        # and the older package stays.
+        if is_directory(leftover / _PACKAGE) and not is_file(output / MANIFEST):
+            (leftover / _PACKAGE).rename(output)
+        shutil.rmtree(leftover, ignore_errors=True)
 
-@contextlib.contextmanager
-def _locked(directory: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the advisory lock of a directory.
-
-    Raises:
-        BlockingIOError: another process holds it, and `wait` is off.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _as_user_error(error: OSError, output: Path) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError("output.disk_full", f"the disk of {output} is full", "free space or choose another disk")
-    return UserError("output.write", f"cannot write {output}: {error.strerror or error}", "check permissions and path")
+    name = re.escape(f".{output.name}.")
+    sweep(output.parent, rf"{name}{_PREVIOUS}-\w+", restore)
+    sweep(output.parent, rf"{name}{_PARTIAL}-\w+")

@@ -5,7 +5,6 @@ cannot load binaries whose graphs share weights (QAIRT 2.51 crashes), so those a
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hvlc.errors import TargetError
+from hvlc.files.scratch import temporary_directory
 from hvlc.manifest.manifest import FLOAT_PRODUCTS
 from hvlc.qnn.compiler import Compiled, require_npu
 from hvlc.qnn.isolation import Failure, Graph, Isolation, Request
@@ -68,8 +68,8 @@ def check_compiled(
     session = _cpu_session(compiled.source)
     names = [output.name for output in session.get_outputs()]
     sums = {name: _Sums() for name in names}
-    with tempfile.TemporaryDirectory(prefix="hvlc-emulation-") as directory:
-        for sample, found in zip(samples, emulate(compiled, samples, Path(directory), isolation), strict=True):
+    with temporary_directory("emulation") as directory:
+        for sample, found in zip(samples, emulate(compiled, samples, directory, isolation), strict=True):
             for name, expected in zip(names, session.run(None, dict(sample.feeds)), strict=True):
                 part = sample.valid.get(name, (slice(None),))
                 sums[name].add(found[name][part], expected[part], scores=name == _SCORES)

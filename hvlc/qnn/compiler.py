@@ -2,7 +2,6 @@
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Self
 import onnx
 
 from hvlc.errors import TargetError, UserError
+from hvlc.files.scratch import scratch_directory
 from hvlc.qnn.context import Context, read_context
 from hvlc.qnn.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 from hvlc.results.compilation import CompiledGraph, FailedAttempt
@@ -156,8 +156,7 @@ def compile_graphs(
     require_qnn()
     for model in models:
         require_static(model)
-    with tempfile.TemporaryDirectory(prefix=".compile-", dir=output) as directory:
-        scratch = Path(directory)
+    with scratch_directory(output, ".compile-") as scratch:
         mode, answer, failed = _attempts(models, options, scratch, isolation or Isolation())
         made = scratch / str(mode)
         for model, opened in zip(models, answer.graphs, strict=True):

@@ -1,10 +1,10 @@
 """What Qualcomm's compiler itself says of a graph: whether it takes it whole, and which nodes it does not take."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvlc.files.scratch import temporary_directory
 from hvlc.qnn.compiler import PROVIDER, TRACE, CompileOptions, refused_nodes, traced
 from hvlc.qnn.isolation import Answer, Graph, Isolation, Request
 
@@ -44,8 +44,7 @@ def probe_graph(model: Path, options: CompileOptions, isolation: Isolation | Non
     error = ""
     reasons: dict[str, str] = {}
     for fallback in (False, True):
-        with tempfile.TemporaryDirectory(prefix="hvlc-probe-") as directory:
-            work = Path(directory)
+        with temporary_directory("probe") as work:
             entries = {**options.session_options, "session.disable_cpu_ep_fallback": str(int(not fallback))}
             request = Request(model.parent, [Graph(model.name, entries)], traced(options, options.modes[0], work))
             ended = (isolation or Isolation()).run(request, work)

@@ -1,7 +1,5 @@
 """Records as files: written whole or not at all, read strictly."""
 
-import contextlib
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -10,29 +8,27 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from hvlc.errors import UserError
 from hvlc.files.reading import EVALUATION, read_bytes, shown
+from hvlc.files.whole import write_files
 from hvlc.results.measurement import SCHEMA_VERSION
 from hvlc.results.reading import Measured
 
 _LONGEST = 300  # characters of a problem
+#: Code of the error of a result that cannot be written.
+UNWRITABLE = "results.unwritable"
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Writes a UTF-8 text file whole or not at all: to a temporary sibling that is then renamed.
+    """Writes a UTF-8 text file whole or not at all; see `hvlc.files.whole.replacing`.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.writelines(parts)
-        temporary.replace(path)
-    except OSError as error:
-        fix = "choose another place or make room"
-        raise UserError("results.unwritable", f"cannot write {path}: {error.strerror or error}", fix) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # also after Ctrl-C
+    write_files({path: (encoded(part) for part in parts)}, UNWRITABLE)
+
+
+def encoded(text: str) -> bytes:
+    """A text in UTF-8; bytes of paths that are not UTF-8 are escaped, as hvlc's messages show them."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_evaluation(path: Path, evaluation: Measured) -> None:

@@ -1,5 +1,6 @@
 """A calibration that was stopped goes on where it was, with the same inputs alone."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,18 +9,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from hvlc.calibration import walking
 from hvlc.calibration.state import State, awaited, check_apart, check_foreign
 from hvlc.errors import UserError
+from hvlc.manifest.manifest import Manifest
+from hvlc.package.atomic import KeptError
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.quantized import Levels, Stream, stored_array, unpacked
 from hvlc.workflows.build import request as requesting
 from hvlc.workflows.build.build import build
+from hvlc.workflows.calibrate.calibrating import fingerprint_of
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe
 from tests.helpers.solvers import ASYMMETRIC, LPBQ, SYMMETRIC, normal
@@ -369,3 +375,101 @@ def test_a_place_that_cannot_be_had_is_refused_before_the_work(
     assert error.value.code == "calibration.state"
     assert "calibrate" not in told
     assert [p.name for p in tmp_path.rglob("*.txt")] == ["mine.txt"]
+
+
+# Several processes, and disks that refuse.
+
+
+def test_a_second_build_is_told_of_the_first(
+    checkpoint: Path, recipe: str, package: Path, solved: list[str], tmp_path: Path
+) -> None:
+    asked, codes = request(checkpoint, recipe, tmp_path / "package"), []
+
+    def second(what: str, done: int, total: int) -> None:
+        if what.startswith("calibrate model") and not codes:
+            with pytest.raises(UserError) as error:
+                build(asked)
+            codes.append(error.value.code)
+
+    build(asked, second)
+    assert codes == ["calibration.busy"]
+    assert len(solved) == 15
+    assert contents(asked.output) == contents(package)
+    assert [p.name for p in tmp_path.iterdir()] == ["package"]
+
+
+def test_a_state_is_held_once(tmp_path: Path) -> None:
+    with State.held(tmp_path / "state", FINGERPRINT) as state:
+        state.put_arrays("a", {"a": np.zeros(3)})
+        second = State.held(tmp_path / "state", FINGERPRINT)
+        with pytest.raises(UserError, match="another build is running") as error, second:
+            pass
+    assert error.value.code == "calibration.busy"
+    with State.held(tmp_path / "state", FINGERPRINT) as again:
+        again.remove()
+        with State.held(tmp_path / "state", FINGERPRINT) as anew:  # the lock of what was removed does not count
+            assert anew.directory.is_dir()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_state_that_outlived_its_package_goes(
+    checkpoint: Path, recipe: str, package: Path, tmp_path: Path, other: bool
+) -> None:
+    """A build that was killed between its last two steps leaves both."""
+    shutil.copytree(package, tmp_path / "package")
+    asked = request(checkpoint, recipe, tmp_path / "package")
+    sources = Manifest.load(package).sources
+    fingerprint = fingerprint_of(sources.model_copy(update={"recipe": "0" * 64} if other else {}))
+    State.open(asked.state_directory, fingerprint).put_arrays("a", {"a": np.zeros(3)})
+    with pytest.raises(UserError, match=r"output\.exists"):
+        build(asked)
+    assert asked.state_directory.exists() is other
+
+
+@pytest.mark.parametrize("call", ["write", "replace", "mkdir"])
+def test_a_full_disk_is_named_and_nothing_half_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(self: Path, *args: object, **options: object) -> None:
+        if call == "write":
+            write(self, b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, {"write": "write_bytes"}.get(call, call), full)
+    with pytest.raises(UserError, match="is full") as error, State.held(tmp_path / "state", FINGERPRINT):
+        pass
+    assert error.value.code == "output.disk_full"
+    assert str(tmp_path / "state") in error.value.cause
+    assert "--calibration-state" in error.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_of_values_between_layers_is_named(
+    checkpoint: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(place: Path) -> BinaryIO:
+        return open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
+
+    monkeypatch.setattr(walking, "nameless_file", full)
+    monkeypatch.setattr(walking, "_ON_DISK", 1)
+    with pytest.raises(UserError, match=r"values between layers in .*package\.calibration is full") as error:
+        build(request(checkpoint, recipe, tmp_path / "package"))
+    assert error.value.code == "output.disk_full"
+    assert [p.name for p in tmp_path.iterdir()] == ["package.calibration"]
+
+
+def test_a_package_that_has_to_stay_beside_its_place_needs_no_state(
+    checkpoint: Path, recipe: str, package: Path, tmp_path: Path
+) -> None:
+    asked = request(checkpoint, recipe, tmp_path / "package")
+
+    def thesis(what: str, done: int, total: int) -> None:
+        if what == "package" and not asked.output.exists():
+            asked.output.write_text("years of work")
+
+    with pytest.raises(KeptError):
+        build(asked, thesis)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["package", "package.new"]
+    assert asked.output.read_text() == "years of work"
+    assert contents(tmp_path / "package.new") == contents(package)

@@ -1,18 +1,18 @@
 """The build, stage by stage: checkpoint, bundle, passes, plan, package."""
 
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.errors import Collector, HvlcError, UserError
+from hvlc.files.scratch import temporary_directory
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.opening.package import open_package
-from hvlc.package.atomic import atomic_directory, check_output
+from hvlc.package.atomic import KeptError, atomic_directory, check_output
 from hvlc.package.text import PackageText, settle_text, tokenizer_files
 from hvlc.package.writer import write_package
 from hvlc.recipes.budget import allocate, explicit, with_budget
@@ -38,10 +38,17 @@ from hvlc.workflows.build.request import BuildRequest, Document, Progress, docum
 from hvlc.workflows.build.requirements import require_compile, text_files
 from hvlc.workflows.build.scales import with_wide_scales
 from hvlc.workflows.build.steps import Digesting, Stages
-from hvlc.workflows.calibrate.calibrating import Prepared, calibrate_plan, calibration_inputs, cost_of
+from hvlc.workflows.calibrate.calibrating import (
+    Prepared,
+    calibrate_plan,
+    calibration_inputs,
+    cost_of,
+    fingerprint_of,
+    remove_finished,
+)
 
 if TYPE_CHECKING:
-    pass
+    from hvlc.calibration.state import State
 
 _MOST_THREADS = 64
 
@@ -57,7 +64,12 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         TargetError: the target cannot take what the recipe asks for. Several problems come in one error.
     """
     stages = Stages(progress)
-    with MemoryWatch(request.max_memory) as memory, Digesting() as digesting, _scratch() as scratch:
+    with (
+        MemoryWatch(request.max_memory) as memory,
+        Digesting() as digesting,
+        temporary_directory("build") as scratch,
+        ExitStack() as held,
+    ):
         prepared = _prepare(request, stages, scratch, digesting.start, reads=True)
         estimate = prepared.estimate
 
@@ -69,11 +81,16 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
             memory.check()
             stages.calibrated(what, done, total)
 
+        state = None
         if prepared.inputs is not None:
+            from hvlc.calibration.state import State
+
             provenance = provenance_of(digesting.finished(), *prepared.documents, prepared.inputs)
             with stages.stage("calibrate") as count:
-                count(calibrate_plan(request, prepared, prepared.inputs, provenance.sources, calibrated))
-        with atomic_directory(request.output, force=request.force) as partial:
+                fingerprint = fingerprint_of(provenance.sources)
+                state = held.enter_context(State.held(request.state_directory, fingerprint))
+                count(calibrate_plan(prepared, prepared.inputs, state, calibrated))
+        with _removing(state), atomic_directory(request.output, force=request.force) as partial:
             with stages.stage("package") as count:
                 bits = prepared.plan.bits_per_weight(Role.DECODER)
                 manifest = write_package(
@@ -91,13 +108,22 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 count(len(manifest.files))
             if request.aot and is_compiled_for(prepared.target):
                 manifest = _compiled(partial, prepared.target, stages)
-    if prepared.inputs is not None:
-        from hvlc.calibration.state import State
-
-        State(request.state_directory).remove()
     return BuildResult(
         request.output, manifest, prepared.plan, tuple(stages.journal), stages.seconds, memory.peak, estimate
     )
+
+
+@contextmanager
+def _removing(state: "State | None") -> Iterator[None]:
+    """Remove what a calibration found when its package is whole, also where that has to stay beside its place."""
+    try:
+        yield
+    except KeptError:
+        if state:
+            state.remove()
+        raise
+    if state:
+        state.remove()
 
 
 def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywhere: bool = False) -> Prepared:
@@ -111,15 +137,8 @@ def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywh
     Raises:
         UserError, TargetError: whatever would stop the build, all of it at once.
     """
-    with _scratch() as scratch:
+    with temporary_directory("build") as scratch:
         return _prepare(request, Stages(progress), scratch, anywhere=anywhere)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory for what is read out of a checkpoint on the way; nothing is left of it."""
-    with tempfile.TemporaryDirectory(prefix="hvlc-") as directory:
-        yield Path(directory)
 
 
 def _compiled(directory: Path, target: Target, stages: Stages) -> Manifest:
@@ -154,6 +173,7 @@ def _prepare(
             installed = True
         with found:
             if not anywhere:
+                remove_finished(request)
                 check_output(request.output, force=request.force)
         with found:
             recipe = load_recipe(request.recipe)

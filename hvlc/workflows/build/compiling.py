@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from hvlc.errors import TargetError, UserError
 from hvlc.files.digests import digest_file
+from hvlc.files.scratch import scratch_directory
 from hvlc.graphs.placement import Phase, Placement
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.lock import LOCK, Lock
@@ -135,14 +135,14 @@ def compile_in_place(
     manifest, options = open_package(directory).manifest, CompileOptions.of(target)
     placed = _placed(directory, manifest, target)
     samples = component_samples(directory, manifest, request.amount) if request.check else {}
-    with tempfile.TemporaryDirectory(prefix=".compiled-", dir=directory) as made:
+    with scratch_directory(directory, ".compiled-") as made:
         compiled: dict[str, Compiled] = {}
         for number, (name, entry) in enumerate(placed.items()):
             told(f"compile {name}", number, len(placed))
-            compiled[name] = compile_graph(directory / entry.file, options, Path(made), request.isolation)
+            compiled[name] = compile_graph(directory / entry.file, options, made, request.isolation)
         checks, unchecked = _checks(compiled, samples, request, told)
         if request.share_weights:
-            compiled |= _shared(directory, placed, options, Path(made), request.isolation)
+            compiled |= _shared(directory, placed, options, made, request.isolation)
             binaries = sorted({c.context.binary.name for c in compiled.values() if c.record.shared_with})
             unchecked += [NotChecked(what=binary, reason=_SHARED) for binary in binaries]
         compilation = Compilation(
@@ -153,7 +153,7 @@ def compile_in_place(
             not_checked=(*unchecked, *_ALWAYS_UNCHECKED),
         )
         before = {name: data_files(load_graph(directory / entry.file)) for name, entry in placed.items()}
-        for path in sorted(Path(made).iterdir()):
+        for path in sorted(made.iterdir()):
             path.replace(directory / path.name)
     _drop_weights(directory, manifest, set().union(*before.values()))
     seconds = {name: c.seconds for name, c in compiled.items()}

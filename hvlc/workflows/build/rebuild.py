@@ -6,7 +6,6 @@ must compute the same to the last bit.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,6 +15,7 @@ import numpy as np
 import onnx
 
 from hvlc.errors import UserError
+from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import Manifest
@@ -81,15 +81,16 @@ def rebuild(
     if compilation:
         require_qnn()
     _check_inputs(lock, Checkpoint.open(checkpoint))
-    with tempfile.TemporaryDirectory(prefix=f".{package.name}.rebuild-", dir=package.resolve().parent) as work:
-        recipe, target = Path(work) / "recipe.yaml", Path(work) / "target.toml"
+    home = package.resolve()
+    with scratch_directory(home.parent, f".{home.name}.rebuild-") as work:
+        recipe, target = work / "recipe.yaml", work / "target.toml"
         recipe.write_text(lock.recipe, "utf-8")
         target.write_text(lock.target, "utf-8")
         request = BuildRequest(
             checkpoint,
             str(target),
             str(recipe),
-            Path(work) / "package",
+            work / "package",
             threads=threads,
             calibration=_calibration_source(manifest, calibration),
             samples=manifest.sources.calibration_samples,
@@ -153,8 +154,8 @@ def _compute_the_same(files: Iterable[Path], options: Mapping[str, str]) -> bool
     """Whether compiled graphs of the same inputs give the same bits for them, in emulation."""
     made: list[list[dict[str, np.ndarray]]] = []
     for file in files:
-        with tempfile.TemporaryDirectory(prefix="hvlc-emulation-") as scratch:
-            made.append(list(emulate_file(file, options, [_drawn(file)], Path(scratch))))
+        with temporary_directory("emulation") as scratch:
+            made.append(list(emulate_file(file, options, [_drawn(file)], scratch)))
     first, *others = made
     return all(
         a.keys() == b.keys() and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)

@@ -1,14 +1,16 @@
 """The calibration inside a build: its inputs, what it takes, and the walk of the planned solvers over them."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.errors import UserError
+from hvlc.files.reading import is_directory, is_file
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
-from hvlc.manifest.manifest import Kind, Sources
+from hvlc.manifest.manifest import MANIFEST, Kind, Manifest, Sources
 from hvlc.package.text import PackageText
 from hvlc.recipes.schema import Preparation, Recipe
 from hvlc.results.build import Estimate
@@ -22,6 +24,7 @@ from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, sea
 if TYPE_CHECKING:
     from hvlc.calibration.factors import ScaledGroup
     from hvlc.calibration.samples import CalibrationSet
+    from hvlc.calibration.state import State
 
 
 @dataclass(frozen=True)
@@ -103,27 +106,38 @@ def cost_of(bundle: Bundle, plan: Plan, inputs: "CalibrationSet", scaled: "Seque
     return calibration_cost(bundle, plan, inputs, CALIBRATED).after(searched)
 
 
-def calibrate_plan(
-    request: BuildRequest, prepared: Prepared, inputs: "CalibrationSet", sources: Sources, progress: Progress
-) -> int:
+def fingerprint_of(sources: Sources) -> dict[str, str]:
+    """What a calibration depends on, by the name of each input."""
+    return {
+        "checkpoint": sources.checkpoint,
+        "recipe": sources.recipe,
+        "target": sources.target,
+        "calibration set": sources.calibration or "",
+        "code of hvlc": sources.code,
+        **{f"version of {name}": version for name, version in sources.versions.items()},
+    }
+
+
+def remove_finished(request: BuildRequest) -> None:
+    """Remove the calibration of a package that is there: its build was killed when it was finished with it."""
+    if not (is_directory(request.state_directory) and is_file(request.output / MANIFEST)):
+        return
+    from hvlc.calibration.state import State
+
+    with contextlib.suppress(UserError):
+        sources = Manifest.load(request.output).sources
+        State.remove_finished(request.state_directory, fingerprint_of(sources))
+
+
+def calibrate_plan(prepared: Prepared, inputs: "CalibrationSet", state: "State", progress: Progress) -> int:
     """Find factors on the float model, then let the plan's solvers and observers see data: walks through graphs of
     their own, into the state that the package reads.
 
     Returns:
         The number of places that have calibrated levels, and of groups that have factors.
     """
-    from hvlc.calibration.state import State
     from hvlc.workflows.calibrate.calibrate import awaited_matrices, calibrate, find_factors, needs_data
 
-    fingerprint = {
-        "checkpoint": sources.checkpoint,
-        "recipe": sources.recipe,
-        "target": sources.target,
-        "calibration set": inputs.digest,
-        "code of hvlc": sources.code,
-        **{f"version of {name}": version for name, version in sources.versions.items()},
-    }
-    state = State.open(request.state_directory, fingerprint)
     scaled, threads = prepared.scaled, prepared.estimate.threads
     find_factors(_walked_bundle(prepared), scaled, inputs, state, threads, progress)
     if needs_data(prepared.plan):

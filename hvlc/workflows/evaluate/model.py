@@ -1,7 +1,6 @@
 """What is evaluated: packages through onnxruntime, checkpoints through what can run them."""
 
 import platform
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from hvlc import __version__
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
 from hvlc.files.reading import is_directory, is_file
+from hvlc.files.scratch import temporary_directory
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
 from hvlc.opening.configuration import read_configuration
@@ -196,8 +196,8 @@ def _package(subject: Subject) -> Iterator[tuple[Path, str]]:
         yield subject.directory, runs_on(subject.manifest)
         return
     require_compile("a checkpoint's answers")
-    with tempfile.TemporaryDirectory(prefix="hvlc-") as work:
-        package = Path(work) / "float32"
+    with temporary_directory("float") as work:
+        package = work / "float32"
         build(BuildRequest(subject.directory, "cpu", "float32", package))
         yield package, "onnxruntime CPU, as a float32 package"
 

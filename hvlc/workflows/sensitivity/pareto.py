@@ -1,6 +1,5 @@
 """The front of size and damage: a recipe for each of a series of budgets, built and measured if asked for."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file
+from hvlc.files.scratch import scratch_directory
 from hvlc.graphs.bundle import Bundle
 from hvlc.manifest.manifest import Kind
 from hvlc.recipes.budget import explicit, knapsack, uniform
@@ -159,8 +159,8 @@ def _measured(front: Front, opened: Opened, output: Path, score: tuple[Scored, S
     reference = measured(opened.directory)
     for done, point in enumerate(front.points, 1):
         progress(point.name, done, total)
-        with tempfile.TemporaryDirectory(dir=output, prefix=".package-") as work:
-            package = Path(work) / "package"
+        with scratch_directory(output, ".package-") as work:
+            package = work / "package"
             build(BuildRequest(opened.directory, opened.target_name, str(output / point.recipe), package))
             points.append(point.model_copy(update={"measured": measured(package)}))
     progress("", total, total)

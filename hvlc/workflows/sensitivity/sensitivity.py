@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
+from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.manifest.manifest import Kind
@@ -129,8 +129,8 @@ def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
     found.raise_all()
     if checkpoint is None or rules is None or device is None:
         raise HvlcError("sensitivity.open", "an input is missing without a problem", "report it")
-    with tempfile.TemporaryDirectory(prefix="hvlc-") as scratch:
-        text = text_files(checkpoint, Path(scratch))
+    with temporary_directory("sensitivity") as scratch:
+        text = text_files(checkpoint, scratch)
         yield Opened(directory, checkpoint, text, rules, device, target)
 
 
@@ -201,9 +201,9 @@ def measure(
     if any(missing.values()):
         if how.loss:
             _check_room(ledger.path.parent, bundle, inputs)
-        with tempfile.TemporaryDirectory(dir=ledger.path.parent, prefix="values-") as spool:
+        with scratch_directory(ledger.path.parent, "values-") as spool:
             wanted = {part: trials for part, trials in missing.items() if trials}
-            _try_all(bundle, inputs, wanted, ledger, how, Path(spool), progress, announce)
+            _try_all(bundle, inputs, wanted, ledger, how, spool, progress, announce)
     return Sensitivity(
         checkpoint=checkpoint.digest,
         recipe=recipe.name,
