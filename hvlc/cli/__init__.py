@@ -1,10 +1,9 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ import click
 
 from hvlc import __version__
 from hvlc.cli import bisect, calibration, compare, compilation, diff, evaluation, lint, sensitivity, targets
-from hvlc.cli.common import console, json_option, progress, show
+from hvlc.cli.common import DIRECTORY, Size, console, json_option, progress, show
 from hvlc.cli.options import BOUNDED, EXAMPLES, PLACE, ROWS, SAMPLES, SEED, SIZE, THREADS, WORDS, tokens
-from hvlc.errors import HvlcError
+from hvlc.cli.streams import STDOUT, ReaderGoneError, say, say_json, standard_streams
+from hvlc.errors import HvlcError, UserError
+from hvlc.files.writing import make_directory, refused
 
 _INTERRUPTED = 130
+_LESS_MEMORY = "close other programs, use fewer --threads, or bound it with --max-memory where a command has it"
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
 _MODEL = click.argument("directory", type=PLACE)
 
@@ -24,48 +26,82 @@ _MODEL = click.argument("directory", type=PLACE)
 def main(arguments: list[str] | None = None) -> None:
     """Run the CLI and exit with its code; errors have a code, a cause and the way out, and no traceback."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) != signal.SIG_IGN:  # which nohup does to SIGHUP
+            signal.signal(stop, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug, as_json = "--debug" in arguments, "--json" in arguments
+    as_json = "--json" in arguments
+    try:
+        with standard_streams():
+            code = _run(arguments, debug="--debug" in arguments, as_json=as_json)
+    except UserError as error:  # there is no standard output
+        code = error.exit_code
+        _report(error, as_json)
+    if code:
+        sys.exit(code)
+
+
+def _run(arguments: list[str], *, debug: bool, as_json: bool) -> int:
+    """Run a command; returns its exit code."""
     try:
         cli.main(arguments, prog_name="hvlc", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except HvlcError as error:
         if debug:
             raise
-        _report_error(error.code, error.cause, error.fix, as_json, error.problems)
-        sys.exit(error.exit_code)
+        return _report(error, as_json)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(2)
+        say(error.format_message())
+        return 2
     except click.ClickException as error:
-        _report_error("usage", error.format_message(), "see hvlc --help", as_json)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
-        sys.exit(_BROKEN_PIPE)
+        return _report(UserError("usage", error.format_message(), "see hvlc --help"), as_json)
+    except ReaderGoneError:  # the reader of our output has gone, as `| head` does
+        return _BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
-        _report_error("interrupted", "stopped before the end", "run it again; nothing half-written was left", as_json)
-        sys.exit(_INTERRUPTED)
+        _report(
+            UserError("interrupted", "stopped before the end", "run it again; nothing half-written was left"), as_json
+        )
+        return _INTERRUPTED
+    except OSError as error:
+        if debug:
+            raise
+        return _report(refused(error), as_json)
+    except MemoryError:
+        if debug:
+            raise
+        return _report(UserError("memory.exhausted", "there is not enough memory", _LESS_MEMORY), as_json)
     except Exception as error:
         if debug:
             raise
-        _report_error("bug", f"{type(error).__name__}: {error}", "run again with --debug and report it", as_json)
-        sys.exit(1)
+        cause, fix = f"internal error: {type(error).__name__}: {error}", "run again with --debug and report it"
+        return _report(HvlcError("bug", cause, fix), as_json)
+    return 0
 
 
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _report_error(code: str, cause: str, fix: str, as_json: bool, problems: Sequence[HvlcError] = ()) -> None:
-    """Print an error; JSON has every problem of one that stands for several, the text the first ones."""
-    if as_json:
-        error: dict[str, Any] = {"code": code, "cause": cause, "fix": fix}
-        if problems:
-            error["problems"] = [{"code": p.code, "cause": p.cause, "fix": p.fix} for p in problems]
-        click.echo(json.dumps({"error": error}))
-    else:
-        click.echo(f"error [{code}] {cause}\n  try: {fix}", err=True)
+def _report(error: HvlcError, as_json: bool) -> int:
+    """Print an error; JSON has every problem of one that stands for several, the text the first ones.
+
+    JSON goes to standard error where standard output is what failed.
+
+    Returns:
+        The exit code.
+    """
+    if not as_json:
+        say(f"error [{error.code}] {error.cause}\n  try: {error.fix}", error=True)
+        return error.exit_code
+    record: dict[str, Any] = {"code": error.code, "cause": error.cause, "fix": error.fix}
+    if error.problems:
+        record["problems"] = [{"code": p.code, "cause": p.cause, "fix": p.fix} for p in error.problems]
+    try:
+        say_json({"error": record}, error=error.code == STDOUT)
+    except (UserError, ReaderGoneError):
+        say_json({"error": record}, error=True)
+    return error.exit_code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -206,12 +242,12 @@ def run(
     )
     for piece in generation:
         if not as_json:
-            click.echo(piece, nl=False)
+            say(piece, end="")
     answered = generation.answered
     if as_json:
-        click.echo(answered.model_dump_json(indent=1))
+        say_json(answered.model_dump(mode="json"))
         return
-    click.echo()
+    say()
     if verbose:
         from hvlc.report.builds import answer_table
 
@@ -229,7 +265,7 @@ def demo(output: Path, count: int, as_json: bool) -> None:
     from hvlc.workflows import demo as demonstration
     from hvlc.workflows.build.steps import STAGES
 
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output, "output.write")
     quiet = console(stderr=True)
     with progress("build", len(STAGES)) as step:
         packages = demonstration.build_packages(output, lambda recipe: lambda what, *at: step(f"{recipe} {what}", *at))
@@ -349,7 +385,7 @@ def show_recipe(name: str, as_json: bool) -> None:
     from hvlc.recipes.loading import load_recipe, recipe_text
 
     recipe, text = load_recipe(name), recipe_text(name)
-    show(recipe.model_dump(mode="json"), as_json, lambda _: click.echo(text, nl=False))
+    show(recipe.model_dump(mode="json"), as_json, lambda _: say(text, end=""))
 
 
 @recipes.command(name="check")
@@ -389,7 +425,6 @@ def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     from hvlc.workflows.build.requirements import require_compile
 
     require_compile("training")
-    from hvlc.errors import UserError
     from hvlc.training.nano import MINUTES
     from hvlc.training.nano import train as train_nano
 
@@ -402,7 +437,7 @@ def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
             MINUTES[s] for s in stages[stages.index(update.stage) + 1 :]
         )
         values = " ".join(f"{name} {value:.3f}" for name, value in update.values.items())
-        click.echo(f"{update.stage} {update.over:4.0%} {values} | about {left:.0f} min left", err=True)
+        say(f"{update.stage} {update.over:4.0%} {values} | about {left:.0f} min left", error=True)
 
     scores = train_nano(output, work, seed=seed, progress=report)
     data = {"checkpoint": str(output), "scores": scores}

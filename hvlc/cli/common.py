@@ -1,17 +1,18 @@
 """What every command is made of: printing, progress bars and the option for JSON."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from hvlc.cli.streams import say_json
+
 
 def show(data: Any, as_json: bool, human: Callable[[Any], None]) -> None:
     """Print `data` as JSON, or let `human` print it through a rich console."""
     if as_json:
-        click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+        say_json(data)
         return
     human(console())
 

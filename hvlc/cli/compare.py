@@ -9,6 +9,7 @@ import click
 from hvlc.cli.common import json_option, progress
 from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
 from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
+from hvlc.cli.streams import say
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,4 +153,4 @@ def _check(asked: dict[str, Any], of_questions: dict[str, Any]) -> None:
 
 
 def _announce(text: str) -> None:
-    click.echo(text, err=True)
+    say(text, error=True)

@@ -12,7 +12,6 @@ A command takes `@gate_options`, which gives it one argument `gates: GateRequest
 """
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import click
 
 from hvlc.cli.common import console, show
 from hvlc.cli.options import PLACE, WORDS
+from hvlc.cli.streams import say_json
 from hvlc.errors import GateError, UserError
 
 if TYPE_CHECKING:
@@ -219,10 +219,6 @@ def show_judged(
         raise_broken(judgement)
     except GateError as error:
         record = {"error": {"code": error.code, "cause": error.cause, "fix": error.fix}, **record}
-        _print(record)
+        say_json(record)
         sys.exit(error.exit_code)
-    _print(record)
-
-
-def _print(record: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(record, indent=1, ensure_ascii=False, default=str))
+    say_json(record)

@@ -9,6 +9,7 @@ import click
 
 from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import EXAMPLES, PLACE, ROWS, SAMPLES, THREADS, WORDS, Blocks, tokens
+from hvlc.cli.streams import say
 
 _PARTS = 1000  # of the progress
 
@@ -126,7 +127,7 @@ def pareto(
 
 
 def _announce(text: str) -> None:
-    click.echo(text, err=True)
+    say(text, error=True)
 
 
 @contextmanager
