@@ -6,13 +6,14 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hvlc.files.scratch import temporary_directory
 
 WORKER = Path(__file__).with_name("worker.py")
 #: How the process is started; nothing else of hvlc's own starts one while a package is asked.
@@ -81,9 +82,9 @@ class Renderer:
         """None where the runtime opens the tokenizer; else why it does not."""
         if self._process is not None and self._is_open:
             return None
-        with tempfile.TemporaryDirectory(prefix="hvlc-") as scratch:
-            self._fill(Path(scratch))
-            found = self._ask("open_runtime", _OPEN_SECONDS, directory=scratch)
+        with temporary_directory("chat") as scratch:
+            self._fill(scratch)
+            found = self._ask("open_runtime", _OPEN_SECONDS, directory=str(scratch))
         self._is_open = not isinstance(found, Refusal)
         return found if isinstance(found, Refusal) else None
 
