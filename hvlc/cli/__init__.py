@@ -11,7 +11,7 @@ import click
 
 from hvlc import __version__
 from hvlc.cli import bisect, calibration, compare, compilation, diff, evaluation, lint, sensitivity, targets
-from hvlc.cli.common import DIRECTORY, Size, console, json_option, progress, show
+from hvlc.cli.common import console, json_option, progress, show
 from hvlc.cli.options import BOUNDED, EXAMPLES, PLACE, ROWS, SAMPLES, SEED, SIZE, THREADS, WORDS, tokens
 from hvlc.cli.streams import STDOUT, ReaderGoneError, say, say_json, standard_streams
 from hvlc.errors import HvlcError, UserError
