@@ -156,7 +156,7 @@ def test_what_the_system_refuses_is_never_a_bug(
     def failing() -> None:
         raise error
 
-    monkeypatch.setattr("hvlc.recipes.schema.shipped_recipes", failing)
+    monkeypatch.setattr("hvlc.recipes.loading.shipped_recipes", failing)
     ended = hvlc("recipes", "list", *([option] if option else []))
     assert ended.code == 2
     if option:
