@@ -1,5 +1,6 @@
 """The shipped checkpoint: transformers, package and the client without hvlc say the same."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,17 @@ def test_client_imports_nothing_of_hvlc() -> None:
     source = (ROOT / "examples" / "ask_package.py").read_text("utf-8")
     assert "import hvlc" not in source
     assert "from hvlc" not in source
+
+
+def test_the_example_in_python_runs(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, ROOT / "examples" / "notebook.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    size, answer, reference, quantized = found.stdout.splitlines()
+    assert "4.5" in size
+    assert "expected" in answer
+    assert all("% right" in line for line in (reference, quantized))
