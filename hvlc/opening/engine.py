@@ -6,13 +6,13 @@ directory of its own. Links lead to where the files really are, because onnxrunt
 only where the graph is one too, and both end in one directory (run: tests/opening/test_engine.py).
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file, shown
+from hvlc.files.scratch import temporary_directory
 from hvlc.files.writing import writing
 from hvlc.opening.configuration import CONFIGURATION
 from hvlc.opening.package import Package
@@ -27,12 +27,8 @@ def engine_directory(package: Package) -> Iterator[Path]:
         UserError: a file of the tokenizer is damaged, or the temporary directory cannot be written.
     """
     check_tokenizer(package.directory)
-    place = Path(tempfile.gettempdir())
-    with writing(place, "output.write", "what onnxruntime-genai opens"):
-        scratch = tempfile.TemporaryDirectory(prefix="hvlc-engine-", ignore_cleanup_errors=True)
-    with scratch as name:
-        directory = Path(name)
-        with writing(place, "output.write", "what onnxruntime-genai opens"):
+    with temporary_directory("engine") as directory:
+        with writing(directory, "output.temporary", "what onnxruntime-genai opens"):
             (directory / CONFIGURATION).write_text(package.configuration.text(), "utf-8")
             for file in package.manifest.files:
                 if _is_shown(file) and is_file(package.directory / file):
