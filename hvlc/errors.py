@@ -6,6 +6,9 @@ Exit codes: 0 good, 1 our bug, 2 the user's input, 3 the model cannot be compile
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _SHOWN = 12  # of many problems, in the text; all are in the error itself
 
@@ -72,6 +75,18 @@ class Collector:
     def raise_all(self) -> None:
         """Raise what was collected, if anything."""
         raise_all(self.problems)
+
+    def require(self, value: T | None) -> T:
+        """The value that a block under this collector made.
+
+        Raises:
+            HvlcError: there is none: what was collected says why; where nothing was, that is a bug.
+        """
+        if value is None:
+            self.raise_all()
+            cause = "internal error: a value is missing and no problem was found"
+            raise HvlcError("bug.missing", cause, "please report it")
+        return value
 
 
 def raise_all(problems: Sequence[HvlcError]) -> None:

@@ -63,3 +63,27 @@ def test_a_collector_lets_bugs_and_interrupts_pass(error: BaseException) -> None
     with pytest.raises(type(error)), found:
         raise error
     assert found.problems == []
+
+
+def test_a_collector_requires_what_its_blocks_should_have_made() -> None:
+    found, made = Collector(), None
+    with found:
+        made = 3
+    assert found.require(made) == 3
+    with found:
+        raise UserError("first", "no checkpoint", "name one")
+    assert found.require(made) == 3  # it is there, whatever else is wrong
+    missing: int | None = None
+    with pytest.raises(UserError, match="no checkpoint"):
+        found.require(missing)
+
+
+def test_a_value_that_is_missing_without_a_problem_is_a_bug() -> None:
+    with pytest.raises(HvlcError, match=r"^\[bug\.missing\] internal error") as caught:
+        Collector().require(None)
+    assert caught.value.exit_code == 1
+
+
+def test_what_is_falsy_is_there() -> None:
+    assert Collector().require(0) == 0
+    assert Collector().require("") == ""

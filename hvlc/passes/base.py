@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Expression, LazyTensor
 
 
@@ -19,42 +20,59 @@ class Outcome:
     skipped: tuple[Skip, ...] = ()
 
 
-class BundlePass(ABC):
-    """A transform of the whole bundle (adds, joins or removes components)."""
+class Pass(ABC):
+    """A transform, and what other passes need to know of it (`hvlc.passes.order` checks that).
+
+    Attributes:
+        requires: traits that must hold when it runs.
+        promises: traits that hold after it, but for what it declined, which the journal names.
+        ends: traits that it may break.
+    """
+
+    requires: frozenset[Trait] = frozenset()
+    promises: frozenset[Trait] = frozenset()
+    ends: frozenset[Trait] = frozenset()
 
     @property
     def name(self) -> str:
-        """Name in the journal."""
+        """Name in the journal and in the names of the nodes that it makes."""
         return type(self).__name__
+
+    @abstractmethod
+    def run(self, bundle: Bundle) -> None:
+        """Transform a bundle in place, journal it, and check the wires."""
+
+
+class BundlePass(Pass):
+    """A transform of the whole bundle (adds, joins or removes components)."""
 
     @abstractmethod
     def transform(self, bundle: Bundle) -> Outcome:
         """Change the bundle in place."""
 
     def run(self, bundle: Bundle) -> None:
-        """Transform, journal, and hold the wires together."""
+        """Transform the bundle in place, journal it, and check the wires."""
         with bundle.step(self.name, "*") as record:
             outcome = self.transform(bundle)
             record(outcome.changed, outcome.skipped)
         bundle.check_wires()
 
 
-class ComponentPass(ABC):
-    """A transform of one graph at a time."""
+class ComponentPass(Pass):
+    """A transform of one graph at a time.
+
+    Attributes:
+        roles: of the components that it transforms.
+    """
 
     roles: frozenset[Role] = frozenset(Role)
-
-    @property
-    def name(self) -> str:
-        """Name in the journal and in the names of the nodes it makes."""
-        return type(self).__name__
 
     @abstractmethod
     def transform(self, component: Component) -> Outcome:
         """Change the component in place."""
 
     def run(self, bundle: Bundle) -> None:
-        """Transform every component of the pass's roles and journal each."""
+        """Transform every component of the pass's roles in place, journal each, and check the wires."""
         for component in list(bundle.components.values()):
             if component.role not in self.roles:
                 continue

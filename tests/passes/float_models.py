@@ -10,10 +10,10 @@ from hvlc.errors import raise_all
 from hvlc.export import export_bundle
 from hvlc.graphs.builder import IR_VERSION
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.passes.lists import structural_passes
 from hvlc.targets import load_target
 from hvlc.training.tokenizer import VOCABULARY_SIZE, special_token_id
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.lowering import structural_passes
 from tests.helpers.sessions import session
 from tests.helpers.tiny import TILE
 

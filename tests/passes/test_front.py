@@ -15,9 +15,9 @@ from hvlc.graphs.bundle import Bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor
 from hvlc.models.hypervl.modeling import stitch
 from hvlc.models.hypervl.processing import cap_scale, scaled_size
+from hvlc.passes.lists import structural_passes
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.lowering import structural_passes
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tiny import CELL, HIDDEN, PROXY, TILE, picture
 from tests.helpers.tolerances import PIXELS, PIXELS_EXTREME

@@ -12,6 +12,7 @@ from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.package.onnx_files import write_components
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from hvlc.passes.lists import structural_passes
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.passes.vision.select_encoder import SelectEncoder
 from hvlc.recipes.loading import load_recipe
@@ -19,7 +20,6 @@ from hvlc.recipes.resolve import resolve
 from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.lowering import structural_passes
 from tests.helpers.sessions import session
 from tests.helpers.tiny import CELL, HIDDEN, TILE
 from tests.helpers.tolerances import GRAPH_FLOAT32

@@ -47,7 +47,7 @@ def test_neither_threads_nor_chunks_nor_places_nor_times_change_a_byte(
         with monkeypatch.context() as patched:
             patched.chdir(place)
             patched.setattr(streaming, "CHUNK", chunk)
-            patched.setattr("hvlc.workflows.build.build._thread_counts", lambda request: [request.threads])
+            patched.setattr("hvlc.workflows.build.prepare._thread_counts", lambda request: [request.threads])
             relative = BuildRequest(Path("copied to a longer path"), "cpu", "w4a16-rtn", Path("out"), threads=threads)
             result = build(relative)
         assert result.estimate.threads == threads

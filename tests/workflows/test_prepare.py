@@ -20,6 +20,7 @@ from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, JournalEntry
 from hvlc.graphs.linears import linear_groups
 from hvlc.manifest.manifest import Manifest
+from hvlc.passes.lists import structural_passes
 from hvlc.passes.static.keep_positions import KeepPositions
 from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.schema import FormatSpec
@@ -33,7 +34,6 @@ from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat
 from hvlc.workflows.build.build import build, plan_build
-from hvlc.workflows.build.lowering import structural_passes
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
 from tests.export.tiny_families import save_text, save_vision

@@ -15,6 +15,7 @@ from hvlc.calibration.sources import Model, open_set
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
+from hvlc.passes.lists import structural_passes
 from hvlc.passes.static.keep_positions import KeepPositions
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.results.sensitivity import Part, Sensitivity
@@ -22,7 +23,6 @@ from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.workflows.build.lowering import structural_passes
 from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
 from tests.export.tiny_families import save_text
 from tests.helpers.sessions import session

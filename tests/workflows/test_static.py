@@ -22,6 +22,7 @@ from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import FLOAT_PRODUCTS, Manifest
+from hvlc.passes.lists import structural_passes
 from hvlc.passes.quantize.quantize_activations import calibrated_values
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.passes.static.keep_positions import KeepPositions
@@ -32,7 +33,6 @@ from hvlc.solvers.registry import SOLVERS
 from hvlc.targets import load_target, target_path
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build, plan_build
-from hvlc.workflows.build.lowering import structural_passes
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import BuildRequest
 from hvlc.workflows.calibrate import calibrate as calibrating

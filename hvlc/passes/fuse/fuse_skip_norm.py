@@ -12,6 +12,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.targets import Target, target_for
 
 _FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
@@ -29,6 +30,7 @@ class FuseSkipNorm(ComponentPass):
 
     target: Target
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    requires = frozenset({Trait.SEPARATE_ENCODERS})
 
     def transform(self, component: Component) -> Outcome:
         """Fuse every pair that the target takes."""

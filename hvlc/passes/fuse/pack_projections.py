@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import LazyTensor, concat, expression_of
 
 _BETWEEN = ("Reshape", "RMSNormalization")  # what stands between a projection with head norms and the attention
@@ -56,6 +57,7 @@ class PackProjections(ComponentPass):
     """Joins the three projections of every grouped-query attention."""
 
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.QUANTIZED_WEIGHTS, Trait.GROUP_ATTENTION})
 
     def transform(self, component: Component) -> Outcome:
         """Join what can be joined."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.passes.traits import Trait
 from hvlc.targets import Target, target_for
 
 _NEEDED = ("Reshape", "Transpose", "Mul", "MatMul", "Softmax")
@@ -33,6 +34,7 @@ class DecomposeAttention(ComponentPass):
 
     target: Target
     roles = frozenset({Role.VISION_ENCODER})
+    requires = frozenset({Trait.SEPARATE_ENCODERS})
 
     def transform(self, component: Component) -> Outcome:
         """Write out what can be."""

@@ -27,6 +27,7 @@ from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.plan import CacheType
 from hvlc.passes.base import ComponentPass, Outcome, register
 from hvlc.passes.legalize.spell_reshapes import dims_of, drop_unread
+from hvlc.passes.traits import Trait
 from hvlc.targets import Target
 from hvlc.weights.lazy import Computed, LazyTensor, expression_of
 
@@ -50,14 +51,15 @@ _LEAST = float(np.finfo(np.float16).tiny)  # of magnitudes that float16 can divi
 class DecomposeGroupAttention(ComponentPass):
     """Writes every grouped-query attention out that the target refuses, in a decoder of fixed shapes.
 
-    `TakeLengths` and `FixShapes` come before.
-
     Attributes:
         target: asked whether it takes GroupQueryAttention, with the cache that the attention has.
     """
 
     target: Target
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.GROUP_ATTENTION, Trait.HOST_LENGTHS, Trait.NARROW_WINDOWS, Trait.STATIC_SHAPES})
+    promises = frozenset({Trait.DECOMPOSED_ATTENTION})
+    ends = frozenset({Trait.GROUP_ATTENTION})
 
     def transform(self, component: Component) -> Outcome:
         """Write out what can be.

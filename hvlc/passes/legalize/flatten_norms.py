@@ -14,6 +14,7 @@ import onnx_ir as ir
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.legalize.spell_reshapes import dims_of, drop_unread
+from hvlc.passes.traits import Trait
 
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _FLAT = 3  # dimensions: the first, rows, width
@@ -21,12 +22,10 @@ _FLAT = 3  # dimensions: the first, rows, width
 
 @dataclass(frozen=True)
 class FlattenNorms(ComponentPass):
-    """Joins the rows of every RMSNormalization of more than three dimensions that stands between Reshapes.
-
-    The Reshapes behind it have to say every dimension: `SpellReshapes` comes before.
-    """
+    """Joins the rows of every RMSNormalization of more than three dimensions that stands between Reshapes."""
 
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.EXPLICIT_RESHAPES})
 
     def transform(self, component: Component) -> Outcome:
         """Flatten every such norm whose shape is fixed."""

@@ -10,6 +10,7 @@ from onnx import defs
 
 from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 
 _SINCE = 21  # before that some operators changed their meaning under the same signature (Resize, Reshape, Split)
 
@@ -23,6 +24,7 @@ class RaiseOpset(ComponentPass):
     """
 
     opset: int
+    promises = frozenset({Trait.LATE_OPSET})
 
     def transform(self, component: Component) -> Outcome:
         """Raise the opset when every operator means the same there."""

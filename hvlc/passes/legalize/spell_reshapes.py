@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.passes.traits import Trait
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class SpellReshapes(ComponentPass):
     """Writes the fixed shape of its output into every Reshape."""
 
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    requires = frozenset({Trait.INFERRED_SHAPES})
+    promises = frozenset({Trait.EXPLICIT_RESHAPES})
+    ends = frozenset({Trait.COMPUTED_SHAPES})
 
     def transform(self, component: Component) -> Outcome:
         """Spell every Reshape whose output has a fixed shape."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
+from hvlc.passes.traits import Trait
 from hvlc.targets import Target
 
 _NAME = "RotaryEmbedding"
@@ -28,6 +29,7 @@ class StandardRotary(ComponentPass):
     """
 
     target: Target
+    requires = frozenset({Trait.LATE_OPSET})
 
     def transform(self, component: Component) -> Outcome:
         """Replace every contrib operator that the target refuses."""

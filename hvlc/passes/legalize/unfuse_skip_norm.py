@@ -12,6 +12,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Skip
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.targets import Target
 
 _NORMS = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
@@ -30,6 +31,7 @@ class UnfuseSkipNorm(ComponentPass):
     """
 
     target: Target
+    requires = frozenset({Trait.LATE_OPSET})
 
     def transform(self, component: Component) -> Outcome:
         """Take every fused norm apart that the target refuses."""

@@ -11,6 +11,7 @@ from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.linears import linear_groups, operand, values_of
 from hvlc.graphs.producers import attends, producer_of
 from hvlc.passes.base import ComponentPass, Outcome, replace_weight
+from hvlc.passes.traits import Trait
 from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 
 
@@ -24,6 +25,7 @@ class RotateHeads(ComponentPass):
 
     seed: int = 0
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    requires = frozenset({Trait.FLOAT_WEIGHTS, Trait.UNSCALED_CHANNELS, Trait.SEPARATE_ENCODERS, Trait.GROUP_ATTENTION})
 
     def transform(self, component: Component) -> Outcome:
         """Rotate every attention between two linears."""

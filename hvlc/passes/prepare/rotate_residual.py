@@ -32,6 +32,7 @@ from hvlc.graphs.linears import (
     values_of,
 )
 from hvlc.passes.base import BundlePass, Outcome, add_weight, replace_weight
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Constant
 from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 
@@ -74,6 +75,7 @@ class RotateResidual(BundlePass):
 
     seed: int = 0
     untie: bool = False
+    requires = frozenset({Trait.FLOAT_WEIGHTS, Trait.UNSCALED_CHANNELS, Trait.WIRED_TOKENS, Trait.WHOLE_DECODER})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Rotate what can be rotated exactly."""

@@ -13,6 +13,7 @@ from hvlc.graphs.bundle import Bundle, Component, Skip
 from hvlc.graphs.linears import LinearGroup, inverse_factors, is_tied, linear_groups, operand, stored_tables, values_of
 from hvlc.graphs.producers import Producer, producer_of
 from hvlc.passes.base import BundlePass, Outcome, replace_weight
+from hvlc.passes.traits import Trait
 from hvlc.weights.checkpoint import StoredTensor
 from hvlc.weights.lazy import Constant, Expression, Scaled
 
@@ -39,6 +40,8 @@ class ScaleChannels(BundlePass):
     """
 
     factors: Mapping[tuple[str, str], np.ndarray | Factors]
+    requires = frozenset({Trait.FLOAT_WEIGHTS, Trait.SEPARATE_ENCODERS, Trait.GROUP_ATTENTION})
+    ends = frozenset({Trait.UNSCALED_CHANNELS})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Fold the factors of every group that was given some; the others are left alone."""

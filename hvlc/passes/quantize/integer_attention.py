@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
 _MOVES = ("Reshape", "Transpose")
@@ -33,6 +34,7 @@ class IntegerAttention(ComponentPass):
     """Rounds what both products of an attention read and write, where its cache is uint8 and its queries are uint16."""
 
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.DECOMPOSED_ATTENTION})
 
     def transform(self, component: Component) -> Outcome:
         """Round every such attention."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.passes.traits import Trait
 from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Cast, LazyTensor, expression_of
 
@@ -24,6 +25,7 @@ class NarrowTables(ComponentPass):
 
     target: Target
     roles = frozenset({Role.EMBEDDING, Role.DECODER})
+    requires = frozenset({Trait.QUANTIZED_WEIGHTS})
 
     def transform(self, component: Component) -> Outcome:
         """Narrow every float table that was stored narrow and that nothing else reads."""

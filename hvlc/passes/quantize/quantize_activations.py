@@ -23,6 +23,7 @@ from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.plan import Action, ActivationType, Plan
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
 _COMPUTES = frozenset(
@@ -87,6 +88,7 @@ class QuantizeActivations(ComponentPass):
     plan: Plan
     ranges: Mapping[str, Mapping[str, Expression]]
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    requires = frozenset({Trait.WHOLE_DECODER, Trait.SEPARATE_ENCODERS})
 
     def transform(self, component: Component) -> Outcome:
         """Insert the pairs.

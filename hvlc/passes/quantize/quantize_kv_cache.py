@@ -17,6 +17,7 @@ from hvlc.errors import HvlcError, UserError, raise_all
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Computed, Expression, LazyTensor
 
 _BITS, _LAST_LEVEL = 8, 127
@@ -34,6 +35,7 @@ class QuantizeKVCache(ComponentPass):
 
     magnitudes: Mapping[str, Expression]
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.GROUP_ATTENTION})
 
     def transform(self, component: Component) -> Outcome:
         """Give every attention its scales, and its cache another type.

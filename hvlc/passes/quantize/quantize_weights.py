@@ -15,6 +15,7 @@ from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
 from hvlc.passes.quantize.add_middles import add_middles
+from hvlc.passes.traits import Trait
 from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Quantization, Solved, Solver, Stream
@@ -38,6 +39,9 @@ class QuantizeWeights(ComponentPass):
     solvers: Mapping[str, Solver]
     solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
     roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
+    requires = frozenset({Trait.WHOLE_DECODER, Trait.SEPARATE_ENCODERS})
+    promises = frozenset({Trait.QUANTIZED_WEIGHTS})
+    ends = frozenset({Trait.FLOAT_WEIGHTS})
 
     def transform(self, component: Component) -> Outcome:
         """Perform the assignments of this component."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 
 _WINDOW, _NONE = "local_window_size", -1
 
@@ -26,6 +27,8 @@ class DropWindows(ComponentPass):
 
     context: int
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.GROUP_ATTENTION})
+    promises = frozenset({Trait.NARROW_WINDOWS})
 
     def transform(self, component: Component) -> Outcome:
         """Look at every attention."""

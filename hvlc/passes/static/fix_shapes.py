@@ -14,6 +14,7 @@ from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 
 _TILE = {"tiles": 1, "batch": 1}
 
@@ -31,6 +32,9 @@ class FixShapes(BundlePass):
     chunk: int
     context: int
     roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    requires = frozenset({Trait.SYMBOLIC_SHAPES, Trait.COMPUTED_SHAPES})
+    promises = frozenset({Trait.STATIC_SHAPES})
+    ends = frozenset({Trait.SYMBOLIC_SHAPES})
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.context < self.chunk or self.context % self.chunk:

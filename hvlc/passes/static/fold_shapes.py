@@ -14,18 +14,19 @@ from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.legalize.spell_reshapes import dims_of, drop_unread
+from hvlc.passes.traits import Trait
 
 _MOST = 64  # elements of what describes a shape
 
 
 @dataclass(frozen=True)
 class FoldShapes(ComponentPass):
-    """Computes `Shape` of fixed shapes and `Concat` of constant dimensions, and removes `Expand` that changes nothing.
-
-    Shapes are fixed before: `FixShapes`.
-    """
+    """Folds `Shape` of static shapes and `Concat` of constant dimensions, and removes `Expand` that changes nothing."""
 
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    requires = frozenset({Trait.STATIC_SHAPES})
+    promises = frozenset({Trait.INFERRED_SHAPES})
+    ends = frozenset({Trait.COMPUTED_SHAPES})
 
     def transform(self, component: Component) -> Outcome:
         """Fold in the order in which the nodes run; shapes of what comes behind are inferred anew."""

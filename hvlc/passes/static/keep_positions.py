@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hvlc.graphs.builder import keep_positions
 from hvlc.graphs.bundle import Component, Role
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class KeepPositions(ComponentPass):
     """Takes out the cuts to the last position."""
 
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.SYMBOLIC_SHAPES})
+    promises = frozenset({Trait.ALL_POSITIONS})
 
     def transform(self, component: Component) -> Outcome:
         """Join what lies on both sides of every cut."""

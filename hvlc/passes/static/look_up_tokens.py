@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 
 _IDS, _FEATURES = "input_ids", "image_features"
 
@@ -18,6 +19,9 @@ _IDS, _FEATURES = "input_ids", "image_features"
 @dataclass(frozen=True)
 class LookUpTokens(BundlePass):
     """Takes the merge of visual tokens out of the embedding, and narrows its token ids."""
+
+    requires = frozenset({Trait.DECODER_PARTS})
+    promises = frozenset({Trait.PLAIN_LOOKUP})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Change every embedding."""

@@ -16,6 +16,7 @@ from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import BundlePass, Outcome, register
+from hvlc.passes.traits import Trait
 
 _IDS, _LOGITS = "input_ids", "logits"
 _INT32 = ir.TensorType(ir.DataType.INT32)
@@ -25,13 +26,12 @@ _INT32 = ir.TensorType(ir.DataType.INT32)
 class PickLastToken(BundlePass):
     """Lets the embedding say where the last token is, and the prompt's head compute that row.
 
-    Comes after `FixShapes`, which makes the prompt's head, and `LookUpTokens`.
-
     Attributes:
         padding: token id that fills the last chunk, and that no prompt holds.
     """
 
     padding: int
+    requires = frozenset({Trait.DECODER_PARTS, Trait.PLAIN_LOOKUP, Trait.STATIC_SHAPES, Trait.COMPUTED_SHAPES})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Change the one embedding and the one head of the prompt."""

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from hvlc.errors import HvlcError, TargetError
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import LazyTensor, expression_of
 
 EMBEDDING, HEAD = "embedding", "head"
@@ -34,6 +35,9 @@ class SplitDecoder(BundlePass):
     """
 
     part_bytes: int | None = None
+    requires = frozenset({Trait.WHOLE_DECODER, Trait.ALL_POSITIONS, Trait.HOST_LENGTHS, Trait.SYMBOLIC_SHAPES})
+    promises = frozenset({Trait.DECODER_PARTS})
+    ends = frozenset({Trait.WHOLE_DECODER})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Split the one decoder.

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from hvlc.graphs.builder import LAST_INDEX, MICROSOFT, MOST_TOKENS
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
 
 _MASK = "attention_mask"
 _LENGTHS = {5: (LAST_INDEX, (1, 1)), 6: (MOST_TOKENS, (1,))}  # by input of GroupQueryAttention
@@ -23,6 +24,8 @@ class TakeLengths(ComponentPass):
     """Replaces what is counted in the attention mask by two inputs, and takes the mask away."""
 
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.GROUP_ATTENTION, Trait.WHOLE_DECODER})
+    promises = frozenset({Trait.HOST_LENGTHS})
 
     def transform(self, component: Component) -> Outcome:
         """Wire the two inputs to every attention."""

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.passes.base import ComponentPass, Outcome, replace_weight
+from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import expression_of
 
 _TABLES = (7, 8)  # cosines and sines, by input of GroupQueryAttention
@@ -18,9 +19,7 @@ _TABLES = (7, 8)  # cosines and sines, by input of GroupQueryAttention
 
 @dataclass(frozen=True)
 class TrimRotary(ComponentPass):
-    """Cuts the tables of every attention to their first rows.
-
-    Comes before `SplitDecoder`, so that parts go on sharing them.
+    """Cuts the tables of every attention to their first rows, before parts of the decoder share them.
 
     Attributes:
         context: positions of the KV cache.
@@ -28,6 +27,7 @@ class TrimRotary(ComponentPass):
 
     context: int
     roles = frozenset({Role.DECODER})
+    requires = frozenset({Trait.GROUP_ATTENTION, Trait.WHOLE_DECODER})
 
     def transform(self, component: Component) -> Outcome:
         """Cut every table once, however many layers read it."""

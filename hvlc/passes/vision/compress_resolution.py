@@ -8,6 +8,7 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Skip
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.passes.vision.tile_images import f32, resized_and_normalized, scaled_size
 
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
@@ -32,6 +33,7 @@ class CompressResolution(BundlePass):
     scale_step: float
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    requires = frozenset({Trait.FRONT_GRAPH})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Replace the front's chosen scale by `scale > 0 ? scale : compressor(image)`."""

@@ -15,12 +15,13 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.passes.vision.stitch_tiles import stitched
 
 
 @dataclass(frozen=True)
 class SelectEncoder(BundlePass):
-    """Adds component "vision_fused", last of all passes: it copies the encoders as they are by then.
+    """Adds component "vision_fused", which copies the encoders as they are by then.
 
     Attributes:
         cells_per_side: visual tokens along one side of a tile.
@@ -29,6 +30,8 @@ class SelectEncoder(BundlePass):
 
     cells_per_side: int
     hidden_size: int
+    requires = frozenset({Trait.QUANTIZED_WEIGHTS})
+    ends = frozenset({Trait.SEPARATE_ENCODERS})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Add the fused graph.

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Wire
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 from hvlc.passes.vision.tile_images import ceil_div
 
 
@@ -40,6 +41,8 @@ class StitchTiles(BundlePass):
 
     cells_per_side: int
     hidden_size: int
+    requires = frozenset({Trait.FRONT_GRAPH, Trait.SEPARATE_ENCODERS})
+    promises = frozenset({Trait.WIRED_TOKENS})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Add component "stitch".

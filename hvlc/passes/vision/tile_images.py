@@ -12,6 +12,7 @@ import onnx_ir as ir
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.base import BundlePass, Outcome
+from hvlc.passes.traits import Trait
 
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
 
@@ -98,6 +99,7 @@ class TileImages(BundlePass):
     cell_size: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    promises = frozenset({Trait.FRONT_GRAPH})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Add component "front".

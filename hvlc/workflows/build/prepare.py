@@ -1,122 +1,254 @@
-"""What a recipe asks to be done to the float model first: a rotation, then factors that calibration finds.
+"""Everything that is decided before the first weight is read, in four functions: open, plan, lower, estimate.
 
-A rotation needs no data and is done before the plan is made. Factors are decided with the plan and folded in as
-expressions over a calibration's state, where they will be when weights are evaluated.
+Problems of the user's input and of the target are collected on the way, so that all of them are told at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hvlc.errors import UserError
-from hvlc.graphs.bundle import Bundle, Component, Role, Skip
-from hvlc.graphs.linears import LinearGroup, linear_groups, stored_tables
+from hvlc.errors import Collector
+from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Action, Plan
-from hvlc.graphs.stored_levels import prequantized_in
-from hvlc.passes.prepare.scale_channels import Factors, ScaleChannels, declined, scalable
-from hvlc.recipes.schema import Preparation
-from hvlc.weights.checkpoint import StoredTensor
-from hvlc.weights.formats import WeightFormat
-from hvlc.weights.lazy import expression_of
+from hvlc.package.atomic import check_output
+from hvlc.package.text import PackageText, settle_text, tokenizer_files
+from hvlc.passes.lists import Quantities, float_passes, quantizing_passes
+from hvlc.passes.order import PassList
+from hvlc.recipes.budget import allocate, explicit, with_budget
+from hvlc.recipes.loading import load_recipe
+from hvlc.recipes.resolve import resolve
+from hvlc.recipes.schema import BudgetSpec, dump_recipe
+from hvlc.results.build import Estimate
+from hvlc.targets import load_target
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.build.estimate import estimate, needs_of, processors
+from hvlc.workflows.build.factors import awaited_factors, check_stored, plan_factors
+from hvlc.workflows.build.limits import check_compiler, check_disk, check_memory, check_target
+from hvlc.workflows.build.lowering import fix_for
+from hvlc.workflows.build.memory import current_memory
+from hvlc.workflows.build.prepared import Opened, Planned, Prepared
+from hvlc.workflows.build.request import BuildRequest, Document, documents_of
+from hvlc.workflows.build.requirements import require_compile, text_files
+from hvlc.workflows.build.scales import with_wide_scales
+from hvlc.workflows.build.steps import Stages
+from hvlc.workflows.calibrate.calibrating import calibration_inputs, cost_of, remove_finished
+from hvlc.workflows.calibrate.cost import CalibrationCost
 
 if TYPE_CHECKING:
-    from hvlc.calibration.factors import ScaledGroup
+    from hvlc.calibration.samples import CalibrationSet
 
-_STEP = "PlanFactors"
-
-
-def rotations(prepare: Preparation) -> list[Any]:
-    """The passes of a rotation, in order."""
-    from hvlc.passes.prepare.rotate_heads import RotateHeads
-    from hvlc.passes.prepare.rotate_residual import RotateResidual
-
-    asked = prepare.rotate
-    if asked is None:
-        return []
-    return [RotateResidual(asked.seed, asked.untie), *([RotateHeads(asked.seed)] if asked.heads else [])]
+_MOST_THREADS = 64
 
 
-def check_stored(bundle: Bundle, prepare: Preparation) -> None:
-    """Refuse to prepare what another tool has quantized: its levels stand for the weights as they were.
-
-    Raises:
-        UserError: a weight has levels in the checkpoint.
-    """
-    if prepare == Preparation():
-        return
-    for component in bundle.components.values():
-        for name, weight in component.graph.initializers.items():
-            inner = next(prequantized_in(expression_of(weight.const_value)), None) if weight.const_value else None
-            if inner is not None:
-                asked = ", ".join(prepare.model_dump(exclude_none=True))
-                cause = f"the checkpoint stores levels of {name} ({inner.origin}), which {asked} would throw away"
-                raise UserError("prepare.stored", cause, "take the float checkpoint, or a recipe without prepare")
-
-
-def plan_factors(bundle: Bundle, plan: Plan, prepare: Preparation) -> "tuple[ScaledGroup, ...]":
-    """Every group of linears that gets factors; those of the asked roles that do not are in the journal, with reasons.
+def prepare(
+    request: BuildRequest,
+    stages: Stages,
+    scratch: Path,
+    opened: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    *,
+    anywhere: bool = False,
+    reads: bool = False,
+) -> Prepared:
+    """Decide everything that a build has to decide.
 
     Args:
-        bundle: in float; nothing in it changes.
-        plan: every weight's fate.
-        prepare: what the recipe asks for.
+        request: of the build.
+        stages: told of each.
+        scratch: directory for what is read out of a checkpoint.
+        opened: called with the checkpoint as soon as it is open.
+        anywhere: the output is not settled yet; its disk is looked at, it is not.
+        reads: whether weights may be read to decide about their scales; a plan alone reads none.
+
+    Raises:
+        UserError, TargetError: whatever would stop the build, all of it at once.
     """
-    if prepare.smooth is None and prepare.awq is None:
-        return ()
-    shared = stored_tables(component.graph for component in bundle.components.values())
-    found: list[ScaledGroup] = []
-    skipped = [Skip(role, "the model has none") for role in _roles(prepare) if not bundle.with_role(role)]
-    with bundle.step(_STEP, "*") as record:
-        for component in bundle.components.values():
-            if component.role not in _roles(prepare):
-                continue
-            formats = _formats(plan, component)
-            for linears in linear_groups(component.graph):
-                group = _scaled(component, linears, formats, prepare, shared)
-                if isinstance(group, str):
-                    skipped.append(declined(component, linears, group))
-                else:
-                    found.append(group)
-        record(len(found), tuple(skipped))
-    return tuple(found)
+    found = Collector()
+    inputs = _open(request, stages, found, anywhere=anywhere)
+    opened(inputs.checkpoint)
+    if inputs.recipe.budget is not None:
+        found.raise_all()
+        inputs = _within_budget(request, inputs, inputs.recipe.budget, scratch, stages)
+    planned = _plan(inputs, stages, found, threads=_thread_counts(request)[0] if reads else 0)
+    lowered = _lower(request, inputs, planned, scratch, stages, found)
+    expected = _estimate(request, inputs, planned, lowered, found)
+    planned = replace(planned, plan=replace(planned.plan, notes=_notes(inputs, lowered)))
+    return Prepared(inputs, planned, lowered.inputs, lowered.text, lowered.package_text, expected)
 
 
-def fold_awaited(bundle: Bundle, groups: "Sequence[ScaledGroup]", directory: Path) -> None:
-    """Fold factors that will be in a state's directory by the time that weights are evaluated."""
-    if groups:
-        factors = {(group.component, group.input): Factors(*group.awaited(directory)) for group in groups}
-        ScaleChannels(factors).run(bundle)
+def _notes(opened: Opened, lowered: "_Lowered") -> tuple[str, ...]:
+    """What was decided about the checkpoint, its text and the calibration set, each once."""
+    said = lowered.inputs.notes if lowered.inputs else ()
+    return tuple(dict.fromkeys((*opened.checkpoint.notes, *lowered.package_text.notes, *said)))
 
 
-def _roles(prepare: Preparation) -> tuple[Role, ...]:
-    """Whose linears get factors."""
-    return tuple(dict.fromkeys(role for spec in (prepare.smooth, prepare.awq) if spec for role in spec.roles))
+def _open(request: BuildRequest, stages: Stages, found: Collector, *, anywhere: bool) -> Opened:
+    """Read recipe, target and the headers of the checkpoint."""
+    with stages.stage("open") as count:
+        checkpoint = recipe = target = installed = None
+        with found:
+            require_compile("a build")
+            installed = True
+        with found:
+            if not anywhere:
+                remove_finished(request)
+                check_output(request.output, force=request.force)
+        with found:
+            recipe = load_recipe(request.recipe)
+            recipe = with_budget(recipe, request.budget) if request.budget else recipe
+        with found:
+            target = load_target(request.target)
+            check_compiler(target, aot=request.aot and not anywhere)
+        with found:
+            checkpoint = Checkpoint.open(request.checkpoint)
+        found.require(installed)
+        checkpoint, recipe, target = found.require(checkpoint), found.require(recipe), found.require(target)
+        documents = documents_of(request, recipe, target)
+        count(len(checkpoint.tensors))
+    return Opened(checkpoint, recipe, target, documents)
 
 
-def _formats(plan: Plan, component: Component) -> dict[str, WeightFormat]:
-    """Of a component's quantized matrices, by node name."""
-    chosen = plan.for_component(component.name).items()
-    return {node: a.format for node, a in chosen if a.action is Action.QUANTIZE and a.format is not None}
+def _within_budget(request: BuildRequest, opened: Opened, budget: BudgetSpec, scratch: Path, stages: Stages) -> Opened:
+    """Give every weight a format; sensitivities are measured first, unless they are known.
+
+    What is locked and digested is the recipe with these formats, so that a package can be made again without another
+    measurement.
+
+    Raises:
+        UserError, TargetError: the budget is too small, or the model cannot be measured.
+    """
+    from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
+
+    checkpoint, recipe = opened.checkpoint, opened.recipe
+    text = text_files(checkpoint, scratch)
+    source = request.calibration or recipe.calibration.source
+    how = Measuring.of(budget, source, request.cache, _thread_counts(request)[0])
+    sensitivity = measure(checkpoint, text, recipe, opened.target, how, stages.measured)
+    chosen = explicit(recipe, sensitivity, allocate(sensitivity, budget))
+    documents = (Document(chosen.name, dump_recipe(chosen)), opened.documents[1])
+    return replace(opened, recipe=chosen, documents=documents, measured=True)
 
 
-def _scaled(
-    component: Component,
-    linears: LinearGroup,
-    formats: Mapping[str, WeightFormat],
-    prepare: Preparation,
-    shared: frozenset[StoredTensor],
-) -> "ScaledGroup | str":
-    """The factors that are asked for a group, or why it gets none."""
-    from hvlc.calibration.factors import ScaledGroup, Search
+def _plan(opened: Opened, stages: Stages, found: Collector, *, threads: int) -> Planned:
+    """Export, run the passes on the float model, and decide every weight's fate.
 
-    producer = scalable(linears, shared)
-    if isinstance(producer, str):
-        return producer
-    nodes = tuple(str(node.name) for node in linears.nodes)
-    quantized = {node: formats[node] for node in nodes if node in formats}
-    smooth, awq = prepare.smooth, prepare.awq
-    exponent = smooth.exponent if smooth and component.role in smooth.roles else None
-    search = Search(awq.exponents, awq.rows) if awq and component.role in awq.roles else None
-    if exponent is None and not quantized:
-        return "none of it is quantized, so a search has no error to compare"
-    return ScaledGroup(component.name, str(linears.input.name), nodes, producer.channels, exponent, search, quantized)
+    Args:
+        opened: what is read.
+        stages: told of each.
+        found: problems so far.
+        threads: that read weights to decide about their scales; 0: none are read.
+    """
+    bundle, passes = _float_bundle(opened, stages, found)
+    with stages.stage("plan") as count:
+        plan = found.require(_resolved(opened, bundle, found))
+        if threads and not found.problems:
+            plan = with_wide_scales(plan, bundle, threads)
+        count(len(plan.assignments))
+    return Planned(bundle, passes, plan, plan_factors(bundle, plan, opened.recipe.prepare))
+
+
+def _float_bundle(opened: Opened, stages: Stages, found: Collector) -> tuple[Bundle, PassList]:
+    """The exported model after its first passes, and these."""
+    from hvlc.export import export_bundle
+
+    bundle = None
+    with stages.stage("export") as count:
+        with found:
+            bundle = export_bundle(opened.checkpoint)
+            bundle.journal = stages.journal
+            count(len(bundle.components))
+        found.problems += opened.checkpoint.problems
+    bundle = found.require(bundle)
+    with stages.stage("passes") as count:
+        passes = float_passes(bundle.facts, opened.target, opened.recipe.prepare)
+        passes.run(bundle)
+        count(len(passes.passes))
+    return bundle, passes
+
+
+def _resolved(opened: Opened, bundle: Bundle, found: Collector) -> Plan | None:
+    """The recipe resolved for a bundle and a target; None: it cannot be."""
+    from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
+
+    plan = None
+    with found:
+        check_target(bundle, opened.target)
+    with found:
+        check_stored(bundle, opened.recipe.prepare)
+        options = {name: solver.options for name, solver in CALIBRATED.items()}
+        plan = resolve(opened.recipe, bundle, opened.target, {*SOLVERS, *CALIBRATED}, options)
+        found.problems += solver_problems(plan)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """What lowering settles beside the graphs.
+
+    Attributes:
+        inputs: what the plan is calibrated on; None: nothing in it needs data.
+        text: directory of the tokenizer.
+        package_text: what of it the package takes.
+        cost: of the calibration; None: there is none.
+    """
+
+    inputs: "CalibrationSet | None"
+    text: Path
+    package_text: PackageText
+    cost: CalibrationCost | None
+
+
+def _lower(
+    request: BuildRequest, opened: Opened, planned: Planned, scratch: Path, stages: Stages, found: Collector
+) -> _Lowered:
+    """Perform the plan on the bundle, with lazy weights, and give the target what it wants of shapes and places."""
+    bundle, plan, scaled = planned.bundle, planned.plan, planned.scaled
+    inputs, text, package_text = None, opened.checkpoint.directory, PackageText()
+    with stages.stage("quantize") as count:
+        with found:
+            text = text_files(opened.checkpoint, scratch)
+            package_text = settle_text(text, bundle.facts)
+        with found:
+            inputs = calibration_inputs(request, opened, planned, text)
+        cost = cost_of(bundle, plan, inputs, scaled) if inputs else None
+        passes = quantizing_passes(
+            planned.passes, bundle.facts, opened.target, plan, _quantities(planned, request.state_directory)
+        )
+        passes.run(bundle)
+        with found:
+            fix_for(bundle, passes, opened.target, request.context, text)
+        count(sum(a.action is not Action.KEEP for a in plan.assignments))
+    return _Lowered(inputs, text, package_text, cost)
+
+
+def _quantities(planned: Planned, directory: Path) -> Quantities:
+    """The numbers that a plan is performed with, those of a calibration as they will be in the state's directory."""
+    from hvlc.graphs.stored_levels import stored_levels
+    from hvlc.solvers.registry import SOLVERS
+    from hvlc.workflows.calibrate.calibrate import Observed, awaited_matrices
+
+    bundle, plan = planned.bundle, planned.plan
+    observed = Observed.awaited(bundle, plan, directory)
+    solved = {**stored_levels(plan, bundle), **awaited_matrices(plan, directory)}
+    factors = awaited_factors(planned.scaled, directory)
+    return Quantities(SOLVERS, solved, observed.ranges, observed.magnitudes, factors)
+
+
+def _estimate(request: BuildRequest, opened: Opened, planned: Planned, lowered: _Lowered, found: Collector) -> Estimate:
+    """What the build takes, with as many threads as fit into memory; raises what was found until now."""
+    needs, base = needs_of(planned.bundle), current_memory().unshared
+    copied = tokenizer_files(lowered.text)
+    expected = [
+        estimate(needs, opened.checkpoint, copied, threads, base, lowered.cost) for threads in _thread_counts(request)
+    ]
+    with found:
+        check_memory(expected[-1], request.max_memory)
+    with found:
+        check_disk(request.output, expected[0].disk_bytes)
+    found.raise_all()
+    return next(e for e in expected if request.max_memory is None or e.memory_bytes <= request.max_memory)
+
+
+def _thread_counts(request: BuildRequest) -> list[int]:
+    """Numbers of threads to try, most first."""
+    return list(range(min(request.threads or processors(), _MOST_THREADS), 0, -1))

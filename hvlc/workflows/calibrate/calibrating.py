@@ -1,8 +1,7 @@
 """The calibration inside a build: its inputs, what it takes, and the walk of the planned solvers over them."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,12 @@ from hvlc.files.reading import is_directory, is_file
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
 from hvlc.manifest.manifest import MANIFEST, Kind, Manifest, Sources
-from hvlc.package.text import PackageText
-from hvlc.recipes.schema import Preparation, Recipe
-from hvlc.results.build import Estimate
-from hvlc.targets import Target
+from hvlc.passes.lists import walked_passes
+from hvlc.passes.prepare.scale_channels import Factors
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.lowering import float_passes
-from hvlc.workflows.build.prepare import fold_awaited
-from hvlc.workflows.build.request import BuildRequest, Document, Progress
+from hvlc.workflows.build.factors import awaited_factors
+from hvlc.workflows.build.prepared import Opened, Planned, Prepared
+from hvlc.workflows.build.request import BuildRequest, Progress
 from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, search_cost
 
 if TYPE_CHECKING:
@@ -27,49 +24,16 @@ if TYPE_CHECKING:
     from hvlc.calibration.state import State
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A build that is ready to be written: every decision is made, no weight was read.
-
-    Attributes:
-        checkpoint: the input.
-        bundle: the finished graphs, their weights lazy.
-        plan: every weight's fate.
-        estimate: what writing takes.
-        documents: the recipe and the target.
-        inputs: what the plan is calibrated on, if anything in it needs data.
-        target: what it is for.
-        prepare: what is done to the float model first.
-        scaled: linears that get factors, which the calibration finds.
-        text: where the tokenizer is while the build goes on.
-        package_text: what of it the package takes.
-    """
-
-    checkpoint: Checkpoint
-    bundle: Bundle
-    plan: Plan
-    estimate: Estimate
-    documents: tuple[Document, Document]
-    inputs: "CalibrationSet | None"
-    target: Target
-    prepare: Preparation
-    scaled: "tuple[ScaledGroup, ...]"
-    text: Path
-    package_text: PackageText
-
-
-def calibration_inputs(
-    request: BuildRequest,
-    recipe: Recipe,
-    plan: Plan,
-    scaled: "Sequence[ScaledGroup]",
-    bundle: Bundle,
-    text: Path,
-    measured: bool,
-) -> "CalibrationSet | None":
+def calibration_inputs(request: BuildRequest, opened: Opened, planned: Planned, text: Path) -> "CalibrationSet | None":
     """What the plan's solvers are calibrated on, factors found and ranges taken; None when nothing needs data.
 
-    A measurement for a budget (`measured`) has used the set already, so it is not refused for want of use.
+    A measurement for a budget has used the set already, so it is not refused for want of use.
+
+    Args:
+        request: of the build.
+        opened: what it reads.
+        planned: the model in float, and its plan.
+        text: directory of the tokenizer.
 
     Raises:
         UserError: the set is not there, or not fit for the model; or its levels have no place to be kept.
@@ -78,8 +42,9 @@ def calibration_inputs(
     from hvlc.calibration.state import check_apart, check_foreign
     from hvlc.workflows.calibrate.calibrate import calibrates_encoders, check_calibrated, default_source, needs_data
 
+    bundle, plan, scaled, recipe = planned.bundle, planned.plan, planned.scaled, opened.recipe
     if not scaled and not needs_data(plan):
-        source = None if measured else request.calibration
+        source = None if opened.measured else request.calibration
         given = {"calibration": source, "samples": request.samples, "calibration-state": request.state}
         unused = ", ".join(f"--{name}" for name, value in given.items() if value is not None)
         if unused:
@@ -138,22 +103,22 @@ def calibrate_plan(prepared: Prepared, inputs: "CalibrationSet", state: "State",
     """
     from hvlc.workflows.calibrate.calibrate import awaited_matrices, calibrate, find_factors, needs_data
 
-    scaled, threads = prepared.scaled, prepared.estimate.threads
-    find_factors(_walked_bundle(prepared), scaled, inputs, state, threads, progress)
-    if needs_data(prepared.plan):
-        bundle = _walked_bundle(prepared, scaled, state.directory)
-        calibrate(bundle, prepared.plan, inputs, state, threads, progress)
-    return len(awaited_matrices(prepared.plan, state.directory)) + len(scaled)
+    planned, threads = prepared.planned, prepared.estimate.threads
+    plan, scaled, checkpoint = planned.plan, planned.scaled, prepared.opened.checkpoint
+    find_factors(_walked_bundle(checkpoint, planned), scaled, inputs, state, threads, progress)
+    if needs_data(plan):
+        factors = awaited_factors(scaled, state.directory)
+        calibrate(_walked_bundle(checkpoint, planned, factors), plan, inputs, state, threads, progress)
+    return len(awaited_matrices(plan, state.directory)) + len(scaled)
 
 
-def _walked_bundle(prepared: Prepared, scaled: "Sequence[ScaledGroup]" = (), directory: Path = Path()) -> Bundle:
-    """The float model as a calibration walks through it, with factors of a state folded in."""
+def _walked_bundle(
+    checkpoint: Checkpoint, planned: Planned, factors: Mapping[tuple[str, str], Factors] | None = None
+) -> Bundle:
+    """The float model as a calibration walks through it, exported again; with factors of a state folded in."""
     from hvlc.export import export_bundle
-    from hvlc.passes.static.keep_positions import KeepPositions
 
-    bundle = export_bundle(prepared.checkpoint)
-    for step in float_passes(bundle.facts, prepared.target, prepared.prepare):
-        step.run(bundle)
-    fold_awaited(bundle, scaled, directory)
-    KeepPositions().run(bundle)
+    bundle = export_bundle(checkpoint)
+    planned.passes.run(bundle)
+    walked_passes(planned.passes, factors or {}).run(bundle)
     return bundle

@@ -10,29 +10,20 @@ import onnx_ir as ir
 
 from hvlc.errors import UserError, nearest
 from hvlc.files.digests import digest_file
-from hvlc.graphs.bundle import Component, Role
-from hvlc.graphs.shapes import infer_shapes
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest.lock import LOCK
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory, check_output
-from hvlc.passes.base import ComponentPass
-from hvlc.passes.legalize.flatten_norms import FlattenNorms
-from hvlc.passes.legalize.narrow_integers import NarrowIntegers
-from hvlc.passes.legalize.plain_gemm import PlainGemm
-from hvlc.passes.legalize.raise_opset import RaiseOpset
-from hvlc.passes.legalize.spell_reshapes import SpellReshapes
-from hvlc.passes.legalize.standard_rotary import StandardRotary
-from hvlc.passes.legalize.state_zero_points import StateZeroPoints
-from hvlc.passes.legalize.turn_negative_scales import TurnNegativeScales
-from hvlc.passes.legalize.unfuse_skip_norm import UnfuseSkipNorm
+from hvlc.passes.lists import Refused, fixing_passes
 from hvlc.results.lint import GraphLint, Lint, Weight
 from hvlc.targets import Target
 from hvlc.workflows.lint.probing import probed, require_compiler
 
-_OPSET = 23  # the standard norms and rotary embedding are of it
+#: Operators that are written in those of a later opset.
+_LATE = frozenset({"com.microsoft.SkipSimplifiedLayerNormalization", "com.microsoft.RotaryEmbedding"})
 _SHAPE_LIMITS = frozenset({"fixed_shapes", "max_rank"})  # another operator of the same shapes breaks them too
 _NORMS = frozenset({"RMSNormalization"})  # that are right when their rows lie along one axis
 _ROLE = Role.DECODER  # of a file that is no component; the passes that fix ask for none
@@ -170,38 +161,29 @@ def _fix_graph(path: Path, found: GraphLint, target: Target) -> Iterator[tuple[s
         node.name = node.name or f"{node.op_type}[{place}]"
     component = Component(found.name, _ROLE, model, found.name)
     named = {finding.node for finding in found.findings}
-    total = 0
-    for step in _passes(found, target):
-        if isinstance(step, SpellReshapes):
-            infer_shapes(model.graph)
-        outcome = step.transform(component)
-        total += outcome.changed
+    bundle = Bundle("", {component.name: component})
+    fixing_passes(target, _refused(found, target)).run(bundle)
+    for entry in bundle.journal:
         # What a pass declines elsewhere nobody asked for.
-        declined = [s for s in outcome.skipped if s.where == found.name or s.where.partition(" input ")[0] in named]
-        if outcome.changed or declined:
-            yield step.name, outcome.changed, [f"{skip.where}: {skip.reason}" for skip in declined]
-    if total:
+        declined = [s for s in entry.skipped if s.where == found.name or s.where.partition(" input ")[0] in named]
+        if entry.changed or declined:
+            yield entry.step, entry.changed, [f"{skip.where}: {skip.reason}" for skip in declined]
+    if any(entry.changed for entry in bundle.journal):
         onnx.save(ir.to_proto(model), path)
 
 
-def _passes(found: GraphLint, target: Target) -> Iterator[ComponentPass]:
+def _refused(found: GraphLint, target: Target) -> Refused:
+    """What a target refuses, by what can be done about it."""
     rules = {f"rules.{name}": rule for name, rule in target.rules.items()}
-    by_rule = {finding.node for finding in found.findings if finding.rule not in _SHAPE_LIMITS}
-    wide = {f.node for f in found.findings if f.rule in rules and rules[f.rule].is_about("int64")}
-    operators = {finding.operator for finding in found.findings}
-    late = {"com.microsoft.SkipSimplifiedLayerNormalization", "com.microsoft.RotaryEmbedding"}
-    if operators & late:
-        yield RaiseOpset(_OPSET)
-    yield UnfuseSkipNorm(target)
-    yield StandardRotary(target)
-    if target.takes_op("MatMul") and target.takes_op("Add"):
-        yield PlainGemm(frozenset(by_rule))
-    yield NarrowIntegers(frozenset(wide))
     asked = [(f.node, operand) for f in found.findings if f.rule in rules for operand in rules[f.rule].when.inputs]
-    yield StateZeroPoints(frozenset(node for node, operand in asked if operand.gives_zero_point is False))
-    yield TurnNegativeScales(frozenset(node for node, operand in asked if operand.scale_below == 0))
-    if any(f.operator in _NORMS and f.weight is Weight.HAZARD for f in found.findings):
-        yield from (SpellReshapes(), FlattenNorms())
+    return Refused(
+        late=any(finding.operator in _LATE for finding in found.findings),
+        products=frozenset(finding.node for finding in found.findings if finding.rule not in _SHAPE_LIMITS),
+        wide=frozenset(f.node for f in found.findings if f.rule in rules and rules[f.rule].is_about("int64")),
+        no_zero_points=frozenset(node for node, operand in asked if operand.gives_zero_point is False),
+        negative_scales=frozenset(node for node, operand in asked if operand.scale_below == 0),
+        norms=any(f.operator in _NORMS and f.weight is Weight.HAZARD for f in found.findings),
+    )
 
 
 def _renew_manifest(directory: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.errors import Collector, HvlcError, UserError, raise_all
+from hvlc.errors import Collector, UserError, raise_all
 from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
@@ -23,12 +23,13 @@ from hvlc.recipes.schema import BudgetSpec, FormatSpec, Preparation, Recipe
 from hvlc.results.sensitivity import Candidate, Part, Sensitivity
 from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.prepare import check_stored
+from hvlc.workflows.build.factors import check_stored
 
 if TYPE_CHECKING:
     from hvlc.calibration.ledger import Ledger
     from hvlc.calibration.samples import CalibrationSet
     from hvlc.calibration.sensitivity import Damage, Spoken, Trial
+    from hvlc.passes.order import PassList
     from hvlc.workflows.calibrate.forward import Way
 
 _STEPS = 1000  # of the progress
@@ -126,9 +127,7 @@ def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
         rules = load_recipe(recipe)
     with found:
         device = load_target(target)
-    found.raise_all()
-    if checkpoint is None or rules is None or device is None:
-        raise HvlcError("sensitivity.open", "an input is missing without a problem", "report it")
+    checkpoint, rules, device = found.require(checkpoint), found.require(rules), found.require(device)
     with temporary_directory("sensitivity") as scratch:
         text = text_files(checkpoint, scratch)
         yield Opened(directory, checkpoint, text, rules, device, target)
@@ -178,15 +177,15 @@ def measure(
     """
     from hvlc.calibration.ledger import Ledger
     from hvlc.calibration.sources import Model, open_set
-    from hvlc.passes.static.keep_positions import KeepPositions
+    from hvlc.passes.lists import walked_passes
     from hvlc.workflows.calibrate.calibrate import default_source
 
-    bundle = _exported(checkpoint, target, recipe.prepare)
+    bundle, passes = _exported(checkpoint, target, recipe.prepare)
     if bundle.facts["kind"] == Kind.VISION:
         cause = "a vision tower alone says nothing whose change could be measured"
         raise UserError("sensitivity.kind", cause, "name a language or vision-language model")
     plans = _plans(recipe, bundle, target, how)
-    KeepPositions().run(bundle)
+    walked_passes(passes, {}).run(bundle)
     parts = _parts(bundle, recipe, plans, how)
     if not parts:
         cause = f"recipe {recipe.name} quantizes no matrix whose format could be chosen"
@@ -218,17 +217,20 @@ def measure(
     )
 
 
-def _exported(checkpoint: Checkpoint, target: Target, prepare: Preparation) -> Bundle:
-    """The float model in the basis that it is quantized in. Factors are left out: they follow from the formats."""
+def _exported(checkpoint: Checkpoint, target: Target, prepare: Preparation) -> "tuple[Bundle, PassList]":
+    """The float model in the basis that it is quantized in, and the passes that made it.
+
+    Factors are left out: they follow from the formats.
+    """
     from hvlc.export import export_bundle
-    from hvlc.workflows.build.lowering import float_passes
+    from hvlc.passes.lists import float_passes
 
     bundle = export_bundle(checkpoint)
     raise_all(checkpoint.problems)
     check_stored(bundle, prepare)
-    for step in float_passes(bundle.facts, target, prepare):
-        step.run(bundle)
-    return bundle
+    passes = float_passes(bundle.facts, target, prepare)
+    passes.run(bundle)
+    return bundle, passes
 
 
 def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> None:

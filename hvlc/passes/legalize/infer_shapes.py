@@ -1,0 +1,20 @@
+"""Types and shapes of all values, for passes that read them in a model of others."""
+
+from dataclasses import dataclass
+
+from hvlc.graphs.bundle import Component
+from hvlc.graphs.shapes import infer_shapes
+from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.traits import Trait
+
+
+@dataclass(frozen=True)
+class InferShapes(ComponentPass):
+    """Writes down the type and the shape of every value, as far as they follow from inputs and constants."""
+
+    promises = frozenset({Trait.INFERRED_SHAPES})
+
+    def transform(self, component: Component) -> Outcome:
+        """Infer them; what the model computes stays the same, so nothing counts as changed."""
+        infer_shapes(component.graph)
+        return Outcome()

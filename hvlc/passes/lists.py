@@ -1,0 +1,260 @@
+"""Which passes run, and in what order: one list a phase.
+
+A new pass is entered here, where its turn is, with the condition on which it runs. What it requires and promises stands
+in its class; a list whose passes are in a wrong order cannot be made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hvlc.graphs.bundle import Role
+from hvlc.graphs.plan import CacheType, Plan
+from hvlc.manifest.manifest import Kind
+from hvlc.passes.base import Pass
+from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from hvlc.passes.fuse.pack_projections import PackProjections
+from hvlc.passes.legalize.decompose_attention import DecomposeAttention
+from hvlc.passes.legalize.decompose_group_attention import DecomposeGroupAttention
+from hvlc.passes.legalize.flatten_norms import FlattenNorms
+from hvlc.passes.legalize.infer_shapes import InferShapes
+from hvlc.passes.legalize.narrow_integers import NarrowIntegers
+from hvlc.passes.legalize.plain_gemm import PlainGemm
+from hvlc.passes.legalize.raise_opset import RaiseOpset
+from hvlc.passes.legalize.spell_reshapes import SpellReshapes
+from hvlc.passes.legalize.standard_rotary import StandardRotary
+from hvlc.passes.legalize.state_zero_points import StateZeroPoints
+from hvlc.passes.legalize.turn_negative_scales import TurnNegativeScales
+from hvlc.passes.legalize.unfuse_skip_norm import UnfuseSkipNorm
+from hvlc.passes.order import PassList
+from hvlc.passes.prepare.rotate_heads import RotateHeads
+from hvlc.passes.prepare.rotate_residual import RotateResidual
+from hvlc.passes.prepare.scale_channels import Factors, ScaleChannels
+from hvlc.passes.quantize.integer_attention import IntegerAttention
+from hvlc.passes.quantize.narrow_tables import NarrowTables
+from hvlc.passes.quantize.quantize_activations import QuantizeActivations
+from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache
+from hvlc.passes.quantize.quantize_weights import QuantizeWeights
+from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
+from hvlc.passes.static.drop_windows import DropWindows
+from hvlc.passes.static.fix_shapes import FixShapes
+from hvlc.passes.static.fold_shapes import FoldShapes
+from hvlc.passes.static.keep_positions import KeepPositions
+from hvlc.passes.static.look_up_tokens import LookUpTokens
+from hvlc.passes.static.pick_last_token import PickLastToken
+from hvlc.passes.static.split_decoder import SplitDecoder
+from hvlc.passes.static.take_lengths import TakeLengths
+from hvlc.passes.static.trim_rotary import TrimRotary
+from hvlc.passes.traits import EXPORTED, Trait
+from hvlc.passes.vision.compress_resolution import CompressResolution
+from hvlc.passes.vision.select_encoder import SelectEncoder
+from hvlc.passes.vision.stitch_tiles import StitchTiles
+from hvlc.passes.vision.tile_images import TileImages
+from hvlc.recipes.schema import Preparation
+from hvlc.targets import Target, target_for
+from hvlc.weights.lazy import Expression
+from hvlc.weights.quantized import Solved, Solver
+
+
+def structural_passes(facts: Mapping[str, Any], target: Target) -> PassList:
+    """The passes that no recipe asks for.
+
+    Args:
+        facts: of the bundle that was just exported.
+        target: what the graphs are for.
+    """
+    sees_and_speaks = facts["kind"] == Kind.VISION_LANGUAGE
+    writes_attention = not target_for(Role.VISION_ENCODER, target).takes_op("Attention")
+    return PassList(
+        "structure",
+        EXPORTED if sees_and_speaks else EXPORTED | {Trait.WIRED_TOKENS},
+        (
+            *(_vision_passes(facts) if sees_and_speaks else ()),
+            FuseSkipNorm(target),
+            *([DecomposeAttention(target)] if writes_attention else []),
+        ),
+    )
+
+
+def _vision_passes(facts: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """What makes visual tokens of images, of a model that sees and speaks."""
+    mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
+    return (
+        TileImages(facts["tile_size"], facts["cell_size"], mean, std),
+        CompressResolution(facts["proxy_size"], facts["min_scale"], facts["scale_step"], mean, std),
+        StitchTiles(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]),
+    )
+
+
+def float_passes(facts: Mapping[str, Any], target: Target, prepare: Preparation) -> PassList:
+    """The passes before the plan: the structural ones, then the rotation that a recipe asks for.
+
+    Args:
+        facts: of the bundle that was just exported.
+        target: what the graphs are for.
+        prepare: what the recipe does to the float model.
+    """
+    structure, rotate = structural_passes(facts, target), prepare.rotate
+    return PassList(
+        "float",
+        structure.given,
+        (
+            *structure,
+            *([RotateResidual(rotate.seed, rotate.untie)] if rotate else []),
+            *([RotateHeads(rotate.seed)] if rotate and rotate.heads else []),
+        ),
+    )
+
+
+def walked_passes(before: PassList, factors: Mapping[tuple[str, str], Factors]) -> PassList:
+    """The passes of a float model that a calibration walks through.
+
+    Args:
+        before: what ran until the plan was made.
+        factors: of channels, by component and value; lazy.
+    """
+    return before.then("walk", *([ScaleChannels(factors)] if factors else []), KeepPositions())
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """The numbers that a plan is performed with, all of them lazy.
+
+    Attributes:
+        solvers: that need no data, by name.
+        solved: levels that another than those gives, by component and node.
+        ranges: float32 `[2]` of activations, by component and value.
+        magnitudes: float32 `[kv_heads, head_size]` of present keys and values, by name.
+        factors: of channels, by component and value.
+    """
+
+    solvers: Mapping[str, Solver] = field(default_factory=dict)
+    solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, Expression]] = field(default_factory=dict)
+    magnitudes: Mapping[str, Expression] = field(default_factory=dict)
+    factors: Mapping[tuple[str, str], Factors] = field(default_factory=dict)
+
+
+def quantizing_passes(
+    before: PassList, facts: Mapping[str, Any], target: Target, plan: Plan, numbers: Quantities
+) -> PassList:
+    """The passes that perform a plan, and those that join or copy what is final then.
+
+    Args:
+        before: what ran until the plan was made.
+        facts: of the bundle.
+        target: what the graphs are for.
+        plan: every weight's fate.
+        numbers: what it is performed with.
+    """
+    static = frozenset(role for role in QuantizeWeights.roles if plan.is_static(role))
+    given = plan, numbers.solvers, numbers.solved
+    direct = any(target.fixes(role) for role in static)
+    takes_apart = target.fixes(Role.DECODER)  # compilers of NPUs take products apart as they like
+    selects = facts["kind"] == Kind.VISION_LANGUAGE and not target.fixes(Role.VISION_ENCODER)
+    return before.then(
+        "quantize",
+        *([ScaleChannels(numbers.factors)] if numbers.factors else []),
+        *([QuantizeWeights(*given, QuantizeWeights.roles - static)] if QuantizeWeights.roles - static else []),
+        *([QuantizeWeightsQDQ(*given, static, direct=direct)] if static else []),
+        *([QuantizeActivations(plan, numbers.ranges)] if plan.activations is not None else []),
+        *([QuantizeKVCache(numbers.magnitudes)] if plan.kv_cache is CacheType.INT8 else []),
+        *([] if takes_apart else [PackProjections()]),
+        NarrowTables(target),
+        *([SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"])] if selects else []),
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a decoder of static shapes.
+
+    Attributes:
+        context: positions of its KV cache; whole chunks.
+        padding: token id that fills the last chunk of a prompt.
+    """
+
+    context: int
+    padding: int
+
+
+def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> PassList:
+    """The passes that fix every dimension of what a target compiles, and cut a decoder into parts.
+
+    Args:
+        before: what quantized the bundle.
+        target: of static shapes.
+        decoder: None: the model has none, or the target leaves it to the CPU.
+    """
+    roles = frozenset(role for role in (Role.DECODER, Role.VISION_ENCODER) if target.fixes(role))
+    chunk = target.prompt_chunk
+    return before.then(
+        "static",
+        *(_parts(target, decoder) if decoder else ()),
+        FixShapes(chunk, decoder.context if decoder else chunk, roles),
+        *((DecomposeGroupAttention(target), IntegerAttention()) if decoder else ()),
+        *([PickLastToken(decoder.padding)] if decoder else []),
+        FoldShapes(),
+        SpellReshapes(),
+        FlattenNorms(),
+    )
+
+
+def _parts(target: Target, decoder: Sizes) -> tuple[Pass, ...]:
+    """What makes a decoder of parts, which get their lengths from the host."""
+    return (
+        TakeLengths(),
+        KeepPositions(),
+        TrimRotary(decoder.context),
+        DropWindows(decoder.context),
+        SplitDecoder(target.part_bytes),
+        LookUpTokens(),
+    )
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Nodes of a model of others that a target refuses, by what can be done about them; all by name.
+
+    Attributes:
+        late: whether there are operators that are written in those of a later opset.
+        products: any, of which Gemm can be written otherwise.
+        wide: read int64 where the target has none.
+        no_zero_points: read what is dequantized without a zero point.
+        negative_scales: read what is dequantized with negative scales.
+        norms: whether there are norms that are right when their rows lie along one axis.
+    """
+
+    late: bool = False
+    products: frozenset[str] = frozenset()
+    wide: frozenset[str] = frozenset()
+    no_zero_points: frozenset[str] = frozenset()
+    negative_scales: frozenset[str] = frozenset()
+    norms: bool = False
+
+
+_OPSET = 23  # the standard norms and rotary embedding are of it
+
+
+def fixing_passes(target: Target, refused: Refused) -> PassList:
+    """The passes that write operators of a model of others as a target takes them.
+
+    Args:
+        target: that refuses some as they are.
+        refused: what it refuses.
+    """
+    plain = all(target.takes_op(op) for op in ("MatMul", "Add"))
+    return PassList(
+        "fix",
+        frozenset() if refused.late else frozenset({Trait.LATE_OPSET}),
+        (
+            *([RaiseOpset(_OPSET)] if refused.late else []),
+            UnfuseSkipNorm(target),
+            StandardRotary(target),
+            *([PlainGemm(refused.products)] if plain else []),
+            NarrowIntegers(refused.wide),
+            StateZeroPoints(refused.no_zero_points),
+            TurnNegativeScales(refused.negative_scales),
+            *((InferShapes(), SpellReshapes(), FlattenNorms()) if refused.norms else ()),
+        ),
+    )
