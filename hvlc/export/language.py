@@ -16,11 +16,12 @@ from transformers import PreTrainedConfig
 from hvlc.errors import HvlcError, UserError
 from hvlc.export.activations import activation_name
 from hvlc.export.decoder import DecoderShape, decoder
-from hvlc.export.numbers import LanguageNumbers
-from hvlc.export.settings import CONFIG_ERRORS, end_tokens, read_config, require_positive
+from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.manifest.manifest import Kind
+from hvlc.models.loading import CONFIG_ERRORS
+from hvlc.models.numbers import LanguageNumbers
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.reading import is_stored
 

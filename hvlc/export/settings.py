@@ -6,26 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hvlc.errors import UserError
-from hvlc.export.numbers import Numbers, ProcessorNumbers, channel_numbers, check_numbers
 from hvlc.files.reading import is_file
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.inputs.documents import read_json
+from hvlc.models.loading import CONFIG_ERRORS, check_config
+from hvlc.models.numbers import Numbers, ProcessorNumbers, channel_numbers, check_numbers
 from hvlc.weights.checkpoint import Checkpoint
 
-#: What transformers' configuration classes and rotary embeddings raise over values that they did not expect.
-CONFIG_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    StrictDataclassError,
-)
 C = TypeVar("C", bound=PreTrainedConfig)
 
 
@@ -40,28 +30,13 @@ def read_config(config_class: type[C], checkpoint: Checkpoint, numbers: type[Num
     Raises:
         UserError: a number is outside its bounds, a key would hide a method, or transformers refuses it.
     """
-    check_numbers(numbers, dict(checkpoint.config), "config.json")
-    _check_keys(checkpoint.config, "")
+    check_config(checkpoint.config, numbers)
     try:
         config: C = config_class.from_dict(deepcopy(dict(checkpoint.config)))
     except CONFIG_ERRORS as error:
         cause = f"{checkpoint.directory}: {error.__cause__ or error}"
         raise UserError("checkpoint.config", cause, "correct config.json") from error
     return config
-
-
-def _check_keys(settings: Mapping[str, Any], path: str) -> None:
-    """Refuse keys that transformers would set in the place of a configuration's own method.
-
-    Raises:
-        UserError: there is one; the first is named.
-    """
-    for key, value in settings.items():
-        if key.startswith("__") or callable(getattr(PreTrainedConfig, key, None)):
-            cause = f"config.json: the key {path}{key[:80]} has the name of a method of transformers' configurations"
-            raise UserError("checkpoint.config", cause, "remove it")
-        if isinstance(value, dict):
-            _check_keys(value, f"{path}{key}.")
 
 
 def refuse_surplus(b: GraphBuilder, name: str) -> None:

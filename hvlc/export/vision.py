@@ -6,11 +6,11 @@ import onnx_ir as ir
 from transformers import PreTrainedConfig
 
 from hvlc.export import siglip
-from hvlc.export.numbers import TwoTowerNumbers
 from hvlc.export.settings import processor_settings, read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.manifest.manifest import Kind
+from hvlc.models.numbers import TwoTowerNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
 _PREFIX = "vision_model."

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hvlc.errors import UserError
+from hvlc.models.loading import check_config, loading
+from hvlc.models.numbers import LanguageNumbers, Numbers
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.weights.checkpoint import Checkpoint
@@ -29,16 +31,18 @@ class LanguageTracer:
         runs_on: what computes.
 
     Raises:
-        UserError: it is damaged, quantized, or a GGUF file.
+        UserError: it is damaged, quantized, or a GGUF file, or a number of its configuration is outside its bounds.
     """
 
     runs_on = "torch CPU"
+    numbers: type[Numbers] = LanguageNumbers
 
     def __init__(self, directory: Path) -> None:
         checkpoint = Checkpoint.open(directory)
         if checkpoint.gguf is not None or read_quantization(checkpoint) is not None:
             cause = f"{directory} is quantized, and transformers' float modules are the reference"
             raise UserError("bisect.reference", cause, "name the checkpoint that it was made from, or a package of it")
+        check_config(checkpoint.config, self.numbers)
         logging.disable_progress_bar()  # the caller has its own
         self.directory, self.name = directory, directory.resolve().name
         self.model_type = checkpoint.model_type
@@ -46,18 +50,21 @@ class LanguageTracer:
     @cached_property
     def layout(self) -> Layout:
         """Widths and numbers of layers, as configured."""
-        config = AutoConfig.from_pretrained(self.directory)
+        with loading(self.directory):
+            config = AutoConfig.from_pretrained(self.directory)
         return Layout({}, config.num_hidden_layers, config.hidden_size, config.vocab_size)
 
     @cached_property
     def model(self) -> Any:
         """The model, loaded when it is first needed."""
-        return AutoModelForCausalLM.from_pretrained(self.directory, dtype=torch.float32).eval()
+        with loading(self.directory):
+            return AutoModelForCausalLM.from_pretrained(self.directory, dtype=torch.float32).eval()
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer."""
-        return AutoTokenizer.from_pretrained(self.directory)
+        with loading(self.directory):
+            return AutoTokenizer.from_pretrained(self.directory)
 
     @torch.no_grad()
     def trace(self, question: Question) -> Values:

@@ -1,10 +1,9 @@
 """HyperVL: two vision encoders with projectors, resolution compressor, embedding, decoder."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import onnx_ir as ir
-from pydantic import Field
 
 from hvlc.errors import Collector, UserError
 from hvlc.export import siglip
@@ -12,13 +11,13 @@ from hvlc.export.decoder import DecoderShape, decoder, embedding
 from hvlc.export.families.qwen3 import FAMILY
 from hvlc.export.language import decoder_shape, head_parameter, language_facts, rotary_tables, with_table
 from hvlc.export.mobilenet import resolution_compressor
-from hvlc.export.numbers import Epsilon, LanguageNumbers, Numbers, Share, Token, TowerNumbers, Width
 from hvlc.export.settings import end_tokens, processor_settings, read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Wire
 from hvlc.manifest.manifest import Kind
 from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.models.hypervl.numbers import HyperVLNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
 _LANGUAGE_MODEL = "model.language_model"
@@ -26,35 +25,6 @@ _EMBEDDING = f"{_LANGUAGE_MODEL}.embed_tokens.weight"
 _COMPRESSOR = "model.resolution_compressor"
 _TOKENS = ("image_token_id", "row_token_id", "vision_start_token_id", "vision_end_token_id")
 _CHANNELS = 3
-
-
-class ResolutionNumbers(Numbers):
-    """The Visual Resolution Compressor."""
-
-    proxy_size: Annotated[int, Field(ge=32, le=4096)] | None = None
-    depth_multiplier: Annotated[float, Field(gt=0, le=16)] | None = None
-    hidden_size: Width | None = None
-    min_scale: Share | None = None
-    scale_step: Share | None = None
-    layer_norm_eps: Epsilon | None = None
-
-
-class HyperVLNumbers(Numbers):
-    """All of a HyperVL's configuration."""
-
-    base_vision_config: TowerNumbers | None = None
-    large_vision_config: TowerNumbers | None = None
-    text_config: LanguageNumbers | None = None
-    resolution_config: ResolutionNumbers | None = None
-    shuffle_factor: Annotated[int, Field(ge=1, le=64)] | None = None
-    projector_hidden_act: str | None = None
-    image_token_id: Token | None = None
-    row_token_id: Token | None = None
-    vision_start_token_id: Token | None = None
-    vision_end_token_id: Token | None = None
-    max_visual_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    default_branch: str | None = None
-    tie_word_embeddings: bool | None = None
 
 
 def export(checkpoint: Checkpoint) -> Bundle:

@@ -11,6 +11,8 @@ from hvlc.files.reading import is_file
 from hvlc.models.hypervl.configuration import HyperVLConfig, HyperVLResolutionConfig
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.models.hypervl.processing import HyperVLImageProcessor, HyperVLProcessor
+from hvlc.models.loading import check_config, loading
+from hvlc.models.numbers import LanguageNumbers, Numbers, TwoTowerNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
 _TOKENS = {
@@ -33,19 +35,20 @@ _CHAT_TEMPLATE = (
 )
 
 
-def _check_directory(directory: Path, family: str) -> None:
+def _check_directory(directory: Path, family: str, numbers: type[Numbers]) -> None:
     """Refuse what is not a checkpoint, is damaged or names code, before transformers asks a hub for it."""
     if not is_file(directory / "config.json"):
         raise UserError(
             "checkpoint.missing", f"{directory} holds no config.json", f"name a {family} checkpoint directory"
         )
-    Checkpoint.open(directory)
+    check_config(Checkpoint.open(directory).config, numbers)
 
 
 def _tower(directory: Path) -> SiglipVisionModel:
     """The vision half of a SigLIP2 checkpoint, without its pooling head."""
-    _check_directory(directory, "SigLIP2")
-    tower = SiglipVisionModel.from_pretrained(directory, dtype=torch.float32)
+    _check_directory(directory, "SigLIP2", TwoTowerNumbers)
+    with loading(directory):
+        tower = SiglipVisionModel.from_pretrained(directory, dtype=torch.float32)
     tower.config.vision_use_head = False
     headless = SiglipVisionModel(tower.config)
     headless.load_state_dict({k: v for k, v in tower.state_dict().items() if not k.startswith("head.")})
@@ -66,9 +69,10 @@ def assemble(
             tokenizer lacks a vision token.
     """
     base, large = _tower(Path(base_dir)), _tower(Path(large_dir))
-    _check_directory(Path(llm_dir), "Qwen3")
-    llm = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
+    _check_directory(Path(llm_dir), "Qwen3", LanguageNumbers)
+    with loading(Path(llm_dir)):
+        llm = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     ids = {field: tokenizer.convert_tokens_to_ids(token) for field, token in _TOKENS.items()}
     missing = [token for field, token in _TOKENS.items() if ids[field] in (None, tokenizer.unk_token_id)]
     if missing:

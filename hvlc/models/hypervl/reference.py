@@ -13,8 +13,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from hvlc.errors import UserError
 from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.models.hypervl.numbers import HyperVLNumbers
 from hvlc.models.hypervl.processing import cap_scale
+from hvlc.models.loading import check_config, loading
 from hvlc.results import Answered
+from hvlc.weights.checkpoint import Checkpoint
 
 
 class _FirstToken(BaseStreamer):
@@ -39,13 +42,18 @@ class Reference:
     Args:
         directory: a HyperVL checkpoint.
         name: as reports show it.
+
+    Raises:
+        UserError: it is damaged, or transformers cannot load it.
     """
 
     def __init__(self, directory: Path, name: str = "checkpoint") -> None:
         self.name = name
         self.runs_on = "torch CPU"
-        self.model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
-        self.processor = AutoProcessor.from_pretrained(directory)
+        check_config(Checkpoint.open(directory).config, HyperVLNumbers)
+        with loading(directory):
+            self.model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+            self.processor = AutoProcessor.from_pretrained(directory)
 
     @torch.no_grad()
     def answer(

@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from hvlc.errors import UserError
 from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.models.hypervl.numbers import HyperVLNumbers
 from hvlc.models.hypervl.processing import cap_scale
+from hvlc.models.loading import loading
 from hvlc.models.tracing import LanguageTracer
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
@@ -19,10 +21,13 @@ from hvlc.results.trace_points import Layout, Question, Values
 class HyperVLTracer(LanguageTracer):
     """Takes traces of a HyperVL; see `LanguageTracer`."""
 
+    numbers = HyperVLNumbers
+
     @cached_property
     def layout(self) -> Layout:
         """Widths and numbers of layers, as configured."""
-        config = AutoConfig.from_pretrained(self.directory)
+        with loading(self.directory):
+            config = AutoConfig.from_pretrained(self.directory)
         towers = {name: config.vision_config(name) for name in BRANCHES}
         text = config.text_config
         vision = {name: (tower.hidden_size, tower.num_hidden_layers) for name, tower in towers.items()}
@@ -31,12 +36,14 @@ class HyperVLTracer(LanguageTracer):
     @cached_property
     def model(self) -> Any:
         """The model, loaded when it is first needed."""
-        return AutoModelForImageTextToText.from_pretrained(self.directory, dtype=torch.float32).eval()
+        with loading(self.directory):
+            return AutoModelForImageTextToText.from_pretrained(self.directory, dtype=torch.float32).eval()
 
     @cached_property
     def processor(self) -> Any:
         """Images and prompts."""
-        return AutoProcessor.from_pretrained(self.directory)
+        with loading(self.directory):
+            return AutoProcessor.from_pretrained(self.directory)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.export import export_bundle
-from hvlc.export.numbers import LanguageNumbers, channel_numbers, check_numbers
+from hvlc.models.numbers import LanguageNumbers, channel_numbers, check_numbers
 from hvlc.weights.checkpoint import Checkpoint
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.commands import Hvlc
