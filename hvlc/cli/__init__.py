@@ -158,7 +158,7 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@cli.command()
+@cli.command(short_help="Turn a checkpoint into a package.")
 @_build_options
 @click.option("-o", "--output", type=PLACE, required=True, help="Directory to write.")
 @json_option
@@ -188,7 +188,7 @@ def _checkpoint(given: Path | None) -> Path:
     return nano_checkpoint()
 
 
-@cli.command()
+@cli.command(short_help="Show what a build would do and take.")
 @_build_options
 @click.option("-o", "--output", type=PLACE, help="Directory that a build would write.")
 @click.option("--weights", "each", is_flag=True, help="List every weight, not one line for each kind.")
@@ -203,7 +203,7 @@ def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None
     show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate, each=each)))
 
 
-@cli.command()
+@cli.command(short_help="Ask a package a question.")
 @_MODEL
 @click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")
 @click.option("--prompt", type=WORDS, required=True, help="The question.")
@@ -254,7 +254,7 @@ def run(
         console(stderr=True).print(answer_table(answered))
 
 
-@cli.command()
+@cli.command(short_help="Build, ask and compare the shipped model.")
 @click.option("-o", "--output", type=PLACE, default=Path("build/demo"), show_default=True, help="Directory to write.")
 @click.option("-n", "--count", type=EXAMPLES, default=256, show_default=True, help="Held-out documents.")
 @json_option
@@ -289,7 +289,7 @@ def demo(output: Path, count: int, as_json: bool) -> None:
     show(data, as_json, human)
 
 
-@cli.command()
+@cli.command(short_help="Show a package: components, files, bytes.")
 @_MODEL
 @click.option("--top", type=ROWS, default=10, show_default=True, help="How many weights to list.")
 @json_option
@@ -312,7 +312,7 @@ def inspect(directory: Path, top: int, as_json: bool) -> None:
     show(data, as_json, lambda console: console.print(*parts))
 
 
-@cli.command()
+@cli.command(short_help="Compare a package's files with their digests.")
 @_MODEL
 @click.option("--rebuild", "checkpoint", type=PLACE, help="Build again from this CHECKPOINT and compare every byte.")
 @click.option(
@@ -361,12 +361,12 @@ def _verify_rebuilt(
     show(data, as_json, lambda console: console.print("\n".join(lines)))
 
 
-@cli.group()
+@cli.group(short_help="List, show and check recipes.")
 def recipes() -> None:
     """The shipped quantization recipes."""
 
 
-@recipes.command(name="list")
+@recipes.command(name="list", short_help="List the shipped recipes.")
 @json_option
 def list_recipes(as_json: bool) -> None:
     """Names and descriptions."""
@@ -377,7 +377,7 @@ def list_recipes(as_json: bool) -> None:
     show(rows, as_json, lambda console: console.print(named_table(rows)))
 
 
-@recipes.command(name="show")
+@recipes.command(name="show", short_help="Print a recipe with what it extends.")
 @click.argument("name", type=WORDS)
 @json_option
 def show_recipe(name: str, as_json: bool) -> None:
@@ -388,7 +388,7 @@ def show_recipe(name: str, as_json: bool) -> None:
     show(recipe.model_dump(mode="json"), as_json, lambda _: say(text, end=""))
 
 
-@recipes.command(name="check")
+@recipes.command(name="check", short_help="Check a recipe, alone or on a checkpoint.")
 @click.argument("name", type=WORDS)
 @click.option("--checkpoint", type=PLACE, help="Hold every rule against this checkpoint too.")
 @click.option("--target", type=WORDS, default="cpu", show_default=True, help="Name of a target, or a TOML file.")
@@ -410,12 +410,12 @@ def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool)
     show(data, as_json, lambda c: c.print(plan_table(planned.plan, planned.estimate, each=False)))
 
 
-@cli.group()
+@cli.group(short_help="Train the shipped checkpoint.")
 def train() -> None:
     """Train the project's own reference checkpoint."""
 
 
-@train.command()
+@train.command(short_help="Train hypervl-nano from scratch.")
 @click.option("-o", "--output", type=PLACE, required=True, help="Directory for the checkpoint.")
 @click.option("--work", type=PLACE, required=True, help="Directory for resumable state.")
 @click.option("--seed", type=SEED, default=0, show_default=True)

@@ -13,7 +13,7 @@ from hvlc.errors import GateError
 _FILES = ("bisect.json", "bisect.md", "bisect.svg", "bisect.png")
 
 
-@click.command()
+@click.command(short_help="Name the stage where a package departs.")
 @click.argument("directory", type=PLACE)
 @click.option("--reference", type=PLACE, required=True, help="Checkpoint or package to hold it against.")
 @click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")

@@ -8,12 +8,12 @@ from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 
 
-@click.group()
+@click.group(short_help="Look at calibration inputs.")
 def calibration() -> None:
     """Look at the inputs that a model is calibrated on."""
 
 
-@calibration.command(name="show")
+@calibration.command(name="show", short_help="Check calibration inputs and show their balance.")
 @click.argument("source", type=WORDS)
 @click.option("--checkpoint", type=PLACE, help="What is calibrated (default: the shipped hypervl-nano).")
 @click.option("--samples", type=EXAMPLES, default=128, show_default=True, help="How many at most.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hvlc.workflows.evaluate.compare import Asking, Compared, Contender
 
 
-@click.command()
+@click.command(short_help="Compare packages or reports side by side.")
 @click.argument("models", type=PLACE, nargs=-1, required=True)
 @click.option(
     "--reference", type=WORDS, help="Name of the model that the others are held against (default: the first)."

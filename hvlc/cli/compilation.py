@@ -9,7 +9,7 @@ from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import PLACE, SIZE, WORDS, Real
 
 
-@click.command("compile")
+@click.command("compile", short_help="Compile a package for an NPU.")
 @click.argument("package", type=PLACE)
 @click.option("--target", type=WORDS, required=True, help="Name of a target, or a TOML file.")
 @click.option("-o", "--output", type=PLACE, required=True, help="Directory to write.")

@@ -9,7 +9,7 @@ from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import PLACE, WORDS
 
 
-@click.command()
+@click.command(short_help="Show how two packages differ.")
 @click.argument("a", type=PLACE)
 @click.argument("b", type=PLACE)
 @click.option("--details", is_flag=True, help="List every node, tensor and key that differs.")

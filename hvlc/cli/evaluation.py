@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LONG: dict[str, Any] = {"examples": True, "windows": True, "fidelity": {"sequences": True}}
 
 
-@click.command(name="eval")
+@click.command(name="eval", short_help="Measure a package or checkpoint on a task.")
 @click.argument("directory", type=PLACE)
 @click.option(
     "--task",

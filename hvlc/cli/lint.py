@@ -9,7 +9,7 @@ from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import PLACE, WORDS, Dimension
 
 
-@click.command()
+@click.command(short_help="Check a model or package against a target.")
 @click.argument("model", type=PLACE)
 @click.option("--target", type=WORDS, required=True, help="Name of a target, or a TOML file.")
 @click.option("--dim", "dims", type=Dimension(), multiple=True, help="As if a dimension had this size: NAME=SIZE.")

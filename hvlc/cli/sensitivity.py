@@ -59,7 +59,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command()
+@click.command(short_help="Measure what quantizing each part costs.")
 @_options
 @click.option("-o", "--output", type=PLACE, help="Directory for sensitivity.json, .png and .svg.")
 @click.option("--top", type=ROWS, default=20, show_default=True, help="How many parts to list; 0 is all.")
@@ -88,7 +88,7 @@ def sensitivity(output: Path | None, top: int, as_json: bool, force: bool, **opt
     show(found.model_dump(mode="json"), as_json, lambda console: console.print(sensitivity_tables(found, top)))
 
 
-@click.command()
+@click.command(short_help="Write the front of size and accuracy.")
 @_options
 @click.option("-o", "--output", type=PLACE, required=True, help="Directory for front.json, plots and recipes.")
 @click.option("--points", type=click.IntRange(2, 1000), default=9, show_default=True, help="Number of budgets.")

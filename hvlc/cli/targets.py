@@ -6,12 +6,12 @@ from hvlc.cli.common import json_option, show
 from hvlc.cli.options import WORDS
 
 
-@click.group()
+@click.group(short_help="List and show targets.")
 def targets() -> None:
     """The shipped devices and runtimes."""
 
 
-@targets.command(name="list")
+@targets.command(name="list", short_help="List the shipped targets.")
 @json_option
 def list_targets(as_json: bool) -> None:
     """Names, descriptions, and how far each was tried."""
@@ -23,7 +23,7 @@ def list_targets(as_json: bool) -> None:
     show(data, as_json, lambda console: console.print(targets_table(loaded)))
 
 
-@targets.command(name="show")
+@targets.command(name="show", short_help="Print a target with what it extends.")
 @click.argument("name", type=WORDS)
 @json_option
 def show_target(name: str, as_json: bool) -> None:
