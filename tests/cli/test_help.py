@@ -16,9 +16,10 @@ def groups(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
             yield from groups(inner, (*path, name))
 
 
-@pytest.mark.parametrize(
-    ("path", "group"), groups(cli), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
-)
+GROUPS = dict(groups(cli))
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=" ".join)
 def test_no_summary_is_cut(path: tuple[str, ...]) -> None:
     group = GROUPS[path]
     with click.Context(group, info_name=" ".join(("hvlc", *path)), terminal_width=80) as context:
