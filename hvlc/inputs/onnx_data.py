@@ -86,9 +86,11 @@ def place_of(tensor: onnx.TensorProto, directory: Path, area: str) -> Place:
     entries = _entries(tensor, area)
     size = _bytes_of(tensor, area)
     location = entries.get("location", "")
-    path = external_path(location, directory, area, tensor.name)
+    if not location:
+        raise UserError(f"{area}.data", f"{named(tensor)} names no file of its external data", _EXPORT)
+    path = external_path(location, directory, area)
     offset = _number(tensor, entries, "offset", 0, area)
-    length = _number(tensor, entries, "length", size, area)
+    length = _number(tensor, entries, "length", size, area) or size  # as onnxruntime reads 0
     if length != size:
         cause = f"{named(tensor)} of {size} bytes names {length} bytes of {shown(location)}"
         raise UserError(f"{area}.data", cause, _EXPORT)
@@ -103,17 +105,24 @@ def place_of(tensor: onnx.TensorProto, directory: Path, area: str) -> Place:
     return Place(path, offset, length)
 
 
-def external_path(location: str, directory: Path, area: str, name: str) -> Path:
+def locations_of(model: onnx.ModelProto) -> set[str]:
+    """The files that hold a model's external data, as its tensors name them."""
+    outside = (one for one in tensors_of(model) if one.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+
+
+def external_path(location: str, directory: Path, area: str) -> Path:
     """The file of external data by the location that a tensor names.
 
     Raises:
-        UserError: none is named, or it lies outside the directory.
+        UserError: it lies outside the directory.
     """
-    if not location:
-        raise UserError(f"{area}.data", f"tensor {shown(name)!r} names no file of its external data", _EXPORT)
     path = directory / location
-    if _IN_MEMORY in location or Path(location).is_absolute() or leads_outside(path, directory):
-        cause = f"tensor {shown(name)!r} reads {shown(location)!r} from outside the model's directory"
+    names = Path(location)
+    if location.endswith("/"):
+        raise UserError(f"{area}.data", f"the model reads {shown(location)!r}, which is not a file", _EXPORT)
+    if _IN_MEMORY in location or names.is_absolute() or ".." in names.parts or leads_outside(path, directory):
+        cause = f"the model reads {shown(location)!r} from outside the model's directory"
         raise UserError(f"{area}.escape", cause, _DISTRUST)
     return path
 

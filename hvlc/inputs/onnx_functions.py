@@ -1,17 +1,21 @@
-"""Functions of an ONNX model, put in the place of their calls."""
+"""Functions of an ONNX model, put in the place of their calls.
+
+A function states its own versions of the operators' domains, and onnxruntime reads each node by those of its function.
+So an inlined node keeps the version that it was written for: see `version_of`.
+"""
 
 from collections.abc import Iterator, Mapping
 
 import onnx
-from onnx import inliner, version_converter
+from onnx import inliner, shape_inference
 
 from hvlc.errors import UserError
 from hvlc.files.reading import shown
-from hvlc.inputs.onnx_model import nested
+from hvlc.inputs.onnx_model import domain_of, graphs_of, nested, versions_of
 
 _MOST_NODES = 200_000  # of a model with its functions in place: functions of functions can make 2^n
 _FIX = "inline its functions when it is exported"
-_ONNX = ("", "ai.onnx")
+_VERSION = "hvlc.version"  # metadata of a node from a function of another version than the model's
 _Key = tuple[str, str, str]
 _Functions = Mapping[_Key, onnx.FunctionProto]
 
@@ -19,40 +23,86 @@ _Functions = Mapping[_Key, onnx.FunctionProto]
 def inline_functions(model: onnx.ModelProto, area: str) -> onnx.ModelProto:
     """A model without functions; the model itself where it has none.
 
-    onnxruntime lets a function use another version of ONNX's operators than the model; so it is converted, or kept as
-    it is where every operator means the same in both.
-
     Args:
-        model: stays as it is.
+        model: what it says of nodes' versions is removed.
         area: first part of the error's code.
 
     Raises:
-        UserError: `AREA.function`: functions call each other in a circle, are there twice, unfold to too many nodes or
-            cannot be converted.
+        UserError: `AREA.function`: functions call each other in a circle, are there twice, unfold to too many nodes,
+            use a domain of operators whose version nobody states, or cannot be inlined.
     """
+    for graph in graphs_of(model):
+        for node in graph.node:
+            _forget_version(node)
     if not model.functions:
         return model
     functions = {_key(function): function for function in model.functions}
     if len(functions) < len(model.functions):
         raise UserError(f"{area}.function", "two functions of the model have one name", _FIX)
     _check_size(model, functions, area)
-    versions = {one.domain: one.version for one in model.opset_import}
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
+    _check_domains("the model", model.graph, versions_of(model), functions, area)
     for function in copied.functions:
-        _agree(function, versions)
-        known = {one.domain for one in copied.opset_import}
-        copied.opset_import.extend(one for one in function.opset_import if one.domain not in known)
+        _check_domains(f"function {_name(function.domain, function.name)}", function, versions_of(function), None, area)
+        _keep_versions(function, versions_of(model))
+        known = versions_of(copied)
+        copied.opset_import.extend(one for one in function.opset_import if domain_of(one.domain) not in known)
     try:
-        inlined = inliner.inline_local_functions(copied, convert_version=True)
-    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
+        inlined = inliner.inline_local_functions(copied)
+    except (RuntimeError, ValueError, shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise UserError(f"{area}.function", f"a function cannot be inlined: {_line(error)}", _FIX) from error
     left = next((node for graph in nested(inlined.graph) for node in graph.node if _called(node) in functions), None)
     if left is not None:
-        cause = f"function {_name(left.domain, left.op_type)} cannot be converted to the model's opset"
-        raise UserError(f"{area}.function", cause, _FIX)
+        raise UserError(f"{area}.function", f"function {_name(left.domain, left.op_type)} cannot be inlined", _FIX)
     del inlined.functions[:]
     return inlined
+
+
+def version_of(node: onnx.NodeProto, versions: Mapping[str, int]) -> int:
+    """Version of the domain that a node's operator is of: its function's, or the model's; 1 where nobody states it.
+
+    Args:
+        node: of a model that `inline_functions` has been over.
+        versions: of the model's domains.
+    """
+    stated = next((entry.value for entry in node.metadata_props if entry.key == _VERSION), None)
+    return int(stated) if stated is not None else versions.get(domain_of(node.domain), 1)
+
+
+def _keep_versions(function: onnx.FunctionProto, versions: Mapping[str, int]) -> None:
+    """Write a function's versions into its nodes where the model has others, and the model's in their place."""
+    for one in function.opset_import:
+        domain = domain_of(one.domain)
+        version = versions.get(domain, one.version)
+        for graph in nested(function) if version != one.version else ():
+            for node in graph.node:
+                if domain_of(node.domain) == domain:
+                    node.metadata_props.add(key=_VERSION, value=str(one.version))
+        one.version = version
+
+
+def _forget_version(node: onnx.NodeProto) -> None:
+    kept = [entry for entry in node.metadata_props if entry.key != _VERSION]
+    if len(kept) < len(node.metadata_props):
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+
+
+def _check_domains(
+    what: str,
+    body: onnx.GraphProto | onnx.FunctionProto,
+    versions: Mapping[str, int],
+    functions: _Functions | None,
+    area: str,
+) -> None:
+    """Refuse nodes whose domain has no stated version: every node of a function, and calls of functions."""
+    for graph in nested(body):
+        for node in graph.node:
+            asked = functions is None or _called(node) in functions
+            if asked and domain_of(node.domain) not in versions:
+                cause = f"{what} calls {_name(node.domain, node.op_type)} and states no version of its domain"
+                raise UserError(f"{area}.function", cause, _FIX)
 
 
 def _check_size(model: onnx.ModelProto, functions: _Functions, area: str) -> None:
@@ -95,30 +145,6 @@ def _called(node: onnx.NodeProto) -> _Key:
 
 def _key(function: onnx.FunctionProto) -> _Key:
     return function.domain, function.name, function.overload
-
-
-def _agree(function: onnx.FunctionProto, versions: Mapping[str, int]) -> None:
-    """State the model's version of a domain where every operator of the function is the same in it."""
-    for one in function.opset_import:
-        version = versions.get(one.domain)
-        if version is None or version == one.version:
-            continue
-        used = {n.op_type for g in nested(function) for n in g.node if _same_domain(n.domain, one.domain)}
-        if all(_since(name, one.domain, one.version) == _since(name, one.domain, version) for name in used):
-            one.version = version
-
-
-def _same_domain(one: str, other: str) -> bool:
-    return one == other or (one in _ONNX and other in _ONNX)
-
-
-def _since(op_type: str, domain: str, version: int) -> int | None:
-    """Version in which an operator got the meaning that it has; None where ONNX does not know it."""
-    domain = "" if domain in _ONNX else domain
-    try:
-        return int(onnx.defs.get_schema(op_type, version, domain).since_version)
-    except onnx.defs.SchemaError:
-        return None
 
 
 def _name(domain: str, op_type: str) -> str:

@@ -28,9 +28,9 @@ def open_model(path: Path, area: str, fix: str = "name an ONNX file") -> onnx.Mo
     code = f"{area}.model"
     open_file(path, code, limit=GRAPH, fix=fix).close()
     try:
-        with map_file(path, code, fix=fix) as mapped, memoryview(mapped) as data:
-            graph_size(data, _MOST_MEMORY)
-            model = onnx.ModelProto.FromString(data)
+        data = memoryview(map_file(path, code, fix=fix))  # not closed here: an error of protobuf still holds it
+        graph_size(data, _MOST_MEMORY)
+        model = onnx.ModelProto.FromString(data)
     except (DecodeError, WireError) as error:
         reason = str(error) if isinstance(error, WireError) else "its encoding is damaged"
         raise UserError(code, f"{shown(path)} is not an ONNX model that can be read: {reason}", fix) from error
@@ -55,6 +55,16 @@ def nested(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphPr
     for node in graph.node:
         for inner in subgraphs(node):
             yield from nested(inner)
+
+
+def domain_of(name: str) -> str:
+    """The name of a domain of operators: ONNX's own has two."""
+    return "" if name == "ai.onnx" else name
+
+
+def versions_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
+    """Version of each domain of operators that a model or a function states."""
+    return {domain_of(one.domain): one.version for one in model.opset_import}
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

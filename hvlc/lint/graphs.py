@@ -11,14 +11,14 @@ import onnx
 from onnx import defs, helper
 
 from hvlc.inputs.onnx_data import check_tensors
-from hvlc.inputs.onnx_functions import inline_functions
+from hvlc.inputs.onnx_functions import inline_functions, version_of
 from hvlc.inputs.onnx_graph import label, sort_nodes
-from hvlc.inputs.onnx_model import open_model, subgraphs
+from hvlc.inputs.onnx_model import domain_of, open_model, subgraphs, versions_of
 from hvlc.lint import operators
 from hvlc.lint.constants import Constants
 from hvlc.lint.folding import MOST, fold
 from hvlc.lint.shapes import Types, dtype_name, infer_node, light_graph, types_of
-from hvlc.lint.structure import check_structure
+from hvlc.lint.structure import check_structure, check_versions
 from hvlc.targets import Grain, Operand, Operation, Quantized
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -90,11 +90,6 @@ class _Scope:
             for name in filter(None, node.output):
                 self._producers[name] = node
 
-    @property
-    def opset(self) -> int:
-        """Version of ONNX's own operators."""
-        return self.versions.get("", 1)
-
     def values(self, name: str) -> np.ndarray | None:
         """A constant's values; None where there is none, or it is large."""
         return self.constants.values(name)
@@ -140,6 +135,7 @@ def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> tuple[Node,
     for dim in _symbolic(model):
         if dims and dim.dim_param in dims:
             dim.dim_value = dims[dim.dim_param]
+    check_versions(model)
     model = inline_functions(model, "lint")
     check_structure(model)
     check_tensors(model, path.parent, "lint")
@@ -170,8 +166,7 @@ def nodes_of(model: onnx.ModelProto, directory: Path) -> tuple[Node, ...]:
     """
     model = inline_functions(model, "lint")
     sort_nodes(model.graph)
-    versions = {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
-    scope = _Scope(model.graph, light_graph(model), directory, versions)
+    scope = _Scope(model.graph, light_graph(model), directory, versions_of(model))
     return tuple(_nodes(model.graph, directory, scope, "", 0))
 
 
@@ -205,8 +200,7 @@ def _learn(node: onnx.NodeProto, scope: _Scope) -> tuple[str, str]:
     Returns:
         Why onnxruntime cannot load the node, and why it has no CPU kernel; empty where it can and has.
     """
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    version = scope.versions.get(domain, 1)
+    domain, version = domain_of(node.domain), version_of(node, scope.versions)
     operator = operators.operator_of(node.op_type, domain, version)
     if operator is None or operator.deprecated:
         known = f"{operators.version()} has no operator {node.op_type} of version {version}"
@@ -243,7 +237,7 @@ def _is_folded(node: onnx.NodeProto, scope: _Scope) -> bool:
 
 def _operation(node: onnx.NodeProto, scope: _Scope) -> Operation:
     readers = {reader.op_type for name in node.output for reader in scope.readers(name)}
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = domain_of(node.domain)
     inputs = tuple(_input(name, scope) if name else None for name in node.input)
     return Operation(
         node.op_type,
@@ -260,7 +254,7 @@ def _attributes(node: onnx.NodeProto, inputs: tuple[Operand | None, ...], scope:
 
     CumSum has its axis as an input, which is an attribute here.
     """
-    found = {} if node.domain else dict(_usual(node.op_type, scope.opset))
+    found = {} if node.domain else dict(_usual(node.op_type, version_of(node, scope.versions)))
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         if isinstance(value, bytes):

@@ -13,6 +13,33 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 _ONNX = ("", "ai.onnx")
+#: Attributes that onnxruntime's kernels take as 0 or 1 alone; of others everything but 0 is true.
+_FLAGS = {"CumSum": ("exclusive", "reverse"), "Mod": ("fmod",)}
+_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+#: Words that onnxruntime's kernels know of text attributes; ONNX's schemas list them in prose.
+_WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "AveragePool": {"auto_pad": _PADS},
+    "BitShift": {"direction": ("LEFT", "RIGHT")},
+    "Conv": {"auto_pad": _PADS},
+    "ConvTranspose": {"auto_pad": _PADS},
+    "DepthToSpace": {"mode": ("DCR", "CRD")},
+    "Gelu": {"approximate": ("none", "tanh")},
+    "GridSample": {
+        "mode": ("bilinear", "linear", "nearest", "bicubic", "cubic"),
+        "padding_mode": ("zeros", "border", "reflection"),
+    },
+    "LpPool": {"auto_pad": _PADS},
+    "MaxPool": {"auto_pad": _PADS},
+    "Pad": {"mode": ("constant", "reflect", "edge", "wrap")},
+    "Resize": {
+        "mode": ("nearest", "linear", "cubic"),
+        "nearest_mode": ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "simple"),
+    },
+    "RoiAlign": {"mode": ("avg", "max")},
+    "TfIdfVectorizer": {"mode": ("TF", "IDF", "TFIDF")},
+}
+_OPEN = 2**31 - 1  # last version of a kernel that has none
+_Kernel = tuple[int, int, Mapping[str, frozenset[str]]]  # first and last version, types
 _Types = Callable[[str], str | None]
 _HALF, _SINGLE = "tensor(float16)", "tensor(float)"
 
@@ -86,7 +113,7 @@ def objection(node: onnx.NodeProto, operator: Operator) -> str:
         for name, parameter in zip(names, formal, strict=False):
             if parameter.required and not name:
                 return f"has no {what} {parameter.name!r}"
-    return _attribute_objection(node, operator)
+    return _attribute_objection(node, operator) or _graph_objection(node)
 
 
 def type_objection(node: onnx.NodeProto, operator: Operator, types: _Types) -> str:
@@ -115,18 +142,28 @@ def type_objection(node: onnx.NodeProto, operator: Operator, types: _Types) -> s
 def kernel_objection(node: onnx.NodeProto, operator: Operator, types: _Types) -> str:
     """Lack of a CPU kernel for a node of these types; empty where there is one, or types are not known.
 
-    float16 runs as float32 where only that has a kernel. An operator without any kernel that ONNX defines as a
-    function runs as the operators inside.
+    float16 that is read runs as float32 where only that has a kernel. An operator without any kernel that ONNX defines
+    as a function runs as the operators inside, as does Clip. A Constant needs none.
     """
-    kernels = [k for k in _kernels().get((_domain(node.domain), node.op_type), ()) if k[0] <= operator.since <= k[1]]
-    if not kernels:
+    if node.op_type in ("Clip", "Constant") and not _domain(node.domain):
+        return ""
+    known = kernels().get((_domain(node.domain), node.op_type), ())
+    fitting = [kernel for kernel in known if _is_of(kernel, operator.since)]
+    if not fitting:
         return "" if _is_function(node, operator) else "has no kernel on the CPU"
     bound = _bound(node, operator, types)
-    single = {name: _SINGLE if kind == _HALF else kind for name, kind in bound.items()}
-    if any(_fits(kernel[2], kinds) for kernel in kernels for kinds in (bound, single)):
+    halves = any(types(name) == _HALF for name in node.input if name)
+    single = {name: _SINGLE if kind == _HALF and halves else kind for name, kind in bound.items()}
+    if any(_fits(kernel[2], kinds) for kernel in fitting for kinds in (bound, single)):
         return ""
-    wanted = [kind for name, kind in bound.items() if any(name in kernel[2] for kernel in kernels)]
+    wanted = [kind for name, kind in bound.items() if any(name in kernel[2] for kernel in fitting)]
     return f"has no kernel on the CPU for {', '.join(dict.fromkeys(wanted))}"
+
+
+def _is_of(kernel: _Kernel, since: int) -> bool:
+    """Whether a kernel is of a version: one without a last version is of its first alone (KernelRegistry, ORT)."""
+    first, last, _ = kernel
+    return first == since or first < since <= last < _OPEN
 
 
 def _fits(kernel: Mapping[str, frozenset[str]], bound: Mapping[str, str]) -> bool:
@@ -165,6 +202,20 @@ def _is_function(node: onnx.NodeProto, operator: Operator) -> bool:
     return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined] # no stub
 
 
+def _graph_objection(node: onnx.NodeProto) -> str:
+    """Contradiction between the counts of a node and those of the graphs inside it."""
+    graphs = {attribute.name: attribute.g for attribute in node.attribute if attribute.HasField("g")}
+    if _domain(node.domain) or node.op_type not in ("If", "Loop"):
+        return ""
+    outputs = len(node.output) + (node.op_type == "Loop")  # the condition comes first
+    for name, graph in graphs.items():
+        if len(graph.output) != outputs:
+            return f"has a graph {name!r} with {len(graph.output)} outputs, {outputs} are expected"
+        if node.op_type == "Loop" and len(graph.input) != len(node.input):
+            return f"has a graph {name!r} with {len(graph.input)} inputs, {len(node.input)} are expected"
+    return ""
+
+
 def _attribute_objection(node: onnx.NodeProto, operator: Operator) -> str:
     names = [attribute.name for attribute in node.attribute]
     if len(names) != len(set(names)):
@@ -176,6 +227,12 @@ def _attribute_objection(node: onnx.NodeProto, operator: Operator) -> str:
         if attribute.type != kind or not _is_consistent(attribute):
             expected = onnx.AttributeProto.AttributeType.Name(kind)
             return f"has an attribute {attribute.name!r} that is not of the type {expected}"
+        if attribute.name in _FLAGS.get(node.op_type, ()) and attribute.i not in (0, 1):
+            return f"has an attribute {attribute.name!r} of {attribute.i}, 0 or 1 is expected"
+        words = () if node.domain else _WORDS.get(node.op_type, {}).get(attribute.name, ())
+        said = attribute.s.decode("utf-8", "replace")
+        if words and said not in words:
+            return f"has an attribute {attribute.name!r} of {said[:40]!r}, one of {', '.join(words)} is expected"
     missing = [name for name, (_, required) in operator.attributes.items() if required and name not in names]
     return f"has no attribute {missing[0]!r}" if missing else ""
 
@@ -225,7 +282,7 @@ def _parameter(formal: "runtime.schemadef.OpSchema.FormalParameter") -> Paramete
 
 
 @cache
-def _kernels() -> Mapping[tuple[str, str], tuple[tuple[int, int, Mapping[str, frozenset[str]]], ...]]:
+def kernels() -> Mapping[tuple[str, str], tuple[_Kernel, ...]]:
     """First and last version, and types by type parameter or operand, of every kernel of the CPU."""
     found = defaultdict(list)
     for kernel in runtime.get_all_opkernel_def():

@@ -12,6 +12,9 @@ import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
+from hvlc.inputs.onnx_functions import version_of
+from hvlc.inputs.onnx_model import domain_of
+
 MICROSOFT = "com.microsoft"
 _INLINE_BYTES = 4096  # larger initializers are no shapes: only their type and dimensions matter
 _RENAMED = {"float": "float32", "double": "float64"}
@@ -117,8 +120,8 @@ def infer_node(
         for made in make(node, sizes):
             infer_node(made, types, values, versions, sizes)
         return ""
-    opset = versions.get("", 1)
-    if node.domain not in ("", "ai.onnx") or not defs.has(node.op_type, opset):
+    opset = version_of(node, versions)
+    if domain_of(node.domain) or not defs.has(node.op_type, opset):
         return ""
     given = {name for name in node.input if name}
     known = {name: one for name in given if (one := types.proto(name)) is not None and _text(one) is not None}
@@ -137,7 +140,13 @@ def infer_node(
 
 
 #: onnx raises one or the other; the last two where a node states what no schema allows.
-INFERENCE_ERRORS = (shape_inference.InferenceError, RuntimeError, IndexError, ValueError)
+INFERENCE_ERRORS = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    IndexError,
+    ValueError,
+)
 
 
 def _reason(error: Exception) -> str:

@@ -13,56 +13,59 @@ from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import Collector, UserError
 from hvlc.files.reading import shown
+from hvlc.inputs.onnx_functions import version_of
 from hvlc.inputs.onnx_graph import check_names, label
-from hvlc.inputs.onnx_model import subgraphs
+from hvlc.inputs.onnx_model import domain_of, subgraphs, versions_of
 from hvlc.lint import operators
 
 _EXPORT = "export the model again"
+_LARGEST = 9999  # version of a domain; no domain has had a hundred
 _REFUSALS = (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.NotImplemented)
 
 
 def check_structure(model: onnx.ModelProto) -> None:
-    """Refuse a model that onnxruntime cannot load whatever the target; sorts its nodes.
+    """Refuse a graph that onnxruntime cannot load whatever the target; sorts its nodes.
 
     Args:
         model: without functions.
 
     Raises:
-        UserError: `lint.version` for its IR version or operators' versions, `lint.graph` for its names, inputs and
-            nodes. All problems at once.
+        UserError: `lint.graph` for its names, inputs and nodes. All problems at once.
     """
     problems = Collector()
     with problems:
-        _check_versions(model)
-    with problems:
         check_names(model, "lint")
-    for cause in (*_inputs(model.graph), *_nodes(model.graph, _versions(model), "")):
+    for cause in (*_inputs(model.graph), *_nodes(model.graph, versions_of(model), "")):
         with problems:
             raise UserError("lint.graph", cause, _EXPORT)
     problems.raise_all()
 
 
-def _versions(model: onnx.ModelProto) -> dict[str, int]:
-    return {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
+def check_versions(model: onnx.ModelProto) -> None:
+    """Refuse a model of a version that onnxruntime does not know, of the format or of a domain of operators.
 
-
-def _check_versions(model: onnx.ModelProto) -> None:
-    versions = _versions(model)
-    stated = {("" if one.domain == "ai.onnx" else one.domain, one.version) for one in model.opset_import}
-    if len(stated) > len(versions):
-        raise UserError("lint.version", "the model states two versions of one domain of operators", _EXPORT)
-    if "" not in versions and any(not node.domain for node in model.graph.node):
-        raise UserError("lint.version", "the model does not state the version of ONNX's operators", _EXPORT)
+    Raises:
+        UserError: `lint.version`.
+    """
     if not _loads(model.ir_version, "", 17):
         most = next((one for one in range(99, 0, -1) if _loads(one, "", 17)), 0)
         cause = f"{operators.version()} loads IR versions up to {most}, the model has {model.ir_version}"
         raise UserError("lint.version", cause, "export it for an older IR version")
-    for domain, version in versions.items():
-        if operators.has_domain(domain) and not _loads(4, domain, version):
-            most = next((one for one in range(99, 0, -1) if _loads(4, domain, one)), 0)
-            named = f"version {version} of {domain or 'ai.onnx'}"
-            cause = f"{operators.version()} loads operators up to version {most}, the model states {named}"
-            raise UserError("lint.version", cause, "export it for an older opset")
+    if "" not in versions_of(model) and any(not node.domain for node in model.graph.node):
+        raise UserError("lint.version", "the model does not state the version of ONNX's operators", _EXPORT)
+    for what, body in (("the model", model), *(("a function", function) for function in model.functions)):
+        versions = versions_of(body)
+        if len({(domain_of(one.domain), one.version) for one in body.opset_import}) > len(versions):
+            raise UserError("lint.version", f"{what} states two versions of one domain of operators", _EXPORT)
+        for domain, version in versions.items():
+            if not 0 < version <= _LARGEST:
+                cause = f"{what} states version {version} of the operators of {shown(domain) or 'ai.onnx'}"
+                raise UserError("lint.version", f"{cause}, 1 to {_LARGEST} is expected", _EXPORT)
+            if operators.has_domain(domain) and not _loads(4, domain, version):
+                most = next((one for one in range(99, 0, -1) if _loads(4, domain, one)), 0)
+                named = f"{what} states version {version} of {domain or 'ai.onnx'}"
+                cause = f"{operators.version()} loads operators up to version {most}, {named}"
+                raise UserError("lint.version", cause, "export it for an older opset")
 
 
 @cache
@@ -105,8 +108,7 @@ def _nodes(graph: onnx.GraphProto, versions: dict[str, int], where: str) -> Iter
     """What contradicts the schemas of a graph's nodes, and of those inside them."""
     for place, node in enumerate(graph.node):
         name = f"{where}{label(node, place)}"
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        operator = operators.operator_of(node.op_type, domain, versions.get(domain, 1))
+        operator = operators.operator_of(node.op_type, node.domain, version_of(node, versions))
         if operator is not None:
             found = operators.objection(node, operator)
             if found:

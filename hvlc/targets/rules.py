@@ -226,6 +226,7 @@ class Rule(Known):
 
     Attributes:
         operators: names, with the domain where it is not ai.onnx; "*" is every operator.
+        other_than: operators that "*" leaves out.
         severity: what happens.
         when: the condition; without one the rule always holds.
         unless: conditions that each make an exception.
@@ -234,6 +235,7 @@ class Rule(Known):
     """
 
     operators: tuple[str, ...] = Field(min_length=1)
+    other_than: tuple[str, ...] = ()
     severity: Severity = Severity.REFUSAL
     when: Condition = Condition()
     unless: tuple[Condition, ...] = ()
@@ -242,7 +244,8 @@ class Rule(Known):
 
     def holds(self, operation: Operation) -> bool:
         """Whether the rule is about this operation."""
-        named = "*" in self.operators or operation.operator in self.operators
+        every = "*" in self.operators and operation.operator not in self.other_than
+        named = every or operation.operator in self.operators
         return named and self.when.holds(operation) and not any(c.holds(operation) for c in self.unless)
 
     def is_about(self, dtype: str) -> bool:

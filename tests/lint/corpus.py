@@ -12,6 +12,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from tests.lint.building import blockwise, convolution, dequantized, grouped, product, unit
+from tests.lint.elements import elements
 from tests.lint.formed import formed
 from tests.lint.fresh import fresh
 from tests.lint.tape import (
@@ -799,7 +800,7 @@ def corpus() -> tuple[Case, ...]:
     cases = [case for part in parts for case in part()]
     known = {case.model.SerializeToString() for case in cases}
     cases += [case for case in typed() if case.model.SerializeToString() not in known]
-    cases += [*formed(), *unseen()]
+    cases += [*formed(), *unseen(), *elements()]
     known = {case.model.SerializeToString() for case in cases}
     cases += [replace(case, held_out=True) for case in later() if case.model.SerializeToString() not in known]
     assert len({case.name for case in cases}) == len(cases)

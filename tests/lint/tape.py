@@ -19,6 +19,10 @@ TYPES = {
     "int16": TensorProto.INT16,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
+    "float64": TensorProto.DOUBLE,
+    "bfloat16": TensorProto.BFLOAT16,
+    "uint64": TensorProto.UINT64,
+    "uint32": TensorProto.UINT32,
 }
 LEVELS = {"uint8": (0, 255, 128), "int8": (-128, 127, 0), "uint16": (0, 65535, 32768), "int16": (-32768, 32767, 0)}
 NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4}
@@ -132,4 +136,5 @@ def may_have(op_type: str, dtype: str, opset: int = 21) -> bool:
     """Whether ONNX lets the first input of an operator have a type."""
     schema = onnx.defs.get_schema(op_type, opset, "")
     allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
-    return f"tensor({'float' if dtype == 'float32' else dtype})" in allowed.get(schema.inputs[0].type_str, [])
+    name = {"float32": "float", "float64": "double"}.get(dtype, dtype)
+    return f"tensor({name})" in allowed.get(schema.inputs[0].type_str, [])

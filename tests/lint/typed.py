@@ -50,7 +50,7 @@ class Form:
     outputs: int = 1
     name: str = ""
 
-    def case(self, dtype: str, *, quantized: bool) -> Case:
+    def case(self, dtype: str, *, quantized: bool, prefix: str = "typed") -> Case:
         tape, plain = Tape(self.opset), "float32" if quantized else dtype
         given = [tape.input(f"x{place}", dims, plain) for place, dims in enumerate(self.data)]
         given += [tape.normal(*dims, dtype=plain) for dims in self.weights]
@@ -62,7 +62,7 @@ class Form:
         if quantized and not self.dtype:
             made = tape.quantized(made, dtype)
         tape.output(made, self.output, self.dtype or plain)
-        return tape.case(f"typed-{self.name or self.op_type}{'-quantized' if quantized else ''}-{dtype}")
+        return tape.case(f"{prefix}-{self.name or self.op_type}{'-quantized' if quantized else ''}-{dtype}")
 
 
 def _ints(*values: int) -> Callable[[Tape], str]:
@@ -77,7 +77,8 @@ def _floats(*values: float) -> Callable[[Tape], str]:
     return lambda tape: tape.constant(values)
 
 
-def _forms() -> Iterator[Form]:
+def forms() -> Iterator[Form]:
+    """Operators and what they read besides a type."""
     for op in ONE:
         yield Form(op)
     for op in TWO:
@@ -137,7 +138,7 @@ def _forms() -> Iterator[Form]:
 
 def typed() -> Iterator[Case]:
     """All of them."""
-    for form in _forms():
+    for form in forms():
         for dtype in PLAIN:
             if may_have(form.op_type, dtype, form.opset):
                 yield form.case(dtype, quantized=False)

@@ -10,7 +10,11 @@ import onnx_ir as ir
 
 from hvlc.errors import UserError, nearest
 from hvlc.files.digests import digest_file
+from hvlc.files.links import leads_outside
+from hvlc.files.reading import is_directory, is_file, shown, state_of
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.inputs.onnx_data import check_tensors, external_path, locations_of
+from hvlc.inputs.onnx_model import open_model
 from hvlc.lint.graphs import symbolic_dims
 from hvlc.lint.linting import lint_graph
 from hvlc.manifest.lock import LOCK
@@ -73,7 +77,7 @@ def lint(
     if output is not None:
         check_output(output, force=False)
         fixed, declined = _fix(model, graphs, target, output)
-        graphs = _graphs(output if model.is_dir() else output / model.name)
+        graphs = _graphs(output if is_directory(model) else output / model.name)
     found = []
     for place, graph in enumerate(graphs):
         if progress:
@@ -96,9 +100,9 @@ def _graphs(model: Path) -> list[_Graph]:
     Raises:
         UserError: no model is there.
     """
-    if not model.is_dir():
-        if not model.is_file():
-            raise UserError("lint.missing", f"{model} does not exist", "name an ONNX file or a package")
+    if not is_directory(model):
+        if state_of(model) is None:
+            raise UserError("lint.missing", f"{shown(model)} does not exist", "name an ONNX file or a package")
         return [_Graph(model, model.stem, None)]
     components = open_package(model).manifest.components
     return [_Graph(model / entry.file, name, entry.role) for name, entry in components.items()]
@@ -121,8 +125,9 @@ def _fix(model: Path, graphs: Sequence[_Graph], target: Target, output: Path) ->
     changed: dict[str, int] = {}
     declined: list[str] = []
     with atomic_directory(output, force=False) as partial:
-        for source in _files(model):
-            shutil.copy2(source, partial / source.name)
+        for name, source in _files(model):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, partial / name)
         for graph in graphs:
             before = lint_graph(graph.path, target, name=graph.name, role=graph.role)
             if before.on_cpu or not before.findings:
@@ -131,27 +136,40 @@ def _fix(model: Path, graphs: Sequence[_Graph], target: Target, output: Path) ->
             for name, count, reasons in _fix_graph(written, before, target):
                 changed[name] = changed.get(name, 0) + count
                 declined += [f"{graph.name}: {reason}" for reason in reasons]
-        if model.is_dir() and changed:
+        if is_directory(model) and changed:
             _renew_manifest(partial)
     return changed, tuple(declined)
 
 
-def _files(model: Path) -> Iterator[Path]:
-    """What a model consists of: the files of a package, or a graph and the data beside it that it names."""
-    if model.is_dir():
+def _files(model: Path) -> Iterator[tuple[str, Path]]:
+    """What a model consists of: the files of a package, or a graph and the data that it names; names below the output.
+
+    Raises:
+        UserError: one is missing, or lies outside.
+    """
+    if is_directory(model):
         # A lock says how to make the same files again, and those of a fixed model are others.
-        yield from (model / name for name in (*Manifest.load(model).files, MANIFEST) if name != LOCK)
+        for name in (*Manifest.load(model).files, MANIFEST):
+            if name != LOCK:
+                yield name, _within(model, name)
         return
-    yield model
-    graph = onnx.load(model, load_external_data=False).graph
-    places = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
-    for place in sorted(places):
-        path = model.parent / place
-        if path.resolve().parent != model.parent.resolve():
-            raise UserError("lint.escape", f"{model} reads {place!r} outside its directory", "do not trust this model")
-        if not path.is_file():
-            raise UserError("lint.data", f"{path} is missing", "copy the model together with its data")
-        yield path
+    yield model.name, model
+    graph = open_model(model, "lint")
+    check_tensors(graph, model.parent, "lint")
+    for location in sorted(locations_of(graph)):
+        yield location, external_path(location, model.parent, "lint")
+
+
+def _within(package: Path, name: str) -> Path:
+    """A file of a package."""
+    path = package / name
+    if leads_outside(path, package):
+        raise UserError("package.escape", f"{shown(name)} lies outside {package}", "do not trust this package")
+    if not is_file(path):
+        raise UserError(
+            "package.incomplete", f"{shown(name)} is missing from {package}", "build or copy the package again"
+        )
+    return path
 
 
 def _fix_graph(path: Path, found: GraphLint, target: Target) -> Iterator[tuple[str, int, list[str]]]:
