@@ -155,6 +155,18 @@ def _divide(inputs: _Values, _attributes: _Attributes) -> np.ndarray:
     return (np.sign(one) * np.sign(other) * (np.abs(one) // np.abs(other))).astype(one.dtype)  # towards zero
 
 
+def _modulo(inputs: _Values, attributes: _Attributes) -> np.ndarray:
+    one, other = _at(inputs, 0), _at(inputs, 1)
+    if other.dtype.kind != "f" and not other.all():
+        raise ZeroDivisionError
+    return np.asarray(np.fmod(one, other) if attributes.get("fmod") else np.mod(one, other))
+
+
+def _power(inputs: _Values, _attributes: _Attributes) -> np.ndarray:
+    one, other = _at(inputs, 0), _at(inputs, 1)
+    return np.asarray(np.power(one.astype(np.result_type(one, other)), other)).astype(one.dtype)
+
+
 def _reduced(function: Callable[..., np.ndarray]) -> _Function:
     def reduce(inputs: _Values, attributes: _Attributes) -> np.ndarray:
         axes = _ints(inputs, 1, attributes, "axes")
@@ -195,7 +207,9 @@ def _transpose(inputs: _Values, attributes: _Attributes) -> np.ndarray:
 
 
 _FUNCTIONS: Mapping[str, _Function] = {
+    "Abs": _of_one(np.abs),
     "Add": _of_two(np.add),
+    "And": _of_two(np.logical_and),
     "Cast": _cast,
     "Ceil": _of_one(np.ceil),
     "Concat": _concat,
@@ -206,13 +220,18 @@ _FUNCTIONS: Mapping[str, _Function] = {
     "Floor": _of_one(np.floor),
     "Gather": _gather,
     "Greater": _of_two(np.greater),
+    "GreaterOrEqual": _of_two(np.greater_equal),
     "Identity": _of_one(np.asarray),
     "Less": _of_two(np.less),
+    "LessOrEqual": _of_two(np.less_equal),
     "Max": _of_all(np.maximum),
     "Min": _of_all(np.minimum),
+    "Mod": _modulo,
     "Mul": _of_two(np.multiply),
     "Neg": _of_one(np.negative),
     "Not": _of_one(np.logical_not),
+    "Or": _of_two(np.logical_or),
+    "Pow": _power,
     "Range": _range,
     "ReduceMax": _reduced(np.max),
     "ReduceMin": _reduced(np.min),
