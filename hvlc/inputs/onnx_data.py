@@ -1,6 +1,6 @@
 """The values of an ONNX model's tensors, in the file or beside it: what a tensor states is compared with what is there.
 
-External data lies in the model's folder or below it (onnx docs/ExternalData.md), or where a link of the hub's cache
+External data lies in the model's folder or below it (ONNX, "External Data"), or where a link of the hub's cache
 leads (`hvlc.files.links`). Nothing is read before offset and length agree with the file's size and with the shape.
 """
 

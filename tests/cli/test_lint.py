@@ -72,7 +72,7 @@ def test_dimensions_are_taken_as_fixed(hvlc: Hvlc, model) -> None:
     [
         (("--dim", "t=64"), "[lint.dim] no dimension 't'"),
         (("--dim", "s=many"), "write NAME=SIZE"),
-        (("--dim", "s=0"), "write NAME=SIZE"),
+        (("--dim", "s=0"), "a size is within 1 and 2147483647"),
         (("--dim", "s=64", "--probe"), "--dim is for the rules alone"),
     ],
 )
