@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hvlc.cli.common import json_option, progress, show
-from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
+from hvlc.cli.options import MOST_SAMPLES, PLACE, WORDS, tokens
 
 
 @click.group(short_help="Look at calibration inputs.")
@@ -16,7 +16,9 @@ def calibration() -> None:
 @calibration.command(name="show", short_help="Check calibration inputs and show their balance.")
 @click.argument("source", type=WORDS)
 @click.option("--checkpoint", type=PLACE, help="What is calibrated (default: the shipped hypervl-nano).")
-@click.option("--samples", type=EXAMPLES, default=128, show_default=True, help="How many at most.")
+@click.option(
+    "--samples", type=click.IntRange(1, MOST_SAMPLES), default=128, show_default=True, help="How many at most."
+)
 @click.option("--tokens", type=tokens(1), default=512, show_default=True, help="Length of a window of text.")
 @json_option
 def show_calibration(source: str, checkpoint: Path | None, samples: int, tokens: int, as_json: bool) -> None:

@@ -17,7 +17,8 @@ _LONGEST_PATH, _LONGEST_NAME = 3900, 255
 _LONGEST_TEXT = 1_000_000  # characters
 
 MOST_TOKENS = 1 << 24  # of a prompt, an answer, a context: more than any model's context
-MOST_EXAMPLES = 10_000_000  # of documents, lines, samples
+MOST_EXAMPLES = 1_000_000  # of documents or lines
+MOST_SAMPLES = 100_000  # of calibration, which needs some hundred
 
 
 class Place(click.Path):
@@ -163,7 +164,7 @@ WORDS = Words()
 SIZE = Size()
 THREADS = click.IntRange(1, 1024)
 EXAMPLES = click.IntRange(1, MOST_EXAMPLES)
-SAMPLES = click.IntRange(2, MOST_EXAMPLES)
+SAMPLES = click.IntRange(2, MOST_SAMPLES)
 ROWS = click.IntRange(0, MOST_EXAMPLES)  # of a table
 SEED = click.IntRange(0, 2**32 - 1)
 BOUNDED = click.IntRange(max=MOST_TOKENS)  # what is below 1 the request refuses, with its own code

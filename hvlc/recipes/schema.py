@@ -13,7 +13,7 @@ from hvlc.inputs.records import StrictModel
 from hvlc.weights.formats import ScaleType, WeightFormat
 
 MOST_BLOCK = 65_536  # elements that share a scale
-MOST_SAMPLES = 10_000_000
+MOST_SAMPLES = 100_000  # as on the command line
 MOST_TOKENS = 1 << 24  # of a sample: more than any model's context
 MOST_BITS = 64  # of a weight, on average
 MOST_MEGABYTES = 1e9  # a petabyte

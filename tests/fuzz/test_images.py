@@ -166,4 +166,4 @@ def test_commands_with_a_damaged_image_end_well(tmp_path: Path, tiny_w4a16: Path
 
 @pytest.mark.slow
 def test_many_commands_with_a_damaged_image_end_well(tmp_path: Path, tiny_w4a16: Path) -> None:
-    commands_end_well(tiny_w4a16, tmp_path, range(10_000, 10_500))
+    commands_end_well(tiny_w4a16, tmp_path, range(10_000, 10_100))

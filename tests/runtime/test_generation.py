@@ -120,6 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no answer": ({"max_new_tokens": 0}, "request.max_new_tokens"),
     "negative answer": ({"max_new_tokens": -1}, "request.max_new_tokens"),
     "no visual tokens": ({"max_visual_tokens": 0}, "request.max_visual_tokens"),
+    "too many visual tokens": ({"max_visual_tokens": 2**63}, "request.max_visual_tokens"),
     "negative bound": ({"max_visual_tokens": -5}, "request.max_visual_tokens"),
 }
 
