@@ -76,11 +76,12 @@ class Vision:
             max_visual_tokens: bound for this image; the package's when None.
 
         Raises:
-            UserError: the bound is below 1, or the package's graph cannot be run.
+            UserError: the bound is below 1 or beyond any context, or the package's graph cannot be run.
         """
         limit = self._tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
-        if limit < 1:
-            raise UserError("request.max_visual_tokens", f"{limit} visual tokens hold no image", "ask for 1 or more")
+        if not 1 <= limit <= _MOST_TOKENS:
+            cause = f"{limit} visual tokens of an image, and 1 to {_MOST_TOKENS} are possible"
+            raise UserError("request.max_visual_tokens", cause, "ask for a number within these")
         asked = compress and self._tiles.resolution_compressor
         feeds = {
             "image": image,

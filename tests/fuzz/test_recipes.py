@@ -11,7 +11,7 @@ import yaml
 from hvlc.errors import UserError
 from hvlc.inputs.documents import dump_yaml
 from hvlc.recipes.budget import parse_budget
-from hvlc.recipes.schema import load_recipe, shipped_recipes
+from hvlc.recipes.loading import load_recipe, shipped_recipes
 from tests.fuzz.mutation import attempt, check, commands, mutated
 from tests.fuzz.values import VALUES, replaced
 

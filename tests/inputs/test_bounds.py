@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field
 
 from hvlc.errors import UserError
 from hvlc.inputs.records import StrictModel
-from hvlc.recipes.schema import Recipe, load_recipe
+from hvlc.recipes.loading import load_recipe
+from hvlc.recipes.schema import Recipe
 from hvlc.targets.loading import load_target
 from hvlc.targets.schema import Target
 
