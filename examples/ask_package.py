@@ -9,6 +9,7 @@ package's hvlc.json.
 import argparse
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -64,6 +65,8 @@ def prompt_ids(tokenizer: og.Tokenizer, manifest: dict, question: str, rows: int
     """Token ids of the chat prompt, the image placeholder expanded to rows of visual tokens."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": content}]), add_generation_prompt=True)
+    form = manifest.get("text", {}).get("normalization")  # what the tokenizer leaves to its host
+    text = unicodedata.normalize(form, text) if form else text
     before, after = text.split(manifest["tokens"]["image_text"])
     image = ([manifest["tokens"]["image"]] * columns + [manifest["tokens"]["row"]]) * rows
     return np.array([*tokenizer.encode(before), *image, *tokenizer.encode(after)], np.int32)

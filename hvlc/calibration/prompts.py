@@ -1,45 +1,30 @@
 """From texts to the tokens that `hvlc run` feeds, before there is a package.
 
-A package asks onnxruntime-genai for tokens, which opens packages alone. So the checkpoint's own files are read: its
-tokenizer by the library that made it, its chat template by Jinja in the sandbox and with the settings of transformers
-(`chat_template_utils.py`).
+The runtime's own tokenizer encodes them, in a process of its own (`hvlc.chat.renderer`), after the steps that a package
+leaves to its host. The template is rendered as transformers renders it: that a package's renders alike is shown when it
+is built.
 """
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
-import jinja2
 import numpy as np
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from hvlc.calibration.samples import ImagePrompt
+from hvlc.chat.renderer import Refusal, Renderer
+from hvlc.chat.source import read_specials, read_template, runtime_files
+from hvlc.chat.tokenizing import FILES, added_tokens, check_text, normalization, normalized
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file
-from hvlc.inputs.tokenizer import chat_template, opening_tokens, tokenizer_config
+from hvlc.inputs.tokenizer import opening_tokens
 from hvlc.manifest.manifest import Kind
 
 _TOKENIZER = "checkpoint.tokenizer"
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 #: For templates that write the date of today: the same day on every day, so that inputs do not change overnight.
-_TODAY = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
-
-#: What a template can raise besides Jinja's own errors.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)
+_TODAY = "2024-07-26"
 
 
 class Prompts:
@@ -59,16 +44,33 @@ class Prompts:
     def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
         self._directory = directory
         self._facts = facts
-        self._tokenizer = _open_tokenizer(directory / "tokenizer.json")
+        missing = [name for name in FILES if not is_file(directory / name)]
+        if missing:
+            cause = f"{directory} holds no {' and no '.join(missing)}"
+            raise UserError(_TOKENIZER, cause, "save the tokenizer beside the model")
         self.opening = tuple(opening_tokens(directory, _TOKENIZER))
-        self._specials = _special_tokens(tokenizer_config(directory, _TOKENIZER))
-        self._template = _compiled(chat_template(directory, _TOKENIZER), directory)
+        self._form = normalization(directory)
+        self._specials = read_specials(directory)
+        found = read_template(directory)
+        self._template = found.text if found else None
+        self._renderer = Renderer(runtime_files(directory))
+        refusal = self._renderer.opened()
+        if refusal is not None:
+            raise self._unreadable(refusal)
         eos = facts["eos_token_id"]
         self._ends: list[int] = eos if isinstance(eos, list) else [eos]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text and nothing else; what looks like a special token is one."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of a text and nothing else; what looks like a special token is one.
+
+        Raises:
+            UserError: the runtime cannot take the text whole.
+        """
+        check_text(text, "calibration.text")
+        found = self._renderer.encoded([normalized(text, self._form)])
+        if isinstance(found, Refusal):
+            raise self._unreadable(found)
+        return found[0]
 
     def text(self, text: str) -> np.ndarray:
         """int64 `[n]`: a plain text, after the tokens that open one."""
@@ -104,7 +106,7 @@ class Prompts:
         if self._facts["kind"] != Kind.VISION_LANGUAGE:
             raise UserError("calibration.modality", f"{self._directory} sees no images", "calibrate it on text")
         image, row = int(self._facts["image_token_id"]), int(self._facts["row_token_id"])
-        placeholder = str(self._tokenizer.id_to_token(image))
+        placeholder = str(added_tokens(self._directory).get(image))
         content = [{"type": "image"}, {"type": "text", "text": question}]
         parts = self._render([{"role": "user", "content": content}], answers=True).split(placeholder)
         if placeholder in question or placeholder in (answer or ""):
@@ -131,56 +133,19 @@ class Prompts:
         if self._template is None:
             cause = f"{self._directory} has no chat template to show an image with"
             raise UserError("calibration.template", cause, "use a checkpoint whose template renders images")
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=answers, **self._specials)
-        except _TEMPLATE_ERRORS as error:
-            raise _template_error(self._directory, error) from error
+        for message in messages:
+            content = message["content"]
+            for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
+                check_text(text, "calibration.text")
+        found = self._renderer.transformers(messages, self._template, self._specials, answers=answers, today=_TODAY)
+        if isinstance(found, Refusal):
+            cause = f"cannot render the chat template of {self._directory}: {found.cause}"
+            raise UserError("calibration.template", cause, "correct the messages, or simplify the template")
+        return found
 
-
-def _open_tokenizer(path: Path) -> Tokenizer:
-    if not is_file(path):
-        raise UserError(_TOKENIZER, f"{path.parent} holds no {path.name}", "save the tokenizer beside the model")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(_TOKENIZER, f"cannot read {path}: {error}", "save the tokenizer again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The texts that templates know by name; saved as they are, or as `{"content": text}`."""
-    found = {name: config.get(name) for name in _SPECIAL}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _compiled(source: str | None, directory: Path) -> jinja2.Template | None:
-    if not source:
-        return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _TODAY.strftime
-    try:
-        return environment.from_string(source)
-    except _TEMPLATE_ERRORS as error:
-        raise _template_error(directory, error) from error
-
-
-def _template_error(directory: Path, error: Exception) -> UserError:
-    cause = f"cannot render the chat template of {directory}: {error}"
-    return UserError("calibration.template", cause, "correct the messages, or simplify the template")
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    """Jinja's own filter escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> Never:
-    raise jinja2.TemplateError(message)
+    def _unreadable(self, refusal: Refusal) -> UserError:
+        cause = f"onnxruntime-genai cannot read the tokenizer in {self._directory}: {refusal.cause}"
+        return UserError(_TOKENIZER, cause, "save the tokenizer again")
 
 
 def _user(text: str) -> dict[str, str]:

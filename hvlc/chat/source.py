@@ -4,6 +4,7 @@
 counts where tokenizer_config.json lists no added tokens.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ _TOKENIZER = "checkpoint.tokenizer"
 _CONFIG, _MAP, _JINJA = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
 _PROCESSOR, _ADDITIONAL = "chat_template.json", "additional_chat_templates"
 _DEFAULT = "default"
+#: Entries of tokenizer_config.json that end onnxruntime-genai 0.18 (a null, as transformers writes it), or lead it to
+#: other files than those of the package.
+NOT_FOR_RUNTIME = ("chat_template", "tiktoken_file")
 _MOST = 64  # named templates of a checkpoint
 
 _NAMED = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()
@@ -105,6 +109,16 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(_TOKENIZER, f"{shown(path)} is not a JSON object", "save the tokenizer again")
     return content
+
+
+def runtime_files(directory: Path) -> dict[str, Path | str]:
+    """The tokenizer's files as onnxruntime-genai has to find them, without a template.
+
+    Raises:
+        UserError: tokenizer_config.json is damaged.
+    """
+    config = {key: value for key, value in tokenizer_config(directory).items() if key not in NOT_FOR_RUNTIME}
+    return {"tokenizer.json": directory / "tokenizer.json", _CONFIG: json.dumps(config)}
 
 
 def _files(directory: Path) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """How texts become tokens in the runtime, and where that is not what the tokenizer's own library makes of them."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hvlc.chat.renderer import Refusal, Renderer
+from hvlc.chat.source import runtime_files
 from hvlc.chat.texts import ORDINARY, RARE, around
 from hvlc.errors import UserError
 from hvlc.files.reading import TOKENIZER, shown
@@ -66,6 +67,16 @@ def added_tokens(directory: Path, code: str = CODE) -> dict[int, str]:
     return _added(_read(directory, code), directory, code)
 
 
+def normalization(directory: Path) -> Form | None:
+    """The Unicode form that a host puts texts into before the runtime encodes them; None: as they are.
+
+    Raises:
+        UserError: the tokenizer is damaged.
+    """
+    content = _read(directory, CODE)
+    return _host_form(content, _added(content, directory, CODE).values())
+
+
 def settle_tokens(directory: Path, vocabulary: int) -> Tokenizing:
     """Hold a checkpoint's tokenizer against the model and against the runtime.
 
@@ -80,10 +91,8 @@ def settle_tokens(directory: Path, vocabulary: int) -> Tokenizing:
     content = _read(directory, CODE)
     added = _added(content, directory, CODE)
     _check_table(_vocabulary(content, directory) | {text: i for i, text in added.items()}, vocabulary, directory)
-    form = _form(content.get("normalizer"))
-    if form and any(normalized(text, form) != text for text in added.values()):
-        form = None  # the tokenizer finds its added tokens before it normalizes
-    renderer = Renderer({name: directory / name for name in FILES})
+    form = _host_form(content, added.values())
+    renderer = Renderer(runtime_files(directory))
     try:
         return Tokenizing(form, _differing(renderer, directory, vocabulary, list(added.values()), form))
     finally:
@@ -98,12 +107,14 @@ def _differing(
     Raises:
         UserError: one of the two cannot read the tokenizer, or ordinary texts are among them.
     """
-    names = {**{text: "ordinary text" for text in ORDINARY}, **{text: name for name, text in RARE.items()}}
+    names = {**dict.fromkeys(ORDINARY, "ordinary text"), **{text: name for name, text in RARE.items()}}
     names |= {text: name for name, text in around([t for t in added if t and "\0" not in t][:_MOST_TOKENS])}
     texts = list(names)
     own = renderer.reference(directory / "tokenizer.json", texts)
     if isinstance(own, Refusal):
-        raise UserError(CODE, f"the tokenizer in {shown(directory)} is damaged: {own.cause}", "save the tokenizer again")
+        raise UserError(
+            CODE, f"the tokenizer in {shown(directory)} is damaged: {own.cause}", "save the tokenizer again"
+        )
     found = renderer.encoded([normalized(text, form) for text in texts])
     if isinstance(found, Refusal):
         cause = f"onnxruntime-genai cannot read the tokenizer in {shown(directory)}: {found.cause}"
@@ -114,7 +125,7 @@ def _differing(
     if beyond or 3 * len(ordinary) > len(ORDINARY):
         text = texts[next(iter(ordinary), 0)]
         cause = (
-            f"onnxruntime-genai makes other tokens with the tokenizer in {shown(directory)} than the tokenizers library, "
+            f"with the tokenizer in {shown(directory)} onnxruntime-genai makes other tokens than tokenizers, "
             f"of {len(ordinary)} of {len(ORDINARY)} ordinary texts"
         )
         shown_ids = f"{text!r} becomes {found[texts.index(text)][:12]} instead of {own[texts.index(text)][:12]}"
@@ -134,6 +145,12 @@ def _check_table(tokens: Mapping[str, int], rows: int, directory: Path) -> None:
         more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
         cause = f"the tokenizer in {shown(directory)} has {named}{more}, and the model's table has {rows} rows"
         raise UserError(CODE, cause, "resize the table, or take the tokens out of tokenizer.json")
+
+
+def _host_form(content: Mapping[str, Any], added: Iterable[str]) -> Form | None:
+    """A tokenizer finds its added tokens before it normalizes, a host cannot: no form that would change one."""
+    form = _form(content.get("normalizer"))
+    return None if form and any(normalized(text, form) != text for text in added) else form
 
 
 def _form(normalizer: Any) -> Form | None:

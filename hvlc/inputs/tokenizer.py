@@ -8,23 +8,22 @@ from hvlc.inputs.documents import read_json
 
 
 def chat_template(directory: Path, code: str) -> str | None:
-    """The Jinja source of the chat template; None where there is none.
+    """The Jinja source of a package's chat template, as onnxruntime-genai finds it; None where there is none.
+
+    What a checkpoint has is another matter (`hvlc.chat.source`).
 
     Args:
-        directory: a checkpoint or package.
+        directory: a package.
         code: of the error.
 
     Raises:
         UserError: the file that would hold it cannot be read.
     """
-    path = directory / "chat_template.jinja"
-    if is_file(path):
-        return read_text(path, code, limit=TEMPLATE, fix="check the directory")
-    template = tokenizer_config(directory, code).get("chat_template")
-    if isinstance(template, list):  # several, each with a name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default", next(iter(named.values()), None))
-    return str(template) if template else None
+    config, path = tokenizer_config(directory, code), directory / "chat_template.jinja"
+    if "chat_template" in config:
+        template = config["chat_template"]
+        return template if isinstance(template, str) and template else None
+    return (read_text(path, code, limit=TEMPLATE, fix="check the directory") or None) if is_file(path) else None
 
 
 def tokenizer_config(directory: Path, code: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from hvlc.chat.tokenizing import Form
 from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.files.links import leads_outside
@@ -170,6 +171,18 @@ class EncoderPolicy(StrictModel):
         return next((r.encoder for r in self.rules if visual_tokens > r.above_visual_tokens), self.default)
 
 
+class TextRule(StrictModel):
+    """What a host does to a text before it encodes it, and where the runtime still makes other tokens.
+
+    Attributes:
+        normalization: Unicode form that a text is put into, rendered template and all; None: as it is.
+        differing: kinds of texts whose tokens are others than those that the model was trained on.
+    """
+
+    normalization: Form | None = None
+    differing: tuple[str, ...] = ()
+
+
 class Preprocessing(StrictModel):
     """How an image becomes the `pixel_values` of a vision tower; None where the checkpoint does not say.
 
@@ -224,6 +237,7 @@ class Manifest(StrictModel):
         tiles: how images become visual tokens.
         tokens: of the image placeholders.
         preprocessing: how images become the input of a vision tower.
+        text: what the tokenizer needs of a host; None, and absent from the file, where it is nothing.
         hidden_size: width of the language model, or of a vision tower's features.
         context_length: longest sequence of the language model in tokens, answer included.
         trained_context_length: the checkpoint's own, which may be longer.
@@ -241,11 +255,20 @@ class Manifest(StrictModel):
     tiles: TileRule | None = None
     tokens: Tokens | None = None
     preprocessing: Preprocessing | None = None
+    text: TextRule | None = None
     hidden_size: Size
     context_length: Length | None = None
     trained_context_length: Length | None = None
     bits_per_decoder_weight: Finite | None
     files: dict[PlainName, FileEntry]
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_rule(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most packages have no rule of texts, and those from before there were any have none either."""
+        found: dict[str, Any] = written(self)
+        if self.text is None:
+            found.pop("text", None)
+        return found
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Self:

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.chat.settling import Settled, settle
-from hvlc.chat.source import read_specials, read_template, tokenizer_config
+from hvlc.chat.source import NOT_FOR_RUNTIME, read_specials, read_template, tokenizer_config
+from hvlc.chat.tokenizing import Tokenizing, added_tokens, settle_tokens
 from hvlc.errors import UserError
-from hvlc.files.reading import TOKENIZER, is_file
-from hvlc.inputs.documents import read_json
+from hvlc.files.reading import is_file
 from hvlc.manifest.manifest import Kind
 
 _CODE = "checkpoint.tokenizer"
+_NAMED = 6  # kinds of texts in a note; all are in the manifest
 _CONFIG, _JINJA = "tokenizer_config.json", "chat_template.jinja"
 _FILES = ("tokenizer.json", _CONFIG, _JINJA, "special_tokens_map.json")
-#: Entries of tokenizer_config.json that lead onnxruntime-genai to other files than those of the package.
-_ELSEWHERE = ("tiktoken_file",)
 #: The runtime takes them from tokenizer_config.json alone.
 _TOKENS = ("bos_token", "eos_token")
+
+
+_AS_IT_IS = Tokenizing()
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class PackageText:
         template: the chat template; None where the checkpoint has none.
         dropped: named templates that stay behind.
         place: file of the checkpoint that holds the template.
+        tokenizing: how a host makes tokens.
     """
 
     template: Settled | None = None
     dropped: tuple[str, ...] = ()
     place: str = ""
+    tokenizing: Tokenizing = _AS_IT_IS
 
     @property
     def is_as_stored(self) -> bool:
@@ -46,9 +50,19 @@ class PackageText:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user has to know of it."""
+        found = []
+        if self.tokenizing.differing:
+            kinds = ", ".join(self.tokenizing.differing[:_NAMED])
+            more = len(self.tokenizing.differing) - _NAMED
+            kinds += f" and {more} more" if more > 0 else ""
+            found.append(f"tokenizer: onnxruntime-genai makes other tokens than the tokenizers library of {kinds}")
+        if self.tokenizing.form:
+            found.append(
+                f"tokenizer: a host puts texts into the form {self.tokenizing.form}, which the runtime does not"
+            )
         if self.template is None:
-            return ()
-        found = [f"chat template: rewritten for onnxruntime-genai, because {c}" for c in self.template.changes]
+            return tuple(found)
+        found += [f"chat template: rewritten for onnxruntime-genai, because {c}" for c in self.template.changes]
         found += [f"chat template: {name} is left out, a package has the default alone" for name in self.dropped]
         if self.template.left_out:
             chats = ", ".join(self.template.left_out)
@@ -73,11 +87,12 @@ def settle_text(source: Path, facts: Mapping[str, Any]) -> PackageText:
     sees = facts["kind"] == Kind.VISION_LANGUAGE
     if sees:
         token_texts(source, [facts["image_token_id"], facts["row_token_id"]])
+    tokenizing = _tokenizing(source, facts["vocab_size"])
     found = read_template(source)
     if found is None:
-        return PackageText()
+        return PackageText(tokenizing=tokenizing)
     settled = _settled(found.text, tuple(sorted(read_specials(source).items())), source, sees)
-    return PackageText(settled, found.others, found.place)
+    return PackageText(settled, found.others, found.place, tokenizing)
 
 
 def tokenizer_files(source: Path) -> list[Path]:
@@ -95,10 +110,9 @@ def copy_tokenizer(source: Path, directory: Path, text: PackageText) -> None:
         if path.name not in (_CONFIG, _JINJA):
             shutil.copyfile(path, directory / path.name)
     stored = tokenizer_config(source)
-    config = {key: value for key, value in stored.items() if key not in _ELSEWHERE}
-    inside = text.is_as_stored and text.place == _CONFIG and isinstance(config.get("chat_template"), str)
-    if not inside:  # a null, as transformers writes it, ends onnxruntime-genai 0.18
-        config.pop("chat_template", None)
+    inside = text.is_as_stored and text.place == _CONFIG and isinstance(stored.get("chat_template"), str)
+    kept = ("chat_template",) if inside else ()
+    config = {key: value for key, value in stored.items() if key not in NOT_FOR_RUNTIME or key in kept}
     if text.template is not None:
         specials = read_specials(source)
         config |= {n: specials[n] for n in _TOKENS if n in specials and _content(config.get(n)) != specials[n]}
@@ -116,12 +130,7 @@ def token_texts(source: Path, ids: list[int]) -> list[str]:
     Raises:
         UserError: the tokenizer is damaged, or an id is none of its added tokens.
     """
-    path = source / "tokenizer.json"
-    content = read_json(path, _CODE, limit=TOKENIZER)
-    try:
-        added = {t["id"]: t["content"] for t in content["added_tokens"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(_CODE, f"{path} has no added tokens", "save the tokenizer again") from error
+    added = added_tokens(source)
     missing = [i for i in ids if i not in added]
     if missing:
         raise UserError(_CODE, f"the tokenizer has no added token {missing[0]}", "match config and tokenizer")
@@ -136,6 +145,17 @@ def _check_files(source: Path) -> None:
 
 def _content(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
+
+
+def _tokenizing(source: Path, vocabulary: int) -> Tokenizing:
+    """The same for the same files however many packages are built with them."""
+    state = [(source / name).stat() for name in ("tokenizer.json", _CONFIG)]
+    return _known_tokenizing(source, vocabulary, tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in state))
+
+
+@cache
+def _known_tokenizing(source: Path, vocabulary: int, state: tuple[tuple[int, ...], ...]) -> Tokenizing:
+    return settle_tokens(source, vocabulary)
 
 
 @cache

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hvlc.chat.tokenizing import Tokenizing
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.manifest.lock import LOCK, Lock, Provenance
@@ -22,6 +23,7 @@ from hvlc.manifest.manifest import (
     Kind,
     Manifest,
     Preprocessing,
+    TextRule,
     TileRule,
     Tokens,
 )
@@ -96,6 +98,7 @@ def write_package(
         sources=origin.sources,
         tried=tried,
         components=_components(bundle, files),
+        text=_text_rule(text.tokenizing),
         hidden_size=facts["hidden_size"],
         bits_per_decoder_weight=bits_per_decoder_weight,
         files=entries,
@@ -104,6 +107,12 @@ def write_package(
     (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
     _sync(partial)
     return manifest
+
+
+def _text_rule(tokenizing: Tokenizing) -> TextRule | None:
+    if tokenizing == Tokenizing():
+        return None
+    return TextRule(normalization=tokenizing.form, differing=tokenizing.differing)
 
 
 def _config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from hvlc.manifest.manifest import Kind, Manifest
 from hvlc.opening.engine import engine_runs
 from hvlc.opening.package import open_package
 from hvlc.results import Answered
-from hvlc.runtime.prompt import templated
 from hvlc.runtime.providers import open_engine, runs_on
 from hvlc.runtime.vision import Tiled, Vision
 from hvlc.runtime.windows import Windows, force
@@ -110,6 +109,7 @@ class LanguageModel:
         self.name = name or directory.resolve().name
         self.runs_on = runs_on(self.manifest)
         self._end_tokens = package.configuration.end_tokens
+        self._vocabulary = package.configuration.model.vocab_size
         self._windows = Windows.of(package.configuration)
         self._model, self._tokenizer = open_engine(package)
 
@@ -196,18 +196,24 @@ class LanguageModel:
             UserError: there is nothing to go on with, or the template cannot be rendered.
         """
         if chat_template(self.directory, _TOKENIZER):
-            ids = self._encode(templated(self._tokenizer, prompt))
+            ids = self._tokenizer.encode(self._tokenizer.templated(prompt))
         else:
-            ids = opening_tokens(self.directory, _TOKENIZER) + self._encode(prompt)
+            ids = opening_tokens(self.directory, _TOKENIZER) + self._tokenizer.encode(prompt)
         if not ids:
             raise UserError("request.empty", "the prompt has no token to go on with", "give a prompt")
-        return np.array(ids, np.int32)
+        return self._known(ids)
 
-    def _encode(self, text: str) -> list[int]:
-        """Ids of a text and nothing else."""
-        with engine_runs(self.directory, "tokenize with", _TOKENIZER):
-            ids: list[int] = self._tokenizer.encode(text).tolist()
-        return ids
+    def _known(self, ids: Sequence[int]) -> np.ndarray:
+        """int32 ids that the model has rows for.
+
+        Raises:
+            UserError: there are others.
+        """
+        beyond = sorted({token for token in ids if not 0 <= token < self._vocabulary})
+        if beyond:
+            cause = f"the prompt has token {beyond[0]}, and the package's table has {self._vocabulary} rows"
+            raise UserError(_TOKENIZER, cause, "correct the checkpoint's tokenizer files and build again")
+        return np.array(ids, np.int32)
 
     def _generator(self, max_length: int) -> og.Generator:
         params = og.GeneratorParams(self._model)
@@ -300,7 +306,7 @@ class VisionLanguageModel(LanguageModel):
             UserError: the prompt brings image placeholders of its own, or the package's template drops images.
         """
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
-        text = templated(self._tokenizer, content if images else prompt)
+        text = self._tokenizer.templated(content if images else prompt)
         tokens = self._vision.tokens
         parts = text.split(tokens.image_text)
         if len(parts) <= len(images):
@@ -312,10 +318,10 @@ class VisionLanguageModel(LanguageModel):
             )
         ids: list[int] = []
         for index, part in enumerate(parts):
-            ids += self._encode(part) if part else []
+            ids += self._tokenizer.encode(part) if part else []
             if index < len(images):
                 ids += ([tokens.image] * images[index].columns + [tokens.row]) * images[index].rows
-        return np.array(ids, np.int32)
+        return self._known(ids)
 
 
 def _last_logits(generator: og.Generator) -> np.ndarray:

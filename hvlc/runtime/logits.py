@@ -10,7 +10,6 @@ from hvlc.graphs.builder import keep_positions
 from hvlc.inputs.tokenizer import opening_tokens
 from hvlc.manifest.manifest import Kind
 from hvlc.opening.cutting import load_ir, session_of
-from hvlc.opening.engine import engine_runs
 from hvlc.opening.package import open_package
 from hvlc.opening.sessions import PackageSession, session_options
 from hvlc.runtime.fixed import DTYPES, StagedDecoder
@@ -48,11 +47,10 @@ class TextScorer:
         """int64 `[n]`: the tokens of a text and nothing else.
 
         Raises:
-            UserError: onnxruntime-genai cannot open the package or its tokenizer.
+            UserError: onnxruntime-genai cannot open the package or its tokenizer, or cannot take the text whole.
         """
         _, tokenizer = open_engine(self._package)  # opens with the whole model, and goes before the session
-        with engine_runs(self._directory, "tokenize with", "package.tokenizer"):
-            return tokenizer.encode(text).astype(np.int64)
+        return np.array(tokenizer.encode(text, "task.text"), np.int64)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """float32 `[n, vocabulary]`: what the decoder says after each token of int64 `[n]`.

@@ -1,38 +1,88 @@
-"""From the prompt to tokens: the package's chat template, or the plain prompt where it has none."""
+"""From the prompt to tokens: the package's chat template, or the plain prompt where it has none.
 
-import json
+A template is a program of whoever made the package, so it runs in a process of its own (`hvlc.chat.renderer`), and so
+does the first opening of the tokenizer: what ends that process ends no other.
+"""
+
 from pathlib import Path
+from typing import Any
 
 import onnxruntime_genai as og
 
+from hvlc.chat.renderer import Refusal, Renderer
+from hvlc.chat.tokenizing import Form, check_text, normalized
 from hvlc.errors import UserError
+from hvlc.files.reading import is_file, shown
+from hvlc.manifest.manifest import Manifest
+from hvlc.opening.engine import engine_runs
+from hvlc.opening.tokenizer import TOKENIZER_FILES
+
+_TEXT, _TOKENIZER = "request.text", "package.tokenizer"
 
 
-def open_tokenizer(model: og.Model, directory: Path) -> og.Tokenizer:
-    """The package's tokenizer.
+class PackageTokenizer:
+    """A package's tokenizer and chat template.
 
-    Raises:
-        UserError: onnxruntime-genai cannot read it.
+    Args:
+        directory: the package.
+        manifest: its manifest.
     """
-    try:
-        return og.Tokenizer(model)
-    except RuntimeError as error:
-        cause = f"onnxruntime-genai cannot read the tokenizer in {directory}: {error}"
-        raise UserError(
-            "package.tokenizer", cause, "correct the checkpoint's tokenizer files and build again"
-        ) from error
 
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self._directory = directory
+        self._form: Form | None = manifest.text.normalization if manifest.text else None
+        names = [name for name in TOKENIZER_FILES if name in manifest.files and is_file(directory / name)]
+        self._renderer = Renderer({name: directory / name for name in names})
+        self._renderer.start()  # while the model is loaded
 
-def templated(tokenizer: og.Tokenizer, content: str | list[dict[str, str]]) -> str:
-    """One user message through the chat template, up to where the answer begins.
+    def open(self, model: og.Model) -> None:
+        """Open it, after a process of its own has.
 
-    Raises:
-        UserError: onnxruntime-genai cannot render the template.
-    """
-    message = json.dumps([{"role": "user", "content": content}])
-    try:
-        text: str = tokenizer.apply_chat_template(message, add_generation_prompt=True)
-    except RuntimeError as error:
-        cause = f"onnxruntime-genai cannot render the package's chat template: {error}"
-        raise UserError("package.template", cause, "simplify chat_template.jinja of the checkpoint") from error
-    return text
+        Raises:
+            UserError: onnxruntime-genai cannot read it.
+        """
+        refusal = self._renderer.opened()
+        if refusal is not None:
+            raise self._unreadable(refusal.cause)
+        try:
+            self._tokenizer = og.Tokenizer(model)
+        except RuntimeError as error:
+            raise self._unreadable(str(error)) from error
+
+    def encode(self, text: str, code: str = _TEXT) -> list[int]:
+        """Ids of a text and nothing else, as the package's manifest says that texts are encoded.
+
+        Args:
+            text: any.
+            code: of the error of a text.
+
+        Raises:
+            UserError: the runtime cannot take the text whole, or cannot encode it.
+        """
+        check_text(text, code)
+        with engine_runs(self._directory, "tokenize with", _TOKENIZER):
+            ids: list[int] = self._tokenizer.encode(normalized(text, self._form)).tolist()
+        return ids
+
+    def templated(self, content: str | list[dict[str, str]]) -> str:
+        """One user message through the chat template, up to where the answer begins.
+
+        Raises:
+            UserError: onnxruntime-genai cannot render the template, or cannot take the text whole.
+        """
+        for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
+            check_text(text, _TEXT)
+        found = self._renderer.render([{"role": "user", "content": content}], answers=True)
+        if isinstance(found, Refusal):
+            cause = f"onnxruntime-genai cannot render the chat template of {shown(self._directory)}: {found.cause}"
+            fix = "do not trust this package" if found.fatal else "simplify the template of the checkpoint"
+            raise UserError("package.template", cause, fix)
+        return found
+
+    def create_stream(self) -> Any:
+        """What turns tokens into text one by one."""
+        return self._tokenizer.create_stream()
+
+    def _unreadable(self, how: str) -> UserError:
+        cause = f"onnxruntime-genai cannot read the tokenizer in {shown(self._directory)}: {how}"
+        return UserError(_TOKENIZER, cause, "correct the checkpoint's tokenizer files and build again")

@@ -24,7 +24,7 @@ from hvlc.manifest.manifest import DECODER, CompiledEntry, ComponentEntry, Manif
 from hvlc.opening.engine import engine_directory, engine_runs
 from hvlc.opening.package import Package
 from hvlc.opening.sessions import PackageSession, session_options
-from hvlc.runtime.prompt import open_tokenizer
+from hvlc.runtime.prompt import PackageTokenizer
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
 
@@ -74,7 +74,7 @@ def provider_list(provider: Provider | None) -> list[tuple[str, dict[str, str]]]
     return [*asked, ("CPUExecutionProvider", {})]
 
 
-def open_engine(package: Package) -> tuple[og.Model, og.Tokenizer]:
+def open_engine(package: Package) -> tuple[og.Model, PackageTokenizer]:
     """What onnxruntime-genai runs of a package, on the CPU where this onnxruntime lacks the decoder's provider.
 
     Raises:
@@ -83,12 +83,14 @@ def open_engine(package: Package) -> tuple[og.Model, og.Tokenizer]:
     register_providers(package.manifest)
     decoder = package.manifest.components.get(DECODER)
     with engine_directory(package) as shown:
+        tokenizer = PackageTokenizer(package.directory, package.manifest)
         with engine_runs(package.directory, "open"):
             config = og.Config(str(shown))
             if decoder and decoder.provider and offered(decoder.provider) is None:
                 config.clear_providers()
             model = og.Model(config)
-        return model, open_tokenizer(model, package.directory)
+        tokenizer.open(model)
+        return model, tokenizer
 
 
 def open_component(directory: Path, entry: ComponentEntry, threads: int = 0) -> PackageSession:
