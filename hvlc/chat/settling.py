@@ -36,7 +36,9 @@ class Settled:
     left_out: tuple[str, ...] = ()
 
 
-def settle(source: str, specials: Mapping[str, str], directory: Path, *, images: bool) -> Settled:
+def settle(
+    source: str, specials: Mapping[str, str], directory: Path, *, images: bool, renderer: Renderer | None = None
+) -> Settled:
     """Find the text with which the runtime renders what transformers renders from `source`.
 
     A source that both read alike stays as it is; else it is translated, and compared on sample chats either way.
@@ -46,15 +48,17 @@ def settle(source: str, specials: Mapping[str, str], directory: Path, *, images:
         specials: special tokens by name.
         directory: of the checkpoint, for errors.
         images: whether the model sees.
+        renderer: renders; one of its own when None.
 
     Raises:
         UserError: transformers cannot render it, it has no bound, or the runtime renders something else.
     """
-    renderer = Renderer({})
+    own = renderer or Renderer({})
     try:
-        return _settled(renderer, source, specials, directory, images)
+        return _settled(own, source, specials, directory, images)
     finally:
-        renderer.close()
+        if renderer is None:
+            own.close()
 
 
 def _files(specials: Mapping[str, str], template: str) -> dict[str, Path | str]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,58 @@ def test_a_template_that_cannot_be_rendered_says_so(language: Path, tmp_path: Pa
     with pytest.raises(UserError) as error:
         LanguageModel(copied, verify=False).start("What?")
     assert error.value.code == "package.template"
+
+
+#: What ends the runtime's process, or never ends in it.
+WITHOUT_BOUND = {
+    "a macro that calls itself": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "a macro that calls itself for a prompt": (
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{% if messages[0].content == 'What?' %}{{ f(1) }}{% endif %}"
+    ),
+    "a loop without end": "{% for a in range(99999999) %}{% for b in range(99999999) %}{% endfor %}{% endfor %}",
+    "a string that doubles": (
+        "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
+    ),
+    "a deep comment": "{# " + "x" * 900_000 + " #}",
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_BOUND)
+def test_a_template_without_bound_ends_no_command(language: Path, tmp_path: Path, case: str) -> None:
+    copied = shutil.copytree(language, tmp_path / "package")
+    (copied / "chat_template.jinja").write_text(WITHOUT_BOUND[case], "utf-8")
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        LanguageModel(copied, verify=False).start("What?")
+    assert error.value.code in ("package.template", "package.tokenizer")
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("prompt", ["before\0after", "\0", "half \ud83d"])
+def test_a_prompt_that_the_runtime_would_cut_is_refused(language: Path, prompt: str) -> None:
+    with pytest.raises(UserError) as error:
+        LanguageModel(language).start(prompt)
+    assert error.value.code == "request.text"
+
+
+def test_a_token_that_the_model_has_no_row_for_is_not_fed(language: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(language, tmp_path / "package")
+    content = json.loads((copied / "tokenizer.json").read_text("utf-8"))
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 40_000, "content": "[PAD]"})
+    (copied / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError) as error:
+        LanguageModel(copied, verify=False).start("a [PAD] b")
+    assert error.value.code == "package.tokenizer"
+    assert "40000" in error.value.cause
+
+
+def test_a_package_puts_texts_into_the_form_that_it_names(language: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(language, tmp_path / "package")
+    manifest = json.loads((copied / "hvlc.json").read_text("utf-8"))
+    assert "text" not in manifest
+    (copied / "hvlc.json").write_text(json.dumps(manifest | {"text": {"normalization": "NFC"}}), "utf-8")
+    ids = [LanguageModel(p, verify=False).prompt_ids("cafe\u0301").tolist() for p in (copied, language)]
+    assert ids[0] == LanguageModel(language).prompt_ids("caf\u00e9").tolist() != ids[1]
 
 
 def test_a_tokenizer_that_cannot_be_read_says_so(language: Path, tmp_path: Path) -> None:
