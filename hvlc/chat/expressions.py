@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from itertools import count
+from string import ascii_lowercase
 from typing import Any
 
 from jinja2 import nodes
@@ -124,7 +125,7 @@ class Expressions:
             case nodes.Compare():
                 return self._compare(node)
             case nodes.Concat():
-                parts = [self.expression(part) for part in node.nodes]
+                parts = [self._shown(part) for part in node.nodes]
                 return functools.reduce(lambda text, part: f"({text} ~ {part})", parts)
             case nodes.Getattr():
                 return self._attribute(self._operand(node.node), str(node.attr))
@@ -184,6 +185,13 @@ class Expressions:
         left = self.expression(node.left)
         return f"({self.expression(node.right)} if {self.truth(node.left)} else {left})"
 
+    def _shown(self, node: nodes.Node) -> str:
+        """A part of a concatenation: of what is undefined Jinja writes nothing, the runtime None."""
+        text = self.expression(node)
+        if isinstance(node, nodes.Name | nodes.Getattr | nodes.Getitem) and not text.startswith("'"):
+            return f"({text} if ({text} is defined) else '')"
+        return text
+
     def _compare(self, node: nodes.Compare) -> str:
         left, found = node.expr, []
         for operand in node.ops:
@@ -234,6 +242,9 @@ class Expressions:
             case "lower", []:
                 self.changes.append(".lower() is unknown")
                 return f"({of}|lower)"
+            case "upper", []:
+                self.changes.append(".upper() is unknown")
+                return _upper(of)
             case "startswith" | "endswith", [nodes.Tuple() as several]:
                 self.changes.append(f".{name}() takes one string")
                 return f"({' or '.join(f'{of}.{name}({self.expression(one)})' for one in several.items)})"
@@ -263,6 +274,9 @@ class Expressions:
             case "capitalize" | "title", [], []:
                 self.changes.append(f"the filter {name} is unknown")
                 return f"{self._operand(node.node)}.{name}()"
+            case "upper", [], []:
+                self.changes.append("the filter upper is unknown")
+                return _upper(self._operand(node.node))
             case "d", _, _:
                 self.changes.append("the filter d is unknown")
                 name = "default"
@@ -276,6 +290,9 @@ class Expressions:
             if answer is not None:
                 self.changes.append(f"{node.node.name} is always passed, or never")
                 return str(answer == (name == "defined")).lower()
+        if name == "none" and isinstance(node.node, nodes.Name) and self._definedness(str(node.node.name)):
+            self.changes.append(f"{node.node.name} that there are none of is none")
+            return f"({of} is undefined)"
         if name in _TEST_COMPARISONS and len(node.args) == 1:
             self.changes.append(f"the test {name} is unknown")
             return f"({of} {_TEST_COMPARISONS[name]} {self.expression(node.args[0])})"
@@ -304,6 +321,11 @@ class Expressions:
         if name in _KNOWN_TOKENS:
             return name in self._specials
         return None
+
+
+def _upper(of: str) -> str:
+    """A text in capitals, as far as letters are ASCII; roles are."""
+    return functools.reduce(lambda text, a: f"({text}.split('{a}')|join('{a.upper()}'))", ascii_lowercase, of)
 
 
 def unknown(node: nodes.Node) -> UntranslatableError:
