@@ -95,7 +95,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     read = _Reader(file)
     kind, split = read.text("model"), read.text("pre")
     if kind not in _DEFAULTS:
-        raise read.problem(f"its tokenizer is {kind!r}, read are {' and '.join(map(repr, _DEFAULTS))}")
+        raise read.problem(f"its tokenizer is {kind[:80]!r}, read are {' and '.join(map(repr, _DEFAULTS))}")
     tokens = _named(read.array("tokens", str))
     if not tokens:
         raise read.problem("its tokenizer is damaged: it holds no tokens")
