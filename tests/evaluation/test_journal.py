@@ -1,6 +1,7 @@
 """A journal gives back exactly what an earlier run of the same work left, and nothing else."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,29 @@ def test_an_unwritable_place_has_a_code(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"results\.unwritable"):
         opened(tmp_path / "file" / "w")
+
+
+HOSTILE = {
+    "brackets": b"[" * 100_000,
+    "a long integer": b'{"index": ' + b"9" * 5000 + b"}",
+    "a list": b"[1, 2]",
+    "a number": b"1",
+    "a number beyond a float": b'{"index": 1, "digest": "", "peak": null, "result": {"nll": 1e999, "tokens": 3}}',
+    "no line end for megabytes": b"x" * 9_000_000,
+    "not UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_line_that_no_run_wrote_ends_what_is_read(path: Path, case: str) -> None:
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + rest[0] + HOSTILE[case] + b"\n" + rest[1])
+    assert found(path) == [window(0), None, None, None]
+
+
+def test_a_journal_that_is_not_a_file_is_refused(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError) as error:
+        opened(path)
+    assert error.value.code.startswith("results.")
