@@ -15,7 +15,7 @@ from hvlc.recipes.loading import load_recipe, shipped_recipes
 from tests.fuzz.mutation import attempt, check, commands, mutated
 from tests.fuzz.values import VALUES, replaced
 
-SMALL, LARGE = 80, 1000
+SMALL, LARGE = 40, 1000
 SEEDS = [path.read_bytes() for path in shipped_recipes().values()]
 PARSED = [yaml.safe_load(seed) for seed in SEEDS]
 PLANTED = [
