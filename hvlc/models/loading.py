@@ -65,8 +65,10 @@ def loading(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (*CONFIG_ERRORS, OSError, SafetensorError) as error:
+    except Exception as error:
+        # tokenizers raises Exception itself, so the class has to be compared
+        if type(error) is not Exception and not isinstance(error, (*CONFIG_ERRORS, OSError, SafetensorError)):
+            raise
         cause = f"{directory}: transformers cannot load it: {error.__cause__ or error}"
-        raise UserError(
-            "checkpoint.config", cause[:_SHOWN], "match its configuration, tokenizer and weights"
-        ) from error
+        fix = "match its configuration, tokenizer and weights"
+        raise UserError("checkpoint.config", cause[:_SHOWN], fix) from error

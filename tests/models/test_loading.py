@@ -39,10 +39,14 @@ def test_so_is_code(llama: Path, tmp_path: Path) -> None:
     assert error.value.code == "checkpoint.code"
 
 
-@pytest.mark.parametrize("part", ["model", "tokenizer"])
-def test_what_transformers_raises_is_an_error_of_the_checkpoint(llama: Path, tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "tokenizer"), [("model", "{}"), *(("tokenizer", text) for text in ("[]", "{}", '{"model": 1', "", "\0"))]
+)
+def test_what_transformers_raises_is_an_error_of_the_checkpoint(
+    llama: Path, tmp_path: Path, part: str, tokenizer: str
+) -> None:
     directory = changed(llama, tmp_path / "c", "config.json", hidden_size=32, num_attention_heads=2)
-    (directory / "tokenizer.json").write_text("[]", "utf-8")
+    (directory / "tokenizer.json").write_text(tokenizer, "utf-8")
     with pytest.raises(UserError, match="transformers cannot load") as error:
         getattr(LanguageTracer(directory), part)
     assert error.value.code == "checkpoint.config"

@@ -107,7 +107,7 @@ class Subject:
             return read_configuration(self.directory, self.manifest).model.vocab_size
         if is_directory(self.directory):
             config = _table(read_json(self.directory / "config.json", "checkpoint.config"))
-            config = config.get("text_config") or config
+            config = _table(config.get("text_config")) or config
         size = _table(config).get("vocab_size")
         return size if isinstance(size, int) else None
 
