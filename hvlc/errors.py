@@ -5,10 +5,13 @@ Exit codes: 0 good, 1 our bug, 2 the user's input, 3 the model cannot be compile
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+#: Called with what is being done, how far it is, and how far it goes; everybody's, as errors are.
+Progress = Callable[[str, int, int], None]
 
 _SHOWN = 12  # of many problems, in the text; all are in the error itself
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from hvlc.calibration.observation import Observation, Observers
 from hvlc.calibration.state import State, awaited
 from hvlc.calibration.walking import Stretch, Walk, stretches
-from hvlc.errors import HvlcError, UserError
+from hvlc.errors import HvlcError, Progress, UserError
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, linear_groups
 from hvlc.graphs.plan import Action, Assignment
@@ -27,9 +27,6 @@ from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.quantized import Levels, Solved, unpacked
 
 _ROWS = 8192  # of a matrix that are solved at a time: a head has a hundred thousand
-
-#: Told what is being solved, the units of work done, and all of them.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

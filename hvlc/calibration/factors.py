@@ -3,7 +3,7 @@
 What calibrated solvers and data-free ones are given afterwards is the model with the factors folded in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hvlc.calibration.scaling import Rounding, awq_factors, scaled_statistics, s
 from hvlc.calibration.sensitivity import in_float
 from hvlc.calibration.state import Awaited, State, key_path
 from hvlc.calibration.walking import Walk, stretches
-from hvlc.errors import HvlcError
+from hvlc.errors import HvlcError, Progress
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups, operand, values_of
 from hvlc.solvers.registry import SOLVERS
@@ -23,9 +23,6 @@ from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import WeightFormat
 
 _ROUNDING = "rtn"  # what a search takes for the quantization of any solver
-
-#: Told what is being searched, the units of work done, and all of them.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from hvlc.calibration.engine import solve_rows, statistics_of
 from hvlc.calibration.walking import Kept, Stretch, Walk, stretches
 from hvlc.errors import HvlcError
+from hvlc.evaluation.distributions import kl_divergence
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
 from hvlc.graphs.plan import Assignment
@@ -27,7 +28,6 @@ from hvlc.weights.lazy import Expression
 from hvlc.weights.quantized import Levels
 
 _ROWS = 4096  # of a matrix whose error is measured at a time
-_POSITIONS = 16  # whose answers are compared at a time
 
 #: Feeds of a component; the tables that are looked up on the way have these values, by component and node.
 Feeds = Callable[[Mapping[tuple[str, str], np.ndarray]], Sequence[Mapping[str, np.ndarray]]]
@@ -86,33 +86,8 @@ class Spoken:
         """Mean divergence of other logits for the same sequences, in nats per token."""
         total = 0.0
         for mine, other, positions in zip(self.logits, others, self.scored, strict=True):
-            total += float(divergence(mine[:, positions], other[:, positions]).sum())
+            total += float(kl_divergence(mine[:, positions], other[:, positions]).sum())
         return total / self.tokens
-
-
-def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Kullback-Leibler divergence of the answers `other` from `reference`, in nats.
-
-    With `p` the reference's probabilities and `d` its logits less the other's, it is `log E_p[exp(E_p[d] - d)]`: no
-    difference of large numbers, and exactly 0 between equals. It is of second order in `d`, so float32 would not do.
-
-    Args:
-        reference: float32 `[..., vocabulary]`, logits.
-        other: of the same shape.
-
-    Returns:
-        float64 `[...]`, at least 0.
-    """
-    mine, others = (logits.reshape(-1, logits.shape[-1]) for logits in (reference, other))
-    found = np.empty(len(mine))
-    for start in range(0, len(mine), _POSITIONS):
-        logits = mine[start : start + _POSITIONS].astype(np.float64)
-        gap = logits - others[start : start + _POSITIONS]
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
-        norm = weights.sum(-1)
-        gap -= ((weights * gap).sum(-1) / norm)[:, None]
-        found[start : start + _POSITIONS] = np.log((weights * np.exp(-gap)).sum(-1) / norm)
-    return np.maximum(found, 0).reshape(reference.shape[:-1])
 
 
 def output_error(weight: Expression, quantized: np.ndarray, gram: np.ndarray) -> tuple[float, float]:

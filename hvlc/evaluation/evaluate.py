@@ -21,7 +21,7 @@ from hvlc.results.compilation import Compilation
 MAX_NEW_TOKENS = 32
 
 #: Called with the number of answered examples and the number of all.
-Progress = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
     vrc: bool,
     count: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     journal: Journal[ExampleResult] | None = None,
     size_bytes: int | None = None,
     bits_per_weight: float | None = None,
@@ -111,7 +111,7 @@ def measure_fidelity(
     expected: Evaluation,
     *,
     reference_digest: str,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     journal: Journal[Divergence] | None = None,
 ) -> Fidelity:
     """A model's distributions against a reference's, along the reference's own greedy answers.

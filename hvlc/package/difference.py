@@ -3,14 +3,14 @@
 What has the same bytes is not opened. One tensor of each package is in memory at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.files.digests import digest_file
 from hvlc.manifest.manifest import MANIFEST, ComponentEntry, Manifest
 from hvlc.opening.graphs import load_graph
@@ -30,9 +30,6 @@ from hvlc.results.difference import (
     TensorChange,
     ValueChange,
 )
-
-#: Called with the component that is looked at, its number and how many there are.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

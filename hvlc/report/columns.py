@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 from hvlc.errors import UserError
 from hvlc.results import Agreement, Evaluation, Interval, Score
+from hvlc.results.comparison import SIGNIFICANCE
 
 #: What stands where a number was not measured.
 ABSENT = "–"
-
-#: A p-value at least this large is called noise.
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)

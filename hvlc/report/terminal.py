@@ -11,6 +11,7 @@ from hvlc.report import columns
 from hvlc.report.columns import COLUMNS, percent, scored
 from hvlc.report.texts import TEXT_COLUMNS, text_notes
 from hvlc.results import Agreement, Evaluation, TextEvaluation
+from hvlc.results.comparison import SIGNIFICANCE
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -76,7 +77,7 @@ def _narrow(cell: str, bare: bool = False) -> str:
 
 def _add_agreement(table: Table, agreement: Agreement) -> None:
     same = f"{percent(agreement.same_text.value)}, same tokens {percent(agreement.same_tokens.value)}"
-    worse = agreement.p_value < columns.SIGNIFICANCE and agreement.lost > agreement.won
+    worse = agreement.p_value < SIGNIFICANCE and agreement.lost > agreement.won
     table.add_row("reference", Text(agreement.reference))
     table.add_row("same answers", same)
     table.add_row("exact match kept", columns.ABSENT if agreement.recovery is None else percent(agreement.recovery))

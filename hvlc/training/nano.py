@@ -29,7 +29,7 @@ from hvlc.training.answering import Answers, Batch, Diet, batches, run
 from hvlc.training.optimizing import Optimizer
 from hvlc.training.reading import ReadingHead, initialize_positions, reading_loss, windows
 from hvlc.training.resolution import Setting, Tolerance
-from hvlc.training.stages import Progress, Stage
+from hvlc.training.stages import Reporter, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Recipe:
         work: Path,
         seed: int = 0,
         minutes: dict[str, float] | None = None,
-        progress: Progress | None = None,
+        progress: Reporter | None = None,
         workers: int = 1,
     ) -> None:
         self.work, self.seed, self.progress, self.workers = work, seed, progress, workers
@@ -347,7 +347,7 @@ def train(
     seed: int = 0,
     minutes: dict[str, float] | None = None,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: Reporter | None = None,
 ) -> dict[str, Any]:
     """Trains `hypervl-nano` from scratch, measures it, and writes it to `output`.
 

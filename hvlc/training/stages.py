@@ -41,7 +41,7 @@ class Report:
     values: dict[str, float]
 
 
-Progress = Callable[[Report], None]
+Reporter = Callable[[Report], None]
 
 Batch = TypeVar("Batch")
 
@@ -73,7 +73,7 @@ class Stage(Generic[Batch]):
     loss: Callable[[Batch, float], tuple[torch.Tensor, dict[str, float]]]
     seconds: float
     work: Path
-    progress: Progress | None = None
+    progress: Reporter | None = None
     workers: int = 1
     spent: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvlc.errors import Progress
 from hvlc.evaluation.tasks import open_task
 from hvlc.results import Evaluation
 from hvlc.workflows.build.build import build, is_current
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.build.request import Progress as BuildProgress
 from hvlc.workflows.evaluate.compare import Asking, Compared, compare_models, open_contenders, write_comparison
-from hvlc.workflows.evaluate.evaluate import Progress, Setting, evaluate_directory, write_reports
+from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory, write_reports
 from hvlc.workflows.evaluate.evaluation_store import Store
 from hvlc.zoo import nano_checkpoint
 
@@ -30,7 +30,7 @@ class Asked:
     answer: str
 
 
-def build_packages(output: Path, progress: Callable[[str], BuildProgress]) -> dict[str, Path]:
+def build_packages(output: Path, progress: Callable[[str], Progress]) -> dict[str, Path]:
     """Build every recipe of the demonstration, or find it built from the same inputs.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.files.digests import digest_file
 from hvlc.files.reading import is_file
@@ -26,9 +26,6 @@ from hvlc.tracing.parts import Precision
 from hvlc.workflows.bisect.diagnosis import diagnose
 from hvlc.workflows.bisect.opening import open_tracer
 from hvlc.workflows.build.requirements import require_compile
-
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 #: Relative errors that computing with so many bits may make (measured: docs/bisect.md). Float: sums in another order,
 #: and constants in float16.

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.files.scratch import temporary_directory
 from hvlc.graphs.bundle import Role
 from hvlc.manifest.manifest import MANIFEST, Manifest
@@ -20,7 +20,7 @@ from hvlc.workflows.build.limits import check_written, is_compiled_for
 from hvlc.workflows.build.memory import MemoryWatch
 from hvlc.workflows.build.prepare import prepare
 from hvlc.workflows.build.prepared import Prepared
-from hvlc.workflows.build.request import BuildRequest, Progress, documents_of, provenance_of
+from hvlc.workflows.build.request import BuildRequest, documents_of, provenance_of
 from hvlc.workflows.build.steps import Digesting, Stages
 from hvlc.workflows.calibrate.calibrating import calibrate_plan, fingerprint_of
 

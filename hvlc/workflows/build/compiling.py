@@ -3,12 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hvlc.errors import TargetError, UserError
+from hvlc.errors import Progress, TargetError, UserError
 from hvlc.files.digests import digest_file
 from hvlc.files.scratch import scratch_directory
 from hvlc.graphs.placement import Phase, Placement
@@ -34,8 +34,6 @@ _ALWAYS_UNCHECKED = (
     NotChecked(what="speed, memory and the last bit on a device", reason="emulation on x86-64 shows none of them"),
 )
 _SHARED = "graphs of one binary share weights, which the emulation cannot load; its graphs were checked one by one"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

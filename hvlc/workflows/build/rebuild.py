@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.manifest.lock import LOCK, Lock
@@ -29,7 +29,7 @@ from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.compiling import CompileRequest, compile_in_place
-from hvlc.workflows.build.request import BuildRequest, Progress
+from hvlc.workflows.build.request import BuildRequest
 
 
 @dataclass(frozen=True)

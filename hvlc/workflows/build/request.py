@@ -1,7 +1,6 @@
 """What is asked of a build, and what it was made from."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +16,6 @@ from hvlc.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from hvlc.calibration.samples import CalibrationSet
-
-#: Called with what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Self
 
-from hvlc.errors import HvlcError
+from hvlc.errors import HvlcError, Progress
 from hvlc.graphs.bundle import JournalEntry
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.request import Progress
 
 STAGES = ("open", "export", "passes", "plan", "quantize", "calibrate", "package", "compile")
 

@@ -14,7 +14,7 @@ from hvlc.calibration.observation import Observation
 from hvlc.calibration.samples import CalibrationSet, TextSample
 from hvlc.calibration.state import State, awaited
 from hvlc.calibration.walking import Walk
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
 from hvlc.manifest.manifest import Kind
@@ -28,9 +28,6 @@ from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, output_of, 
 _TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
 
 _Feeds = Sequence[Mapping[str, np.ndarray]]
-
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 
 def needs_data(plan: Plan) -> bool:

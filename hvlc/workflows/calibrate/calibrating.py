@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.files.reading import is_directory, is_file
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Plan
@@ -15,7 +15,7 @@ from hvlc.passes.prepare.scale_channels import Factors
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.factors import awaited_factors
 from hvlc.workflows.build.prepared import Opened, Planned, Prepared
-from hvlc.workflows.build.request import BuildRequest, Progress
+from hvlc.workflows.build.request import BuildRequest
 from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, search_cost
 
 if TYPE_CHECKING:

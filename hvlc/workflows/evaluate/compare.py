@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hvlc.errors import UserError, nearest
+from hvlc.errors import Progress, UserError, nearest
 from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, examples_digest
 from hvlc.evaluation.perplexity import with_reading_agreement
@@ -35,9 +35,6 @@ _NAME = "comparison"  # of the files in an output
 _LEADING = 12  # digits of a digest that are shown
 _PROMPT = 1500  # characters of a text whose values are compared
 _NOTHING: tuple[list[StageError], list[str]] = ([], [])
-
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

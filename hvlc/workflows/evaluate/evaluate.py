@@ -1,6 +1,6 @@
 """Evaluation of packages and checkpoints on questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, evaluate, examples_digest, measure_fidelity, require_count
 from hvlc.evaluation.task import Task
@@ -19,9 +19,6 @@ from hvlc.report.page import write_page
 from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, label_of, write_whole
 from hvlc.workflows.evaluate.evaluation_store import Store, shared_facts
 from hvlc.workflows.evaluate.model import Model, Subject, answering, open_subject, require_one_vocabulary
-
-#: Called with a label, the number of answered examples and the number of all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Where packages differ layer by layer: in their weights, and in the values that they compute."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.evaluation.deviation import deviation, spread
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
@@ -17,9 +17,6 @@ from hvlc.results.comparison import LayerError, PlanChange, StageError
 from hvlc.results.difference import ValueChange
 from hvlc.results.trace_points import Question, Values
 from hvlc.workflows.bisect.opening import open_tracer
-
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 #: What is no value of a layer: labels, and rows of no meaning at placeholders.
 _LABELS = (

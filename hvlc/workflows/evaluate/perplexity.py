@@ -1,13 +1,13 @@
 """Evaluation of packages and checkpoints on a text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.evaluation.fidelity import fidelity as summed
 from hvlc.evaluation.perplexity import evaluate_text, text_divergences, with_reading_agreement
 from hvlc.files.reading import TEXT, read_text
@@ -23,9 +23,6 @@ from hvlc.workflows.evaluate.model import Subject, open_subject, reading, requir
 #: Tokens that are scored, and tokens of a window, where nothing else is said.
 TOKENS, WINDOW = 16_384, 1_024
 _CHARACTERS = 8  # of a token, more than any text of a language has on average
-
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate_texts(

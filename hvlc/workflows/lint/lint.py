@@ -1,14 +1,14 @@
 """Lint of a model or a package: its graphs against a target, by rules and by the compiler; what can be fixed."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from hvlc.errors import UserError, nearest
+from hvlc.errors import Progress, UserError, nearest
 from hvlc.files.digests import digest_file
 from hvlc.files.links import leads_outside
 from hvlc.files.reading import is_directory, is_file, shown, state_of
@@ -31,8 +31,6 @@ _LATE = frozenset({"com.microsoft.SkipSimplifiedLayerNormalization", "com.micros
 _SHAPE_LIMITS = frozenset({"fixed_shapes", "max_rank"})  # another operator of the same shapes breaks them too
 _NORMS = frozenset({"RMSNormalization"})  # that are right when their rows lie along one axis
 _ROLE = Role.DECODER  # of a file that is no component; the passes that fix ask for none
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hvlc.errors import UserError
+from hvlc.errors import Progress, UserError
 from hvlc.files.reading import is_file
 from hvlc.files.scratch import scratch_directory
 from hvlc.graphs.bundle import Bundle
@@ -21,8 +21,6 @@ from hvlc.workflows.sensitivity.sensitivity import Measuring, Opened, check_resu
 
 FRONT = "front.json"
 
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 Scored = Literal["perplexity", "exact match"]
 #: Scores a package, or the checkpoint itself.
 Score = Callable[[Path], float]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.errors import Collector, UserError, raise_all
+from hvlc.errors import Collector, Progress, UserError, raise_all
 from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from hvlc.workflows.calibrate.forward import Way
 
 _STEPS = 1000  # of the progress
-
-#: Told what is being done, how far it is, and how far it goes.
-Progress = Callable[[str, int, int], None]
 
 
 def cache_directory() -> Path:
