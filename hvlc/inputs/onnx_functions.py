@@ -13,7 +13,7 @@ from hvlc.errors import UserError
 from hvlc.files.reading import shown
 from hvlc.inputs.onnx_model import domain_of, graphs_of, nested, versions_of
 
-_MOST_NODES = 200_000  # of a model with its functions in place: functions of functions can make 2^n
+_MOST_NODES = 50_000  # of a model with its functions in place: functions of functions can make 2^n
 _FIX = "inline its functions when it is exported"
 _VERSION = "hvlc.version"  # metadata of a node from a function of another version than the model's
 _Key = tuple[str, str, str]

@@ -10,8 +10,8 @@ from hvlc.errors import UserError
 from hvlc.files.reading import GRAPH, map_file, open_file, shown
 from hvlc.inputs.onnx_wire import WireError, graph_size
 
-_MOST_MEMORY = 500_000_000  # bytes of a graph without its weights; public models take at most some 50 MB
-_MOST_NODES = 200_000  # of a graph and everything inside it
+_MOST_MEMORY = 150_000_000  # bytes of a graph without its weights; public models take some 10 MB
+_MOST_NODES = 50_000  # of a graph and everything inside it
 
 
 def open_model(path: Path, area: str, fix: str = "name an ONNX file") -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from hvlc.inputs.onnx_model import domain_of, open_model, subgraphs, versions_of
 from hvlc.lint import operators
 from hvlc.lint.constants import Constants
 from hvlc.lint.folding import MOST, fold
-from hvlc.lint.shapes import Types, dtype_name, infer_node, light_graph, types_of
+from hvlc.lint.shapes import Types, dtype_name, infer_node, is_guessed, light_graph, types_of
 from hvlc.lint.structure import check_structure, check_versions
 from hvlc.targets import Grain, Operand, Operation, Quantized
 
@@ -81,6 +81,7 @@ class _Scope:
         self.wanted = {value.name for value in graph.output}
         self._outer = outer
         self._known = {tensor.name for tensor in graph.initializer}  # computed before the graph runs
+        self._guessed: set[str] = set()  # their types come from operators that stand in for others
         self._made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
         self._producers: dict[str, onnx.NodeProto] = {}
         self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -114,6 +115,16 @@ class _Scope:
     def learn(self, names: Iterable[str]) -> None:
         """Take values as computed before the graph runs."""
         self._known.update(names)
+
+    def is_guessed(self, name: str) -> bool:
+        """Whether the type of a value may be wrong."""
+        if name in self._guessed:
+            return True
+        return name not in self._made and self._outer is not None and self._outer.is_guessed(name)
+
+    def guess(self, names: Iterable[str]) -> None:
+        """Take the types of values as possibly wrong."""
+        self._guessed.update(names)
 
     def inner(self, graph: onnx.GraphProto, light: onnx.GraphProto, directory: Path) -> "_Scope":
         """The scope of a graph inside this one."""
@@ -209,6 +220,10 @@ def _learn(node: onnx.NodeProto, scope: _Scope) -> tuple[str, str]:
     holds_graphs = any(True for _ in subgraphs(node))
     if not invalid and not holds_graphs and node.op_type != "Constant":
         invalid = _infer(node, scope)
+    guessed = any(scope.is_guessed(name) for name in node.input)
+    if guessed or is_guessed(node):
+        scope.guess(node.output)
+    invalid = "" if guessed else invalid  # what is not known for sure refuses nothing
     kernel = "" if invalid else operators.kernel_objection(node, operator, scope.types.text)
     return invalid, kernel
 

@@ -7,6 +7,7 @@ standard operators with the same types and shapes stand in for those.
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx
@@ -96,6 +97,11 @@ def types_of(graph: onnx.GraphProto, outer: Types | None = None) -> Types:
     return Types(found, outer)
 
 
+def is_guessed(node: onnx.NodeProto) -> bool:
+    """Whether the shapes of what a node writes come from operators that stand in for it, and may be wrong."""
+    return (node.domain, node.op_type) in _STAND_INS
+
+
 def infer_node(
     node: onnx.NodeProto,
     types: Types,
@@ -174,6 +180,7 @@ def _text(found: onnx.TypeProto | None) -> str | None:
     return None
 
 
+@cache
 def _element(data_type: int) -> str | None:
     """The name of an element type, as ONNX's schemas write it."""
     if data_type == onnx.TensorProto.UNDEFINED or data_type not in onnx.TensorProto.DataType.values():
