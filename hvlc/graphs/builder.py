@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from hvlc.errors import UserError
+from hvlc.graphs.editing import bypass
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Computed, Expression, LazyTensor
 from hvlc.weights.prequantized.reading import is_stored, read_parameter
@@ -213,8 +214,7 @@ def keep_positions(graph: ir.Graph) -> int:
     for node in cuts:
         source = node.inputs[0]
         if source is not None:
-            ir.convenience.replace_all_uses_with(node.outputs[0], source)
-            graph.remove(node, safe=True)
+            bypass(node, source)
     for output in graph.outputs if cuts else ():
         if output.name == "logits" and output.shape is not None:
             output.shape = ir.Shape([output.shape[0], "sequence", output.shape[2]])

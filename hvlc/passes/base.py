@@ -1,15 +1,10 @@
 """What every pass is: a frozen dataclass that changes a bundle and says what it did and declined."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
-from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.passes.traits import Trait
-from hvlc.weights.lazy import Expression, LazyTensor
 
 
 @dataclass(frozen=True)
@@ -80,50 +75,3 @@ class ComponentPass(Pass):
                 outcome = self.transform(component)
                 record(outcome.changed, outcome.skipped)
         bundle.check_wires()
-
-
-def replace_node(old: ir.Node, new: ir.Node, outputs: dict[int, int]) -> None:
-    """Put `new` where `old` stands; `outputs` maps old output positions to new ones.
-
-    Names, types and shapes of the replaced values are kept.
-    """
-    graph = old.graph
-    if not isinstance(graph, ir.Graph):
-        raise HvlcError("pass.detached", f"node {old.name} belongs to no graph", "report it")
-    graph.insert_before(old, new)
-    for before, after in outputs.items():
-        source, target = old.outputs[before], new.outputs[after]
-        target.name, target.type, target.shape = source.name, source.type, source.shape
-        ir.convenience.replace_all_uses_with(source, target, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-
-
-def replace_weight(value: ir.Value, expression: Expression) -> None:
-    """Give an initializer other values of the same shape and dtype, under the same name."""
-    value.const_value = LazyTensor(str(value.name), expression)
-
-
-def add_weight(graph: ir.Graph, name: str, expression: Expression) -> ir.Value:
-    """A new initializer with lazy values."""
-    tensor = LazyTensor(name, expression)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-    graph.register_initializer(value)
-    return value
-
-
-def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """An initializer of this tensor, named like it; the one that the graph has under that name, when it has one."""
-    if tensor.name in graph.initializers:
-        return graph.initializers[str(tensor.name)]
-    dims = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=dims)
-    graph.register_initializer(value)
-    return value
-
-
-def dequantizers(graph: ir.Graph, readers: frozenset[str]) -> Iterator[ir.Node]:
-    """The DequantizeLinear nodes whose outputs named nodes read, each once."""
-    made = {value.producer(): None for node in graph if node.name in readers for value in node.inputs if value}
-    for node in made:
-        if node is not None and node.op_type == "DequantizeLinear" and not node.domain:
-            yield node

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import take_over
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.targets import Target, target_for
@@ -74,14 +75,8 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     graph.insert_before(add, fused)
     for output in fused.outputs:
         output.name = ""
-    _take_over(normed, fused.outputs[0])
+    take_over(normed, fused.outputs[0])
     graph.remove(norm, safe=True)
     if total.uses() or total.is_graph_output():
-        _take_over(total, fused.outputs[_SUM_OUTPUT])
+        take_over(total, fused.outputs[_SUM_OUTPUT])
     graph.remove(add, safe=True)
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Give `new` the name, type, shape and readers of `old`."""
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

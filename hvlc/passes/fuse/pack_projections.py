@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import drop_unread, register
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import LazyTensor, concat, expression_of
@@ -138,9 +139,7 @@ def _join(graph: ir.Graph, group: list[_Projection], attention: ir.Node) -> None
     casts = [v.producer() for p in group for v in p.node.inputs[1:] if v is not None and v.producer() is not None]
     constants = [v for p in group for v in p.constants] + [p.bias.inputs[1] for p in group if p.bias is not None]
     graph.remove([*removed, *(cast for cast in casts if cast is not None)], safe=True)
-    for value in constants:
-        if value is not None and not value.uses():
-            del graph.initializers[str(value.name)]
+    drop_unread(graph, *constants)
 
 
 def _stacked(graph: ir.Graph, before: ir.Node, values: list[ir.Value], name: str) -> ir.Value:
@@ -152,8 +151,7 @@ def _stacked(graph: ir.Graph, before: ir.Node, values: list[ir.Value], name: str
     axis = 1 if before.op_type == "MatMul" and len(dims[0]) > 1 else 0
     expression = concat([expression_of(t).reshape(*d) for t, d in zip(tensors, dims, strict=True)], axis)
     tensor = LazyTensor(f"{name}{suffix}", expression)
-    result = ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-    graph.register_initializer(result)
+    result = register(graph, tensor)
     cast = values[0].producer()
     if cast is None:
         return result
@@ -166,9 +164,8 @@ def _stacked(graph: ir.Graph, before: ir.Node, values: list[ir.Value], name: str
 def _split(graph: ir.Graph, after: ir.Node, packed: ir.Value, group: list[_Projection]) -> None:
     """Hand every reader its share."""
     sizes = ir.tensor(np.array([p.features for p in group], np.int64), name=f"{after.name}.widths")
-    widths = ir.Value(name=sizes.name, const_value=sizes, type=ir.TensorType(sizes.dtype), shape=ir.Shape([len(group)]))
-    graph.register_initializer(widths)
-    split = ir.node("Split", [packed, widths], {"axis": -1}, num_outputs=len(group), name=f"{after.name}.split")
+    inputs = [packed, register(graph, sizes)]
+    split = ir.node("Split", inputs, {"axis": -1}, num_outputs=len(group), name=f"{after.name}.split")
     graph.insert_after(after, split)
     for output, projection in zip(split.outputs, group, strict=True):
         result = projection.result

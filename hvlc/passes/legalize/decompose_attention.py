@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
-from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.graphs.editing import make_node, register, replace_node
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.targets import Target, target_for
 
@@ -80,10 +81,8 @@ def _write_out(graph: ir.Graph, node: ir.Node) -> None:
 
     def op(op_type: str, suffix: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         name = f"{node.name}.{suffix}" if suffix else str(node.name)
-        made = ir.node(op_type, list(inputs), attributes or None, name=name)
-        made.outputs[0].name = f"{name}:0"
-        nodes.append(made)
-        return made.outputs[0]
+        nodes.append(make_node(op_type, inputs, name, **attributes))
+        return nodes[-1].outputs[0]
 
     heads = node.attributes.get_int("q_num_heads", 1)
     split = register(graph, ir.tensor(np.array([0, 0, heads, -1], np.int64), name=f"split_into_{heads}_heads"))
@@ -98,8 +97,5 @@ def _write_out(graph: ir.Graph, node: ir.Node) -> None:
     value = op("Transpose", "v", value, perm=_HEADS_FIRST)
     weights = op("Softmax", "softmax", op("MatMul", "scores", query, key), axis=-1)
     attended = op("Transpose", "rows", op("MatMul", "attended", weights, value), perm=_HEADS_FIRST)
-    result, output = op("Reshape", "", attended, joined), node.outputs[0]
-    graph.insert_before(node, nodes)
-    result.name, result.type, result.shape = output.name, output.type, output.shape
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    op("Reshape", "", attended, joined)
+    replace_node(node, nodes)

@@ -24,9 +24,9 @@ import onnx_ir as ir
 from hvlc.errors import HvlcError, TargetError, raise_all
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import drop_unread, register, register_dims
 from hvlc.graphs.plan import CacheType
-from hvlc.passes.base import ComponentPass, Outcome, register
-from hvlc.passes.legalize.spell_reshapes import dims_of, drop_unread
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.targets import Target
 from hvlc.weights.lazy import Computed, LazyTensor, expression_of
@@ -212,7 +212,7 @@ class _Ops:
 
     def reshape(self, suffix: str, value: ir.Value, dims: Sequence[int]) -> ir.Value:
         """The same elements under another shape, of the same type."""
-        shape = dims_of(self._graph, tuple(dims))
+        shape = register_dims(self._graph, tuple(dims))
         return self.op("Reshape", suffix, value, shape, dims=dims, dtype=value.dtype or _FLOAT)
 
     def transpose(self, suffix: str, value: ir.Value, perm: Sequence[int]) -> ir.Value:
@@ -222,7 +222,7 @@ class _Ops:
 
     def expand(self, suffix: str, value: ir.Value, dims: Sequence[int]) -> ir.Value:
         """Integers repeated along axes of size 1."""
-        return self.op("Expand", suffix, value, dims_of(self._graph, tuple(dims)), dims=dims, dtype=_INT32)
+        return self.op("Expand", suffix, value, register_dims(self._graph, tuple(dims)), dims=dims, dtype=_INT32)
 
     def constant(self, name: str, values: np.ndarray) -> ir.Value:
         """An initializer; one of each name."""
@@ -415,5 +415,4 @@ def _replace(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: 
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     constants = [value for value in node.inputs if value is not None and value.const_value is not None]
     graph.remove(node, safe=True)
-    for value in constants:
-        drop_unread(graph, value)
+    drop_unread(graph, *constants)

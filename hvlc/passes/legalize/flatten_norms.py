@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import drop_unread, register_dims
 from hvlc.passes.base import ComponentPass, Outcome
-from hvlc.passes.legalize.spell_reshapes import dims_of, drop_unread
 from hvlc.passes.traits import Trait
 
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
@@ -75,8 +75,7 @@ def _flatten(graph: ir.Graph, reshape: ir.Node, values: list[ir.Value]) -> None:
     first, *rows, width = (int(d) for d in values[0].shape or () if isinstance(d, int))
     dims = (first, math.prod(rows), width)
     asked = reshape.inputs[1]
-    reshape.replace_input_with(1, dims_of(graph, dims))
-    if asked is not None:
-        drop_unread(graph, asked)
+    reshape.replace_input_with(1, register_dims(graph, dims))
+    drop_unread(graph, asked)
     for value in values:
         value.shape = ir.Shape(dims)

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnx import defs
 
 from hvlc.graphs.bundle import Component, Skip
-from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.graphs.editing import register
+from hvlc.passes.base import ComponentPass, Outcome
 
 _LARGEST = 1 << 20  # elements; indices of that number are no constants of a graph
 _INT32 = np.iinfo(np.int32)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Skip
-from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.graphs.editing import replace_node
+from hvlc.passes.base import ComponentPass, Outcome
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,21 @@ class PlainGemm(ComponentPass):
             if obstacle:
                 skipped.append(Skip(str(node.name), obstacle))
                 continue
-            _spell_out(component.graph, node)
+            _spell_out(node)
             changed += 1
         return Outcome(changed, tuple(skipped))
 
 
-def _spell_out(graph: ir.Graph, node: ir.Node) -> None:
-    """Put the product, and the addition of the bias behind it, in the place of a Gemm."""
+def _spell_out(node: ir.Node) -> None:
+    """Replace a Gemm by the product, and the addition of the bias after it."""
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     product = ir.node("MatMul", node.inputs[:2], name=str(node.name))
     if bias is None:
-        replace_node(node, product, {0: 0})
+        replace_node(node, product)
         return
     value, result = product.outputs[0], node.outputs[0]
     value.name, value.type, value.shape = f"{node.name}.product", result.type, result.shape
-    graph.insert_before(node, product)
-    replace_node(node, ir.node("Add", [value, bias], name=f"{node.name}.bias"), {0: 0})
+    replace_node(node, [product, ir.node("Add", [value, bias], name=f"{node.name}.bias")])
 
 
 def _obstacle(node: ir.Node) -> str:

@@ -7,11 +7,9 @@ shapes are fixed, the numbers are known.
 
 from dataclasses import dataclass
 
-import numpy as np
-import onnx_ir as ir
-
 from hvlc.graphs.bundle import Component, Role, Skip
-from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.graphs.editing import drop_unread, register_dims
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 
 
@@ -34,18 +32,7 @@ class SpellReshapes(ComponentPass):
                 continue
             dims = tuple(int(d) for d in shape if isinstance(d, int))
             if asked.const_value is None or tuple(asked.const_value.numpy().tolist()) != dims:
-                node.replace_input_with(1, dims_of(component.graph, dims))
+                node.replace_input_with(1, register_dims(component.graph, dims))
                 drop_unread(component.graph, asked)
                 changed += 1
         return Outcome(changed, tuple(skipped))
-
-
-def dims_of(graph: ir.Graph, dims: tuple[int, ...]) -> ir.Value:
-    """The constant int64 `[rank]` of a shape."""
-    return register(graph, ir.tensor(np.array(dims, np.int64), name=f"{'x'.join(map(str, dims))}_dims"))
-
-
-def drop_unread(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant that nobody reads any more."""
-    if not value.uses() and value.name in graph.initializers:
-        del graph.initializers[str(value.name)]

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Skip
-from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
+from hvlc.graphs.editing import register, replace_node
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.targets import Target
 
@@ -43,7 +44,7 @@ class StandardRotary(ComponentPass):
                 skipped.append(Skip(str(node.name), found))
                 continue
             new = ir.node(_NAME, [node.inputs[0], *_turns(component.graph, node)], found, name=str(node.name))
-            replace_node(node, new, {0: 0})
+            replace_node(node, new)
             changed += 1
         return Outcome(changed, tuple(skipped))
 

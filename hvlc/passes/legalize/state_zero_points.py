@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Skip
-from hvlc.passes.base import ComponentPass, Outcome, dequantizers, register
+from hvlc.graphs.editing import dequantizers, register
+from hvlc.passes.base import ComponentPass, Outcome
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Skip
-from hvlc.passes.base import ComponentPass, Outcome, dequantizers, register
+from hvlc.graphs.editing import dequantizers, drop_unread, register
+from hvlc.passes.base import ComponentPass, Outcome
 
 
 @dataclass(frozen=True)
@@ -76,5 +77,4 @@ def _put(graph: ir.Graph, node: ir.Node, place: int, tensor: ir.TensorProtocol) 
     """A constant in the place of another, which goes where nobody else reads it."""
     old = node.inputs[place]
     node.replace_input_with(place, register(graph, tensor))
-    if old is not None and not old.uses() and old.name in graph.initializers:
-        del graph.initializers[str(old.name)]
+    drop_unread(graph, old)

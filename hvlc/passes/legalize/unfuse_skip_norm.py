@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Skip
+from hvlc.graphs.editing import take_over
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.targets import Target
@@ -80,15 +81,7 @@ def _take_apart(graph: ir.Graph, node: ir.Node) -> None:
     weights = [value for value in node.inputs[2:last] if value is not None]
     normed = ir.node(norm, [added, *weights], attributes, name=name)
     graph.insert_before(node, normed)
-    _take_over(node.outputs[0], normed.outputs[0])
+    take_over(node.outputs[0], normed.outputs[0])
     if len(node.outputs) > _SUM_OUTPUT and added is not None:
-        _take_over(node.outputs[_SUM_OUTPUT], added)
+        take_over(node.outputs[_SUM_OUTPUT], added)
     graph.remove(node, safe=True)
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Give `new` the name, type, shape and readers of `old`."""
-    if old.name:
-        new.name = old.name
-    new.type, new.shape = old.type or new.type, old.shape or new.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

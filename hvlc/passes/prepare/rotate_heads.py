@@ -8,9 +8,10 @@ projection's input and of the value cache.
 from dataclasses import dataclass
 
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import replace_weight
 from hvlc.graphs.linears import linear_groups, operand, values_of
 from hvlc.graphs.producers import attends, producer_of
-from hvlc.passes.base import ComponentPass, Outcome, replace_weight
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 

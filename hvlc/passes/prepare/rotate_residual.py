@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
+from hvlc.graphs.editing import make_node, redirect, register, replace_weight
 from hvlc.graphs.linears import (
     LinearGroup,
     cuts_positions,
@@ -31,9 +32,9 @@ from hvlc.graphs.linears import (
     tables,
     values_of,
 )
-from hvlc.passes.base import BundlePass, Outcome, add_weight, replace_weight
+from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
-from hvlc.weights.lazy import Constant
+from hvlc.weights.lazy import Constant, LazyTensor
 from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 
 _FUSED = (MICROSOFT, "SkipSimplifiedLayerNormalization")
@@ -203,7 +204,7 @@ def _turn_readers(gain: ir.Value, group: LinearGroup, rotation: Rotation) -> Non
 def _turn_back(graph: ir.Graph, gain: ir.Value, group: LinearGroup, rotation: Rotation) -> None:
     """A product that undoes the rotation and applies the gain before linears that stay as they are."""
     name = f"{str(gain.name).removesuffix('.weight')}.unrotate"
-    weight = add_weight(graph, f"{name}.weight", rotation.inverse().scale(values_of(gain), 1))
+    weight = register(graph, LazyTensor(f"{name}.weight", rotation.inverse().scale(values_of(gain), 1)))
     _insert_product(graph, group.input, weight, name, group.nodes[0])
 
 
@@ -212,16 +213,16 @@ def _turn_entry(graph: ir.Graph, entry: ir.Value, rotation: Rotation) -> None:
     name = "residual.rotate"
     readers = set(entry.consumers())
     first = next(node for node in graph if node in readers)
-    _insert_product(graph, entry, add_weight(graph, f"{name}.weight", rotation.matrix()), name, first)
+    weight = register(graph, LazyTensor(f"{name}.weight", rotation.matrix()))
+    _insert_product(graph, entry, weight, name, first)
 
 
 def _insert_product(graph: ir.Graph, value: ir.Value, weight: ir.Value, name: str, before: ir.Node) -> None:
     """Give all readers of a value its product with a weight."""
-    node = ir.node("MatMul", [value, weight], name=name)
+    uses, node = list(value.uses()), make_node("MatMul", [value, weight], name)
     turned = node.outputs[0]
-    turned.name, turned.type, turned.shape = f"{name}:0", value.type, value.shape
-    ir.convenience.replace_all_uses_with(value, turned)
-    node.replace_input_with(0, value)
+    turned.type, turned.shape = value.type, value.shape
+    redirect(uses, turned)
     graph.insert_before(before, node)
 
 

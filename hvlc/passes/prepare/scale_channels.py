@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvlc.graphs.bundle import Bundle, Component, Skip
+from hvlc.graphs.editing import replace_weight
 from hvlc.graphs.linears import LinearGroup, inverse_factors, is_tied, linear_groups, operand, stored_tables, values_of
 from hvlc.graphs.producers import Producer, producer_of
-from hvlc.passes.base import BundlePass, Outcome, replace_weight
+from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.checkpoint import StoredTensor
 from hvlc.weights.lazy import Constant, Expression, Scaled

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
-from hvlc.passes.base import register
+from hvlc.graphs.editing import make_node, register
 
 _RANK = 3  # of a decoder's activations: batch, sequence, features
 
@@ -34,8 +34,8 @@ def add_middles(graph: ir.Graph, product: ir.Node, middles: ir.Value, block_size
     ir.convenience.replace_all_uses_with(result, output, replace_graph_outputs=True)
     output.name, result.name = result.name, f"{product.name}.levels:0"
     sums = _block_sums(graph, product, x, block_size)
-    columns = _node("Transpose", [middles], f"{product.name}.middles", perm=[1, 0])
-    share = _node("MatMul", [sums, columns.outputs[0]], f"{product.name}.zero_points")
+    columns = make_node("Transpose", [middles], f"{product.name}.middles", perm=[1, 0])
+    share = make_node("MatMul", [sums, columns.outputs[0]], f"{product.name}.zero_points")
     total.replace_input_with(0, result)
     total.replace_input_with(1, share.outputs[0])
     graph.insert_after(product, [columns, share, total])
@@ -51,13 +51,7 @@ def _block_sums(graph: ir.Graph, before: ir.Node, x: ir.Value, block_size: int) 
     split = np.array([0] * before_last + [-1, block_size], np.int64)
     dims = register(graph, ir.tensor(split, name=f"{'x'.join(map(str, split))}_blocks"))
     axis = register(graph, ir.tensor(np.array([-1], np.int64), name="last_axis"))
-    blocks = _node("Reshape", [x, dims], f"{name}.blocks")
-    sums = _node("ReduceSum", [blocks.outputs[0], axis], name, keepdims=0)
+    blocks = make_node("Reshape", [x, dims], f"{name}.blocks")
+    sums = make_node("ReduceSum", [blocks.outputs[0], axis], name, keepdims=0)
     graph.insert_before(before, [blocks, sums])
     return sums.outputs[0]
-
-
-def _node(op_type: str, inputs: list[ir.Value], name: str, **attributes: int | list[int]) -> ir.Node:
-    node = ir.node(op_type, inputs, attributes or None, name=name)
-    node.outputs[0].name = f"{name}:0"
-    return node

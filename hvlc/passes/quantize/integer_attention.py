@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
-from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.graphs.editing import redirect, register
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
@@ -194,6 +195,5 @@ def _insert(graph: ir.Graph, node: ir.Node, scale: Expression, zero: Expression)
         output = made.outputs[0]
         output.name, output.shape = f"{name}.{kind}", value.shape
         output.type = ir.TensorType(dtype or ir.DataType.FLOAT)
-    for use in uses:
-        use.node.replace_input_with(use.idx, dequantize.outputs[0])
+    redirect(uses, dequantize.outputs[0])
     graph.insert_after(node, [quantize, dequantize])

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
-from hvlc.passes.base import ComponentPass, Outcome, replace_node
+from hvlc.graphs.editing import make_node, register, replace_node
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Cast, LazyTensor, expression_of
@@ -54,12 +55,5 @@ def _narrow(graph: ir.Graph, node: ir.Node, stored: LazyTensor) -> None:
     ids = node.inputs[1]
     node.replace_input_with(0, None)
     del graph.initializers[str(stored.name)]
-    value = ir.Value(
-        name=stored.name, const_value=stored, type=ir.TensorType(stored.dtype), shape=ir.Shape(stored.shape)
-    )
-    graph.register_initializer(value)
-    rows = ir.node("Gather", [value, ids], {"axis": 0}, name=f"{node.name}.stored")
-    rows.outputs[0].name = f"{node.name}.stored:0"
-    graph.insert_before(node, rows)
-    cast = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=str(node.name))
-    replace_node(node, cast, {0: 0})
+    rows = make_node("Gather", [register(graph, stored), ids], f"{node.name}.stored", axis=0)
+    replace_node(node, [rows, make_node("Cast", rows.outputs, str(node.name), to=ir.DataType.FLOAT)])

@@ -21,8 +21,9 @@ import onnx_ir as ir
 from hvlc.errors import Collector, HvlcError, UserError, raise_all
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import drop_unread, redirect, register
 from hvlc.graphs.plan import Action, ActivationType, Plan
-from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, expression_of
 
@@ -279,8 +280,7 @@ def _insert(graph: ir.Graph, pair: _Pair, scale: Expression, zero: Expression) -
         graph.insert_before(graph[0], [quantize, dequantize])
     else:
         graph.insert_after(producer, [quantize, dequantize])
-    for node, index in pair.readers:
-        node.replace_input_with(index, dequantize.outputs[0])
+    redirect(pair.readers, dequantize.outputs[0])
     if not pair.readers:
         _hand_out(graph, pair.value, dequantize.outputs[0])
 
@@ -314,8 +314,7 @@ def _round_constants(graph: ir.Graph, region: Mapping[ir.Node, None], type: Acti
             graph.insert_before(node, dequantize)
             rounded[value] = dequantize.outputs[0]
         node.replace_input_with(index, rounded[value])
-        if not value.uses():
-            del graph.initializers[str(value.name)]
+        drop_unread(graph, value)
     return len(rounded)
 
 

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from hvlc.errors import HvlcError, UserError, raise_all
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
-from hvlc.passes.base import ComponentPass, Outcome, register
+from hvlc.graphs.editing import register
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import Computed, Expression, LazyTensor
 

@@ -12,8 +12,9 @@ import onnx_ir as ir
 from hvlc.errors import HvlcError
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import drop_unread, register, replace_node
 from hvlc.graphs.plan import Action, Assignment, Plan
-from hvlc.passes.base import ComponentPass, Outcome, register, replace_node
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.quantize.add_middles import add_middles
 from hvlc.passes.traits import Trait
 from hvlc.weights.formats import ScaleType, WeightFormat
@@ -73,11 +74,10 @@ class QuantizeWeights(ComponentPass):
             new = _lookup(node, levels, scales, zeros, format)
         else:
             new = self._product(node, levels, scales, [] if format.float_zeros else zeros, assignment, format)
-        replace_node(node, new, {0: 0})
+        replace_node(node, new)
         if format.float_zeros:
             add_middles(graph, new, zeros[0], format.block_size)
-        if not weight.uses():
-            del graph.initializers[str(weight.name)]
+        drop_unread(graph, weight)
 
     def _initializers(
         self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool

@@ -21,8 +21,9 @@ import onnx_ir as ir
 
 from hvlc.errors import UserError, raise_all
 from hvlc.graphs.bundle import Component
+from hvlc.graphs.editing import register
 from hvlc.graphs.plan import Assignment
-from hvlc.passes.base import Outcome, register
+from hvlc.passes.base import Outcome
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Box, Constant, Elementwise, Expression, LazyTensor

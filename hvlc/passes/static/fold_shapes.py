@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
+from hvlc.graphs.editing import bypass, drop_unread, register_dims
 from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import ComponentPass, Outcome
-from hvlc.passes.legalize.spell_reshapes import dims_of, drop_unread
 from hvlc.passes.traits import Trait
 
 _MOST = 64  # elements of what describes a shape
@@ -53,11 +53,13 @@ def _folded(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         if source.shape is None or not source.shape.is_static():
             return None
         dims = source.shape.numpy()
-        return dims_of(graph, dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))])
+        return register_dims(
+            graph, dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))]
+        )
     if node.op_type == "Concat":
         parts = [_dims(value) for value in node.inputs]
         known = [part for part in parts if part is not None]
-        return dims_of(graph, tuple(d for part in known for d in part)) if len(known) == len(parts) else None
+        return register_dims(graph, tuple(d for part in known for d in part)) if len(known) == len(parts) else None
     asked = _dims(node.inputs[1])
     if asked is None or source.shape is None or not source.shape.is_static():
         return None
@@ -74,11 +76,9 @@ def _dims(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def _replace(graph: ir.Graph, node: ir.Node, same: ir.Value) -> None:
-    read = [value for value in node.inputs if value is not None]
-    ir.convenience.replace_all_uses_with(node.outputs[0], same)
-    graph.remove(node, safe=True)
-    for value in read:
-        drop_unread(graph, value)
+    read = list(node.inputs)
+    bypass(node, same)
+    drop_unread(graph, *read)
 
 
 def _forget_open_shapes(graph: ir.Graph) -> None:

@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import LAST_ROW
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
+from hvlc.graphs.editing import make_node, redirect, register
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.shapes import infer_shapes
-from hvlc.passes.base import BundlePass, Outcome, register
+from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 
 _IDS, _LOGITS = "input_ids", "logits"
@@ -58,14 +59,12 @@ def _tell_row(graph: ir.Graph, padding: int) -> None:
     dtype = (ids.dtype or ir.DataType.INT32).numpy()
     constants = {"padding": np.array(padding, dtype), "axis": np.array([1], np.int64), "one": np.array(1, np.int32)}
     held = {name: register(graph, ir.tensor(a, name=f"{LAST_ROW}.{name}")) for name, a in constants.items()}
-    padded = ir.node("Equal", [ids, held["padding"]], name=f"{LAST_ROW}.padded")
-    real = ir.node("Not", [padded.outputs[0]], name=f"{LAST_ROW}.real")
-    ones = ir.node("Cast", [real.outputs[0]], {"to": ir.DataType.INT32}, name=f"{LAST_ROW}.ones")
-    count = ir.node("ReduceSum", [ones.outputs[0], held["axis"]], {"keepdims": 0}, name=f"{LAST_ROW}.count")
-    row = ir.node("Sub", [count.outputs[0], held["one"]], name=f"{LAST_ROW}.row")
+    padded = make_node("Equal", [ids, held["padding"]], f"{LAST_ROW}.padded")
+    real = make_node("Not", padded.outputs, f"{LAST_ROW}.real")
+    ones = make_node("Cast", real.outputs, f"{LAST_ROW}.ones", to=ir.DataType.INT32)
+    count = make_node("ReduceSum", [ones.outputs[0], held["axis"]], f"{LAST_ROW}.count", keepdims=0)
+    row = make_node("Sub", [count.outputs[0], held["one"]], f"{LAST_ROW}.row")
     nodes = [padded, real, ones, count, row]
-    for node in nodes:
-        node.outputs[0].name = f"{node.name}:0"
     output = row.outputs[0]
     output.name, output.type, output.shape = LAST_ROW, _INT32, ir.Shape([(ids.shape or ["batch"])[0]])
     graph.extend(nodes)
@@ -85,16 +84,13 @@ def _pick_row(head: Component) -> None:
     rounded = len(readers) == 1 and readers[0].op_type == "DequantizeLinear"
     value = readers[0].outputs[0] if rounded else hidden
     uses = list(value.uses())
-    nodes = [ir.node("Gather", [value, row], {"axis": 1}, name=f"{head.name}.{LAST_ROW}")]
+    nodes = [make_node("Gather", [value, row], f"{head.name}.{LAST_ROW}", axis=1)]
     if rounded:  # on the same levels, so that compilers see an integer operator; the values are on them already
         levels = readers[0].inputs[1:]
         for op_type in ("QuantizeLinear", "DequantizeLinear"):
             picked = nodes[-1].outputs[0]
-            nodes.append(ir.node(op_type, [picked, *levels], name=f"{head.name}.{LAST_ROW}.{op_type}"))
-    for node in nodes:
-        node.outputs[0].name = f"{node.name}:0"
-    for use in uses:
-        use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
+            nodes.append(make_node(op_type, [picked, *levels], f"{head.name}.{LAST_ROW}.{op_type}"))
+    redirect(uses, nodes[-1].outputs[0])
     if rounded:
         graph.insert_after(readers[0], nodes)
     else:

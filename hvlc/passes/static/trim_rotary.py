@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
-from hvlc.passes.base import ComponentPass, Outcome, replace_weight
+from hvlc.graphs.editing import replace_weight
+from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import expression_of
 

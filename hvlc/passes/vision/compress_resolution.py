@@ -7,6 +7,7 @@ import onnx_ir as ir
 from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Skip
+from hvlc.graphs.editing import register
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.passes.vision.tile_images import f32, resized_and_normalized, scaled_size
@@ -51,9 +52,7 @@ class CompressResolution(BundlePass):
         kept = GraphBuilder("given_scale", subgraph=True)
         kept.output(kept.op("Identity", given, name="given_scale"), "given", ir.DataType.FLOAT, [1])
         zero = ir.tensor([0.0], dtype=ir.DataType.FLOAT, name="no_scale")
-        value = ir.Value(name="no_scale", const_value=zero, type=ir.TensorType(zero.dtype), shape=ir.Shape([1]))
-        front.register_initializer(value)
-        asked = ir.node("Greater", [given, value], name="scale_is_given")
+        asked = ir.node("Greater", [given, register(front, zero)], name="scale_is_given")
         branches = {"then_branch": kept.graph, "else_branch": predicted}
         choice = ir.node("If", [asked.outputs[0]], branches, name="choose_scale")
         for node in (asked, choice):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvlc.graphs.bundle import Bundle
-from hvlc.passes.base import register
+from hvlc.graphs.editing import register
 from hvlc.passes.quantize.integer_attention import IntegerAttention
 from tests.helpers.sessions import run
 from tests.passes.legalize.test_decompose_group_attention import (
