@@ -84,6 +84,10 @@ class JournalEntry:
 class Bundle:
     """A whole model on its way to a package.
 
+    Passes change a bundle in place, so it serves once. Nothing copies it: an export reads no weights and takes some
+    tenths of a second, so a workflow that needs the model in an earlier state (a calibration walks through it in float
+    while the package's bundle is quantized already) exports it again.
+
     Attributes:
         model_type: transformers' name of the architecture.
         components: by name, in the order they run.

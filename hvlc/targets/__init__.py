@@ -1,6 +1,6 @@
 """Targets: frozen data about a device or runtime; code asks questions and never the name."""
 
-from hvlc.targets.loading import load_target, shipped_targets, target_for, target_path
+from hvlc.targets.loading import load_target, shipped_targets, target_for, target_path, target_text
 from hvlc.targets.operation import Grain, Operand, Operation, Quantized
 from hvlc.targets.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
 from hvlc.targets.schema import BlockFormat, Finding, Target, Tried, Verdict
@@ -27,4 +27,5 @@ __all__ = [
     "shipped_targets",
     "target_for",
     "target_path",
+    "target_text",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.errors import UserError, nearest
+from hvlc.files.reading import SOURCE, read_text
 from hvlc.inputs.documents import read_toml
 from hvlc.targets.schema import Target
 
@@ -43,6 +44,15 @@ def load_target(name: str) -> Target:
     """
     path = target_path(name)
     return Target.parse(_resolved(read_toml(path), path, ()), path.name)
+
+
+def target_text(name: str) -> str:
+    """The text of a target's own file, by name or path; what it extends is part of hvlc.
+
+    Raises:
+        UserError: unknown name, or a file that cannot be read.
+    """
+    return read_text(target_path(name), "spec.unreadable", limit=SOURCE)
 
 
 def target_for(role: str, target: Target) -> Target:

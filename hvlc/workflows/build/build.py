@@ -18,9 +18,9 @@ from hvlc.targets import Target, load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.limits import check_written, is_compiled_for
 from hvlc.workflows.build.memory import MemoryWatch
-from hvlc.workflows.build.prepare import prepare
+from hvlc.workflows.build.prepare import documents_of, prepare
 from hvlc.workflows.build.prepared import Prepared
-from hvlc.workflows.build.request import BuildRequest, documents_of, provenance_of
+from hvlc.workflows.build.request import BuildRequest, provenance_of
 from hvlc.workflows.build.steps import Digesting, Stages
 from hvlc.workflows.calibrate.calibrating import calibrate_plan, fingerprint_of
 

@@ -16,11 +16,11 @@ from hvlc.package.text import PackageText, settle_text, tokenizer_files
 from hvlc.passes.lists import Quantities, float_passes, quantizing_passes
 from hvlc.passes.order import PassList
 from hvlc.recipes.budget import allocate, explicit, with_budget
-from hvlc.recipes.loading import load_recipe
+from hvlc.recipes.loading import load_recipe, recipe_text
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import BudgetSpec, dump_recipe
+from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe
 from hvlc.results.build import Estimate
-from hvlc.targets import load_target
+from hvlc.targets import Target, load_target, target_text
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.estimate import estimate, needs_of, processors
 from hvlc.workflows.build.factors import awaited_factors, check_stored, plan_factors
@@ -28,7 +28,7 @@ from hvlc.workflows.build.limits import check_compiler, check_disk, check_memory
 from hvlc.workflows.build.lowering import fix_for
 from hvlc.workflows.build.memory import current_memory
 from hvlc.workflows.build.prepared import Opened, Planned, Prepared
-from hvlc.workflows.build.request import BuildRequest, Document, documents_of
+from hvlc.workflows.build.request import BuildRequest, Document
 from hvlc.workflows.build.requirements import require_compile, text_files
 from hvlc.workflows.build.scales import with_wide_scales
 from hvlc.workflows.build.steps import Stages
@@ -106,6 +106,11 @@ def _open(request: BuildRequest, stages: Stages, found: Collector, *, anywhere: 
         documents = documents_of(request, recipe, target)
         count(len(checkpoint.tensors))
     return Opened(checkpoint, recipe, target, documents)
+
+
+def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
+    """The texts of a recipe and a target that were just read."""
+    return Document(recipe.name, recipe_text(request.recipe)), Document(target.name, target_text(request.target))
 
 
 def _within_budget(request: BuildRequest, opened: Opened, budget: BudgetSpec, scratch: Path, stages: Stages) -> Opened:

@@ -5,13 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.files.reading import SOURCE, read_text
 from hvlc.manifest.lock import Provenance
 from hvlc.manifest.manifest import Manifest, Sources
 from hvlc.package.writer import code_digest, tool_versions
-from hvlc.recipes.loading import recipe_text
-from hvlc.recipes.schema import Recipe
-from hvlc.targets import Target, target_path
 from hvlc.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -76,12 +72,6 @@ class Document:
     def sha256(self) -> str:
         """Hex digest of the text in UTF-8: of the file's bytes, unless it begins with a byte order mark."""
         return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
-    """The texts of a recipe and a target that were just read."""
-    device = read_text(target_path(request.target), "spec.unreadable", limit=SOURCE)
-    return Document(recipe.name, recipe_text(request.recipe)), Document(target.name, device)
 
 
 def provenance_of(
