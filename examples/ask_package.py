@@ -3,6 +3,12 @@
 This is what an application developer ports to Kotlin or Swift: everything it needs to know stands in the
 package's hvlc.json.
 
+It trusts the package as it trusts its own code. onnxruntime-genai does what genai_config.json says, which may load a
+library or write files, and onnxruntime opens what the graphs name; nothing here looks at either, or at digests. So ask
+packages that you built, that your application ships, or that `hvlc verify` passes: it holds every file against its
+digest and refuses a configuration, a graph or a file that hvlc does not write. A digest says that a file is the one
+that the manifest lists, not who made the package.
+
     python examples/ask_package.py PACKAGE "What is the total?" receipt.png [--encoder base]
 """
 
