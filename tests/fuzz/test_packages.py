@@ -158,7 +158,7 @@ def _commands(
         ("lint", package, "--target", "qnn-sm8750", "--fix", "-o", package.parent / "fixed"),
         ("inspect", package),
         ("verify", package),
-        ("compare", good, package, "-n", "1", "--max-new-tokens", "2", *_task(sees=sees)),
+        ("compare", good, package, "-n", "1", *_task(sees=sees)),
     ]
     yield from source.sample(listed, 2)
 
