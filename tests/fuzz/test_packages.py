@@ -171,7 +171,7 @@ def cases(numbers: Iterator[int], packages: tuple[Path, Path], scratch: Path) ->
     """Damage a package for every number and run two commands on it."""
     scratch.mkdir()
     Image.new("RGB", (70, 40), "white").save(scratch / "image.png")
-    (scratch / "questions.jsonl").write_text('{"question": "Hi", "answer": "x"}\n')
+    (scratch / "questions.jsonl").write_text('{"question": "Hi", "answers": ["x"]}\n')
     outside = files(scratch.parent)
     with commands(scratch) as child:
         for number in numbers:
@@ -214,7 +214,7 @@ def test_a_package_that_was_not_damaged_passes(tiny_w4a16: Path, staged: Path, t
     """The commands themselves are right: what the damage ends is the package's fault."""
     image = tmp_path / "image.png"
     Image.new("RGB", (70, 40), "white").save(image)
-    (tmp_path / "questions.jsonl").write_text('{"question": "Hi", "answer": "x"}\n')
+    (tmp_path / "questions.jsonl").write_text('{"question": "Hi", "answers": ["x"]}\n')
     with commands(tmp_path) as child:
         for good, sees in ((tiny_w4a16, True), (staged, False)):
             copied = Path(shutil.copytree(good, tmp_path / good.name))
