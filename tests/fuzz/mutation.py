@@ -141,7 +141,8 @@ def check(ended: Ended, codes: Sequence[int] = (0, 2, 3, 4)) -> None:
     assert "[bug]" not in ended.said
     assert "Traceback" not in ended.said
     assert ended.code != 2 or "error [" in ended.said
-    assert ended.started == []
+    # hvlc renders chat templates in an interpreter of its own, which it can stop.
+    assert [one for one in ended.started if sys.executable not in one] == []
     assert ended.seconds < _SECONDS
     assert ended.resident < _BYTES
 
