@@ -9,6 +9,7 @@ import click
 from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import PLACE, WORDS, Real, tokens
 from hvlc.errors import GateError
+from hvlc.files.writing import make_directory
 
 _FILES = ("bisect.json", "bisect.md", "bisect.svg", "bisect.png")
 
@@ -60,10 +61,9 @@ def bisect(
 def _write(found: Any, output: Path) -> None:
     from hvlc.report.bisection import bisection_markdown
     from hvlc.report.bisection_plot import draw_bisection
-    from hvlc.results import write_whole
+    from hvlc.results.files import UNWRITABLE, write_results
 
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output, UNWRITABLE)
     data, text, *plots = (output / name for name in _FILES)
-    write_whole(data, [found.model_dump_json(indent=1), "\n"])
-    write_whole(text, [bisection_markdown(found)])
-    draw_bisection(found, plots)
+    texts = {data: [found.model_dump_json(indent=1), "\n"], text: [bisection_markdown(found)]}
+    write_results(texts, draw_bisection(found, plots))

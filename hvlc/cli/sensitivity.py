@@ -10,6 +10,7 @@ import click
 from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import EXAMPLES, PLACE, ROWS, SAMPLES, THREADS, WORDS, Blocks, tokens
 from hvlc.cli.streams import say
+from hvlc.files.writing import make_directory
 
 _PARTS = 1000  # of the progress
 
@@ -71,7 +72,7 @@ def sensitivity(output: Path | None, top: int, as_json: bool, force: bool, **opt
     output, and the mean divergence of the model's answers from the float model's in nats per token.
     """
     from hvlc.report.sensitivity import sensitivity_tables
-    from hvlc.results import write_whole
+    from hvlc.results.files import UNWRITABLE, write_results
     from hvlc.workflows.sensitivity.sensitivity import check_results, measure
 
     names = [f"sensitivity.{kind}" for kind in ("json", "png", "svg")]
@@ -82,9 +83,9 @@ def sensitivity(output: Path | None, top: int, as_json: bool, force: bool, **opt
     if output:
         from hvlc.report.figures import draw_sensitivity
 
-        output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / names[0], [found.model_dump_json(indent=1), "\n"])
-        draw_sensitivity(found, [output / name for name in names[1:]])
+        make_directory(output, UNWRITABLE)
+        data, *plots = (output / name for name in names)
+        write_results({data: [found.model_dump_json(indent=1), "\n"]}, draw_sensitivity(found, plots))
     show(found.model_dump(mode="json"), as_json, lambda console: console.print(sensitivity_tables(found, top)))
 
 
@@ -109,20 +110,26 @@ def pareto(
     **options: Any,
 ) -> None:
     """Write what size buys of CHECKPOINT's answers: recipes for a series of budgets, and their predicted damage."""
-    from hvlc.report.figures import draw_front
     from hvlc.report.sensitivity import front_table
     from hvlc.workflows.sensitivity.pareto import FRONT, Scoring
     from hvlc.workflows.sensitivity.pareto import pareto as make_front
     from hvlc.workflows.sensitivity.sensitivity import check_results
 
     plots = [Path(FRONT).stem + suffix for suffix in (".png", ".svg")]
-    check_results(output, plots, force=force)
+    check_results(output, [FRONT, *plots], force=force)
     scoring = Scoring(text, score_tokens, count) if measured else None
     with _opened(**options) as (opened, how), progress("pareto", _PARTS) as step:
         front = make_front(
-            opened, how, output, count=points, scoring=scoring, force=force, progress=step, announce=_announce
+            opened,
+            how,
+            output,
+            count=points,
+            scoring=scoring,
+            plots=plots,
+            force=force,
+            progress=step,
+            announce=_announce,
         )
-    draw_front(front, [output / name for name in plots])
     show(front.model_dump(mode="json"), as_json, lambda console: console.print(front_table(front)))
 
 

@@ -1,14 +1,19 @@
 """What a long work has found so far, a line each, so that one that was killed goes on."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
-from hvlc.errors import UserError
+from hvlc.files.locks import lock
 from hvlc.files.reading import EVALUATION, open_file, state_of
+from hvlc.files.writing import writing
 from hvlc.inputs.documents import parse_json
 from hvlc.results import Record
+
+_CODE = "results.unwritable"
 
 R = TypeVar("R", bound=Record)
 
@@ -31,7 +36,7 @@ class Journal(Generic[R]):
         peak_memory_bytes: the highest of those that were added, in this run and before.
 
     Raises:
-        UserError: the file cannot be read or written.
+        UserError: the file cannot be read or written, or another run keeps it.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, object], record: type[R]) -> None:
@@ -60,35 +65,41 @@ class Journal(Generic[R]):
         if self._file is None or self._path is None:
             return
         entry = {"index": index, "digest": digest, "peak": peak_memory_bytes, "result": result.model_dump(mode="json")}
-        try:
+        with writing(self._path, _CODE, "the journal"):
             self._file.write(_line(entry))
             self._file.flush()
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
 
     def close(self) -> None:
         """Leave the file to a later run."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take was told when it was added
+                self._file.close()
             self._file = None
 
     def discard(self) -> None:
         """Remove the file: what it was for is finished."""
-        self.close()
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with writing(self._path, _CODE, "the journal"):
+                self._path.unlink(missing_ok=True)
+        self.close()
 
     def _open(self, path: Path) -> None:
-        try:
-            kept = self._read(path)
-            self._file = path.open("r+b" if kept else "w+b")
-            self._file.truncate(kept)
-            self._file.seek(kept)
-            if not kept:
-                self._file.write(self._first)
-                self._file.flush()
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        if state_of(path) is not None:
+            open_file(path, "results.unreadable").close()  # a FIFO would be waited for below
+        with writing(path, _CODE, "the journal"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = os.fdopen(descriptor, "r+b")
+            try:
+                lock(descriptor)
+                kept = self._read(path)
+                self._file.truncate(kept)
+                self._file.seek(kept)
+                if not kept:
+                    self._file.write(self._first)
+                    self._file.flush()
+            except BaseException:
+                self.close()
+                raise
 
     def _read(self, path: Path) -> int:
         """Take the results of an earlier run; returns how many bytes of its file are good."""
@@ -124,8 +135,3 @@ class Journal(Generic[R]):
 
 def _line(content: Mapping[str, object]) -> bytes:
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    cause = f"cannot keep the journal {path}: {error.strerror or error}"
-    return UserError("results.unwritable", cause, "choose another place or make room")

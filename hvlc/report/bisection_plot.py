@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from hvlc.report.rendering import rendered
 from hvlc.results.bisection import Bisection, Deviation
 
 _STYLE = {"svg.hashsalt": "hvlc", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
@@ -14,12 +15,15 @@ _STAGE = 0.18  # inches
 _NAMED = 40  # stages up to which each one has its name below
 
 
-def draw_bisection(found: Bisection, files: Sequence[Path]) -> None:
+def draw_bisection(found: Bisection, files: Sequence[Path]) -> dict[Path, list[bytes]]:
     """Own errors with their tolerances, and accumulated errors, stage after stage.
 
     Args:
         found: the bisection.
-        files: to write, their format by their suffix.
+        files: to make, their format by their suffix.
+
+    Returns:
+        The content of each.
     """
     places = range(len(found.stages))
     own = [_height(stage.own) for stage in found.stages]
@@ -40,8 +44,7 @@ def draw_bisection(found: Bisection, files: Sequence[Path]) -> None:
         shown = [i for i in places if len(own) <= _NAMED or i in wrong or i % (len(own) // _NAMED + 1) == 0]
         axes.set_xticks(shown, [found.stages[i].name for i in shown], rotation=90)
         axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-        for file in files:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        return rendered(figure, files)
 
 
 def _height(found: Deviation) -> float:

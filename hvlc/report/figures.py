@@ -9,19 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from hvlc.report.rendering import rendered
 from hvlc.results.sensitivity import Front, FrontPoint, Part, Sensitivity
 
 _STYLE = {"svg.hashsalt": "hvlc", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 _CELL = 0.26  # inches of a layer
 
 
-def draw_sensitivity(found: Sensitivity, files: Sequence[Path]) -> None:
+def draw_sensitivity(found: Sensitivity, files: Sequence[Path]) -> dict[Path, list[bytes]]:
     """A heat map for every format: layers across, parts of a layer down; what is in no layer stands in the first
     column of a row of its own.
 
     Args:
         found: the damages.
-        files: to write, their format by their suffix.
+        files: to make, their format by their suffix.
+
+    Returns:
+        The content of each.
     """
     rows = list(dict.fromkeys((part.component, part.kind) for part in found.parts))
     layers = 1 + max(part.layer or 0 for part in found.parts)
@@ -41,15 +45,18 @@ def draw_sensitivity(found: Sensitivity, files: Sequence[Path]) -> None:
         panels[-1].set_xlabel("layer")
         label = "loss in nats per token" if found.measured else "relative output error"
         figure.colorbar(image, ax=list(panels), label=label)
-        _save(figure, files)
+        return rendered(figure, files)
 
 
-def draw_front(front: Front, files: Sequence[Path]) -> None:
+def draw_front(front: Front, files: Sequence[Path]) -> dict[Path, list[bytes]]:
     """Damage against bits per weight, predicted, and beside it what was measured.
 
     Args:
         front: the points.
-        files: to write, their format by their suffix.
+        files: to make, their format by their suffix.
+
+    Returns:
+        The content of each.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure((9.0 if front.score else 5.0, 3.4), layout="constrained")
@@ -64,7 +71,7 @@ def draw_front(front: Front, files: Sequence[Path]) -> None:
             if front.reference is not None:
                 panels[1].axhline(front.reference, color="gray", linewidth=0.8, linestyle="--", label="float")
         panels[-1].legend(frameon=False)
-        _save(figure, files)
+        return rendered(figure, files)
 
 
 def _grid(parts: Sequence[Part], rows: Sequence[tuple[str, str]], layers: int, index: int) -> np.ndarray:
@@ -91,8 +98,3 @@ def _scatter(axes: Axes, values: Sequence[tuple[FrontPoint, float]], label: str)
         axes.annotate(next(iter(point.formats)), (point.bits_per_weight, value), (4, 4), textcoords="offset points")
     axes.set_xlabel("bits per weight")
     axes.set_ylabel(label)
-
-
-def _save(figure: Figure, files: Sequence[Path]) -> None:
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)

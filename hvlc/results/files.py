@@ -1,6 +1,6 @@
 """Records as files: written whole or not at all, read strictly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,20 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         UserError: the file cannot be written.
     """
     write_files({path: (encoded(part) for part in parts)}, UNWRITABLE)
+
+
+def write_results(texts: Mapping[Path, Iterable[str]], others: Mapping[Path, Iterable[bytes]]) -> None:
+    """Writes the results of a command; none appears before the last of them is written.
+
+    Args:
+        texts: the parts of each text file.
+        others: of each other file.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    encoded_texts = {path: [encoded(part) for part in parts] for path, parts in texts.items()}
+    write_files({**encoded_texts, **others}, UNWRITABLE)
 
 
 def encoded(text: str) -> bytes:

@@ -14,6 +14,7 @@ from hvlc.evaluation.significance import flips, paired_tests
 from hvlc.evaluation.task import Task
 from hvlc.evaluation.tasks import NAMED_TASKS, open_task
 from hvlc.files.reading import TEXT, is_directory, is_file, read_text
+from hvlc.files.writing import make_directory
 from hvlc.inputs.images import to_array
 from hvlc.manifest.manifest import MANIFEST
 from hvlc.opening.package import open_package
@@ -23,6 +24,7 @@ from hvlc.report.comparison_page import write_comparison_page
 from hvlc.results import Evaluation, Interval, Measured, TextEvaluation, read_evaluation, write_whole
 from hvlc.results.comparison import Comparison, Contestant, RunScores, StageError
 from hvlc.results.difference import ValueChange
+from hvlc.results.files import UNWRITABLE
 from hvlc.results.measures import MEASURES
 from hvlc.results.trace_points import Question
 from hvlc.workflows.evaluate.evaluate import Against, evaluate_directory, require_sight, settings_of
@@ -438,11 +440,7 @@ def write_comparison(output: Path, compared: Compared, title: str) -> None:
     Raises:
         UserError: they cannot be written.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        cause = f"cannot make {output}: {error.strerror or error}"
-        raise UserError("results.unwritable", cause, "choose another place") from error
+    make_directory(output, UNWRITABLE)
     comparison = compared.comparison
     write_whole(output / f"{_NAME}.json", [comparison.model_dump_json(indent=1), "\n"])
     write_whole(output / f"{_NAME}.md", [comparison_markdown(comparison, compared.evaluations)])

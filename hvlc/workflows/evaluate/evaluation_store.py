@@ -9,7 +9,9 @@ from typing import Self, TypeVar
 from hvlc.errors import UserError
 from hvlc.evaluation.journal import Journal
 from hvlc.files.reading import is_file
+from hvlc.files.writing import make_directory
 from hvlc.results import SCHEMA_VERSION, Measured, Record, read_evaluation, write_evaluation
+from hvlc.results.files import UNWRITABLE
 
 R = TypeVar("R", bound=Record)
 
@@ -30,11 +32,7 @@ class Store:
         self._announce = announce
         self._journals: list[Journal[Record]] = []
         if directory is not None:
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                cause = f"cannot make {directory}: {error.strerror or error}"
-                raise UserError("results.unwritable", cause, "choose another place") from error
+            make_directory(directory, UNWRITABLE)
 
     def __enter__(self) -> Self:
         return self

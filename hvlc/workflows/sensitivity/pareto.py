@@ -8,11 +8,13 @@ from typing import Literal
 from hvlc.errors import Progress, UserError
 from hvlc.files.reading import is_file
 from hvlc.files.scratch import scratch_directory
+from hvlc.files.writing import make_directory
 from hvlc.graphs.bundle import Bundle
 from hvlc.manifest.manifest import Kind
 from hvlc.recipes.budget import explicit, knapsack, uniform
 from hvlc.recipes.schema import FormatSpec, Recipe, dump_recipe
 from hvlc.results import write_whole
+from hvlc.results.files import UNWRITABLE, write_results
 from hvlc.results.sensitivity import Front, FrontPoint, Sensitivity
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build
@@ -48,6 +50,7 @@ def pareto(
     *,
     count: int,
     scoring: Scoring | None = None,
+    plots: Sequence[str] = (),
     force: bool = False,
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
@@ -60,6 +63,7 @@ def pareto(
         output: directory for front.json and the recipes.
         count: of budgets, at even distances from the smallest to the least damaged.
         scoring: how to measure the packages; None builds none.
+        plots: names of image files to draw the front into.
         force: replace files of an older front.
         progress: told what is done.
         announce: told how long the sensitivities will take.
@@ -70,11 +74,16 @@ def pareto(
     check_results(output, [FRONT], force=force)
     score = scoring and _score(opened.checkpoint, scoring)
     sensitivity = measure(opened.checkpoint, opened.text, opened.recipe, opened.target, how, progress, announce)
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output, UNWRITABLE)
     front = _front(sensitivity, opened.recipe, how.formats, count, output)
     if score:
         front = _measured(front, opened, output, score, progress)
-    write_whole(output / FRONT, [front.model_dump_json(indent=1), "\n"])
+    drawn: dict[Path, list[bytes]] = {}
+    if plots:
+        from hvlc.report.figures import draw_front
+
+        drawn = draw_front(front, [output / name for name in plots])
+    write_results({output / FRONT: [front.model_dump_json(indent=1), "\n"]}, drawn)
     return front
 
 

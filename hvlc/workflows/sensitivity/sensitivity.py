@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.errors import Collector, Progress, UserError, raise_all
+from hvlc.files.reading import is_directory, shown, state_of
 from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
@@ -141,9 +142,9 @@ def check_results(output: Path, names: Iterable[str], *, force: bool) -> None:
     Raises:
         UserError: it is a file, or holds one of the files already.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError("output.exists", f"{output} is a file", "choose another output")
-    there = [str(output / name) for name in names if (output / name).exists()]
+    if state_of(output) is not None and not is_directory(output):
+        raise UserError("output.exists", f"{shown(output)} is a file", "choose another output")
+    there = [shown(output / name) for name in names if state_of(output / name) is not None]
     if there and not force:
         raise UserError("output.exists", f"{', '.join(there)} exists", "choose another output or pass --force")
 
