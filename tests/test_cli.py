@@ -206,7 +206,8 @@ STOPPED_AT = {
     "the last file": ("hvlc.package.writer", "_sync"),
 }
 SCRIPT = """
-import importlib, sys, time
+import importlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored, and so have its children
 module, name, reached, *arguments = sys.argv[1:]
 def wait(*_):
     open(reached, "w").close()
