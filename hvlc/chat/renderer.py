@@ -79,7 +79,11 @@ class Renderer:
         self._files, self._is_open = files, False
 
     def opened(self) -> Refusal | None:
-        """None where the runtime opens the tokenizer; else why it does not."""
+        """None where the runtime opens the tokenizer; else why it does not.
+
+        Raises:
+            UserError: there is no place for temporary files.
+        """
         if self._process is not None and self._is_open:
             return None
         with temporary_directory("chat") as scratch:

@@ -1,4 +1,5 @@
-"""Processes that Python code starts, recorded by an audit hook.
+"""Processes that Python code starts, recorded by an audit hook; all but the one that renders chat templates, which is
+started so that a template ends no other.
 
 A process that a C library starts by itself raises no audit event; `strace` sees it, this does not.
 """
@@ -6,6 +7,8 @@ A process that a C library starts by itself raises no audit event; `strace` sees
 import contextlib
 import sys
 from collections.abc import Iterator
+
+from hvlc.chat.renderer import COMMAND
 
 #: Audit events of everything in Python that starts a process or replaces this one.
 #: https://docs.python.org/3/library/audit_events.html
@@ -33,6 +36,12 @@ def recorded_processes() -> Iterator[list[str]]:
 
 
 def _note(event: str, arguments: tuple[object, ...]) -> None:
-    if event in STARTS:
+    if event in STARTS and not _renders(event, arguments):
         for found in _recording:
             found.append(f"{event} {arguments!r}"[:300])
+
+
+def _renders(event: str, arguments: tuple[object, ...]) -> bool:
+    """Whether a process is the renderer of chat templates, to the letter of its command."""
+    command = arguments[1] if event == "subprocess.Popen" and len(arguments) > 1 else None
+    return isinstance(command, list | tuple) and tuple(command[: len(COMMAND)]) == COMMAND

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hvlc.chat.renderer import COMMAND
 from tests.fuzz.processes import recorded_processes
 
 PLANTED: dict[str, Callable[[], object]] = {
@@ -30,3 +31,10 @@ def test_without_a_process_nothing_is_recorded() -> None:
     with recorded_processes() as found:
         compile("1 + 1", "<text>", "eval")
     assert found == []
+
+
+def test_the_renderer_of_templates_is_not_recorded_and_its_interpreter_alone_is() -> None:
+    with recorded_processes() as found:
+        subprocess.run([*COMMAND, "1500000000"], stdin=subprocess.DEVNULL, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-P", "-c", ""], check=True)
+    assert len(found) == 1
