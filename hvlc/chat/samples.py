@@ -11,6 +11,7 @@ _HARD = (
     ' "Quoted" it\'s {{ braces }} {% raw %} {# note #} back\\slash\n\n'
     "\tnext line: café, cafe\u0301, 你好, שלום, \U0001f9d1\u200d\U0001f52c, \uff5c /no_think "
 )
+_FOREIGN = "\u03a9\u00df? \u4f60\u597d\u3000\u662f \U0001f642."  # nothing that a condition on Latin text holds for
 _THOUGHT = "<think>\nFour?\n</think>\n\nIt is 4."
 
 
@@ -41,6 +42,8 @@ def chats(images: bool) -> Iterator[Chat]:
     assistant, system = _turn("assistant", "It is 4."), _turn("system", "Be brief.\n")
     yield Chat("a user's question", [user], needed=True)
     yield Chat("a question of hard text", [hard])
+    yield Chat("a question in another script", [_turn("user", _FOREIGN)])
+    yield Chat("turns in another script", [_turn(r, _FOREIGN) for r in ("system", "user", "assistant", "user")])
     yield Chat("an empty question", [_turn("user", "")])
     yield Chat("a finished answer", [user, assistant], answers=False)
     yield Chat("a system's turn and a question", [system, user])

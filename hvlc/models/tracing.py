@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from hvlc.chat.reference import rendered
 from hvlc.errors import UserError
 from hvlc.models.loading import check_config, loading
 from hvlc.models.numbers import LanguageNumbers, Numbers
@@ -83,11 +84,9 @@ class LanguageTracer:
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Through the chat template, or as plain text to go on with if there is none."""
-        template, text = self.tokenizer.chat_template, prompt
-        if template is not None:
-            messages = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=template is None)["input_ids"]
+        text = rendered(self.directory, [{"role": "user", "content": prompt}])
+        bare = text is None
+        ids: list[int] = self.tokenizer(prompt if text is None else text, add_special_tokens=bare)["input_ids"]
         return ids
 
     def _answer(self, ids: torch.Tensor, inputs: Mapping[str, Any], question: Question) -> np.ndarray:

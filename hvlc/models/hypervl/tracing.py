@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from hvlc.chat.reference import rendered
 from hvlc.errors import UserError
 from hvlc.models.hypervl.configuration import BRANCHES
 from hvlc.models.hypervl.numbers import HyperVLNumbers
@@ -87,7 +88,10 @@ class HyperVLTracer(LanguageTracer):
     def _text(self, question: Question) -> str:
         content = [{"type": "image"}] * len(question.images) + [{"type": "text", "text": question.prompt}]
         message = {"role": "user", "content": content if question.images else question.prompt}
-        text: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        text = rendered(self.directory, [message])
+        if text is None:
+            cause = f"{self.directory} has no chat template to show an image with"
+            raise UserError("checkpoint.template", cause, "save the processor with its template")
         return text
 
     def _scales(self, images: list[Image.Image], *, vrc: bool) -> list[float]:
