@@ -176,7 +176,11 @@ class Expressions:
             return f"{of}[{':'.join(parts)}{step}]"
         if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
             return f"{of}[{quoted(node.arg.value)}]"
-        return f"{of}[{self.expression(node.arg)}]"
+        at = _constant_index(node.arg)
+        if at is None or not _may_be_text(node.node):
+            return f"{of}[{self.expression(node.arg)}]"
+        self.changes.append("a text has characters")
+        return f"({of}[{at}:{at + 1 or ''}] if ({of} is string) else {of}[{at}])"
 
     def _and(self, node: nodes.And) -> str:
         if _is_truth(node.left) and _is_truth(node.right):
@@ -321,6 +325,20 @@ class Expressions:
         if name in _KNOWN_TOKENS:
             return name in self._specials
         return None
+
+
+def _constant_index(node: nodes.Node) -> int | None:
+    """A number that is written as an index; None of what is computed."""
+    sign, inner = (-1, node.node) if isinstance(node, nodes.Neg) else (1, node)
+    number = inner.value if isinstance(inner, nodes.Const) else None
+    return sign * number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def _may_be_text(node: nodes.Node) -> bool:
+    """Whether a string may be what is indexed, as the template reads: not the messages, and not what was split."""
+    split = isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.node.attr == "split"
+    listed = isinstance(node, nodes.List | nodes.Tuple) or (isinstance(node, nodes.Name) and node.name == "messages")
+    return not (split or listed)
 
 
 def _upper(of: str) -> str:

@@ -55,6 +55,7 @@ REWRITTEN = {
     "the filter upper": ("{{ messages[0].role | upper }}: {{ messages[0].content }}", "the filter upper"),
     "concatenated with nothing": ("{{ 'a' ~ nothing ~ messages[0].nothing ~ messages[0].content }}", "otherwise"),
     "join": ("{{ ', '.join(['a', messages[0].content]) }}", ".join()"),
+    "a letter": ("{{ messages[0].role[0] }}{{ messages[0].role[-1] }}{{ messages[0].content }}", "characters"),
     "first": ("{{ (messages | first).content }}", "the filter first"),
     "reverse": ("{% for m in messages | reverse %}{{ m.content }};{% endfor %}", "the filter reverse"),
     "a set that stays": (
@@ -124,7 +125,7 @@ REFUSED = {
     "a filter of transformers alone": ("{{ messages[0].content | wordwrap }}", "not callable"),
     "a method of transformers alone": ("{{ messages[0].content.swapcase() }}", "Unknown method"),
     "capitals beyond ASCII": ("{{ messages[0].content.upper() }}", "instead of"),
-    "a character of a string": ("{{ messages[0].content[0] }}", "becomes '' instead of 'W'"),
+    "a character of a string": ("{{ messages[0].content[0] }}", "a question in another script"),
     "characters counted": ("{{ messages[0].content | length }}", "instead of"),
     "a refusal": ("{{ raise_exception('no chats at all') }}", "no chats at all"),
     "a way out of the sandbox": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
