@@ -28,7 +28,7 @@ def engine_directory(package: Package) -> Iterator[Path]:
     """
     check_tokenizer(package.directory)
     with temporary_directory("engine") as directory:
-        with writing(directory, "output.temporary", "what onnxruntime-genai opens"):
+        with writing(directory, "output.write", "what onnxruntime-genai opens"):
             (directory / CONFIGURATION).write_text(package.configuration.text(), "utf-8")
             for file in package.manifest.files:
                 if _is_shown(file) and is_file(package.directory / file):
