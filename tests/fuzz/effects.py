@@ -65,6 +65,10 @@ _TRACED = (
 )
 
 
+#: hvlc's own process that renders a package's template within bounds.
+_RENDERING = "hvlc/chat/worker.py"
+
+
 @dataclass(frozen=True)
 class Effects:
     """What a process did.
@@ -87,7 +91,8 @@ class Effects:
         own = tuple(f"{place.resolve()}/" for place in scratch)
         written = [path for path in self.written if not path.startswith((*own, "/dev/", "/proc/")) and path not in own]
         strange = [path for path in self.loaded if not os.path.realpath(path).startswith(_libraries())]
-        return [*self.started, *written, *strange]
+        started = [process for process in self.started if _RENDERING not in process]
+        return [*started, *written, *strange]
 
 
 def _libraries() -> tuple[str, ...]:

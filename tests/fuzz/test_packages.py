@@ -16,7 +16,8 @@ from hvlc.manifest.manifest import MANIFEST
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import save_text
-from tests.fuzz.mutation import Commands, check, commands, files, mutated
+from tests.fuzz.building import check_build
+from tests.fuzz.mutation import Commands, commands, files, mutated
 from tests.fuzz.values import VALUES, replaced
 from tests.helpers.fixed_shapes import write_target
 from tests.helpers.packages import renewed
@@ -195,7 +196,7 @@ def _case(number: int, child: Commands, packages: tuple[Path, Path], scratch: Pa
     what = damage(package, source)
     for command in _commands(package, good, scratch / "image.png", source, sees=sees):
         try:
-            check(child.run(*map(str, command)))
+            check_build(child.run(*map(str, command)))
         except AssertionError as error:
             error.add_note(f"{what}: {' '.join(map(str, command))}")
             raise
@@ -221,4 +222,4 @@ def test_a_package_that_was_not_damaged_passes(tiny_w4a16: Path, staged: Path, t
             for seed in range(4):
                 for command in _commands(copied, good, image, random.Random(seed), sees=sees):
                     if "--fix" not in command:
-                        check(child.run(*map(str, command)), (0, 3, 4))
+                        check_build(child.run(*map(str, command)), (0, 3, 4))
