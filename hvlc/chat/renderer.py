@@ -35,7 +35,7 @@ class Refusal:
 
     Attributes:
         cause: what it said, or how its process ended.
-        fatal: the process did not end by itself, or by a signal, or for want of memory.
+        fatal: its process died, or was ended because it took too long.
     """
 
     cause: str
