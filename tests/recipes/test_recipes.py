@@ -9,7 +9,7 @@ from hvlc.errors import UserError
 from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.recipes.loading import load_recipe, recipe_path, shipped_recipes
 from hvlc.recipes.schema import Recipe
-from hvlc.targets import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path
+from hvlc.targets import BlockFormat, Evidence, Target, load_target, shipped_targets, target_path, target_text
 
 RULE = "rules: [{role: decoder, quantize: {bits: 4, block_size: 32}}]"
 VALID = f"schema_version: 1\nname: mine\ndescription: one line\n{RULE}\n"
@@ -178,3 +178,13 @@ def test_static_activations_have_a_format_and_the_others_none(tmp_path: Path) ->
     assert [found[name].kv_cache for name in ("plain", "chosen")] == [CacheType.FLOAT, CacheType.INT8]
     dumped = yaml.safe_load(yaml.safe_dump(found["chosen"].model_dump(mode="json")))
     assert Recipe.parse(dumped, "dumped") == found["chosen"]
+
+
+def test_the_text_of_a_target_is_that_of_its_own_file(tmp_path: Path) -> None:
+    assert target_text("qnn-sm8750") == target_path("qnn-sm8750").read_text("utf-8")
+    own = tmp_path / "mine.toml"
+    own.write_text('name = "mine"\nextends = "cpu"\n', "utf-8")
+    assert target_text(str(own)) == own.read_text("utf-8")
+    with pytest.raises(UserError) as caught:
+        target_text("no-such-target")
+    assert caught.value.code == "target.unknown"
