@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import struct
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -237,7 +236,7 @@ def run_one(seed: int, bases: dict[str, Path], scratch: Path, hvlc: Hvlc) -> int
     assert result.code in CODES, told
     assert time.monotonic() - started < SECONDS, told
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < BYTES, told
-    assert all(sys.executable in process for process in processes), (told, processes)  # what renders a chat template
+    assert processes == [], (told, processes)
     built = ["out"] if command == "build" and result.code == 0 else []
     assert sorted(path.name for path in scratch.iterdir()) == ["checkpoint", *built], told
     for graph in sorted(scratch.glob("out/*.onnx")):
