@@ -22,9 +22,9 @@ from hvlc.graphs.linears import LinearGroup, linear_groups
 from hvlc.graphs.plan import Action, Assignment
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.solvers.statistics import Accumulator, InputStatistics
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
-from hvlc.weights.quantized import Levels, Solved, unpacked
+from hvlc.weights.quantized import Solved
 
 _ROWS = 8192  # of a matrix that are solved at a time: a head has a hundred thousand
 
@@ -148,7 +148,7 @@ class Calibration:
                 return None
             solved = self._solved.get(str(node.name))
             if solved is not None:
-                return unpacked(solved).T
+                return solved.dequantize().T
             if assignment.solver not in SOLVERS:
                 return None
             rows = np.ascontiguousarray(expression_of(_weight(node)).transpose().read())

@@ -24,8 +24,8 @@ from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
 from hvlc.graphs.plan import Assignment
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.solvers.statistics import InputStatistics
+from hvlc.weights.formats import Levels
 from hvlc.weights.lazy import Expression
-from hvlc.weights.quantized import Levels
 
 _ROWS = 4096  # of a matrix whose error is measured at a time
 

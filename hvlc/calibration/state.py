@@ -20,9 +20,9 @@ from hvlc.files.scratch import PARTIAL as _PARTIAL
 from hvlc.files.writing import writing
 from hvlc.inputs.documents import read_json
 from hvlc.weights.checkpoint import open_tensors
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Box, Expression
-from hvlc.weights.quantized import Levels, Solved, stored_array, stream_dtype, stream_shape, streams_of
+from hvlc.weights.quantized import Solved
 
 _FINGERPRINT, _ARRAYS = "fingerprint.json", ".safetensors"
 _CODE = "calibration.state"
@@ -99,7 +99,7 @@ class State:
 
     def put(self, key: str, levels: Levels) -> None:
         """Keep a matrix; it is there whole or not at all."""
-        self.put_arrays(key, {stream.value: stored_array(levels, stream) for stream in streams_of(levels.format)})
+        self.put_arrays(key, {stream.value: array for stream, array in levels.streams.items()})
 
     def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays under their names; they are there whole or not at all.
@@ -231,8 +231,7 @@ def awaited(directory: Path, key: str, shape: tuple[int, int], format: WeightFor
     """
     path = key_path(directory, key)
     streams = (
-        Awaited(path, stream.value, stream_shape(shape, format, stream), stream_dtype(format, stream))
-        for stream in streams_of(format)
+        Awaited(path, stream.value, format.shape(stream, shape), format.dtype(stream)) for stream in format.streams
     )
     return Solved(shape, format, tuple(streams))
 

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from hvlc.errors import HvlcError
 from hvlc.opening.tensors import damaged, dtype_of, place_of, width_of
+from hvlc.weights.formats.packing import unpack
 
 _HALF_BYTES = {"int4": np.int8, "uint4": np.uint8}
 
@@ -87,5 +88,5 @@ def open_initializer(path: Path, tensor: onnx.TensorProto, sizes: Mapping[str, i
 
 def _unpacked(packed: np.ndarray, count: int, *, signed: bool) -> np.ndarray:
     """Levels of 4 bits, low nibble first, as int8 or uint8 `[count]`."""
-    levels = np.stack([packed & 15, packed >> 4], -1).reshape(-1)[:count]
+    levels = unpack(packed.reshape(-1), 4, count)
     return ((levels ^ 8).view(np.int8) - np.int8(8)) if signed else levels

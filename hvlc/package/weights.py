@@ -22,6 +22,8 @@ from hvlc.opening.graphs import load_graph, nested
 from hvlc.opening.tensors import damaged
 from hvlc.package.contents import file_sizes
 from hvlc.package.initializers import Initializer, open_initializer
+from hvlc.weights.formats import Stream, stored_name
+from hvlc.weights.formats.packing import unpack
 
 #: Operators that hand on a vector of scales or a table in another form but with the same values in the same order.
 _VIEWS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -165,12 +167,16 @@ class BlockValues:
     def format(self) -> str:
         """As plans name it (`hvlc.graphs.plan.WeightFormat`); "whole" where blocks are whole rows."""
         block = "whole" if self.block_size == self.columns and not self.packed else f"b{self.block_size}"
-        floats = self.middles is not None or (self.zeros is not None and self.zeros.dtype in _FLOATS)
+        return stored_name(self.bits, block, self._extra, self.scales.dtype)
+
+    @property
+    def _extra(self) -> tuple[Stream, ...]:
+        """What is stored beside levels and scales; zero points that are float mean what middles do."""
         if self.factors is not None:
-            return f"int{self.bits} {block} sym lpbq"
-        kind = "float zero" if floats else "sym" if self.zeros is None else "asym"
-        scales = {"float16": "f16", "float": "f32"}.get(self.scales.dtype, self.scales.dtype)
-        return f"int{self.bits} {block} {kind} {scales}"
+            return (Stream.FACTORS,)
+        if self.middles is not None or (self.zeros is not None and self.zeros.dtype in _FLOATS):
+            return (Stream.MIDDLES,)
+        return () if self.zeros is None else (Stream.ZERO_POINTS,)
 
     def load(self) -> np.ndarray:
         """float32 `(level - zero point) * scale`, the features that come out first."""
@@ -201,9 +207,7 @@ class BlockValues:
     def _integers(self, stored: np.ndarray) -> np.ndarray:
         """`[rows, columns]`, perhaps with padding at the end of rows."""
         rows = stored.reshape(-1, self.shape[0]).T if self.turned else stored.reshape(self.shape[0], -1)
-        if self.packed and self.bits == 4:
-            return np.stack([rows & 15, rows >> 4], -1).reshape(len(rows), -1)
-        return rows
+        return unpack(rows, self.bits, rows.shape[1] * 8 // self.bits) if self.packed else rows
 
 
 def stored_weights(directory: Path, manifest: Manifest) -> list[StoredWeight]:

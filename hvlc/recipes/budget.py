@@ -19,7 +19,7 @@ from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action, Assignment
 from hvlc.recipes.schema import MOST_BITS, MOST_MEGABYTES, BudgetSpec, FormatSpec, Recipe, Rule, WeightSpec
 from hvlc.results.sensitivity import Candidate, Sensitivity
-from hvlc.weights.formats import ScaleType
+from hvlc.weights.formats import scale_type_at
 from hvlc.weights.prequantized.matrix import STORED
 
 _CELLS = 1 << 16  # of the grid, where sizes have no coarser one in common
@@ -159,8 +159,8 @@ def uniform(recipe: Recipe, format: FormatSpec, solver: str | None = None) -> Re
 
 def _respecified(spec: WeightSpec, format: FormatSpec | Candidate, solver: str | None = None) -> WeightSpec:
     changes: dict[str, object] = {"bits": format.bits, "block_size": format.block_size, "per_channel": False}
-    if spec.scale_type is ScaleType.LPBQ and format.bits != 4:  # LPBQ has no other width
-        changes["scale_type"] = ScaleType.FLOAT32
+    if (scales := scale_type_at(format.bits, spec.scale_type)) is not spec.scale_type:
+        changes["scale_type"] = scales
     if solver is not None and solver != spec.solver:
         changes |= {"solver": solver, "options": {}}
     return spec.model_copy(update=changes)

@@ -252,8 +252,8 @@ def _choice(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> 
 def _made(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> _Choice:
     """What a rule asks for, or what it falls back on where that does not fit the matrix or the target, and why."""
     format = spec.format(place.dims[1], negative_scales=False)
-    if not format.is_lpbq and _takes_negative(target, format, place, recipe):
-        format = replace(format, negative_scales=True)
+    if _takes_negative(target, format, place, recipe):
+        format = format.with_negative_scales()
     if spec.fallback is not None and (obstacle := _obstacle(target, format, place, recipe)):
         made = _made(place, spec.fallback, target, recipe)
         return replace(made, reason="; ".join(filter(None, (f"not {format}: {obstacle}", made.reason))))
@@ -264,19 +264,15 @@ def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) 
     """Whether a product by a matrix of this format may run on the target."""
     width, static = place.dims[1], recipe.activation_format
     if static is not None and place.role in static.roles:
-        grain = _grain(format, width)
+        grain = Grain(format.grain(width))
         taken = target.takes_product("MatMul", static.type, f"int{format.bits}", grain, width)
         if taken and format.negative_scales and not _takes_negative(target, format, place, recipe):
             return Verdict(False, f"{target.name} takes no negative scales of a {grain} at {format.bits} bits")
         if not taken or grain is Grain.CHANNEL:
             return taken
-    elif format.is_lpbq:
-        return Verdict(False, "scales of the form LPBQ are for static activations: MatMulNBits has float scales alone")
-    if format.float_zeros and width % format.block_size:  # the sums of a block's inputs have no padding
-        return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
-    verdict = target.takes_weights(format.bits, format.block_size, symmetric=format.symmetric)
-    if verdict and format.float_zeros:
-        verdict = target.takes_float_zero_points(format.bits)
+    elif obstacle := format.product_obstacle(width):
+        return Verdict(False, obstacle)
+    verdict = target.takes_weights(format.bits, format.block_size, format.needs)
     if verdict and format.negative_scales and not target.takes_negative_scales(format.bits):
         return Verdict(False, f"{target.name} takes no negative scales at {format.bits} bits")
     return verdict and _takes_rows(target, format, place, recipe)
@@ -291,19 +287,12 @@ def _obstacle(target: Target, format: WeightFormat, place: _Place, recipe: Recip
     return "" if verdict else verdict.reason
 
 
-def _grain(format: WeightFormat, in_features: int) -> Grain:
-    """What shares a scale of a matrix behind DequantizeLinear."""
-    if format.is_lpbq:
-        return Grain.LPBQ
-    return Grain.CHANNEL if format.block_size == in_features else Grain.BLOCK
-
-
 def _takes_negative(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> bool:
     """Whether a matrix may have negative scales, in the form that the recipe gives its product."""
     static = recipe.activation_format
     if static is None or place.role not in static.roles:
         return target.takes_negative_scales(format.bits)
-    grain = _grain(format, place.dims[1])
+    grain = Grain(format.grain(place.dims[1]))
     signed = target.takes_negative_product("MatMul", static.type, f"int{format.bits}", grain)
     return signed and (grain is Grain.CHANNEL or target.takes_negative_scales(format.bits))
 
@@ -337,7 +326,7 @@ def _whole_blocks(choice: _Choice, target: Target, place: _Place, recipe: Recipe
     if choice.solver == STORED or _takes_rows(target, asked, place, recipe):
         return choice
     sizes = {size for known in target.block_formats if known.bits == asked.bits for size in known.block_sizes}
-    smaller = [replace(asked, block_size=size) for size in sorted(sizes, reverse=True) if size < asked.block_size]
+    smaller = [asked.in_blocks(size) for size in sorted(sizes, reverse=True) if size < asked.block_size]
     fitting = next((format for format in smaller if _takes(target, format, place, recipe)), None)
     if fitting is None:
         return choice
@@ -370,16 +359,8 @@ def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> Verd
     op = target.takes_op("GatherBlockQuantized", "com.microsoft")
     if not op:
         return op
-    width = place.dims[1]
-    if width % format.block_size:  # the operator would return the padding of the last block too
-        return Verdict(False, f"rows of {width} are no whole number of blocks of {format.block_size}")
-    if format.block_size.bit_count() > 1:
-        return Verdict(False, f"GatherBlockQuantized takes no blocks of {format.block_size}")
-    if format.float_zeros:
-        return Verdict(False, "GatherBlockQuantized takes no float zero points")
-    if format.is_lpbq:
-        return Verdict(False, "GatherBlockQuantized takes no scales of the form LPBQ")
-    return target.takes_gather(format.bits)
+    obstacle = format.lookup_obstacle(place.dims[1])
+    return Verdict(False, obstacle) if obstacle else target.takes_gather(format.bits)
 
 
 def _assignment(place: _Place, action: Action, reason: str, choice: _Choice | None = None) -> Assignment:

@@ -10,7 +10,7 @@ from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.inputs.documents import dump_yaml
 from hvlc.inputs.records import StrictModel
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat, weight_format
 
 MOST_BLOCK = 65_536  # elements that share a scale
 MOST_SAMPLES = 100_000  # as on the command line
@@ -56,14 +56,16 @@ class WeightSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _lpbq_is_of_four_bits_in_blocks(self) -> Self:
-        if self.scale_type is ScaleType.LPBQ and (self.bits != 4 or self.per_channel or not self.symmetric):
-            raise ValueError("scale_type lpbq is for 4 bits in blocks without zero points")
+    def _a_format_has_all_of_it(self) -> Self:
+        self.format(MOST_BLOCK, negative_scales=False)
         return self
 
     def format(self, in_features: int, *, negative_scales: bool) -> WeightFormat:
         """The format of rows of `in_features` as a plan carries it."""
-        return WeightFormat(self.bits, self.block_size or in_features, self.symmetric, self.scale_type, negative_scales)
+        block_size = self.block_size or in_features
+        return weight_format(
+            self.bits, block_size, self.symmetric, self.scale_type, negative_scales, per_channel=self.per_channel
+        )
 
     def with_fallbacks(self) -> Iterator["WeightSpec"]:
         """It, its fallback, that one's and so on."""

@@ -12,8 +12,8 @@ from hvlc.solvers.hqq import half_quadratic
 from hvlc.solvers.k_quant import k_quant
 from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.solvers.statistics import InputStatistics
-from hvlc.weights.formats import WeightFormat
-from hvlc.weights.quantized import Levels, Solver
+from hvlc.weights.formats import Levels, WeightFormat
+from hvlc.weights.quantized import Solver
 
 #: Data-free ones, by the name that recipes give.
 SOLVERS = {

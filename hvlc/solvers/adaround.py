@@ -16,8 +16,7 @@ import numpy as np
 from hvlc.solvers import kernels_rounding
 from hvlc.solvers.k_quant import weighted_least_squares
 from hvlc.solvers.statistics import InputStatistics, damped
-from hvlc.weights.formats import WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, WeightFormat
 
 _MOST_ITERATIONS = 100_000
 _ROWS = 256  # solved at once: as many as keep the products efficient and the memory small

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hvlc.solvers import kernels
-from hvlc.solvers.lpbq import whole_scales
+from hvlc.solvers.kernel_calls import stored_zeros, weighted_extremes
+from hvlc.solvers.lpbq import tied_scales
 from hvlc.solvers.statistics import InputStatistics, damped
-from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, WeightFormat
 
 _SHRINK = np.linspace(1.0, 0.6, 12, dtype=np.float32)
 _STEP = 128  # columns between two products with the rest of the matrix
@@ -151,7 +151,8 @@ def gptq_factored(weight: np.ndarray, format: WeightFormat, factored: Factored) 
     """`gptq` with the factorization done, for several matrices that share an input."""
     rows, size, blocks = weight.shape[0], factored.order.size, factored.order.size // format.block_size
     weight = np.pad(np.asarray(weight, np.float32), ((0, 0), (0, size - weight.shape[1])))
-    scales, zeros = _grids(weight, format, factored.importance)
+    scales, zeros = weighted_extremes(weight, factored.importance, format, _SHRINK)
+    scales = tied_scales(weight, scales, factored.importance, format)
     levels = np.empty((rows, size), np.uint8)
     ordered, turned = weight[:, factored.order], levels[:, factored.order]
     target, missed = ordered.copy(), np.empty((rows, _STEP), np.float32)
@@ -174,21 +175,4 @@ def gptq_factored(weight: np.ndarray, format: WeightFormat, factored: Factored) 
         if last < size:
             target[:, last:] += errors @ factored.feedback[first:last, last:]
     levels[:, factored.order] = turned
-    stored_zeros = None if format.symmetric else zeros.astype(np.uint8)
-    return Levels(levels.reshape(rows, blocks, format.block_size), scales, stored_zeros, format)
-
-
-def _grids(weight: np.ndarray, format: WeightFormat, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and zero points float32 `[out, blocks]` of least weighted squared error."""
-    shape = (weight.shape[0], weight.shape[1] // format.block_size)
-    scales, zeros = np.empty(shape, np.float32), np.full(shape, 2 ** (format.bits - 1), np.float32)
-    half = format.scale_type is ScaleType.FLOAT16
-    if format.symmetric:
-        kernels.weighted_symmetric(
-            weight, importance, format.bits, format.block_size, _SHRINK, format.negative_scales, half, scales
-        )
-        if format.is_lpbq:
-            scales = whole_scales(weight, scales, importance, format)
-    else:
-        kernels.weighted_asymmetric(weight, importance, format.bits, format.block_size, _SHRINK, half, scales, zeros)
-    return scales, zeros
+    return Levels(levels.reshape(rows, blocks, format.block_size), scales, stored_zeros(zeros, format), format)

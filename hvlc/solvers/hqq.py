@@ -15,11 +15,9 @@ large weights that the squared error of SmolLM2-135M's matrices rises by a quart
 
 import numpy as np
 
-from hvlc.solvers import kernels_fit
-from hvlc.solvers.lpbq import in_lpbq, with_free_scales
-from hvlc.solvers.rtn import room, stored_zeros
-from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.solvers import kernel_calls
+from hvlc.solvers.lpbq import under_held_scales
+from hvlc.weights.formats import Levels, WeightFormat
 
 _BETA, _KAPPA, _ITERATIONS = 10.0, 1.01, 20  # the authors' settings
 
@@ -37,23 +35,5 @@ def half_quadratic(weight: np.ndarray, format: WeightFormat) -> Levels:
     Returns:
         Levels of `[out, ceil(in / block_size), block_size]`; the same for a row whatever rows come with it.
     """
-    if format.is_lpbq:
-        return in_lpbq(weight, half_quadratic(weight, with_free_scales(format)))
-    levels, scales = room(weight, format)
-    zeros = np.empty_like(scales)
-    kernels_fit.half_quadratic(
-        weight,
-        np.broadcast_to(np.float32(1), weight.shape),
-        format.bits,
-        format.symmetric,
-        format.negative_scales,
-        format.scale_type is ScaleType.FLOAT16,
-        not format.float_zeros,
-        _BETA,
-        _KAPPA,
-        _ITERATIONS,
-        levels.reshape(-1, format.block_size),
-        scales.reshape(-1),
-        zeros.reshape(-1),
-    )
-    return Levels(levels, scales, stored_zeros(zeros, format), format)
+    settings = _BETA, _KAPPA, _ITERATIONS
+    return under_held_scales(weight, format, lambda free: kernel_calls.half_quadratic(weight, free, *settings))

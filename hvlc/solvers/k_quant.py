@@ -8,11 +8,9 @@ the scale is fitted again under the zero point next to the fitted minimum, and g
 
 import numpy as np
 
-from hvlc.solvers import kernels_fit
-from hvlc.solvers.lpbq import in_lpbq, with_free_scales
-from hvlc.solvers.rtn import room, stored_zeros
-from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.solvers.kernel_calls import least_squares
+from hvlc.solvers.lpbq import under_held_scales
+from hvlc.weights.formats import Levels, WeightFormat
 
 _SYMMETRIC = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # make_qx_quants
 _ASYMMETRIC = np.arange(-10, 11, dtype=np.float32) * np.float32(0.1)  # make_qkx2_quants in quantize_row_q4_K_ref
@@ -48,23 +46,7 @@ def weighted_least_squares(weight: np.ndarray, format: WeightFormat, importance:
 
 
 def _fit(weight: np.ndarray, importance: np.ndarray, by_magnitude: bool, format: WeightFormat) -> Levels:
-    if format.is_lpbq:
-        free = _fit(weight, importance, by_magnitude, with_free_scales(format))
-        return in_lpbq(weight, free, importance.astype(np.float32))
-    levels, scales = room(weight, format)
-    zeros = np.empty_like(scales)
-    kernels_fit.least_squares(
-        weight,
-        np.broadcast_to(importance.astype(np.float32), weight.shape),
-        by_magnitude,
-        format.bits,
-        format.symmetric,
-        format.negative_scales,
-        format.scale_type is ScaleType.FLOAT16,
-        not format.float_zeros,
-        _SYMMETRIC if format.symmetric else _ASYMMETRIC,
-        levels.reshape(-1, format.block_size),
-        scales.reshape(-1),
-        zeros.reshape(-1),
-    )
-    return Levels(levels, scales, stored_zeros(zeros, format), format)
+    def fit(free: WeightFormat) -> Levels:
+        return least_squares(weight, importance, by_magnitude, free, (_SYMMETRIC, _ASYMMETRIC))
+
+    return under_held_scales(weight, format, fit, importance.astype(np.float32))

@@ -5,21 +5,38 @@ each block then has the whole number next to its scale, below or above, that lea
 levels are chosen under that. AIMET ("low power blockwise quantization") rounds to the nearest number instead.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 
 from hvlc.solvers import kernels
-from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import LPBQ_LARGEST, Levels, ScaleType, WeightFormat, weight_format
 
 _OF_ZEROS = np.float32(2**-24)  # of a row of zeros, as of float16 scales (`kernels`)
 _SMALLEST = np.finfo(np.float32).tiny  # reciprocals of smaller ones overflow
 
 
-def with_free_scales(format: WeightFormat) -> WeightFormat:
-    """The format whose scales are any floats."""
-    return replace(format, scale_type=ScaleType.FLOAT32)
+def under_held_scales(
+    weight: np.ndarray,
+    format: WeightFormat,
+    solve: Callable[[WeightFormat], Levels],
+    importance: np.ndarray | None = None,
+) -> Levels:
+    """Levels under scales that the format can hold.
+
+    Args:
+        weight: float32 `[out, in]`, row-major.
+        format: of the levels.
+        solve: solves the weight in a format whose scales are free, as `WeightFormat.searched` has them.
+        importance: float32 `[in]`, weights of the squared errors. None: 1 everywhere.
+    """
+    free = solve(format.searched)
+    return free if format.searched is format else in_lpbq(weight, free, importance)
+
+
+def tied_scales(weight: np.ndarray, free: np.ndarray, importance: np.ndarray, format: WeightFormat) -> np.ndarray:
+    """Scales that the format can hold next to free ones, as `whole_scales`; those themselves where it holds any."""
+    return free if format.searched is format else whole_scales(weight, free, importance, format)
 
 
 def in_lpbq(weight: np.ndarray, free: Levels, importance: np.ndarray | None = None) -> Levels:
@@ -28,13 +45,14 @@ def in_lpbq(weight: np.ndarray, free: Levels, importance: np.ndarray | None = No
     Args:
         weight: float32 `[out, in]`, row-major.
         free: its levels under float scales, none negative.
-        importance: float32 `[in]`, weights of the squared errors; None is 1 everywhere.
+        importance: float32 `[in]`, weights of the squared errors. None: 1 everywhere.
     """
     weighted = np.ones(weight.shape[1], np.float32) if importance is None else importance
     scales = whole_scales(weight, free.scales, weighted, free.format)
     levels = np.empty_like(free.levels)
     kernels.round_under(weight, scales, free.format.bits, levels)
-    return Levels(levels, scales, None, replace(free.format, scale_type=ScaleType.LPBQ))
+    stored = weight_format(free.format.bits, free.format.block_size, scale_type=ScaleType.LPBQ, negative_scales=False)
+    return Levels(levels, scales, None, stored)
 
 
 def whole_scales(weight: np.ndarray, free: np.ndarray, importance: np.ndarray, format: WeightFormat) -> np.ndarray:

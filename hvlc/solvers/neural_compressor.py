@@ -20,8 +20,8 @@ import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.targets import Verdict
-from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels, Solver
+from hvlc.weights.formats import Levels, WeightFormat
+from hvlc.weights.quantized import Solver
 
 #: The solvers that can be asked for.
 OFFERED = ("inc/rtn", "inc/hqq", "inc/gptq", "inc/awq")
@@ -76,12 +76,12 @@ def supports(solver: str, format: WeightFormat, in_features: int) -> Verdict:
     """
     if solver not in OFFERED:
         return Verdict(False, DECLINED.get(solver, "neural-compressor has no such solver"))
-    if format.is_lpbq:
-        return Verdict(False, "it knows no scales of the form LPBQ")
+    if format.searched is not format:
+        return Verdict(False, f"it knows no {format.peculiarity}")
     if solver == "inc/awq" and format.bits != _AWQ_BITS:
         # quant_tensor takes `bits`; the search passes `num_bits`, which it ignores.
         return Verdict(False, f"it searches scales for {_AWQ_BITS} bits whatever is asked for")
-    if solver == "inc/hqq" and not format.float_zeros:
+    if solver == "inc/hqq" and format.zero_dtype != np.float32:
         # Rounded to integers, 99.8 % and more are those of inc/rtn: nothing of HQQ would be left.
         return Verdict(False, f"its zero points are fractions, and {format} stores none")
     if solver in ("inc/awq", "inc/hqq") and in_features % format.block_size:
@@ -158,7 +158,7 @@ def hqq(weight: np.ndarray, format: WeightFormat) -> Levels:
             solved = HQQTensorHandle.quantize(columns, settings)
             levels[row] = solved.val.numpy().T
             scales[row], zeros[row] = solved.scale.numpy()[0], solved.zero.numpy()[0]
-        return Levels(levels, _stored(scales, format), zeros, format)
+        return Levels(levels, format.held(scales), zeros, format)
 
 
 def gptq(weight: np.ndarray, format: WeightFormat, gram: np.ndarray) -> Levels:
@@ -274,21 +274,13 @@ def _levels(integers: Any, scales: Any, zeros: Any | None, format: WeightFormat)
     """
     rows, columns = integers.shape
     middle = 2 ** (format.bits - 1)
-    zero_points = None if zeros is None else zeros.numpy().astype(np.float32 if format.float_zeros else np.uint8)
+    zero_points = None if zeros is None else zeros.numpy().astype(format.zero_dtype)
     unsigned = integers.numpy() + (middle if zeros is None else 0)
     blocks = scales.shape[1]
     padded = np.empty((rows, blocks * format.block_size), np.uint8)
     padded[:, :columns] = unsigned
     padded[:, columns:] = middle if zero_points is None else zero_points[:, -1:]
-    return Levels(padded.reshape(rows, blocks, format.block_size), _stored(scales.numpy(), format), zero_points, format)
-
-
-def _stored(scales: np.ndarray, format: WeightFormat) -> np.ndarray:
-    """Scales as the format stores them, in float32; never rounded to zero or infinity."""
-    if format.scale_type is ScaleType.FLOAT32:
-        return scales
-    half = np.finfo(np.float16)
-    return np.clip(scales, half.smallest_subnormal, half.max).astype(np.float16).astype(np.float32)
+    return Levels(padded.reshape(rows, blocks, format.block_size), format.held(scales.numpy()), zero_points, format)
 
 
 def _linear(weight: np.ndarray) -> Any:

@@ -10,8 +10,7 @@ from hvlc.errors import HvlcError, UserError
 from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.solvers import CalibratedSolver, neural_compressor
 from hvlc.solvers.statistics import InputStatistics
-from hvlc.weights.formats import WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, WeightFormat
 
 _OTHERS = "inc/"
 

@@ -183,22 +183,22 @@ class Target(StrictModel):
         refusal = self._operator_refusal(op_type, domain)
         return Verdict(refusal is None, refusal.reason if refusal else "")
 
-    def takes_weights(self, bits: int, block_size: int, *, symmetric: bool) -> Verdict:
-        """Whether a block-wise quantized matrix product may run here."""
+    def takes_weights(self, bits: int, block_size: int, needs: tuple[str, ...] = ()) -> Verdict:
+        """Whether a block-wise quantized matrix product may run here.
+
+        Args:
+            bits: width of a level.
+            block_size: input channels that share one scale.
+            needs: names of `BlockFormat`'s attributes that have to be true.
+        """
         formats = {f.bits: f for f in self.block_formats}
         if bits not in formats:
             return Verdict(False, f"{self.name} takes {_list(formats)} bits, not {bits}")
         found = formats[bits]
         if block_size not in found.block_sizes:
             return Verdict(False, f"{self.name} takes blocks of {_list(found.block_sizes)}, not {block_size}")
-        if not symmetric and not found.zero_points:
-            return Verdict(False, f"{self.name} takes no zero points at {bits} bits")
-        return Verdict(True)
-
-    def takes_float_zero_points(self, bits: int) -> Verdict:
-        """Whether a block's zero point may be a float."""
-        taken = any(f.bits == bits and f.float_zero_points for f in self.block_formats)
-        return Verdict(taken, f"{self.name} takes no float zero points at {bits} bits")
+        missing = next((need for need in needs if not getattr(found, need)), "")
+        return Verdict(not missing, f"{self.name} takes no {missing.replace('_', ' ')} at {bits} bits")
 
     def takes_negative_scales(self, bits: int) -> bool:
         """Whether a block's scale may be negative, which lets its extreme value use all levels."""

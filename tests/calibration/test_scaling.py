@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hvlc.calibration.scaling import awq_factors, output_errors, scaled_statistics, smooth_factors
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.solvers.statistics import Accumulator, InputStatistics
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import WeightFormat, weight_format
 from tests.helpers.tolerances import SOLVER_ERROR
 
-FORMAT = WeightFormat(4, 16)
+FORMAT = weight_format(4, 16)
 
 
 def rounded(weight: np.ndarray, format: WeightFormat = FORMAT) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_what_rounds_exactly_is_not_scaled() -> None:
 
 def test_each_weight_is_rounded_as_it_will_be() -> None:
     x, group = inputs(32, 3), weights(32, 3)
-    eight = partial(rounded, format=WeightFormat(8, 16))
+    eight = partial(rounded, format=weight_format(8, 16))
     errors = {
         name: awq_factors(group, list(roundings), statistics_of(x)).unscaled_error
         for name, roundings in {"44": (rounded, rounded), "48": (rounded, eight), "84": (eight, rounded)}.items()

@@ -21,8 +21,7 @@ from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.atomic import KeptError
 from hvlc.solvers.rtn import round_to_nearest
-from hvlc.weights.formats import WeightFormat
-from hvlc.weights.quantized import Levels, Stream, stored_array, unpacked
+from hvlc.weights.formats import Levels, Stream, WeightFormat
 from hvlc.workflows.build import request as requesting
 from hvlc.workflows.build.build import build
 from hvlc.workflows.calibrate.calibrating import fingerprint_of
@@ -48,11 +47,11 @@ def test_a_matrix_comes_back_as_it_was_put(state: State, format: WeightFormat, c
     assert state.has(known)
     for stream in known.streams:
         part = known.stream(stream)
-        expected = stored_array(levels, stream)
+        expected = levels.stored(stream)
         assert (part.shape, part.dtype) == (expected.shape, expected.dtype)
         np.testing.assert_array_equal(part.read(), expected)
         np.testing.assert_array_equal(part.rows(1, 3), expected[1:3])
-    np.testing.assert_array_equal(unpacked(known), levels.dequantize(columns))
+    np.testing.assert_array_equal(known.dequantize(), levels.dequantize(columns))
 
 
 @pytest.mark.parametrize("key", ["a/b", "../escape", "decoder./layers.0/mlp.down", "a_b", "%2F"])
@@ -100,7 +99,7 @@ def test_another_calibration_in_the_same_place_is_not_mixed_with_the_first(tmp_p
         levels = round_to_nearest(normal(2, 16, seed), SYMMETRIC[0])
         state.put("model.a", levels)
         read = awaited(state.directory, "model.a", (2, 16), SYMMETRIC[0]).stream(Stream.LEVELS).read()
-        np.testing.assert_array_equal(read, levels.packed())
+        np.testing.assert_array_equal(read, levels.stored(Stream.LEVELS))
         found.append(read.copy())
         state.remove()
         assert not state.directory.exists()

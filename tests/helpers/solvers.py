@@ -1,18 +1,15 @@
 """What tests of solvers share: formats, matrices, and errors from the definition."""
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
 
 #: Types of scales that any form may have.
 FLOAT_SCALES = (ScaleType.FLOAT32, ScaleType.FLOAT16)
 FORMATS = [
-    WeightFormat(bits, 16, symmetric, scale_type, negative)
+    weight_format(bits, 16, symmetric, scale_type, negative)
     for bits in (4, 8)
     for symmetric in (True, False)
     for scale_type in FLOAT_SCALES
@@ -21,8 +18,10 @@ FORMATS = [
 ]
 SYMMETRIC = [f for f in FORMATS if f.symmetric]
 ASYMMETRIC = [f for f in FORMATS if not f.symmetric]
-LPBQ = [WeightFormat(4, block, True, ScaleType.LPBQ, negative_scales=False) for block in (16, 32)]
-FLOAT_ZEROS = [replace(f, zero_type=ZeroType.FLOAT) for f in ASYMMETRIC]
+LPBQ = [weight_format(4, block, True, ScaleType.LPBQ, negative_scales=False) for block in (16, 32)]
+FLOAT_ZEROS = [
+    weight_format(f.bits, f.block_size, False, f.scale_type, f.negative_scales, ZeroType.FLOAT) for f in ASYMMETRIC
+]
 
 matrices = arrays(
     np.float32,
@@ -59,7 +58,7 @@ def plain_grid(values: list[float], format: WeightFormat) -> tuple[float, float]
 
 def stored_zero(zero: float, format: WeightFormat) -> float:
     """A zero point as it is read back."""
-    return zero if format.float_zeros else max(0, min(2**format.bits - 1, int(np.floor(zero + 0.5))))
+    return zero if format.zero_dtype == np.float32 else max(0, min(2**format.bits - 1, int(np.floor(zero + 0.5))))
 
 
 def rounded(values: list[float], scale: float, zero: float, format: WeightFormat) -> list[float]:

@@ -25,12 +25,12 @@ from hvlc.package import streaming
 from hvlc.package.streaming import Layout, QuantizedUnit, check_finite, unit_of, write_data
 from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import Levels, Stream, WeightFormat, weight_format
 from hvlc.weights.lazy import Computed, Constant, Expression, Stored, concat
-from hvlc.weights.quantized import Levels, Quantization, Solver, Stream
+from hvlc.weights.quantized import Quantization, Solver
 from hvlc.workflows.build.memory import MemoryWatch, current_memory
 
-SYMMETRIC, ASYMMETRIC, BYTES = WeightFormat(4, 32), WeightFormat(4, 16, symmetric=False), WeightFormat(8, 32)
+SYMMETRIC, ASYMMETRIC, BYTES = weight_format(4, 32), weight_format(4, 16, symmetric=False), weight_format(8, 32)
 MB = 10**6
 
 
@@ -127,15 +127,15 @@ def test_stacked_matrices_are_one_unit_of_levels_then_scales_then_zero_points(
     weights = [stored["a"].read(), stored["b"].read(), stored["a"].read()]
     solved = [SOLVERS["rtn"](np.ascontiguousarray(w), ASYMMETRIC) for w in weights]
     for (offset, length), arrays in (
-        (levels, [s.packed() for s in solved]),
-        (scales, [s.stored_scales() for s in solved]),
-        (zeros, [s.packed_zero_points() for s in solved]),
+        (levels, [s.stored(Stream.LEVELS) for s in solved]),
+        (scales, [s.stored(Stream.SCALES) for s in solved]),
+        (zeros, [s.stored(Stream.ZERO_POINTS) for s in solved]),
     ):
         assert content[offset : offset + length] == np.concatenate(arrays).tobytes()
 
 
 def test_matrices_of_two_formats_do_not_share_a_unit(stored: dict[str, Expression], tmp_path: Path) -> None:
-    formats = (WeightFormat(4, 32), WeightFormat(4, 32, symmetric=False))
+    formats = (weight_format(4, 32), weight_format(4, 32, symmetric=False))
     levels = [Quantization(stored["a"], f, SOLVERS["rtn"]).stream(Stream.LEVELS) for f in formats]
     joined = concat(levels)
     assert not isinstance(unit_of(joined)[0], QuantizedUnit)

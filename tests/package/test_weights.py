@@ -21,8 +21,7 @@ from hvlc.package.initializers import open_initializer
 from hvlc.package.weights import StoredWeight, graph_weights, stored_weights
 from hvlc.solvers.registry import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, ZeroType, weight_format
 
 MICROSOFT = "com.microsoft"
 EXAMPLES = settings(max_examples=25)
@@ -193,10 +192,10 @@ def test_dequantized_constants_have_the_bits_of_onnxruntime(
 
 
 FORMATS = [
-    WeightFormat(4, 16),
-    WeightFormat(8, 32, symmetric=False),
-    WeightFormat(4, 32, symmetric=False, scale_type=ScaleType.FLOAT32),
-    WeightFormat(4, 16, symmetric=False, zero_type=ZeroType.FLOAT),
+    weight_format(4, 16),
+    weight_format(8, 32, symmetric=False),
+    weight_format(4, 32, symmetric=False, scale_type=ScaleType.FLOAT32),
+    weight_format(4, 16, symmetric=False, zero_type=ZeroType.FLOAT),
 ]
 
 
@@ -204,29 +203,32 @@ FORMATS = [
 def test_formats_are_named_and_read_as_the_solver_meant_them(place: Path, format: WeightFormat) -> None:
     weight = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
     levels: Levels = SOLVERS["rtn"](weight, format)
-    if format.float_zeros and levels.zero_points is not None:
+    if format.zero_dtype == np.float32 and levels.zero_points is not None:
         levels = replace(levels, zero_points=levels.zero_points.astype(np.float32) + np.float32(0.25))
-    constants = {"w.int4": tensor("w.int4", levels.packed()), "w.scales": tensor("w.scales", levels.stored_scales())}
+    constants = {
+        "w.int4": tensor("w.int4", levels.stored(Stream.LEVELS)),
+        "w.scales": tensor("w.scales", levels.stored(Stream.SCALES)),
+    }
     if not format.symmetric:
-        constants["w.zero_points"] = tensor("w.zero_points", levels.packed_zero_points())
-    read = [n for n in constants if not (format.float_zeros and n.endswith("points"))]
+        constants["w.zero_points"] = tensor("w.zero_points", levels.stored(format.extra[0]))
+    read = [n for n in constants if not (format.zero_dtype == np.float32 and n.endswith("points"))]
     settings = {"K": 64, "N": 6, "bits": format.bits, "block_size": format.block_size}
     node = helper.make_node("MatMulNBits", ["x", *read], ["y"], domain=MICROSOFT, **settings)
     (found,) = weights_in(place, node_model(node, constants, {"x": TensorProto.FLOAT}))
     assert found.format == str(format)
     expected = levels.dequantize(64)
-    np.testing.assert_allclose(found.load(), expected, rtol=0, atol=1e-6 if format.float_zeros else 0)
+    np.testing.assert_allclose(found.load(), expected, rtol=0, atol=1e-6 if format.zero_dtype == np.float32 else 0)
     assert found.bytes == format.bytes(6, 64)
 
 
 def test_lpbq_scales_are_whole_numbers_times_a_float_of_their_row(place: Path) -> None:
-    format = WeightFormat(4, 16, scale_type=ScaleType.LPBQ, negative_scales=False)
+    format = weight_format(4, 16, scale_type=ScaleType.LPBQ, negative_scales=False)
     levels = SOLVERS["rtn"](np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32), format)
     signed = (levels.levels.astype(np.int8) - 8).reshape(6, 64)
     constants = {
         "w.int4": helper.make_tensor("w.int4", TensorProto.INT4, (6, 64), signed.ravel().tolist()),
-        "w.scales": tensor("w.scales", levels.stored_scales()),
-        "w.factors": tensor("w.factors", levels.factors()),
+        "w.scales": tensor("w.scales", levels.stored(Stream.SCALES)),
+        "w.factors": tensor("w.factors", levels.stored(Stream.FACTORS)),
     }
     node = helper.make_node("DequantizeLinear", ["w.int4", "scales"], ["y"], axis=1, block_size=16)
     model = node_model(node, constants, {})
@@ -323,8 +325,11 @@ def unknown_scales(model: onnx.ModelProto) -> None:
     ],
 )
 def test_what_cannot_be_read_is_an_error(place: Path, damage: Damage, code: str) -> None:
-    levels = SOLVERS["rtn"](np.ones((4, 32), np.float32), WeightFormat(4, 16))
-    constants = {"w.int4": tensor("w.int4", levels.packed()), "w.scales": tensor("w.scales", levels.stored_scales())}
+    levels = SOLVERS["rtn"](np.ones((4, 32), np.float32), weight_format(4, 16))
+    constants = {
+        "w.int4": tensor("w.int4", levels.stored(Stream.LEVELS)),
+        "w.scales": tensor("w.scales", levels.stored(Stream.SCALES)),
+    }
     settings = {"K": 32, "N": 4, "bits": 4, "block_size": 16}
     node = helper.make_node("MatMulNBits", ["x", *constants], ["y"], domain=MICROSOFT, **settings)
     model = node_model(node, constants, {"x": TensorProto.FLOAT})

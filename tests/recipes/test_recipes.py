@@ -114,8 +114,8 @@ def test_a_shipped_target_is_consistent_and_sourced(name: str) -> None:
         assert found.source
         for block in found.block_sizes:
             assert block & (block - 1) == 0
-            assert target.takes_weights(found.bits, block, symmetric=True)
-            assert bool(target.takes_weights(found.bits, block, symmetric=False)) is found.zero_points
+            assert target.takes_weights(found.bits, block)
+            assert bool(target.takes_weights(found.bits, block, ("zero_points",))) is found.zero_points
     if target.gather_bits and not target.leaves_to_cpu("embedding"):
         assert target.takes_op("GatherBlockQuantized", "com.microsoft")
     limits = [line for line in target_path(name).read_text("utf-8").splitlines() if line.startswith("#")]
@@ -126,8 +126,8 @@ def test_a_refusal_carries_its_reason() -> None:
     target = load_target("cpu")
     for verdict, words in (
         (target.takes_op("GroupNorm", "com.microsoft"), "cpu does not take com.microsoft.GroupNorm"),
-        (target.takes_weights(3, 32, symmetric=True), "cpu takes 4, 8 bits, not 3"),
-        (target.takes_weights(4, 24, symmetric=True), "blocks of 16, 32, 64, 128, 256, not 24"),
+        (target.takes_weights(3, 32), "cpu takes 4, 8 bits, not 3"),
+        (target.takes_weights(4, 24), "blocks of 16, 32, 64, 128, 256, not 24"),
         (target.takes_gather(3), "not 3"),
     ):
         assert not verdict

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from hvlc.solvers.adaround import adaround, round_adaptively
 from hvlc.solvers.k_quant import weighted_least_squares
 from hvlc.solvers.rtn import round_to_nearest
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
 from tests.helpers.solvers import FLOAT_ZEROS, FORMATS, matrices, normal
 from tests.helpers.tolerances import SOLVER_ERROR
 
-SIGNED, UNSIGNED = WeightFormat(4, 16), WeightFormat(4, 16, symmetric=False)
-FLOAT_ZERO = WeightFormat(4, 16, symmetric=False, zero_type=ZeroType.FLOAT)
+SIGNED, UNSIGNED = weight_format(4, 16), weight_format(4, 16, symmetric=False)
+FLOAT_ZERO = weight_format(4, 16, symmetric=False, zero_type=ZeroType.FLOAT)
 
 
 def gram_of(columns: int, samples: int = 64, seed: int = 0) -> np.ndarray:

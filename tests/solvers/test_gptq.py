@@ -9,8 +9,7 @@ from hvlc.solvers import kernels
 from hvlc.solvers.gptq import GptqOptions, cholesky_in_place, factor, gptq, prepare_gptq
 from hvlc.solvers.registry import CALIBRATED
 from hvlc.solvers.statistics import Accumulator, InputStatistics
-from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, weight_format
 from tests.helpers.solvers import FORMATS, normal, stored
 
 formats = pytest.mark.parametrize("format", FORMATS, ids=str)
@@ -104,7 +103,7 @@ def test_the_output_error_is_below_that_of_rounding_to_nearest(seed: int, column
 
 def test_correlated_inputs_gain_much() -> None:
     weight, statistics = normal(64, 128), statistics_of(correlated(2000, 128))
-    levels = gptq(weight, WeightFormat(4, 32), statistics, GptqOptions(0.01))
+    levels = gptq(weight, weight_format(4, 32), statistics, GptqOptions(0.01))
     gained = gram_error(weight, levels, statistics.gram) / gram_error(weight, nearest(weight, levels), statistics.gram)
     assert gained < 0.7
 
@@ -163,8 +162,8 @@ def test_weights_of_any_size_give_finite_levels(format: WeightFormat, size: floa
     weight = (normal(3, 40).astype(np.float64) * size).astype(np.float32)
     levels = gptq(weight, format, statistics_of(correlated(300, 40)))
     assert np.isfinite(levels.dequantize(40)).all()
-    assert np.isfinite(levels.stored_scales()).all()
-    np.testing.assert_array_equal(levels.stored_scales().astype(np.float32), levels.scales)
+    assert np.isfinite(levels.stored(Stream.SCALES)).all()
+    np.testing.assert_array_equal(levels.stored(Stream.SCALES).astype(np.float32), levels.scales)
     if format.scale_type is ScaleType.FLOAT32 and size >= 1e-30:
         missed = np.abs(levels.dequantize(40).astype(np.float64) - weight).mean()
         assert missed < 0.5 * np.abs(weight.astype(np.float64)).mean()
@@ -195,7 +194,7 @@ def test_padding_is_stored_as_zero(format: WeightFormat) -> None:
 def test_the_weight_is_not_changed() -> None:
     weight = normal(4, 64)
     before = weight.copy()
-    gptq(weight, WeightFormat(4, 32), statistics_of(correlated(90, 64)))
+    gptq(weight, weight_format(4, 32), statistics_of(correlated(90, 64)))
     np.testing.assert_array_equal(weight, before)
 
 
@@ -274,8 +273,10 @@ def test_damping_has_a_range(damping: float) -> None:
 def test_it_is_entered_as_a_solver() -> None:
     weight, statistics = normal(3, 40), statistics_of(correlated(100, 40))
     entry = CALIBRATED["gptq"]
-    found = entry.prepare(statistics, WeightFormat(4, 16), entry.options(damping=0.02))(weight)
-    np.testing.assert_array_equal(found.levels, gptq(weight, WeightFormat(4, 16), statistics, GptqOptions(0.02)).levels)
+    found = entry.prepare(statistics, weight_format(4, 16), entry.options(damping=0.02))(weight)
+    np.testing.assert_array_equal(
+        found.levels, gptq(weight, weight_format(4, 16), statistics, GptqOptions(0.02)).levels
+    )
 
 
 @pytest.mark.parametrize("block", [1, 7, 16, 50, 64])

@@ -1,7 +1,5 @@
 """HQQ: held against the splitting in slow loops, and against what the l_p norm is for."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +8,7 @@ from hypothesis import strategies as st
 from hvlc.solvers import kernels_fit
 from hvlc.solvers.hqq import half_quadratic
 from hvlc.solvers.rtn import extreme_on_last_level
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, WeightFormat, weight_format
 from tests.helpers.solvers import (
     FLOAT_ZEROS,
     FORMATS,
@@ -90,7 +87,7 @@ def test_never_worse_than_the_plain_rule_in_its_own_norm(weight: np.ndarray, for
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_it_beats_the_plain_rule_in_its_own_norm_and_in_squares(symmetric: bool, bits: int) -> None:
-    weight, format = normal(64, 256), WeightFormat(bits, 32, symmetric)
+    weight, format = normal(64, 256), weight_format(bits, 32, symmetric)
     found, plain = half_quadratic(weight, format), extreme_on_last_level(weight, format)
     assert norm(weight, found) < 0.99 * norm(weight, plain)
     assert squared(weight, found) < 0.99 * squared(weight, plain)
@@ -98,7 +95,7 @@ def test_it_beats_the_plain_rule_in_its_own_norm_and_in_squares(symmetric: bool,
 
 @pytest.mark.parametrize("format", FLOAT_ZEROS, ids=str)
 def test_float_zero_points_gain(format: WeightFormat) -> None:
-    weight, whole = normal(64, 256), replace(format, zero_type=ZeroType.INTEGER)
+    weight, whole = normal(64, 256), weight_format(format.bits, format.block_size, False, format.scale_type)
     assert norm(weight, half_quadratic(weight, format)) < 0.95 * norm(weight, half_quadratic(weight, whole))
 
 
@@ -106,7 +103,7 @@ def test_an_outlier_does_not_stretch_the_grid_of_the_others() -> None:
     """Weights on a grid, and one beyond its end: that one alone is wrong."""
     weight = np.tile(np.arange(-8, 8, dtype=np.float32), (1, 2))
     weight[0, 0] = -8.6
-    format = WeightFormat(4, 32, True, ScaleType.FLOAT32)
+    format = weight_format(4, 32, True, ScaleType.FLOAT32)
     missed = np.abs(half_quadratic(weight, format).dequantize(32) - weight)[0]
     plain = np.abs(extreme_on_last_level(weight, format).dequantize(32) - weight)[0]
     assert np.median(missed) < 0.2 * np.median(plain)

@@ -1,7 +1,5 @@
 """k-quants: held against the search in slow loops, onnxruntime's port of it, and closed forms."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,8 +7,7 @@ from hypothesis import strategies as st
 
 from hvlc.solvers.k_quant import k_quant, weighted_least_squares
 from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, WeightFormat, weight_format
 from tests.helpers.solvers import (
     ASYMMETRIC,
     FLOAT_ZEROS,
@@ -113,7 +110,7 @@ def test_no_worse_than_onnxruntimes_k_quant(bits: int, block: int) -> None:
 
     weight = normal(32, 256) * np.float32(0.02)
     levels, scales, zeros = quant_tensor_k_quant_cpu(weight, bits, block)
-    format = WeightFormat(bits, block, False, ScaleType.FLOAT32)
+    format = weight_format(bits, block, False, ScaleType.FLOAT32)
     shape = (32, 256 // block)
     theirs = Levels(
         levels.reshape(*shape, block).astype(np.uint8),
@@ -155,13 +152,13 @@ def test_float_zero_points_hold_any_minimum_and_gain_by_it(format: WeightFormat)
     minimum = np.repeat(random.uniform(-top / 4, 0, (4, 2)), 16, axis=1)
     grid = (integers * 0.25 + minimum).astype(np.float32)
     np.testing.assert_allclose(k_quant(grid, format).dequantize(32), grid, atol=top * 1e-6)
-    weight, whole = normal(64, 64), replace(format, zero_type=ZeroType.INTEGER)
+    weight, whole = normal(64, 64), weight_format(format.bits, format.block_size, False, format.scale_type)
     assert weighted(weight, k_quant(weight, format)) < 0.9 * weighted(weight, k_quant(weight, whole))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_it_serves_large_weights_better_than_rtn_does(symmetric: bool) -> None:
-    weight, format = normal(64, 256), WeightFormat(4, 32, symmetric)
+    weight, format = normal(64, 256), weight_format(4, 32, symmetric)
     found = k_quant(weight, format)
     assert weighted(weight, found) < 0.97 * weighted(weight, round_to_nearest(weight, format))
     assert squared(weight, found) < squared(weight, extreme_on_last_level(weight, format))
@@ -169,7 +166,7 @@ def test_it_serves_large_weights_better_than_rtn_does(symmetric: bool) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_importance_moves_the_error_to_where_it_does_not_matter(symmetric: bool) -> None:
-    weight, format = normal(32, 64), WeightFormat(4, 32, symmetric)
+    weight, format = normal(32, 64), weight_format(4, 32, symmetric)
     importance = np.ones(64, np.float32)
     importance[::4] = 100
     even = weighted_least_squares(weight, format, np.ones(64, np.float32))

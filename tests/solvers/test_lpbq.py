@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ from hypothesis import strategies as st
 
 from hvlc.errors import HvlcError
 from hvlc.solvers import CALIBRATED, SOLVERS, neural_compressor
-from hvlc.solvers.lpbq import in_lpbq, whole_scales, with_free_scales
+from hvlc.solvers.lpbq import in_lpbq, whole_scales
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.solvers.statistics import InputStatistics
-from hvlc.weights.formats import LPBQ_LARGEST, ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels, Stream, stored_array, streams_of
+from hvlc.weights.formats import LPBQ_LARGEST, Levels, ScaleType, Stream, WeightFormat, weight_format
 from tests.helpers.solvers import LPBQ, matrices, normal, squared
 
 FORMAT = LPBQ[0]
@@ -39,7 +39,7 @@ solvers = pytest.mark.parametrize("solver", ALL)
 
 
 def wholes_and_factors(levels: Levels) -> tuple[np.ndarray, np.ndarray]:
-    return stored_array(levels, Stream.SCALES), stored_array(levels, Stream.FACTORS)
+    return levels.stored(Stream.SCALES), levels.stored(Stream.FACTORS)
 
 
 @solvers
@@ -68,7 +68,7 @@ def test_the_error_is_at_most_that_of_free_scales_and_of_half_a_wider_step(
     """The next larger scale is one of those tried: there a weight that free scales cut off is cut off by less, and any
     other moves by half a step at most.
     """
-    free = round_to_nearest(weight, with_free_scales(format))
+    free = round_to_nearest(weight, format.searched)
     found = in_lpbq(weight, free)
     factor = found.scales.max(axis=1, keepdims=True) / LPBQ_LARGEST
     columns = weight.shape[1]
@@ -82,7 +82,7 @@ def test_the_error_is_at_most_that_of_free_scales_and_of_half_a_wider_step(
 @solvers
 def test_rounding_scales_costs_a_tenth_of_the_error_at_most(solver: str) -> None:
     weight = np.random.default_rng(0).standard_t(5, size=(48, 256)).astype(np.float32)
-    free = replace(FORMAT, scale_type=ScaleType.FLOAT32)
+    free = FORMAT.searched
     assert squared(weight, ALL[solver](weight, FORMAT)) < 1.1 * squared(weight, ALL[solver](weight, free))
 
 
@@ -90,7 +90,7 @@ def test_rounding_scales_costs_a_tenth_of_the_error_at_most(solver: str) -> None
 def test_a_slow_search_takes_the_same_numbers(weighted: bool) -> None:
     weight, columns = normal(5, 80), 80
     importance = np.exp(normal(1, columns, 1))[0] if weighted else np.ones(columns, np.float32)
-    free = round_to_nearest(weight, with_free_scales(FORMAT)).scales
+    free = round_to_nearest(weight, FORMAT.searched).scales
     found = whole_scales(weight, free, importance, FORMAT)
     for row in range(5):
         factor = float(free[row].max()) / LPBQ_LARGEST
@@ -126,27 +126,30 @@ def test_weights_of_any_size_have_scales(solver: str, size: float) -> None:
 def test_rows_do_not_know_each_other(solver: str) -> None:
     weight = normal(5, 50)
     whole, alone = ALL[solver](weight, FORMAT), [ALL[solver](weight[i : i + 1], FORMAT) for i in range(5)]
-    for stream in streams_of(FORMAT):
-        parts = np.concatenate([stored_array(part, stream) for part in alone])
-        np.testing.assert_array_equal(stored_array(whole, stream), parts)
+    for stream in FORMAT.streams:
+        parts = np.concatenate([part.stored(stream) for part in alone])
+        np.testing.assert_array_equal(whole.stored(stream), parts)
 
 
 def test_planned_bytes_are_those_of_the_arrays() -> None:
     levels = round_to_nearest(normal(5, 100), FORMAT)
-    assert sum(stored_array(levels, stream).nbytes for stream in streams_of(FORMAT)) == FORMAT.bytes(5, 100)
+    assert sum(levels.stored(stream).nbytes for stream in FORMAT.streams) == FORMAT.bytes(5, 100)
 
 
 def test_scales_that_are_no_whole_numbers_are_the_solvers_bug() -> None:
     levels = round_to_nearest(normal(2, 64), FORMAT)
     wrong = replace(levels, scales=levels.scales * np.array([1, 1.01, 1, 1], np.float32))
     with pytest.raises(HvlcError, match=r"solver\.scales"):
-        wrong.stored_scales()
+        wrong.stored(Stream.SCALES)
 
 
-@pytest.mark.parametrize("changes", [{"bits": 8}, {"symmetric": False}, {"negative_scales": True}])
-def test_other_forms_have_no_such_scales(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="LPBQ"):
-        replace(FORMAT, **changes)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "changes", [{"bits": 8}, {"symmetric": False}, {"negative_scales": True}, {"per_channel": True}]
+)
+def test_other_forms_have_no_such_scales(changes: dict[str, Any]) -> None:
+    settings = {"bits": 4, "block_size": 16, "scale_type": ScaleType.LPBQ, "negative_scales": False, **changes}
+    with pytest.raises(ValueError, match="lpbq"):
+        weight_format(**settings)
 
 
 @pytest.mark.parametrize("solver", neural_compressor.OFFERED)

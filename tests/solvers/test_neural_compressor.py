@@ -14,14 +14,13 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.solvers import neural_compressor as inc
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("neural_compressor") is None, reason="neural-compressor is not installed"
 )
 BLOCK = 32
-FLOAT_ZEROS = WeightFormat(4, BLOCK, symmetric=False, zero_type=ZeroType.FLOAT)
+FLOAT_ZEROS = weight_format(4, BLOCK, symmetric=False, zero_type=ZeroType.FLOAT)
 symmetries = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
 
 
@@ -99,7 +98,7 @@ def test_rtn_is_what_its_packed_layer_holds(theirs: ModuleType, symmetric: bool,
     weight = normal(24, columns)
     config = theirs.RTNConfig(bits=bits, group_size=BLOCK, use_sym=symmetric)
     found = converted(weight, config, correlated(8, columns))
-    assert_same(inc.rtn(weight, WeightFormat(bits, BLOCK, symmetric)), found)
+    assert_same(inc.rtn(weight, weight_format(bits, BLOCK, symmetric)), found)
 
 
 @installed
@@ -111,7 +110,7 @@ def test_rtn_dequantizes_to_its_fake_quantized_weight(symmetric: bool, columns: 
 
     weight = normal(24, columns)
     fake = quant_tensor(torch.tensor(weight), group_size=BLOCK, scheme="sym" if symmetric else "asym")
-    levels = inc.rtn(weight, WeightFormat(4, BLOCK, symmetric, ScaleType.FLOAT32))
+    levels = inc.rtn(weight, weight_format(4, BLOCK, symmetric, ScaleType.FLOAT32))
     np.testing.assert_array_equal(levels.dequantize(columns), fake.numpy())
     whole = levels.dequantize(-(-columns // BLOCK) * BLOCK)
     assert not whole[:, columns:].any()
@@ -120,10 +119,10 @@ def test_rtn_dequantizes_to_its_fake_quantized_weight(symmetric: bool, columns: 
 @installed
 def test_rtn_of_a_block_by_hand() -> None:
     weight = np.array([[7, -3.4, 2.6, 0] + [0] * 12, [3, -1, 0.4, 0.6] + [0] * 12], np.float32)
-    even = inc.rtn(weight, WeightFormat(4, 16))
+    even = inc.rtn(weight, weight_format(4, 16))
     assert even.levels[0, 0, :4].tolist() == [15, 5, 11, 8]
     assert even.scales[0, 0] == 1
-    ranged = inc.rtn(weight * 3.75, WeightFormat(4, 16, symmetric=False))
+    ranged = inc.rtn(weight * 3.75, weight_format(4, 16, symmetric=False))
     assert ranged.levels[1, 0, :4].tolist() == [
         15,
         0,
@@ -136,7 +135,7 @@ def test_rtn_of_a_block_by_hand() -> None:
 @installed
 @pytest.mark.parametrize(
     ("solve", "format"),
-    [(inc.rtn, WeightFormat(4, BLOCK)), (inc.rtn, WeightFormat(4, BLOCK, symmetric=False)), (inc.hqq, FLOAT_ZEROS)],
+    [(inc.rtn, weight_format(4, BLOCK)), (inc.rtn, weight_format(4, BLOCK, symmetric=False)), (inc.hqq, FLOAT_ZEROS)],
     ids=["rtn sym", "rtn asym", "hqq"],
 )
 def test_a_row_does_not_depend_on_its_neighbours(
@@ -151,7 +150,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
 @installed
 def test_float16_scales_lose_no_block() -> None:
     weight = np.stack([np.full(BLOCK, 1e-9), np.full(BLOCK, 1e7)]).astype(np.float32)
-    scales = inc.rtn(weight, WeightFormat(4, BLOCK)).scales
+    scales = inc.rtn(weight, weight_format(4, BLOCK)).scales
     assert scales.tolist() == [[2**-24], [65504]]
 
 
@@ -159,7 +158,7 @@ def test_float16_scales_lose_no_block() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_hqq_is_what_its_layer_holds_for_a_row(theirs: ModuleType, bits: int) -> None:
     row = normal(1, 96)
-    levels = inc.hqq(row, WeightFormat(bits, BLOCK, symmetric=False, zero_type=ZeroType.FLOAT))
+    levels = inc.hqq(row, weight_format(bits, BLOCK, symmetric=False, zero_type=ZeroType.FLOAT))
     blocks = row.reshape(-1, BLOCK).T.copy()  # its blocks run down a column
     config = theirs.HQQConfig(bits=bits, group_size=BLOCK, quant_zero=False)
     found = converted(blocks, config, correlated(8, 3)).q_weight
@@ -182,7 +181,9 @@ def test_hqq_has_a_smaller_norm_of_the_error_than_rounding() -> None:
 def test_gptq_is_what_its_packed_layer_holds(theirs: ModuleType, symmetric: bool, tmp_path: Any) -> None:
     weight, inputs = normal(24, 96), correlated(64, 96)
     config = theirs.GPTQConfig(bits=4, group_size=BLOCK, use_sym=symmetric, model_path=str(tmp_path))
-    assert_same(inc.gptq(weight, WeightFormat(4, BLOCK, symmetric), gram_of(inputs)), converted(weight, config, inputs))
+    assert_same(
+        inc.gptq(weight, weight_format(4, BLOCK, symmetric), gram_of(inputs)), converted(weight, config, inputs)
+    )
 
 
 @installed
@@ -190,7 +191,7 @@ def test_gptq_is_what_its_packed_layer_holds(theirs: ModuleType, symmetric: bool
 @pytest.mark.parametrize("columns", [96, 80])
 def test_gptq_is_the_textbook_loop_with_scales_of_the_unchanged_weight(symmetric: bool, columns: int) -> None:
     weight, gram = normal(12, columns), gram_of(correlated(300, columns))
-    levels = inc.gptq(weight, WeightFormat(4, BLOCK, symmetric, ScaleType.FLOAT32), gram)
+    levels = inc.gptq(weight, weight_format(4, BLOCK, symmetric, ScaleType.FLOAT32), gram)
     expected, scales, zeros = textbook_gptq(weight.astype(np.float64), gram.astype(np.float64), symmetric)
     np.testing.assert_allclose(levels.scales, scales, rtol=1e-6)
     np.testing.assert_array_equal(np.full(scales.shape, 8) if symmetric else levels.zero_points, zeros)
@@ -225,7 +226,7 @@ def textbook_gptq(weight: np.ndarray, gram: np.ndarray, symmetric: bool) -> tupl
 
 @installed
 def test_gptq_with_unrelated_inputs_rounds_and_with_related_ones_does_better() -> None:
-    weight, inputs, format = normal(24, 96), correlated(300, 96), WeightFormat(4, BLOCK, symmetric=False)
+    weight, inputs, format = normal(24, 96), correlated(300, 96), weight_format(4, BLOCK, symmetric=False)
     unrelated = inc.gptq(weight, format, np.diag(np.linspace(1, 9, 96)).astype(np.float32))
     rounded = inc.rtn(weight, format)
     np.testing.assert_array_equal(unrelated.dequantize(96), rounded.dequantize(96))
@@ -235,7 +236,7 @@ def test_gptq_with_unrelated_inputs_rounds_and_with_related_ones_does_better() -
 
 @installed
 def test_gptq_does_not_ask_for_the_magnitude_of_the_inputs() -> None:
-    weight, gram, format = normal(8, 64), gram_of(correlated(300, 64)), WeightFormat(4, BLOCK)
+    weight, gram, format = normal(8, 64), gram_of(correlated(300, 64)), weight_format(4, BLOCK)
     np.testing.assert_array_equal(inc.gptq(weight, format, gram).levels, inc.gptq(weight, format, 4 * gram).levels)
 
 
@@ -247,7 +248,7 @@ def test_awq_is_what_its_packed_layer_holds(theirs: ModuleType, symmetric: bool)
         bits=4, group_size=BLOCK, use_sym=symmetric, absorb_layer_dict={"linear": "linear"}
     )  # the layer scales its own input
     found = converted(weight, config, inputs)
-    scaled = inc.awq([weight], WeightFormat(4, BLOCK, symmetric), gram_of(inputs), np.abs(inputs).mean(0))
+    scaled = inc.awq([weight], weight_format(4, BLOCK, symmetric), gram_of(inputs), np.abs(inputs).mean(0))
     assert_same(scaled.levels[0], found.linear)
     np.testing.assert_allclose(scaled.input_scales, 1 / found.input_scale.numpy(), rtol=1e-5)
 
@@ -257,7 +258,7 @@ def test_awq_is_what_its_packed_layer_holds(theirs: ModuleType, symmetric: bool)
 def test_awq_of_a_group_is_the_best_of_both_grids(symmetric: bool) -> None:
     random = np.random.default_rng(3)
     inputs = (correlated(200, 64) * np.exp(random.normal(size=64))).astype(np.float32)
-    weights, format = [normal(16, 64), normal(8, 64, seed=2)], WeightFormat(4, BLOCK, symmetric, ScaleType.FLOAT32)
+    weights, format = [normal(16, 64), normal(8, 64, seed=2)], weight_format(4, BLOCK, symmetric, ScaleType.FLOAT32)
     scaled = inc.awq(weights, format, gram_of(inputs), np.abs(inputs).mean(0))
     scales, clips = textbook_awq(weights, inputs, symmetric)
     np.testing.assert_allclose(scaled.input_scales, scales, rtol=1e-5)
@@ -307,7 +308,7 @@ def test_awq_refuses_what_it_would_divide_by(where: Any) -> None:
     weight = normal(4, 64)
     weight[where] = 0
     with pytest.raises(UserError, match=r"solver\.zeros.*all zeros"):
-        inc.awq([weight], WeightFormat(4, BLOCK), np.eye(64, dtype=np.float32), np.ones(64, np.float32))
+        inc.awq([weight], weight_format(4, BLOCK), np.eye(64, dtype=np.float32), np.ones(64, np.float32))
 
 
 @installed
@@ -316,26 +317,26 @@ def test_inputs_that_are_no_numbers_are_refused(value: float) -> None:
     gram = np.eye(64, dtype=np.float32)
     gram[2, 3] = value
     with pytest.raises(UserError, match=r"calibration\.finite"):
-        inc.gptq(normal(4, 64), WeightFormat(4, BLOCK), gram)
+        inc.gptq(normal(4, 64), weight_format(4, BLOCK), gram)
     with pytest.raises(UserError, match=r"calibration\.finite"):
-        inc.awq([normal(4, 64)], WeightFormat(4, BLOCK), gram, np.ones(64, np.float32))
+        inc.awq([normal(4, 64)], weight_format(4, BLOCK), gram, np.ones(64, np.float32))
 
 
 @pytest.mark.parametrize(
     ("solver", "format", "columns", "reason"),
     [
-        ("inc/rtn", WeightFormat(8, BLOCK, symmetric=False), 80, ""),
-        ("inc/gptq", WeightFormat(8, BLOCK, symmetric=False), 80, ""),
-        ("inc/awq", WeightFormat(4, BLOCK, symmetric=False), 96, ""),
-        ("inc/awq", WeightFormat(8, BLOCK), 96, "4 bits"),
-        ("inc/awq", WeightFormat(4, BLOCK), 80, "rows of 80"),
+        ("inc/rtn", weight_format(8, BLOCK, symmetric=False), 80, ""),
+        ("inc/gptq", weight_format(8, BLOCK, symmetric=False), 80, ""),
+        ("inc/awq", weight_format(4, BLOCK, symmetric=False), 96, ""),
+        ("inc/awq", weight_format(8, BLOCK), 96, "4 bits"),
+        ("inc/awq", weight_format(4, BLOCK), 80, "rows of 80"),
         ("inc/hqq", FLOAT_ZEROS, 96, ""),
         ("inc/hqq", FLOAT_ZEROS, 80, "rows of 80"),
-        ("inc/hqq", WeightFormat(4, BLOCK, symmetric=False), 96, "fractions"),
-        ("inc/hqq", WeightFormat(4, BLOCK), 96, "fractions"),
-        ("inc/autoround", WeightFormat(4, BLOCK), 96, "auto-round"),
-        ("inc/teq", WeightFormat(4, BLOCK), 96, "whole model"),
-        ("inc/gtpq", WeightFormat(4, BLOCK), 96, "no such solver"),
+        ("inc/hqq", weight_format(4, BLOCK, symmetric=False), 96, "fractions"),
+        ("inc/hqq", weight_format(4, BLOCK), 96, "fractions"),
+        ("inc/autoround", weight_format(4, BLOCK), 96, "auto-round"),
+        ("inc/teq", weight_format(4, BLOCK), 96, "whole model"),
+        ("inc/gtpq", weight_format(4, BLOCK), 96, "no such solver"),
     ],
 )
 def test_what_it_cannot_do_is_known_before(solver: str, format: WeightFormat, columns: int, reason: str) -> None:
@@ -347,17 +348,17 @@ def test_what_it_cannot_do_is_known_before(solver: str, format: WeightFormat, co
 @installed
 def test_a_format_that_it_cannot_do_is_refused_by_the_solver_too() -> None:
     with pytest.raises(UserError, match=r"solver\.format.*inc/hqq.*fractions"):
-        inc.hqq(normal(2, 64), WeightFormat(4, BLOCK, symmetric=False))
+        inc.hqq(normal(2, 64), weight_format(4, BLOCK, symmetric=False))
 
 
 @pytest.mark.parametrize("missing", ["neural_compressor", "cpuinfo"])
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     calls: list[Callable[[], object]] = [
-        lambda: inc.rtn(normal(2, 32), WeightFormat(4, BLOCK)),
+        lambda: inc.rtn(normal(2, 32), weight_format(4, BLOCK)),
         lambda: inc.hqq(normal(2, 32), FLOAT_ZEROS),
-        lambda: inc.gptq(normal(2, 32), WeightFormat(4, BLOCK), np.eye(32, dtype=np.float32)),
-        lambda: inc.awq([normal(2, 32)], WeightFormat(4, BLOCK), np.eye(32), np.ones(32)),
+        lambda: inc.gptq(normal(2, 32), weight_format(4, BLOCK), np.eye(32, dtype=np.float32)),
+        lambda: inc.awq([normal(2, 32)], weight_format(4, BLOCK), np.eye(32), np.ones(32)),
     ]
     for call in calls:
         with pytest.raises(UserError, match=rf"install\.neural_compressor.*{missing}.*pip install 'hvlc\[compile\]'"):
@@ -370,11 +371,11 @@ def test_it_is_imported_when_used_and_then_says_nothing() -> None:
 import logging, sys
 import numpy as np
 from hvlc.solvers import neural_compressor as inc
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import weight_format
 assert not {"torch", "neural_compressor"} & set(sys.modules)
 logging.basicConfig(level="DEBUG", format="root: %(message)s")
 root = (logging.root.level, list(logging.root.handlers))
-weight, gram, format = np.ones((2, 32), np.float32), np.eye(32, dtype=np.float32), WeightFormat(4, 32)
+weight, gram, format = np.ones((2, 32), np.float32), np.eye(32, dtype=np.float32), weight_format(4, 32)
 inc.rtn(weight, format)
 inc.gptq(weight, format, gram)
 inc.awq([weight], format, gram, np.ones(32, np.float32))
@@ -406,7 +407,7 @@ def test_it_works_on_one_thread_and_gives_the_others_back(monkeypatch: pytest.Mo
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match="on purpose"):
-            inc.gptq(normal(2, 32), WeightFormat(4, BLOCK), np.eye(32, dtype=np.float32))
+            inc.gptq(normal(2, 32), weight_format(4, BLOCK), np.eye(32, dtype=np.float32))
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)

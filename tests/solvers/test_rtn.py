@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from hvlc.solvers import kernels
 from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
-from hvlc.weights.formats import ScaleType, WeightFormat
-from hvlc.weights.quantized import Levels
+from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, weight_format
 from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared, stored
 from tests.helpers.tolerances import SOLVER_ERROR
 
@@ -101,7 +100,7 @@ def test_a_slow_search_over_the_same_scales_finds_nothing_better(format: WeightF
 def test_negative_scales_and_choice_of_scale_are_worth_it() -> None:
     weight = normal(64, 256)
     errors = [
-        squared(weight, round_to_nearest(weight, WeightFormat(4, 32, True, ScaleType.FLOAT32, negative)))
+        squared(weight, round_to_nearest(weight, weight_format(4, 32, True, ScaleType.FLOAT32, negative)))
         for negative in (True, False)
     ]
     assert errors[0] < 0.95 * errors[1]
@@ -110,8 +109,8 @@ def test_negative_scales_and_choice_of_scale_are_worth_it() -> None:
 def test_more_bits_and_smaller_blocks_never_hurt() -> None:
     weight = normal(16, 256)
     for formats in (
-        [WeightFormat(8, 32), WeightFormat(4, 32)],
-        [WeightFormat(4, b) for b in (16, 32, 64, 128)],
+        [weight_format(8, 32), weight_format(4, 32)],
+        [weight_format(4, b) for b in (16, 32, 64, 128)],
     ):
         errors = [squared(weight, round_to_nearest(weight, f)) for f in formats]
         assert all(one < other for one, other in pairwise(errors))
@@ -129,13 +128,13 @@ def test_minmax_gives_the_bytes_of_onnxruntimes_quantizer(block: int, rows: int)
     packed, scales = np.zeros((rows, blocks, block // 2), np.uint8), np.zeros(rows * blocks, np.float32)
     zeros = np.zeros((rows, (blocks + 1) // 2), np.uint8)
     quantize_matmul_4bits(packed, np.ascontiguousarray(weight.T), scales, zeros, block, rows, 512, True)
-    levels = extreme_on_last_level(weight, WeightFormat(4, block, True, ScaleType.FLOAT32))
-    np.testing.assert_array_equal(levels.packed(), packed)
-    np.testing.assert_array_equal(levels.stored_scales().reshape(-1), scales)
+    levels = extreme_on_last_level(weight, weight_format(4, block, True, ScaleType.FLOAT32))
+    np.testing.assert_array_equal(levels.stored(Stream.LEVELS), packed)
+    np.testing.assert_array_equal(levels.stored(Stream.SCALES).reshape(-1), scales)
 
 
 def test_the_search_beats_the_plain_rule() -> None:
-    weight, format = normal(64, 256), WeightFormat(4, 32)
+    weight, format = normal(64, 256), weight_format(4, 32)
     assert squared(weight, round_to_nearest(weight, format)) < 0.9 * squared(
         weight, extreme_on_last_level(weight, format)
     )

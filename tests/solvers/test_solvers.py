@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvlc.solvers import SOLVERS
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, Stream, WeightFormat, weight_format
 from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared
 from tests.helpers.tolerances import SOLVER_ERROR
 
@@ -39,9 +39,9 @@ def test_scales_are_those_that_are_stored_and_of_an_allowed_sign(
     solver: str, weight: np.ndarray, format: WeightFormat
 ) -> None:
     if not format.symmetric or (solver == "minmax" and not format.negative_scales):
-        format = WeightFormat(format.bits, 16, format.symmetric, format.scale_type)
+        format = weight_format(format.bits, 16, format.symmetric, format.scale_type)
     levels = SOLVERS[solver](weight, format)
-    np.testing.assert_array_equal(levels.stored_scales().astype(np.float32), levels.scales)
+    np.testing.assert_array_equal(levels.stored(Stream.SCALES).astype(np.float32), levels.scales)
     if not (format.symmetric and format.negative_scales):
         assert (levels.scales >= 0).all()
 
@@ -54,7 +54,7 @@ def test_blocks_of_zeros_stay_zero(solver: str, format: WeightFormat) -> None:
     weight[1, :16] = normal(1, 16)
     levels = SOLVERS[solver](weight, format)
     assert (levels.dequantize(40)[weight == 0] == 0).all()
-    assert np.isfinite(levels.stored_scales()).all()
+    assert np.isfinite(levels.stored(Stream.SCALES)).all()
 
 
 @solvers
@@ -75,7 +75,7 @@ def test_constant_blocks_move_by_no_more_than_a_scale_is_rounded(
 def test_float16_scales_neither_vanish_nor_overflow(solver: str, format: WeightFormat, magnitude: float) -> None:
     weight = (normal(2, 32).astype(np.float64) * magnitude).astype(np.float32)
     levels = SOLVERS[solver](weight, format)
-    stored = levels.stored_scales()
+    stored = levels.stored(Stream.SCALES)
     assert stored.dtype == np.float16
     assert np.isfinite(stored).all()
     assert (stored != 0).all()
@@ -118,12 +118,12 @@ def test_every_processor_gives_the_same_bytes() -> None:
     script = (
         "import hashlib, numpy as np\n"
         "from hvlc.solvers import SOLVERS\n"
-        "from hvlc.graphs.plan import WeightFormat\n"
+        "from hvlc.weights.formats import Stream, weight_format\n"
         "w = np.random.default_rng(3).normal(size=(96, 160)).astype(np.float32)\n"
-        "formats = [WeightFormat(b, 32, s) for b in (4, 8) for s in (True, False)]\n"
+        "formats = [weight_format(b, 32, s) for b in (4, 8) for s in (True, False)]\n"
         "for name, solver in SOLVERS.items():\n"
         "    found = [solver(w, f) for f in formats]\n"
-        "    stored = b''.join(f.packed().tobytes() + f.scales.tobytes() for f in found)\n"
+        "    stored = b''.join(f.stored(Stream.LEVELS).tobytes() + f.scales.tobytes() for f in found)\n"
         "    print(name, hashlib.sha256(stored).hexdigest())\n"
     )
     digests = set()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import Stream, WeightFormat, weight_format
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box
-from hvlc.weights.quantized import Quantization, Stream, stored_array
+from hvlc.weights.quantized import Quantization
 from tests.helpers.solvers import FLOAT_SCALES
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
@@ -112,7 +112,7 @@ def factors(draw: st.DrawFn, size: int) -> tuple[int, ...]:
 
 @st.composite
 def formats(draw: st.DrawFn) -> WeightFormat:
-    return WeightFormat(
+    return weight_format(
         bits=draw(st.sampled_from([4, 8])),
         block_size=draw(st.sampled_from([16, 32])),
         symmetric=draw(st.booleans()),
@@ -171,7 +171,7 @@ def step(draw: st.DrawFn, expression: Expression, value: np.ndarray) -> Pair:
             format, solver = draw(formats()), SOLVERS[draw(st.sampled_from(sorted(SOLVERS)))]
             quantization = Quantization(expression, format, solver)
             stream = draw(st.sampled_from(quantization.streams))
-            return quantization.stream(stream), stored_array(solver(np.ascontiguousarray(value), format), stream)
+            return quantization.stream(stream), solver(np.ascontiguousarray(value), format).stored(stream)
 
 
 @st.composite
@@ -229,7 +229,7 @@ def test_an_initializer_has_the_eager_values(pool: Pool, data: st.DataObject) ->
 def chain(stored: Stored) -> Expression:
     """Every kind of node but Computed and Constant."""
     rows = concat([stored.cast(np.float32).transpose().narrow(0, 0, 3), stored.cast(np.float32).transpose()])
-    return Quantization(rows.reshape(6, 7), WeightFormat(4, 16), SOLVERS["rtn"]).stream(Stream.SCALES)
+    return Quantization(rows.reshape(6, 7), weight_format(4, 16), SOLVERS["rtn"]).stream(Stream.SCALES)
 
 
 def test_equal_expressions_are_equal_and_hash_equal_and_others_are_not(pool: Pool) -> None:
@@ -267,7 +267,7 @@ def test_every_stored_tensor_is_found_once_for_each_place(pool: Pool) -> None:
     a, b = pool.stored["F32[6, 4]+0"], pool.stored["BF16[6, 4]+0"]
     folded = Computed(lambda x, y: x + y, (a, b.cast(np.float32)), (6, 4), np.dtype(np.float32))
     whole = concat([folded, a.transpose().transpose(), b.cast(np.float32).reshape(2, 12).reshape(6, 4)])
-    parts = Quantization(whole, WeightFormat(8, 32), SOLVERS["rtn"]).stream(Stream.LEVELS)
+    parts = Quantization(whole, weight_format(8, 32), SOLVERS["rtn"]).stream(Stream.LEVELS)
     assert [tensor.name for tensor in parts.stored()] == [t.tensor.name for t in (a, b, a, b)]
     assert list(parts.parts()) == [whole]
     assert list(folded.parts()) == [a, b.cast(np.float32)]

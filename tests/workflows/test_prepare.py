@@ -32,7 +32,7 @@ from hvlc.solvers.rtn import round_to_nearest
 from hvlc.solvers.statistics import InputStatistics
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import WeightFormat, weight_format
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
@@ -51,7 +51,7 @@ PREPARATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "awq and gptq": ({"awq": {}}, "gptq"),
     "all": ({"rotate": {"seed": 3}, "smooth": {"exponent": 0.3}, "awq": {"exponents": 4}}, "gptq"),
 }
-FORMAT = WeightFormat(4, 32)
+FORMAT = weight_format(4, 32)
 IDS = np.random.default_rng(0).integers(0, 200, 40)
 INPUTS = {
     f"model.layers.{layer}.{linears[0]}": tuple(f"model.layers.{layer}.{linear}" for linear in linears)

@@ -22,7 +22,7 @@ from hvlc.results.sensitivity import Part, Sensitivity
 from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat, weight_format
 from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
 from tests.export.tiny_families import save_text
 from tests.helpers.sessions import session
@@ -135,7 +135,7 @@ def check_losses(checkpoint: Path, found: Sensitivity, say, parts: list[Part]) -
     for part in parts:
         for candidate in part.candidates:
             bundle = fresh(checkpoint)
-            format = WeightFormat(candidate.bits, candidate.block_size, True, ScaleType.FLOAT16)
+            format = weight_format(candidate.bits, candidate.block_size, True, ScaleType.FLOAT16)
             for weight in part.weights:
                 set_weight(bundle, weight, format)
             if part.kind == "lm_head":  # whose bytes the table shares

@@ -17,11 +17,12 @@ from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.quantize.add_middles import add_middles
 from hvlc.passes.traits import Trait
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import Stream, WeightFormat
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
-from hvlc.weights.quantized import Quantization, Solved, Solver, Stream
+from hvlc.weights.quantized import Quantization, Solved, Solver
 
 _FLOAT_COMPUTE, _INT8_COMPUTE = 1, 4  # accuracy_level of MatMulNBits
+_INPUTS = (Stream.LEVELS, Stream.SCALES, Stream.ZERO_POINTS)  # of the operators, in their order
 
 
 @dataclass(frozen=True)
@@ -68,41 +69,33 @@ class QuantizeWeights(ComponentPass):
             raise HvlcError("plan.incomplete", f"{assignment.weight} has no format or no value", "report it")
         known = self.solved.get((assignment.component, assignment.node))
         quantization = known or self._unsolved(expression_of(weight.const_value), assignment, format, lookup)
-        levels, scales, *zeros = self._initializers(graph, assignment.weight, quantization, rows=lookup)
-        scales = self._float_scales(graph, node, scales, format)
-        if lookup:
-            new = _lookup(node, levels, scales, zeros, format)
-        else:
-            new = self._product(node, levels, scales, [] if format.float_zeros else zeros, assignment, format)
+        stored = self._initializers(graph, assignment.weight, quantization, rows=lookup)
+        stored[Stream.SCALES] = self._float_scales(graph, node, stored[Stream.SCALES])
+        new = _lookup(node, stored, format) if lookup else self._product(node, stored, assignment, format)
         replace_node(node, new)
-        if format.float_zeros:
-            add_middles(graph, new, zeros[0], format.block_size)
+        if Stream.MIDDLES in stored:
+            add_middles(graph, new, stored[Stream.MIDDLES], format.block_size)
         drop_unread(graph, weight)
 
     def _initializers(
         self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool
-    ) -> list[ir.Value]:
-        """Packed levels, scales and, when asymmetric, zero points; `rows` is the look-up's 2-D view of the bytes."""
-        names = {
-            Stream.LEVELS: f"int{quantization.format.bits}",
-            Stream.SCALES: "scales",
-            Stream.ZERO_POINTS: "zero_points",
-        }
-        values = []
+    ) -> dict[Stream, ir.Value]:
+        """What the format stores; `rows` is the look-up's 2-D view of the bytes."""
+        values = {}
         for stream in quantization.streams:
             part = quantization.stream(stream)
             count, size = part.shape[0], math.prod(part.shape[1:])
             shape = (count, size) if rows else (count * size,) if stream is Stream.SCALES else part.shape
-            name = f"{weight}.{names[stream]}{'_rows' if rows else ''}"
-            values.append(register(graph, LazyTensor(name, part, shape)))
+            name = f"{weight}.{quantization.format.stored_name(stream)}{'_rows' if rows else ''}"
+            values[stream] = register(graph, LazyTensor(name, part, shape))
         return values
 
     def _unsolved(self, values: Expression, assignment: Assignment, format: WeightFormat, lookup: bool) -> Quantization:
         return Quantization(values if lookup else values.transpose(), format, self.solvers[str(assignment.solver)])
 
-    def _float_scales(self, graph: ir.Graph, node: ir.Node, scales: ir.Value, format: WeightFormat) -> ir.Value:
+    def _float_scales(self, graph: ir.Graph, node: ir.Node, scales: ir.Value) -> ir.Value:
         """Scales stored as float16 are widened once, at load: onnxruntime folds a Cast of a constant."""
-        if format.scale_type is ScaleType.FLOAT32:
+        if scales.dtype != ir.DataType.FLOAT16:
             return scales
         for reader in scales.consumers():  # another product reads the same matrix
             return reader.outputs[0]
@@ -112,13 +105,7 @@ class QuantizeWeights(ComponentPass):
         return cast.outputs[0]
 
     def _product(
-        self,
-        node: ir.Node,
-        levels: ir.Value,
-        scales: ir.Value,
-        zeros: list[ir.Value],
-        assignment: Assignment,
-        format: WeightFormat,
+        self, node: ir.Node, stored: Mapping[Stream, ir.Value], assignment: Assignment, format: WeightFormat
     ) -> ir.Node:
         attributes = {
             "K": assignment.in_features,
@@ -127,7 +114,7 @@ class QuantizeWeights(ComponentPass):
             "block_size": format.block_size,
             "accuracy_level": _FLOAT_COMPUTE if self.plan.float_compute else _INT8_COMPUTE,
         }
-        inputs = [node.inputs[0], levels, scales, *zeros]
+        inputs = [node.inputs[0], *(stored[stream] for stream in _INPUTS if stream in stored)]
         return ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=f"{node.name}")
 
 
@@ -139,7 +126,8 @@ def _weight(node: ir.Node) -> ir.Value:
     return value
 
 
-def _lookup(node: ir.Node, levels: ir.Value, scales: ir.Value, zeros: list[ir.Value], format: WeightFormat) -> ir.Node:
+def _lookup(node: ir.Node, stored: Mapping[Stream, ir.Value], format: WeightFormat) -> ir.Node:
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": format.block_size, "bits": format.bits}
-    inputs = [levels, node.inputs[1], scales, *zeros]
+    levels, *others = (stored[stream] for stream in _INPUTS if stream in stored)
+    inputs = [levels, node.inputs[1], *others]
     return ir.node("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name=str(node.name))

@@ -13,7 +13,7 @@ with int8 activations of the two, unless the session option `session.qdq_matmuln
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,9 +25,11 @@ from hvlc.graphs.editing import register
 from hvlc.graphs.plan import Assignment
 from hvlc.passes.base import Outcome
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
-from hvlc.weights.formats import WeightFormat
+from hvlc.targets import Grain
+from hvlc.weights.formats import Levels, Stream, WeightFormat
+from hvlc.weights.formats.packing import pack, sign_mask, unpack
 from hvlc.weights.lazy import Box, Constant, Elementwise, Expression, LazyTensor
-from hvlc.weights.quantized import Levels, Quantization, Solved, Stream, pack_levels, unpack_levels
+from hvlc.weights.quantized import Quantization, Solved
 
 _ROWS = 256  # of a matrix that are read at a time, and perhaps solved
 _PACKED = 1 << 20  # bytes that are packed at a time
@@ -66,67 +68,54 @@ class QuantizeWeightsQDQ(QuantizeWeights):
 
     def _initializers(
         self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool
-    ) -> list[ir.Value]:
+    ) -> dict[Stream, ir.Value]:
         """Levels int4 or int8 `[out, in]`; scales `[out, blocks]`, or `[out]` for a product with one block a row;
-        int4 zero points of the scales' shape where a compiler needs them; LPBQ's factors `[out]`.
+        int4 zero points of the scales' shape where a compiler needs them; factors `[out]` where scales have any.
         """
-        format, signed = quantization.format, _signed(quantization)
+        signed = _signed(quantization)
         made = _across(graph, weight, signed) if self.direct and not rows else _along(graph, weight, signed, rows)
-        if format.is_lpbq:
+        if Stream.FACTORS in signed.streams:
             factors = signed.stream(Stream.FACTORS)
-            made.append(register(graph, LazyTensor(f"{weight}.factors", _Turned(factors) if self.direct else factors)))
+            stored = LazyTensor(f"{weight}.factors", _Turned(factors) if self.direct else factors)
+            made[Stream.FACTORS] = register(graph, stored)
         return made
 
     def _product(
-        self,
-        node: ir.Node,
-        levels: ir.Value,
-        scales: ir.Value,
-        zeros: list[ir.Value],
-        assignment: Assignment,
-        format: WeightFormat,
+        self, node: ir.Node, stored: Mapping[Stream, ir.Value], assignment: Assignment, format: WeightFormat
     ) -> ir.Node:
-        readers = [n for n in levels.consumers() if n.op_type == "DequantizeLinear"]
+        readers = [n for n in stored[Stream.LEVELS].consumers() if n.op_type == "DequantizeLinear"]
         if not readers:
-            if format.is_lpbq:
-                *zeros, factors = zeros
-                scales = _multiplied(node, scales, factors, self.direct)
-            readers = [_dequantize(node, [levels, scales, *zeros], assignment, format, self.direct)]
+            readers = [_dequantize(node, stored, assignment, format, self.direct)]
         matrix = readers[0].outputs[0]
         if not self.direct:
             matrix = matrix.consumers()[0].outputs[0]
         return ir.node("MatMul", [node.inputs[0], matrix], name=str(node.name))
 
-    def _float_scales(self, graph: ir.Graph, node: ir.Node, scales: ir.Value, format: WeightFormat) -> ir.Value:
-        """Scales of a direct matrix are float32 as they are stored; LPBQ's are multiplied out before the product."""
-        ready = format.is_lpbq or scales.dtype == ir.DataType.FLOAT
-        return scales if ready else super()._float_scales(graph, node, scales, format)
 
-
-def _across(graph: ir.Graph, weight: str, quantization: Quantization | Solved) -> list[ir.Value]:
-    """Levels `[in, out]`, scales float32 (of LPBQ uint8) `[blocks, out]`, and zero points of 4 bits."""
+def _across(graph: ir.Graph, weight: str, quantization: Quantization | Solved) -> dict[Stream, ir.Value]:
+    """Levels `[in, out]`, scales float32 (whole numbers as they are) `[blocks, out]`, and zero points of 4 bits."""
     format, scales = quantization.format, quantization.stream(Stream.SCALES)
     (out, blocks), bits = scales.shape, format.bits
     matrix = (blocks * format.block_size, out)
     levels = _LevelsTurned(quantization.stream(Stream.LEVELS), bits)
-    turned = _Turned(scales if format.is_lpbq else scales.cast(np.float32))
-    for_rows = blocks == 1 and not format.is_lpbq
-    dims = (out,) if for_rows else (blocks, out)
-    made = [
-        register(graph, LazyTensor(f"{weight}.int{bits}", levels, matrix, _TYPES[bits])),
-        register(graph, LazyTensor(f"{weight}.scales", turned, dims)),
-    ]
-    if bits == _INT4 and (for_rows or format.is_lpbq):
-        packed = Constant(np.zeros(-(-blocks * out // 2), np.uint8))
-        made.append(register(graph, LazyTensor(f"{weight}.zero_points", packed, dims, _TYPES[bits])))
+    turned = _Turned(scales.cast(np.float32) if scales.dtype.kind == "f" else scales)
+    grain = Grain(format.grain(matrix[0]))
+    dims = (out,) if grain is Grain.CHANNEL else (blocks, out)
+    made = {
+        Stream.LEVELS: register(graph, LazyTensor(f"{weight}.int{bits}", levels, matrix, _TYPES[bits])),
+        Stream.SCALES: register(graph, LazyTensor(f"{weight}.scales", turned, dims)),
+    }
+    if bits == _INT4 and grain is not Grain.BLOCK:
+        zeros = Constant(pack(np.zeros(blocks * out, np.uint8), bits))
+        made[Stream.ZERO_POINTS] = register(graph, LazyTensor(f"{weight}.zero_points", zeros, dims, _TYPES[bits]))
     return made
 
 
-def _along(graph: ir.Graph, weight: str, quantization: Quantization | Solved, rows: bool) -> list[ir.Value]:
+def _along(graph: ir.Graph, weight: str, quantization: Quantization | Solved, rows: bool) -> dict[Stream, ir.Value]:
     """Levels `[out, in]` and scales `[out, blocks]`, or `[out]` for a product with one float scale a row."""
     format, scales = quantization.format, quantization.stream(Stream.SCALES)
     (out, blocks), suffix = scales.shape, "_rows" if rows else ""
-    for_rows = blocks == 1 and not rows and not format.is_lpbq
+    for_rows = Grain(format.grain(blocks * format.block_size)) is Grain.CHANNEL and not rows
     levels = LazyTensor(
         f"{weight}.int{format.bits}{suffix}",
         quantization.stream(Stream.LEVELS),
@@ -134,11 +123,11 @@ def _along(graph: ir.Graph, weight: str, quantization: Quantization | Solved, ro
         _TYPES[format.bits],
     )
     stored = LazyTensor(f"{weight}.scales{suffix}", scales, (out,) if for_rows else (out, blocks))
-    return [register(graph, levels), register(graph, stored)]
+    return {Stream.LEVELS: register(graph, levels), Stream.SCALES: register(graph, stored)}
 
 
 def _multiplied(node: ir.Node, wholes: ir.Value, factors: ir.Value, direct: bool) -> ir.Value:
-    """LPBQ's float scales before the product that reads their matrix: DequantizeLinear of the whole numbers."""
+    """Float scales before the product that reads their matrix: DequantizeLinear of whole numbers by rows' factors."""
     multiply = ir.node(
         "DequantizeLinear", [wholes, factors], {"axis": 1 if direct else 0}, name=f"{wholes.name}.multiply"
     )
@@ -149,10 +138,14 @@ def _multiplied(node: ir.Node, wholes: ir.Value, factors: ir.Value, direct: bool
 
 
 def _dequantize(
-    node: ir.Node, constants: list[ir.Value], assignment: Assignment, format: WeightFormat, direct: bool
+    node: ir.Node, stored: Mapping[Stream, ir.Value], assignment: Assignment, format: WeightFormat, direct: bool
 ) -> ir.Node:
     """DequantizeLinear of a matrix before the product that reads it, and Transpose unless it is `direct`."""
-    whole_rows = format.block_size == assignment.in_features and not format.is_lpbq
+    scales = stored[Stream.SCALES]
+    if Stream.FACTORS in stored:
+        scales = _multiplied(node, scales, stored[Stream.FACTORS], direct)
+    constants = [stored[Stream.LEVELS], scales, *(stored[s] for s in stored if s is Stream.ZERO_POINTS)]
+    whole_rows = Grain(format.grain(assignment.in_features)) is Grain.CHANNEL
     output, blocked = (1, 0) if direct else (0, 1)  # axes
     settings = {"axis": output} if whole_rows else {"axis": blocked, "block_size": format.block_size}
     name = assignment.weight
@@ -177,18 +170,18 @@ class _TwosComplement:
 
     def __call__(self, weight: np.ndarray, format: WeightFormat) -> Levels:
         levels = self.solve(weight, format)
-        return replace(levels, levels=levels.levels ^ np.uint8(_sign(format)))
+        return replace(levels, levels=levels.levels ^ np.uint8(format.middle))
 
 
 @dataclass(frozen=True)
 class _SignFlipped(Elementwise):
     """Packed offset levels as two's complement: `level - 2 ** (bits - 1)` inverts the upper bit."""
 
-    mask: int
+    mask: np.uint8
 
     def box(self, box: Box) -> np.ndarray:
         """The source's box with the sign of every level inverted."""
-        return self.of.box(box) ^ np.uint8(self.mask)
+        return self.of.box(box) ^ self.mask
 
 
 @dataclass(frozen=True)
@@ -249,11 +242,9 @@ class _LevelsTurned(_Turned):
         matrix = levels[: self._count].reshape(-1, self.of.shape[0])
         for start, rows in _row_by_row(self.of):
             flat = rows.reshape(len(rows), -1)
-            matrix[:, start : start + len(rows)] = unpack_levels(flat, self.bits, len(matrix)).T
+            matrix[:, start : start + len(rows)] = unpack(flat, self.bits, len(matrix)).T
         for start in range(0, size, _PACKED):
-            packed[start : start + _PACKED] = pack_levels(
-                levels[start * per_byte : (start + _PACKED) * per_byte], self.bits
-            )
+            packed[start : start + _PACKED] = pack(levels[start * per_byte : (start + _PACKED) * per_byte], self.bits)
         return packed[box]
 
 
@@ -263,16 +254,11 @@ def _row_by_row(of: Expression) -> Iterator[tuple[int, np.ndarray]]:
         yield start, of.rows(start, min(start + _ROWS, of.shape[0]))
 
 
-def _sign(format: WeightFormat) -> int:
-    """The upper bit of a level."""
-    return 1 << (format.bits - 1)
-
-
 def _signed(quantization: Quantization | Solved) -> Quantization | Solved:
     """The same matrix with levels in two's complement."""
     if isinstance(quantization, Quantization):
         solver = quantization.solver
         return replace(quantization, solver=replace(solver, solve=_TwosComplement(solver.solve)))
-    mask = 0x88 if quantization.format.bits == 4 else 0x80
     levels, *others = quantization.stored
-    return replace(quantization, stored=(_SignFlipped(levels, mask), *others))
+    flipped = _SignFlipped(levels, sign_mask(quantization.format.bits))
+    return replace(quantization, stored=(flipped, *others))

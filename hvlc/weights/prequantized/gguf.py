@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
+from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType, weight_format
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.prequantized.matrix import Prequantized
 
@@ -50,7 +50,7 @@ class _Type:
     def format(self) -> WeightFormat:
         symmetric = self.minima is None
         zero = ZeroType.INTEGER if symmetric else ZeroType.FLOAT
-        return WeightFormat(self.bits, self.block, symmetric, self.scale_type, self.negative, zero)
+        return weight_format(self.bits, self.block, symmetric, self.scale_type, self.negative, zero)
 
 
 def _half(start: int) -> _Read:
@@ -226,7 +226,11 @@ class GgufMatrix(Prequantized):
         return _TYPES[self.kind].scales(self._blocks(start, stop)).reshape(stop - start, -1)
 
     def zero_points(self, start: int, stop: int) -> np.ndarray:
-        """The value of the middle level."""
+        """None of its types has any."""
+        raise TypeError(f"{self.kind} has no integer zero points")
+
+    def middles(self, start: int, stop: int) -> np.ndarray:
+        """The value of the middle level: the minimum, and as many scales as the middle level counts."""
         kind, blocks = _TYPES[self.kind], self._blocks(start, stop)
         if kind.minima is None:
             raise TypeError(f"{self.kind} has no minima")

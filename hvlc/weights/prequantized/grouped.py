@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat, weight_format
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.prequantized.matrix import Prequantized
 
@@ -86,7 +86,7 @@ class GroupedMatrix(Prequantized):
         half = self.group_scales.dtype == np.float16
         scale = ScaleType.FLOAT16 if half else ScaleType.FLOAT32
         symmetric = self.symmetric and self.bits in _WIDTHS
-        return WeightFormat(max(self.bits, min(_WIDTHS)), self._block, symmetric, scale, negative_scales=False)
+        return weight_format(max(self.bits, min(_WIDTHS)), self._block, symmetric, scale, negative_scales=False)
 
     @property
     def _block(self) -> int:

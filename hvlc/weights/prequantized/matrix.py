@@ -2,23 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from hvlc.errors import HvlcError
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import Stream, WeightFormat
 from hvlc.weights.lazy import Box, Expression
-from hvlc.weights.quantized import (
-    Solved,
-    Stream,
-    pack_levels,
-    pack_zero_points,
-    scale_dtype,
-    stream_dtype,
-    stream_shape,
-    streams_of,
-)
+from hvlc.weights.quantized import Solved
 
 #: What a plan calls the solver of a matrix whose levels are taken as they are.
 STORED = "stored"
@@ -54,15 +45,21 @@ class Prequantized(Expression):
 
     @abstractmethod
     def zero_points(self, start: int, stop: int) -> np.ndarray:
-        """Zero points of some rows, `[rows, blocks]`, only of asymmetric formats: uint8; of float zeros the value of
-        the middle level, float32.
+        """Zero points of some rows, uint8 `[rows, blocks]`, where the format stores them."""
+
+    def middles(self, start: int, stop: int) -> np.ndarray:
+        """Values of the middle level of some rows, float32 `[rows, blocks]`, where the format stores them.
+
+        Raises:
+            TypeError: it has none.
         """
+        raise TypeError(f"{self.origin} has no float zero points")
 
     def formats(self) -> Iterator[WeightFormat]:
         """Its form, and the same in smaller blocks, which repeat scale and zero point: as exact."""
         size = self.format.block_size if self.format else 0
         while self.format and size >= _SMALLEST_BLOCK:
-            yield replace(self.format, block_size=size)
+            yield self.format.in_blocks(size)
             if size % 2:
                 return
             size //= 2
@@ -70,7 +67,7 @@ class Prequantized(Expression):
     def form(self, format: WeightFormat) -> Solved:
         """It in one of `formats`."""
         rows, columns = self.shape
-        return Solved((rows, columns), format, tuple(TakenPart(self, format, s) for s in streams_of(format)))
+        return Solved((rows, columns), format, tuple(TakenPart(self, format, s) for s in format.streams))
 
 
 @dataclass(frozen=True)
@@ -85,12 +82,12 @@ class TakenPart(Expression):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """As onnxruntime stores it."""
         rows, columns = self.of.shape
-        return stream_shape((rows, columns), self.format, self.stream)
+        return self.format.shape(self.stream, (rows, columns))
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
         """As onnxruntime stores it."""
-        return stream_dtype(self.format, self.stream)
+        return self.format.dtype(self.stream)
 
     def parts(self) -> Iterator[Expression]:
         """The matrix."""
@@ -101,14 +98,17 @@ class TakenPart(Expression):
         rows = box[0].start, box[0].stop
         match self.stream:
             case Stream.LEVELS:
-                values = pack_levels(self._in_blocks(self.of.levels(*rows)), self.format.bits)
+                values = self._in_blocks(self.of.levels(*rows))
             case Stream.SCALES:
-                values = self._repeated(self.of.scales(*rows)).astype(scale_dtype(self.format), copy=False)
+                values = self._repeated(self.of.scales(*rows))
             case Stream.ZERO_POINTS:
-                values = pack_zero_points(self._repeated(self.of.zero_points(*rows)), self.format)
-            case Stream.FACTORS:
-                raise HvlcError("plan.format", f"{self.of.origin} has no scales of the form LPBQ", "report it")
-        return values[(slice(None), *box[1:])]
+                values = self._repeated(self.of.zero_points(*rows))
+            case Stream.MIDDLES:
+                values = self._repeated(self.of.middles(*rows))
+            case _:
+                cause = f"internal error: {self.of.origin} has no {self.stream}"
+                raise HvlcError("plan.format", cause, "please report it")
+        return self.format.encode(self.stream, values)[(slice(None), *box[1:])]
 
     @property
     def _blocks(self) -> int:

@@ -18,7 +18,6 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.weights.extremes import Extremes, extremes_of
-from hvlc.weights.formats import ScaleType, WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.prequantized.matrix import STORED
 
@@ -67,7 +66,7 @@ def _matrix(node: ir.Node) -> Expression:
 
 def _is_narrow(assignment: Assignment) -> bool:
     format = assignment.format
-    return format is not None and format.scale_type is ScaleType.FLOAT16 and assignment.solver != STORED
+    return format is not None and format.half_scales and assignment.solver != STORED
 
 
 def _obstacle(plan: Plan, place: tuple[str, str], extremes: Extremes, vocabulary: object) -> str:
@@ -80,7 +79,7 @@ def _obstacle(plan: Plan, place: tuple[str, str], extremes: Extremes, vocabulary
     most = float(extremes.rows.max(initial=0)) / (half - 1)
     if most > _LARGEST:
         return f"float32 scales: they go up to {most:.1e}, float16 to {_LARGEST:.0f}"
-    least = _LEAST * (half if format.symmetric else 2 * half - 1)
+    least = _LEAST * format.steps
     spared = _UNUSED * assignment.out_features if assignment.out_features == vocabulary else 0
     lost = [_lost(extremes.rows, least), _lost(extremes.blocks(format.block_size), least)]
     if len(lost[0]) > spared or len(lost[1]):
@@ -99,6 +98,5 @@ def _widened(assignment: Assignment, reasons: Mapping[tuple[str, str], str]) -> 
     reason = reasons.get(assignment.shares or (assignment.component, assignment.node), "")
     if not reason or assignment.format is None:
         return assignment
-    format: WeightFormat = replace(assignment.format, scale_type=ScaleType.FLOAT32)
     said = "; ".join(filter(None, (assignment.reason, reason)))
-    return replace(assignment, format=format, reason=said)
+    return replace(assignment, format=assignment.format.with_wide_scales(), reason=said)

@@ -12,14 +12,14 @@ from hvlc.passes.fuse import pack_projections
 from hvlc.passes.fuse.pack_projections import PackProjections
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.solvers import SOLVERS
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, WeightFormat, weight_format
 from hvlc.weights.lazy import concat
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_PRODUCT
 
 HIDDEN, HEADS, KV_HEADS, HEAD = 48, 4, 2, 16
 WIDTHS = {"q_proj": HEADS * HEAD, "k_proj": KV_HEADS * HEAD, "v_proj": KV_HEADS * HEAD}
-FORMAT = WeightFormat(4, 16)
+FORMAT = weight_format(4, 16)
 
 
 def attention(*, norms: bool = False, biases: bool = False, seed: int = 0) -> Bundle:
@@ -89,7 +89,7 @@ def operators(bundle: Bundle) -> list[str]:
 @pytest.mark.parametrize("optimization", OPTIMIZATIONS)
 @pytest.mark.parametrize("norms", [False, True], ids=["no norms", "norms"])
 @pytest.mark.parametrize("biases", [False, True], ids=["no biases", "biases"])
-@pytest.mark.parametrize("format", [None, FORMAT, WeightFormat(8, 32, False, ScaleType.FLOAT32)], ids=str)
+@pytest.mark.parametrize("format", [None, FORMAT, weight_format(8, 32, False, ScaleType.FLOAT32)], ids=str)
 @pytest.mark.usefixtures("checked")
 def test_the_numbers_stay(format: WeightFormat | None, biases: bool, norms: bool, optimization: str) -> None:
     plain, packed = attention(norms=norms, biases=biases), attention(norms=norms, biases=biases)
@@ -138,10 +138,10 @@ def test_the_joined_weights_are_stacked_when_they_are_written() -> None:
     "formats",
     [
         {"q_proj": FORMAT, "k_proj": FORMAT},
-        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": WeightFormat(8, 16)},
-        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": WeightFormat(4, 32)},
-        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": WeightFormat(4, 16, False)},
-        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": WeightFormat(4, 16, True, ScaleType.FLOAT32)},
+        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": weight_format(8, 16)},
+        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": weight_format(4, 32)},
+        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": weight_format(4, 16, False)},
+        {"q_proj": FORMAT, "k_proj": FORMAT, "v_proj": weight_format(4, 16, True, ScaleType.FLOAT32)},
     ],
     ids=["one in float", "other bits", "other blocks", "with zero points", "other scales"],
 )

@@ -14,7 +14,7 @@ from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.linears import linear_groups, operand
 from hvlc.passes.prepare.rotate_residual import RotateResidual
 from hvlc.solvers.rtn import round_to_nearest
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import weight_format
 from hvlc.weights.lazy import LazyTensor
 from hvlc.weights.rotation import Rotation
 from tests.export.tiny_families import TEXT, save_text
@@ -184,7 +184,7 @@ def test_four_bits_hold_the_changes_of_basis(tiny_checkpoint: Path) -> None:
         tensor = graph.initializers[name].const_value
         assert tensor is not None
         rows = np.ascontiguousarray(tensor.numpy().T)
-        restored = round_to_nearest(rows, WeightFormat(4, 32)).dequantize(HIDDEN)
+        restored = round_to_nearest(rows, weight_format(4, 32)).dequantize(HIDDEN)
         np.testing.assert_allclose(restored, rows, rtol=2**-11)  # the rounding of a float16 scale
 
 

@@ -9,9 +9,9 @@ from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.quantize.add_middles import add_middles
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
-from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType
+from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
 from hvlc.weights.lazy import Constant
-from hvlc.weights.quantized import Levels, Quantization, Solved, Solver, unpacked
+from hvlc.weights.quantized import Quantization, Solved, Solver
 from tests.helpers.checks import check_model
 from tests.helpers.sessions import run
 from tests.helpers.solvers import FLOAT_SCALES
@@ -89,7 +89,7 @@ def between(rows: np.ndarray, format: WeightFormat) -> Levels:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_solver_may_choose_float_zero_points(checked: None, bits: int, scale_type: ScaleType) -> None:
     weight = np.random.default_rng(0).normal(0.3, 1, (OUT, WIDTH)).astype(np.float32)
-    format = WeightFormat(bits, BLOCK, False, scale_type, zero_type=ZeroType.FLOAT)
+    format = weight_format(bits, BLOCK, False, scale_type, zero_type=ZeroType.FLOAT)
     b = GraphBuilder("graph")
     x = b.input("x", ir.DataType.FLOAT, ["n", WIDTH])
     b.output(b.op("MatMul", x, b.constant(weight.T.copy(), "w"), name="product"), "y", ir.DataType.FLOAT, ["n", OUT])
@@ -105,5 +105,5 @@ def test_a_solver_may_choose_float_zero_points(checked: None, bits: int, scale_t
     assert np.abs(found - expected).max() <= QUANTIZED_PRODUCT * np.abs(expected).max()
     quantization = Quantization(Constant(weight), format, solver)
     stored = tuple(quantization.stream(stream) for stream in quantization.streams)
-    assert np.allclose(unpacked(Solved(weight.shape, format, stored)), dequantized, rtol=1e-5, atol=1e-6)
+    assert np.allclose(Solved(weight.shape, format, stored).dequantize(), dequantized, rtol=1e-5, atol=1e-6)
     assert sum(np.asarray(part.read()).nbytes for part in stored) == format.bytes(OUT, WIDTH)

@@ -30,7 +30,7 @@ from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import weight_format
 from hvlc.weights.lazy import Constant
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
@@ -38,7 +38,7 @@ from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_ACTIVATIONS
 
-FORMAT = WeightFormat(4, 16)
+FORMAT = weight_format(4, 16)
 WIDTH, INNER = 32, 48
 Ranges = dict[str, tuple[float, float]]
 

@@ -14,14 +14,14 @@ from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
-from hvlc.weights.formats import WeightFormat
+from hvlc.weights.formats import WeightFormat, weight_format
 from hvlc.weights.quantized import Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
 PRODUCTS = [
-    WeightFormat(bits, block, symmetric, scale_type)
+    weight_format(bits, block, symmetric, scale_type)
     for bits in (4, 8)
     for block in (16, 32, 64, 128)
     for symmetric in (True, False)
@@ -105,7 +105,7 @@ def test_a_look_up_is_that_of_the_dequantized_table(format: WeightFormat, column
 
 
 def test_the_comparison_sees_one_wrong_level() -> None:
-    format = WeightFormat(4, 16)
+    format = weight_format(4, 16)
     weight = matrix(4, 32)
     bundle = product(weight)
 
@@ -127,7 +127,7 @@ def test_the_comparison_sees_one_wrong_level() -> None:
 def test_the_plan_says_in_what_the_product_computes(float_compute: bool) -> None:
     weight = matrix(4, 32)
     bundle = product(weight)
-    plan = Plan("recipe", "cpu", (assignment(weight, WeightFormat(4, 16)),), float_compute)
+    plan = Plan("recipe", "cpu", (assignment(weight, weight_format(4, 16)),), float_compute)
     QuantizeWeights(plan, SOLVERS).run(bundle)
     (node,) = [n for n in bundle.components["graph"].graph if n.domain]
     assert node.attributes.get_int("accuracy_level") == (1 if float_compute else 4)
@@ -144,7 +144,7 @@ def test_a_kept_weight_is_journalled_with_its_reason() -> None:
 def test_the_float_weight_leaves_the_graph() -> None:
     weight = matrix(4, 32)
     bundle = product(weight)
-    quantize(bundle, assignment(weight, WeightFormat(4, 16)))
+    quantize(bundle, assignment(weight, weight_format(4, 16)))
     assert sorted(bundle.components["graph"].graph.initializers) == ["w.int4", "w.scales"]
 
 

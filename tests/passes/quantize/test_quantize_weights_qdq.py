@@ -18,9 +18,9 @@ from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
-from hvlc.weights.formats import ScaleType, WeightFormat
+from hvlc.weights.formats import ScaleType, Stream, WeightFormat, weight_format
 from hvlc.weights.lazy import Box, Constant, Expression, LazyTensor
-from hvlc.weights.quantized import Solved, stored_array, streams_of
+from hvlc.weights.quantized import Solved
 from tests.helpers.sessions import OPTIMIZATIONS, run, session
 from tests.helpers.solvers import FLOAT_SCALES, LPBQ
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
@@ -28,7 +28,7 @@ from tests.passes.quantize.test_quantize_weights import assignment, lookup, matr
 
 COLUMNS = 96
 FORMATS = [
-    WeightFormat(bits, block, True, scale_type)
+    weight_format(bits, block, True, scale_type)
     for bits in (4, 8)
     for block in (16, 32, COLUMNS)
     for scale_type in FLOAT_SCALES
@@ -67,7 +67,7 @@ def test_an_optimizer_rounds_the_inputs_of_rows_of_8_bits_unless_told_not_to(lev
     import onnxruntime as ort
 
     weight, x = matrix(24, COLUMNS), matrix(3, COLUMNS)
-    format = WeightFormat(8, COLUMNS, True, ScaleType.FLOAT32)
+    format = weight_format(8, COLUMNS, True, ScaleType.FLOAT32)
     bundle = product(weight)
     quantize(bundle, assignment(weight, format))
     options = ort.SessionOptions()
@@ -82,19 +82,19 @@ def test_an_optimizer_rounds_the_inputs_of_rows_of_8_bits_unless_told_not_to(lev
 
 @pytest.mark.parametrize("form", ["lazy", "solved"])
 def test_levels_are_those_of_the_weight_only_form(form: str) -> None:
-    weight, format = matrix(24, COLUMNS), WeightFormat(4, 32)
+    weight, format = matrix(24, COLUMNS), weight_format(4, 32)
     levels = round_to_nearest(weight, format)
-    stored = tuple(Constant(stored_array(levels, stream)) for stream in streams_of(format))
+    stored = tuple(Constant(levels.stored(stream)) for stream in format.streams)
     solved = {("graph", "product"): Solved((24, COLUMNS), format, stored)} if form == "solved" else {}
     graph = quantize(product(weight), assignment(weight, format), solved=solved)
     kept = graph.initializers["w.int4"].const_value.numpy().astype(np.int8)
     np.testing.assert_array_equal(kept, levels.levels.reshape(24, COLUMNS).astype(np.int8) - 8)
-    np.testing.assert_array_equal(graph.initializers["w.scales"].const_value.numpy(), levels.stored_scales())
+    np.testing.assert_array_equal(graph.initializers["w.scales"].const_value.numpy(), levels.stored(Stream.SCALES))
 
 
 @pytest.mark.usefixtures("checked")
 def test_a_look_up_reads_the_bytes_of_the_head(tmp_path: Path) -> None:
-    table, format, ids = matrix(10, 128), WeightFormat(4, 32), np.array([0, 9, 3, 3])
+    table, format, ids = matrix(10, 128), weight_format(4, 32), np.array([0, 9, 3, 3])
     bundle, head = lookup(table), product(table)
     quantize(bundle, assignment(table, format))
     quantize(head, assignment(table, format))
@@ -113,7 +113,7 @@ def test_a_look_up_reads_the_bytes_of_the_head(tmp_path: Path) -> None:
 def test_a_package_holds_each_level_once(tmp_path: Path, bits: int) -> None:
     import onnxruntime as ort
 
-    weight, format, x = matrix(256, COLUMNS), WeightFormat(bits, 32), matrix(3, COLUMNS)
+    weight, format, x = matrix(256, COLUMNS), weight_format(bits, 32), matrix(3, COLUMNS)
     bundle = product(weight)
     quantize(bundle, assignment(weight, format))
     files, _ = write_components(bundle, tmp_path, 1, lambda done: None)
@@ -144,7 +144,7 @@ def shared_product(weight: np.ndarray) -> Bundle:
 @pytest.mark.usefixtures("checked")
 def test_a_matrix_that_two_products_read_is_stored_once(kind: Any, scale_type: ScaleType) -> None:
     weight, x = matrix(24, 64), matrix(3, 64)
-    one = assignment(weight, WeightFormat(4, 32, True, scale_type))
+    one = assignment(weight, weight_format(4, 32, True, scale_type))
     bundle = shared_product(weight)
     kind(Plan("recipe", "npu", (one, replace(one, node="again"))), SOLVERS).run(bundle)
     assert bundle.journal[-1].changed == 2
@@ -156,8 +156,8 @@ def test_a_matrix_that_two_products_read_is_stored_once(kind: Any, scale_type: S
 @pytest.mark.parametrize(
     ("format", "complaint"),
     [
-        (WeightFormat(4, 32, symmetric=False), "without zero points"),
-        (WeightFormat(4, 64), "rows of 96 are no whole number"),
+        (weight_format(4, 32, symmetric=False), "without zero points"),
+        (weight_format(4, 64), "rows of 96 are no whole number"),
     ],
 )
 def test_what_the_form_cannot_hold_is_refused_before_anything_changes(format: WeightFormat, complaint: str) -> None:
@@ -185,7 +185,7 @@ def test_a_direct_matrix_is_the_same_one_across(bits: int, block_size: int, out:
         b.output(y, "y", ir.DataType.FLOAT, ["n", out])
         bundle = Bundle("test")
         bundle.add(Component("model", Role.DECODER, b.model(), "model"))
-        format = WeightFormat(bits, block_size, scale_type=scale_type)
+        format = weight_format(bits, block_size, scale_type=scale_type)
         names = "model", Role.DECODER, "product", "w"
         planned = Assignment(*names, out, 32, Action.QUANTIZE, "", format, "rtn")
         plan = Plan("recipe", "npu", (planned,), activations=ActivationFormat())
@@ -229,7 +229,7 @@ def lpbq_component(
     known: dict[tuple[str, str], Solved] = {}
     if solved:
         levels = round_to_nearest(weight, format)
-        stored = tuple(Constant(stored_array(levels, s)) for s in streams_of(format))
+        stored = tuple(Constant(levels.stored(s)) for s in format.streams)
         known["model", "product"] = Solved(weight.shape, format, stored)
     if drawn is not None:
         bundle.components["model"].graph.initializers["w"].const_value = LazyTensor("w", drawn.transpose())
@@ -279,14 +279,14 @@ def test_two_products_share_an_lpbq_matrix() -> None:
     assert len(graph.initializers) == 4
 
 
-@pytest.mark.parametrize("format", [LPBQ[1], WeightFormat(4, 32, negative_scales=False)], ids=str)
+@pytest.mark.parametrize("format", [LPBQ[1], weight_format(4, 32, negative_scales=False)], ids=str)
 def test_turning_a_matrix_takes_little_more_than_its_levels(format: WeightFormat) -> None:
     out, columns = 6_000, 1024
     component = lpbq_component(np.zeros((out, columns), np.float32), format, direct=True, drawn=Drawn((out, columns)))
     stored = {v.name: v.const_value.expression for v in component.graph.initializers.values()}
     SOLVERS["minmax"](matrix(1, 64), format)  # compile the kernels first
     tracemalloc.start()
-    for name in ("w.int4", "w.scales", *(["w.factors"] if format.is_lpbq else [])):
+    for name in ("w.int4", "w.scales", *(f"w.{stream}" for stream in format.extra)):
         stored[name].read()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

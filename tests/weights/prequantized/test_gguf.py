@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hvlc.errors import UserError
 from hvlc.weights.lazy import Constant
 from hvlc.weights.prequantized.gguf import GgufMatrix, gguf_matrix
-from hvlc.weights.quantized import unpacked
 from tests.weights.prequantized.tiny_quantized import KINDS, random_blocks
 
 MAPPED = [kind for kind in KINDS if kind != "IQ4_NL"]
@@ -43,14 +42,14 @@ def test_any_box_has_ggmls_values(kind: str, data: st.DataObject) -> None:
 def test_the_form_is_the_matrix_to_one_rounding(kind: str, seed: int) -> None:
     found, expected = matrix(kind, seed)
     for format in found.formats():
-        form = unpacked(found.form(format))
-        if not format.float_zeros:
+        form = found.form(format).dequantize()
+        if format.zero_dtype != np.float32:
             assert np.array_equal(form, expected)
         else:  # one rounding of the middle's value, one of the sum; neither is larger than the terms
             scales = np.repeat(found.scales(0, ROWS), COLUMNS // found.scales(0, ROWS).shape[1], 1)
             bound = np.abs(expected) + 2 ** (format.bits - 1) * np.abs(scales)
             assert (np.abs(form - expected) <= 4 * np.finfo(np.float32).eps * bound).all()
-    assert not np.array_equal(unpacked(found.form(found.format)), expected * np.float32(1.001))
+    assert not np.array_equal(found.form(found.format).dequantize(), expected * np.float32(1.001))
 
 
 def test_smaller_blocks_repeat_scale_and_zero_point() -> None:
@@ -127,7 +126,7 @@ def test_a_k_quant_is_what_ggmls_loops_make_of_it(oracle) -> None:
     kind = oracle.__name__.upper()
     raw = random_blocks(np.random.default_rng(1), kind, (3, 256))
     found = gguf_matrix("weight", Constant(raw), kind, 256)
-    form = unpacked(found.form(found.format))
+    form = found.form(found.format).dequantize()
     expected = np.array([oracle(row.tolist()) for row in raw])
     assert np.abs(form - expected).max() < 1e-6 * np.abs(expected).max()
 
@@ -137,7 +136,7 @@ def test_a_block_of_scale_zero_keeps_its_minimum() -> None:
     raw[0, :2] = 0
     found = gguf_matrix("weight", Constant(raw), "Q4_1", 32)
     minimum = raw[0, 2:4].copy().view(np.float16).astype(np.float32)
-    assert np.array_equal(unpacked(found.form(found.format))[0], np.repeat(minimum, 32))
+    assert np.array_equal(found.form(found.format).dequantize()[0], np.repeat(minimum, 32))
 
 
 def test_what_the_gguf_package_cannot_read_is_refused() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvlc.weights.formats import Stream
 from hvlc.weights.lazy import Constant
 from hvlc.weights.prequantized.grouped import GroupedMatrix, all_middle
-from hvlc.weights.quantized import Stream, unpacked
 from tests.weights.prequantized.tiny_quantized import grouped_layer, packed
 
 SHAPE = (48, 96)
@@ -63,7 +63,7 @@ def test_the_form_is_the_matrix_exactly_in_any_block_size(case: str) -> None:
     assert formats[0].block_size == (128 if CASES[case]["group"] == -1 else CASES[case]["group"])
     for format in formats:
         form = matrix.form(format)
-        assert np.array_equal(unpacked(form), expected)
+        assert np.array_equal(form.dequantize(), expected)
         width = form.stream(Stream.LEVELS).shape[1] * format.block_size
         levels = form.stream(Stream.LEVELS).read()
         if format.bits == 4:

@@ -6,7 +6,7 @@ import pytest
 
 from hvlc.graphs.builder import MICROSOFT, GraphBuilder
 from hvlc.passes.quantize.add_middles import add_middles
-from hvlc.weights.quantized import pack_levels
+from hvlc.weights.formats.packing import pack
 from tests.helpers.sessions import OPTIMIZATIONS, run
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
 
@@ -26,12 +26,12 @@ def test_a_look_up_of_4_and_8_bits(bits: int, zeros: bool) -> None:
     points = np.random.default_rng(9).integers(0, 2**bits, (ROWS, 4)).astype(np.uint8)[:, : COLUMNS // BLOCK + 1]
     b = GraphBuilder("lookup")
     ids = b.input("ids", ir.DataType.INT64, ["n"])
-    rows = b.constant(pack_levels(levels, bits).reshape(ROWS, -1), "rows")
+    rows = b.constant(pack(levels, bits).reshape(ROWS, -1), "rows")
     inputs = [rows, ids, b.constant(scales, "scales")]
     blocks = COLUMNS // BLOCK
     if zeros:
         stored = points if bits == 4 else points[:, :blocks]
-        inputs.append(b.constant(pack_levels(np.ascontiguousarray(stored), bits), "points"))
+        inputs.append(b.constant(pack(np.ascontiguousarray(stored), bits), "points"))
     middle = points[:, :blocks, None].astype(np.float64) if zeros else 2 ** (bits - 1)
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK, "bits": bits}
     found = b.op("GatherBlockQuantized", *inputs, domain=MICROSOFT, **attributes)
@@ -48,7 +48,7 @@ def product(bits: int) -> tuple[ir.Model, np.ndarray]:
     zeros = np.random.default_rng(5).normal(2 ** (bits - 1), 4, scales.shape)
     b = GraphBuilder("product")
     x = b.input("x", ir.DataType.FLOAT, ["b", "s", COLUMNS])
-    inputs = [x, b.constant(pack_levels(levels, bits), "levels"), b.constant(scales.reshape(-1), "scales")]
+    inputs = [x, b.constant(pack(levels, bits), "levels"), b.constant(scales.reshape(-1), "scales")]
     attributes = {"K": COLUMNS, "N": ROWS, "bits": bits, "block_size": BLOCK, "accuracy_level": 1}
     b.output(b.op("MatMulNBits", *inputs, domain=MICROSOFT, name="dense", **attributes), "y", ir.DataType.FLOAT, "bsn")
     middles = b.constant(((2 ** (bits - 1) - zeros) * scales).astype(np.float32), "middles")

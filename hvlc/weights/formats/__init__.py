@@ -1,0 +1,87 @@
+"""Formats of quantized weights, one class each; `weight_format` chooses the class, and no other code asks for it."""
+
+from enum import StrEnum
+
+from hvlc.weights.formats.base import Levels, ScaleType, Stream, WeightFormat
+from hvlc.weights.formats.block import AsymmetricFormat, BlockFormat
+from hvlc.weights.formats.channel import ChannelFormat
+from hvlc.weights.formats.float_zeros import FloatZeroFormat
+from hvlc.weights.formats.lpbq import BITS as _LPBQ_BITS
+from hvlc.weights.formats.lpbq import LARGEST as LPBQ_LARGEST
+from hvlc.weights.formats.lpbq import LpbqFormat
+
+__all__ = [
+    "LPBQ_LARGEST",
+    "Levels",
+    "ScaleType",
+    "Stream",
+    "WeightFormat",
+    "ZeroType",
+    "scale_type_at",
+    "stored_name",
+    "weight_format",
+]
+
+_CLASSES: tuple[type[WeightFormat], ...] = (BlockFormat, AsymmetricFormat, FloatZeroFormat, LpbqFormat)
+
+
+class ZeroType(StrEnum):
+    """Element type of the zero points: integers as wide as a level, or any float."""
+
+    INTEGER = "integer"
+    FLOAT = "float"
+
+
+def weight_format(
+    bits: int,
+    block_size: int,
+    symmetric: bool = True,
+    scale_type: ScaleType = ScaleType.FLOAT16,
+    negative_scales: bool = True,
+    zero_type: ZeroType = ZeroType.INTEGER,
+    *,
+    per_channel: bool = False,
+) -> WeightFormat:
+    """The format that a recipe or a checkpoint describes.
+
+    Args:
+        bits: width of a level.
+        block_size: input channels that share one scale.
+        symmetric: whether there are no zero points.
+        scale_type: how the scales are stored.
+        negative_scales: whether a scale may be negative; LPBQ's may not.
+        zero_type: element type of the zero points, where there are any.
+        per_channel: whether a block is a row.
+
+    Raises:
+        ValueError: LPBQ is for 4 bits in blocks without zero points or negative scales.
+    """
+    if scale_type is ScaleType.LPBQ:
+        if bits != _LPBQ_BITS or per_channel or not symmetric:
+            raise ValueError("scale_type lpbq is for 4 bits in blocks without zero points")
+        if negative_scales:
+            raise ValueError("scale_type lpbq has no negative scales")
+        return LpbqFormat(block_size)
+    if not symmetric:
+        kind = AsymmetricFormat if zero_type is ZeroType.INTEGER else FloatZeroFormat
+        return kind(bits, block_size, scale_type, negative_scales)
+    return (ChannelFormat if per_channel else BlockFormat)(bits, block_size, scale_type, negative_scales)
+
+
+def scale_type_at(bits: int, asked: ScaleType) -> ScaleType:
+    """The scale type that takes the place of the one asked for at another width: LPBQ has no other than 4 bits."""
+    return ScaleType.FLOAT32 if asked is ScaleType.LPBQ and bits != _LPBQ_BITS else asked
+
+
+def stored_name(bits: int, block: str, extra: tuple[Stream, ...], scale_dtype: str) -> str:
+    """The name of a format, read from what a package stores.
+
+    Args:
+        bits: width of a level.
+        block: what shares a scale, as `WeightFormat.spelled` takes it.
+        extra: what is stored beside levels and scales.
+        scale_dtype: ONNX's name of the scales' element type, e.g. "float16".
+    """
+    kind = next(found for found in _CLASSES if found.extra == extra)
+    names = {"float16": "f16", "float": "f32"}
+    return kind.spelled(bits, block, "lpbq" if kind is LpbqFormat else names.get(scale_dtype, scale_dtype))
