@@ -32,7 +32,8 @@ def extreme_on_last_level(weight: np.ndarray, format: WeightFormat) -> Levels:
     """One scale a block, without search: onnxruntime's own rule (`quantize_matmul_4bits`), to the bit.
 
     The block's extreme value `e` lies on the lowest level, the scale is `-e / 2 ** (bits - 1)`, and
-    `level = floor(value / scale + 2 ** (bits - 1) + 0.5)`; asymmetric formats span the block's range.
+    `level = floor(value / scale + 2 ** (bits - 1) + 0.5)`. Asymmetric formats span the block's range; levels and zero
+    points are onnxruntime's, and scales to the two roundings of a difference that does not overflow.
 
     Args:
         weight: float32 `[out, in]`, row-major.

@@ -21,6 +21,7 @@ from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.weights.prequantized.tiny_quantized import (
     LINEARS,
     Weights,
+    blocks_with_whole_minima,
     config,
     float_model,
     save_gguf,
@@ -126,6 +127,19 @@ def test_a_gguf_file_loses_nothing(tmp_path: Path, kind: str) -> None:
     }
     assert difference(result, weights) < GRAPH_FLOAT32
     weights["model.layers.0.mlp.up_proj.weight"][0] *= 1.01
+    assert difference(result, weights) > GRAPH_FLOAT32  # the check can fail
+
+
+@pytest.mark.parametrize(("kind", "spelled"), [("Q4_1", "int4 b32 asym f16"), ("Q5_1", "int8 b32 asym f16")])
+@torch.no_grad()
+def test_whole_minima_become_zero_points_of_the_product(tmp_path: Path, kind: str, spelled: str) -> None:
+    weights = save_gguf(tmp_path / "model.gguf", kind, draw=blocks_with_whole_minima)
+    result = built(tmp_path / "model.gguf", tmp_path)
+    assert {(str(a.format), a.reason) for a in linears(result)} == {(spelled, f"taken as stored: GGUF {kind}")}
+    products = [n for n in onnx.load(result.output / "model.onnx").graph.node if n.op_type == "MatMulNBits"]
+    assert {len(node.input) for node in products if "mlp" in node.name or "self_attn" in node.name} == {4}
+    assert difference(result, weights) < GRAPH_FLOAT32
+    weights["model.layers.0.mlp.up_proj.weight"][:16] *= 1.01
     assert difference(result, weights) > GRAPH_FLOAT32  # the check can fail
 
 

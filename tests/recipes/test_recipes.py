@@ -99,6 +99,14 @@ def test_an_unknown_name_offers_the_nearest(find, code: str) -> None:
     assert {"w4a61": "w4a16", "cpuu": "cpu"}[name] in error.value.fix
 
 
+def test_the_recipe_of_the_document_asks_for_integer_zero_points(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text("utf-8")
+    (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], "utf-8")
+    spec = load_recipe(str(tmp_path / "mine.yaml")).rules[0].quantize
+    assert spec is not None
+    assert str(spec.format(64, negative_scales=False)) == "int4 b32 asym f16"
+
+
 @pytest.mark.parametrize(("load", "name"), [(load_recipe, "absent.yaml"), (load_target, "absent.toml")])
 def test_an_absent_file_is_the_users_error(load, name: str) -> None:
     with pytest.raises(UserError, match="absent"):

@@ -2,8 +2,9 @@
 
 A block is little-endian bytes; its layout is that of ggml's struct (https://github.com/ggml-org/ggml/blob/master/src/
 ggml-common.h) and its meaning that of dequantize_row_* in ggml-quants.c. `value = scale * level + minimum` becomes
-`scale * (level - middle) + (minimum + middle * scale)`, a float zero point; the bracket is rounded to float32 once. A
-scale of scales is multiplied out: at most 18 significant bits, exact in float32.
+`scale * (level - middle) + (minimum + middle * scale)`, a float zero point; the bracket is rounded to float32 once.
+Where every minimum of a matrix is a whole number of scales (files that were made of integer zero points), these numbers
+are integer zero points, to the bit. A scale of scales is multiplied out: at most 18 significant bits, exact in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from hvlc.errors import UserError
 from hvlc.weights.formats import ScaleType, WeightFormat, ZeroType, weight_format
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.prequantized.matrix import Prequantized
+
+_ROWS = 64  # that are read at a time to see whether minima are whole numbers of scales
 
 #: Blocks uint8 `[n, bytes]` to an array `[n, ...]`.
 _Read = Callable[[np.ndarray], np.ndarray]
@@ -46,11 +49,24 @@ class _Type:
     scale_type: ScaleType = ScaleType.FLOAT16
     negative: bool = False
 
+    def format(self, zero: ZeroType) -> WeightFormat:
+        """Its form, with zero points of a type where it has minima."""
+        return weight_format(self.bits, self.block, self.minima is None, self.scale_type, self.negative, zero)
+
+    def whole_zero_points(self, blocks: np.ndarray) -> np.ndarray | None:
+        """Zero points uint8 `[n, scales]` that give the minima exactly. None: there are none."""
+        if self.minima is None:
+            return None
+        scales, minima = self.scales(blocks), self.minima(blocks)
+        steps = np.rint(np.divide(-minima, scales, out=np.zeros_like(minima), where=scales != 0))
+        zeros = steps + np.float32(self.shift)
+        exact = (steps * scales == -minima) & (zeros >= 0) & (zeros < 2**self.bits)
+        return zeros.astype(np.uint8) if exact.all() else None
+
     @property
-    def format(self) -> WeightFormat:
-        symmetric = self.minima is None
-        zero = ZeroType.INTEGER if symmetric else ZeroType.FLOAT
-        return weight_format(self.bits, self.block, symmetric, self.scale_type, self.negative, zero)
+    def shift(self) -> int:
+        """What is added to a stored level so that the middle levels meet."""
+        return (1 << (self.bits - 1)) - self.middle
 
 
 def _half(start: int) -> _Read:
@@ -187,8 +203,25 @@ class GgufMatrix(Prequantized):
 
     @property
     def format(self) -> WeightFormat | None:  # type: ignore[override]
-        """Float zero points for types with minima; None for types whose levels are no even steps."""
-        return _TYPES[self.kind].format if self.kind in _TYPES else None
+        """Integer zero points where all minima are whole numbers of scales, else float ones for types with minima.
+
+        None: a type whose levels are not even steps.
+        """
+        return self._format
+
+    @cached_property
+    def _format(self) -> WeightFormat | None:
+        """Reads rows of a type with minima until one has no integer zero points: the first, in most files."""
+        kind = _TYPES.get(self.kind)
+        if kind is None:
+            return None
+        if kind.minima is None:
+            return kind.format(ZeroType.INTEGER)
+        starts = range(0, self.shape[0], _ROWS)
+        ends = (min(start + _ROWS, self.shape[0]) for start in starts)
+        rows = (self._blocks(start, end) for start, end in zip(starts, ends, strict=True))
+        whole = all(kind.whole_zero_points(blocks) is not None for blocks in rows)
+        return kind.format(ZeroType.INTEGER if whole else ZeroType.FLOAT)
 
     @property
     def obstacle(self) -> str:  # type: ignore[override]
@@ -218,7 +251,7 @@ class GgufMatrix(Prequantized):
     def levels(self, start: int, stop: int) -> np.ndarray:
         """As stored, moved so that the middle levels meet."""
         kind = _TYPES[self.kind]
-        levels = kind.levels(self._blocks(start, stop)) + np.uint8(2 ** (kind.bits - 1) - kind.middle)
+        levels = kind.levels(self._blocks(start, stop)) + np.uint8(kind.shift)
         return levels.reshape(stop - start, -1, kind.block)
 
     def scales(self, start: int, stop: int) -> np.ndarray:
@@ -226,8 +259,15 @@ class GgufMatrix(Prequantized):
         return _TYPES[self.kind].scales(self._blocks(start, stop)).reshape(stop - start, -1)
 
     def zero_points(self, start: int, stop: int) -> np.ndarray:
-        """None of its types has any."""
-        raise TypeError(f"{self.kind} has no integer zero points")
+        """Whole numbers of scales that the minima are.
+
+        Raises:
+            TypeError: there are none.
+        """
+        zeros = _TYPES[self.kind].whole_zero_points(self._blocks(start, stop))
+        if zeros is None:
+            raise TypeError(f"{self.origin} has no integer zero points")
+        return zeros.reshape(stop - start, -1)
 
     def middles(self, start: int, stop: int) -> np.ndarray:
         """The value of the middle level: the minimum, and as many scales as the middle level counts."""

@@ -1,6 +1,7 @@
 """Quantized products and look-ups run on onnxruntime as numpy computes them from the same levels."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from hvlc.graphs.plan import Action, Assignment, Plan
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
-from hvlc.weights.formats import WeightFormat, weight_format
-from hvlc.weights.quantized import Solver
+from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, weight_format
+from hvlc.weights.lazy import Constant
+from hvlc.weights.quantized import Solved, Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
@@ -153,3 +155,65 @@ def test_a_plan_without_format_is_our_bug() -> None:
     with pytest.raises(HvlcError, match="has no format") as error:
         quantize(product(weight), assignment(weight, None))
     assert error.value.exit_code == 1
+
+
+ASYMMETRIC = [weight_format(bits, block, False, ScaleType.FLOAT32) for bits in (4, 8) for block in (16, 32, 128)]
+
+
+def exact_levels(format: WeightFormat, rows: int, columns: int) -> Levels:
+    """Levels whose products with small whole numbers are exact in float32: scales are powers of two."""
+    random, shape = np.random.default_rng(format.block_size), (rows, -(-columns // format.block_size))
+    levels = random.integers(0, 2**format.bits, (*shape, format.block_size)).astype(np.uint8)
+    scales = np.exp2(random.integers(-6, 3, shape)).astype(np.float32)
+    return Levels(levels, scales, random.integers(0, 2**format.bits, shape).astype(np.uint8), format)
+
+
+def with_levels(bundle: Bundle, weight: np.ndarray, levels: Levels) -> ir.Model:
+    """The only graph of a bundle, its weight replaced by given levels."""
+    stored = tuple(Constant(array) for array in levels.streams.values())
+    shape = (weight.shape[0], weight.shape[1])
+    solved = {("graph", "product"): Solved(shape, levels.format, stored)}
+    QuantizeWeights(Plan("recipe", "cpu", (assignment(weight, levels.format),)), SOLVERS, solved).run(bundle)
+    return bundle.components["graph"].model
+
+
+@pytest.mark.parametrize("format", ASYMMETRIC, ids=str)
+@pytest.mark.parametrize("columns", [128, 384, 400])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_integer_zero_points_are_onnxruntimes_to_the_bit(format: WeightFormat, columns: int, tokens: int) -> None:
+    weight = matrix(24, columns)
+    levels = exact_levels(format, *weight.shape)
+    x = np.random.default_rng(1).integers(-3, 4, (tokens, columns)).astype(np.float32)
+    model = with_levels(product(weight), weight, levels)
+    expected = x @ levels.dequantize(columns).T
+    (node,) = (n for n in model.graph if n.op_type == "MatMulNBits")
+    assert len(node.inputs) == 4
+    for optimization in OPTIMIZATIONS:
+        (y,) = session(model, optimization).run(None, {"x": x})
+        np.testing.assert_array_equal(y, expected)
+    shifted = replace(levels, zero_points=levels.zero_points ^ np.uint8(1))  # type: ignore[operator]
+    assert (x @ shifted.dequantize(columns).T != expected).any()
+
+
+@pytest.mark.parametrize("format", ASYMMETRIC, ids=str)
+def test_a_look_up_with_integer_zero_points_is_exact_under_any_scales(format: WeightFormat) -> None:
+    table, ids = matrix(10, 384), np.array([0, 9, 3, 3])
+    levels = round_to_nearest(table + np.float32(0.5), format)
+    model = with_levels(lookup(table), table, levels)
+    for optimization in OPTIMIZATIONS:
+        (y,) = session(model, optimization).run(None, {"x": ids})
+        np.testing.assert_array_equal(y, levels.dequantize(384)[ids])
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_zero_points_are_stored_as_onnxruntimes_quantizer_stores_them(block: int) -> None:
+    from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+
+    weight, blocks = matrix(24, 384), 384 // block
+    packed, scales = np.zeros((24, blocks, block // 2), np.uint8), np.zeros(24 * blocks, np.float32)
+    zeros = np.zeros((24, (blocks + 1) // 2), np.uint8)
+    quantize_matmul_4bits(packed, np.ascontiguousarray(weight.T), scales, zeros, block, 24, 384, False)
+    levels = SOLVERS["minmax"](weight, weight_format(4, block, False, ScaleType.FLOAT32))
+    np.testing.assert_array_equal(levels.stored(Stream.LEVELS), packed)
+    np.testing.assert_array_equal(levels.stored(Stream.ZERO_POINTS), zeros)
+    np.testing.assert_array_max_ulp(levels.scales.reshape(-1), scales, 2)  # two quotients here, one there

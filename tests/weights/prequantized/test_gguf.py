@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hvlc.errors import UserError
 from hvlc.weights.lazy import Constant
 from hvlc.weights.prequantized.gguf import GgufMatrix, gguf_matrix
-from tests.weights.prequantized.tiny_quantized import KINDS, random_blocks
+from tests.weights.prequantized.tiny_quantized import KINDS, blocks_with_whole_minima, random_blocks
 
 MAPPED = [kind for kind in KINDS if kind != "IQ4_NL"]
 ROWS, COLUMNS = 6, 512
@@ -143,3 +143,24 @@ def test_what_the_gguf_package_cannot_read_is_refused() -> None:
     _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_K]
     with pytest.raises(UserError, match="Q8_K"):
         gguf_matrix("weight", Constant(np.zeros((2, size), np.uint8)), "Q8_K", 256)
+
+
+@pytest.mark.parametrize(("kind", "spelled"), [("Q4_1", "int4 b32 asym f16"), ("Q5_1", "int8 b32 asym f16")])
+def test_minima_that_are_whole_numbers_of_scales_are_integer_zero_points(kind: str, spelled: str) -> None:
+    raw = blocks_with_whole_minima(np.random.default_rng(7), kind, (ROWS, COLUMNS))
+    found = gguf_matrix("weight", Constant(raw), kind, COLUMNS)
+    assert str(found.format) == spelled
+    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[kind])
+    for format in found.formats():
+        assert np.array_equal(found.form(format).dequantize(), expected)
+    with pytest.raises(TypeError, match="no integer zero points"):
+        matrix(kind)[0].zero_points(0, ROWS)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_one_minimum_between_two_scales_makes_all_of_them_float(start: int) -> None:
+    raw = blocks_with_whole_minima(np.random.default_rng(7), "Q4_1", (ROWS, COLUMNS))
+    last = raw.reshape(ROWS * COLUMNS // 32, -1)[-1]
+    last[start : start + 2] = np.array([-0.0371], np.float16).view(np.uint8)
+    found = gguf_matrix("weight", Constant(raw), "Q4_1", COLUMNS)
+    assert str(found.format) == "int4 b32 float zero f16"

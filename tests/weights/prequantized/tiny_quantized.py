@@ -171,6 +171,16 @@ def random_blocks(random: np.random.Generator, kind: str, shape: tuple[int, int]
     return blocks.reshape(shape[0], -1)
 
 
+def blocks_with_whole_minima(random: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
+    """Q4_1 or Q5_1 whose minima are 0 to 15 scales of few bits, which float16 holds: uint8 `[rows, bytes]`."""
+    raw = random_blocks(random, kind, shape)
+    blocks = raw.reshape(raw.size // gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1], -1)
+    scales = (random.integers(1, 64, len(blocks)) / 4096).astype(np.float16)
+    minima = (-random.integers(0, 16, len(blocks)) * scales.astype(np.float64)).astype(np.float16)
+    blocks[:, :2], blocks[:, 2:4] = (part.reshape(-1, 1).view(np.uint8) for part in (scales, minima))
+    return raw
+
+
 def unrotated(rows: np.ndarray, heads: int) -> np.ndarray:
     """transformers' order of the rows that llama.cpp's converter interleaved (`LlamaModel.permute`), by loops."""
     half_head = len(rows) // heads // 2
@@ -188,6 +198,7 @@ def save_gguf(
     seed: int = 0,
     *,
     table: str = "Q8_0",
+    draw: Callable[[np.random.Generator, str, tuple[int, int]], np.ndarray] = random_blocks,
     edit: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Weights:
     """A Llama in one GGUF file, its tokenizer inside; returns its float weights under transformers' names."""
@@ -211,7 +222,7 @@ def save_gguf(
             blocks = half(random.normal(0, 0.06, shape))
             writer.add_tensor(f"{stored_name}.weight", blocks)
         else:
-            blocks = random_blocks(random, type_name, shape)
+            blocks = (draw if type_name == kind else random_blocks)(random, type_name, shape)
             writer.add_tensor(f"{stored_name}.weight", blocks, raw_dtype=number)
         values = blocks.astype(np.float32) if type_name == "F16" else gguf.dequantize(blocks, number)
         heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(stored_name.rpartition(".")[2])
