@@ -84,5 +84,5 @@ class PackageTokenizer:
         return self._tokenizer.create_stream()
 
     def _unreadable(self, how: str) -> UserError:
-        cause = f"onnxruntime-genai cannot read the tokenizer in {shown(self._directory)}: {how}"
+        cause = f"onnxruntime-genai cannot read the tokenizer in {shown(self._directory)}: {shown(how)}"
         return UserError(_TOKENIZER, cause, "correct the checkpoint's tokenizer files and build again")

@@ -13,24 +13,26 @@ SPECIAL = [("<s>", 1), ("<b>", 2), ("</s>", 3)]
 
 
 @pytest.mark.parametrize(
-    ("config", "found"),
+    ("config", "found", "beside_a_file"),
     [
-        (None, None),
-        ({}, None),
-        ({"chat_template": None}, None),
-        ({"chat_template": ""}, None),
-        ({"chat_template": "{{ a }}"}, "{{ a }}"),
-        ({"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}, "d"),
-        ({"chat_template": [{"name": "tool", "template": "t"}]}, "t"),
-        ({"chat_template": []}, None),
+        (None, None, "{{ file }}"),
+        ({}, None, "{{ file }}"),
+        ({"chat_template": None}, None, None),
+        ({"chat_template": ""}, None, None),
+        ({"chat_template": "{{ a }}"}, "{{ a }}", "{{ a }}"),
+        ({"chat_template": [{"name": "default", "template": "d"}]}, None, None),
+        ({"chat_template": []}, None, None),
     ],
 )
-def test_the_template_is_where_transformers_puts_it(tmp_path: Path, config: Any, found: str | None) -> None:
+def test_the_template_of_a_package_is_where_the_runtime_looks(
+    tmp_path: Path, config: Any, found: str | None, beside_a_file: str | None
+) -> None:
+    """tokenizer_config.json first, and there a text alone; tests/chat/test_source.py has transformers' order."""
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert chat_template(tmp_path, CODE) == found
     (tmp_path / "chat_template.jinja").write_text("{{ file }}")
-    assert chat_template(tmp_path, CODE) == "{{ file }}"
+    assert chat_template(tmp_path, CODE) == beside_a_file
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])

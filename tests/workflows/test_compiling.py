@@ -25,7 +25,13 @@ from hvlc.runtime.providers import runs_on
 from hvlc.targets import load_target
 from hvlc.workflows.build import compiling
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.compiling import CompiledPackage, CompileRequest, compile_package, with_provider
+from hvlc.workflows.build.compiling import (
+    CompiledPackage,
+    CompileRequest,
+    compile_in_place,
+    compile_package,
+    with_provider,
+)
 from hvlc.workflows.build.emulation import Amount, component_samples
 from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import save_text
@@ -290,3 +296,22 @@ def test_only_compiled_stages_name_the_provider() -> None:
 
 def test_a_package_for_the_cpu_runs_on_the_cpu(tiny_float32: Path) -> None:
     assert runs_on(Manifest.load(tiny_float32)) == "onnxruntime CPU"
+
+
+def test_a_package_is_compiled_wherever_it_is_named_from(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's process has a working directory of its own."""
+    seen: list[Path] = []
+
+    def refuse(model: Path, *_: object) -> None:
+        seen.append(model)
+        raise TargetError("compile.stub", "nothing is compiled here", "none")
+
+    monkeypatch.setattr("hvlc.workflows.build.compiling.compile_graph", refuse)
+    package = tmp_path / "package"
+    shutil.copytree(source, package)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TargetError, match="nothing is compiled"):
+        compile_in_place(Path("package"), load_target(TARGET), CompileRequest(check=False))
+    assert seen[0].is_absolute()

@@ -129,6 +129,7 @@ def compile_in_place(
         TargetError: a component does not compile wholly for the target's chip, or computes something else there.
     """
     require_qnn()
+    directory = directory.resolve()  # the compiler's process has a working directory of its own
     request, told = request or CompileRequest(), progress or (lambda what, done, total: None)
     manifest, options = open_package(directory).manifest, CompileOptions.of(target)
     placed = _placed(directory, manifest, target)
