@@ -20,7 +20,7 @@ def stale(root: Path) -> list[str]:
     """References below `root` that lead nowhere, as `file: reference`."""
     found = []
     for text in _texts(root):
-        if text.name == "CHANGELOG.md" or text.name == Path(__file__).name:
+        if text.name == "CHANGELOG.md" or text.name in (Path(__file__).name, "test_english.py"):
             continue
         content = text.read_text("utf-8")
         for name in _QUOTED.findall(content):

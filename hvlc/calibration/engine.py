@@ -87,7 +87,7 @@ class Calibration:
         return walk
 
     def _observers(self) -> tuple[Observers, list[ir.Value]]:
-        """Who looks at values, and the values; none when all is known.
+        """Observers and the values that they look at; none when all is known.
 
         Raises:
             HvlcError: the graph has no such values (a bug).

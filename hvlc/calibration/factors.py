@@ -62,7 +62,7 @@ class ScaledGroup:
 
     @property
     def key(self) -> str:
-        """Of the factors in a state."""
+        """Key of the factors in a state."""
         return f"factors.{self.component}.{self.nodes[0]}"
 
     @property

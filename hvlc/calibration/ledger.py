@@ -38,7 +38,7 @@ class Ledger:
 
     @classmethod
     def open(cls, directory: Path, fingerprint: Mapping[str, str]) -> "Ledger":
-        """Go on with a measurement, or begin one; what the file holds that is no damage is found again.
+        """Go on with a measurement, or begin one; what the file holds that is not a damage is found again.
 
         Args:
             directory: of all ledgers, made if it is not there.

@@ -163,4 +163,4 @@ def _text_sample(line: Line, prompts: Prompts | None) -> TextSample:
         return TextSample(line.kind, prompts.prompt(line.prompt, line.first_answer))
     if isinstance(line, _Text):
         return TextSample(line.kind, prompts.text(line.text))
-    raise TypeError(f"{type(line).__name__} is no text")
+    raise TypeError(f"{type(line).__name__} is not a text")

@@ -40,7 +40,7 @@ class Observation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all values that are observed."""
+        """Names of all values that are observed."""
         return (*self.activations, *self.cache)
 
     def ranges(self, directory: Path) -> dict[str, Expression]:

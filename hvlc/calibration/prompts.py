@@ -122,7 +122,7 @@ class Prompts:
 
     @cached_property
     def _end(self) -> int:
-        """Of the tokens that end an answer, the one that the template writes; the first where it writes none."""
+        """End token that the template writes, of those that end an answer; the first where it writes none."""
         if self._template is None:
             return self._ends[0]
         turn = self.encode(self._render([_user("?"), {"role": "assistant", "content": "!"}], answers=False))

@@ -26,7 +26,7 @@ class Scaling:
 
     Attributes:
         factors: float32 `[in]`, above 0; their largest times their smallest is 1.
-        exponent: of the mean magnitudes; 0 is no scaling.
+        exponent: of the mean magnitudes; 0: no scaling.
         error: mean squared output error, summed over all outputs; estimated where not all rows were searched.
         unscaled_error: the same without factors, never estimated.
     """
@@ -156,7 +156,7 @@ class _Sample:
         return cls(np.ascontiguousarray(weight[index]), hits * running[-1] / most / own, rounding)
 
     def error(self, factors: np.ndarray, gram: np.ndarray) -> float:
-        """Of the whole weight, with these factors."""
+        """Error of the whole weight, with these factors."""
         restored = self.rounding(self.rows * factors) / factors
         return float(self.counts @ output_errors(self.rows - restored, gram))
 

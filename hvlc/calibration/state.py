@@ -48,7 +48,7 @@ class State:
             fingerprint: of all that the levels depend on, by the name of each input.
 
         Raises:
-            UserError: the directory belongs to other inputs, is no calibration's, or cannot be written.
+            UserError: the directory belongs to other inputs, is not a calibration's, or cannot be written.
         """
         check_foreign(directory)
         path = directory / _FINGERPRINT

@@ -196,8 +196,8 @@ def show_judged(
 ) -> None:
     """Print a command's data and what came of the gates: what broke first, then the gates, then `human`'s tables.
 
-    Without gates, `data` is printed as it is. With gates JSON is one object: `data` (under `name`, if it is no object),
-    "judgement", and "error" if a gate is broken.
+    Without gates, `data` is printed as it is. With gates JSON is one object: `data` (under `name`, if it is not an
+    object), "judgement", and "error" if a gate is broken.
 
     Raises:
         GateError: a gate is broken; with JSON, the process exits with the error's code instead.

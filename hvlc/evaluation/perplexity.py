@@ -30,7 +30,7 @@ def perplexity(
         journal: what an earlier run scored is taken from here, and every window is kept here.
 
     Raises:
-        UserError: what the model says is no number.
+        UserError: what the model computes is not a number.
     """
     journal = journal or Journal(None, {}, ScoredWindow)
     resettable = reset_peak_memory()
@@ -76,7 +76,7 @@ def evaluate_text(
         provenance: digests and versions, for the record.
 
     Raises:
-        UserError: what the model says is no number.
+        UserError: what the model computes is not a number.
     """
     journal = journal or Journal(None, {}, ScoredWindow)
     found = perplexity(logits, windows, done, journal)
@@ -132,7 +132,7 @@ def text_divergences(
         journal: what an earlier run measured is taken from here, and every result is kept here.
 
     Raises:
-        UserError: the vocabularies differ, or what a model says is no number.
+        UserError: the vocabularies differ, or what a model computes is not a number.
     """
     journal = journal or Journal(None, {}, Divergence)
     found = []

@@ -152,7 +152,7 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
         problems: gets everything that is refused.
 
     Raises:
-        UserError: a dimension is no whole number above 0.
+        UserError: a dimension is not a whole number above 0.
     """
     require_positive(config, *_DIMENSIONS)
     normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
@@ -225,7 +225,7 @@ def _refuse_unread(config: Any, stored: Mapping[str, Any], problems: list[HvlcEr
 def _refuse_dimensions(shape: DecoderShape, problems: list[HvlcError]) -> None:
     """What onnxruntime's GroupQueryAttention does not take."""
     if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
-        cause = f"{shape.heads} query heads are no multiple of {shape.kv_heads} key/value heads"
+        cause = f"{shape.heads} query heads are not a multiple of {shape.kv_heads} key/value heads"
         problems.append(_refusal("export.heads", cause))
     # "head_size shall be a multiple of 16" with rotation, of 8 without (onnxruntime 1.31, CPU)
     multiple = 16 if any(shape.rotary) else 8

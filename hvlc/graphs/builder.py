@@ -21,7 +21,7 @@ LAST_POSITION = "last_position"
 #: Inputs of a decoder that gets its lengths from the host: position of the last token that runs, int32 `[1, 1]`, and
 #: bound of the sequence, int32 `[1]`.
 LAST_INDEX, MOST_TOKENS = "past_seq_len", "total_seq_len"
-#: What the head of a prompt's chunk is told: the row of the last token that is no padding, int32 `[1]`.
+#: What the head of a prompt's chunk is told: the row of the last token that is not padding, int32 `[1]`.
 LAST_ROW = "last_row"
 MICROSOFT = "com.microsoft"
 

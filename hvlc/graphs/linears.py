@@ -131,7 +131,7 @@ def operand(node: ir.Node, position: int) -> ir.Value:
 
 
 def read_by(value: ir.Value, readers: Iterable[ir.Node]) -> bool:
-    """Whether only these nodes read a value, and it is no output of the graph."""
+    """Whether only these nodes read a value, and it is not an output of the graph."""
     return not value.is_graph_output() and set(value.consumers()) <= set(readers)
 
 

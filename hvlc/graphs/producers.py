@@ -50,7 +50,7 @@ class Producer:
 
 
 def producer_of(group: LinearGroup) -> Producer | str:
-    """Who takes the factors of a group's input, or why nobody does."""
+    """Find what takes the factors of a group's input, or say why nothing does."""
     if not read_by(group.input, group.nodes):
         return "its input is also read by others"
     if any(len(operand(node, 1).uses()) != 1 for node in group.nodes):
@@ -139,7 +139,7 @@ def _through_projection(value: ir.Value, reader: ir.Node) -> Producer | str:
     """Output features of the projection that makes a value."""
     projection = projection_behind(value)
     if projection is None or not read_by(value, [reader]) or len(value.uses()) != 1:
-        return "what makes its input is no linear of its own"
+        return "what makes its input is not a linear of its own"
     biases = () if projection.bias is None else ((projection.bias, 0),)
     size = int(values_of(projection.weight).shape[1])
     return Producer(((projection.weight, 1), *biases), np.arange(size))

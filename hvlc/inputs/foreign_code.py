@@ -32,7 +32,7 @@ def check_code(settings: Any, source: str) -> None:
 
 
 def _named(value: Any, path: str) -> Iterator[str]:
-    """Every place that names code, with what it says; values are no deeper than the reader of JSON allows."""
+    """Every place that names code, with what it says; values are not deeper than the reader of JSON allows."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, found in inside:
         place = f"{path}.{key}" if path else str(key)

@@ -69,7 +69,7 @@ def lint_graph(
         dims: sizes of symbolic dimensions, as if they were fixed.
 
     Raises:
-        UserError: the file is no ONNX model.
+        UserError: the file is not an ONNX model.
     """
     judged = judge(read_graph(path, dims), target)
     asked = [one for one in judged if one.findings or not one.node.folded]

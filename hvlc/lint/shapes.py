@@ -17,7 +17,7 @@ from hvlc.inputs.onnx_functions import version_of
 from hvlc.inputs.onnx_model import domain_of
 
 MICROSOFT = "com.microsoft"
-_INLINE_BYTES = 4096  # larger initializers are no shapes: only their type and dimensions matter
+_INLINE_BYTES = 4096  # larger initializers are not shapes: only their type and dimensions matter
 _RENAMED = {"float": "float32", "double": "float64"}
 _Dims = Mapping[str, tuple[int, ...]]  # of initializers
 

@@ -98,7 +98,7 @@ def canonical_graph(path: Path, sizes: Mapping[str, int]) -> CanonicalGraph:
         sizes: of every file of the package.
 
     Raises:
-        UserError: the file is no graph, reads values that nothing makes, or data that is not there.
+        UserError: the file is not a graph, reads values that nothing makes, or data that is not there.
     """
     return _Flattening(path, sizes).flattened()
 

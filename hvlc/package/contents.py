@@ -43,7 +43,7 @@ def contents_of(directory: Path, manifest: Manifest) -> Contents:
         manifest: of it.
 
     Raises:
-        UserError: a file is missing, lies outside the package, or is no graph; or a graph names data that is not
+        UserError: a file is missing, lies outside the package, or is not a graph; or a graph names data that is not
             there.
     """
     sizes = file_sizes(directory, manifest)

@@ -60,7 +60,7 @@ def difference(a: Path, b: Path, *, progress: Progress | None = None) -> Differe
         progress: told before each component.
 
     Raises:
-        UserError: one of the two is no package, or is damaged.
+        UserError: one of the two is not a package, or is damaged.
     """
     first, second = _Package.open(a), _Package.open(b)
     names = list(dict.fromkeys([*first.manifest.components, *second.manifest.components]))

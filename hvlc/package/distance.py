@@ -10,7 +10,7 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Distance:
-    """Of an array from a reference of the same shape.
+    """Distance of an array from a reference of the same shape.
 
     Attributes:
         relative: root mean square of the differences by that of the reference; None where that is 0 and the

@@ -1,7 +1,7 @@
 """genai_config.json of a package whose decoder runs in stages of fixed shapes (onnxruntime-genai 0.18).
 
 `decoder.pipeline` is a list of graphs that hand values on by name. The prompt goes through it in windows; the last one
-is padded, and the host reads the logits of the last token that is no padding. Only two types have a pipeline:
+is padded, and the host reads the logits of the last token that is not padding. Only two types have a pipeline:
 `qwen2_5_vl`, which copies the rows of its vision graph's output over the image placeholders of what the first stage
 gives, and `decoder-pipeline` for text alone.
 """
@@ -109,7 +109,7 @@ def _tokens(path: Path) -> tuple[dict[int, str], int]:
         vocabulary = content["model"]["vocab"]
         own = max(vocabulary.values(), default=-1) + 1 if isinstance(vocabulary, dict) else len(vocabulary)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(_CODE, f"{path} is no tokenizer: {error}", "save the tokenizer again") from error
+        raise UserError(_CODE, f"{path} is not a tokenizer: {error}", "save the tokenizer again") from error
     return added, max(own, *(number + 1 for number in added), 0)
 
 

@@ -28,9 +28,9 @@ from hvlc.weights.formats.packing import unpack
 #: Operators that hand on a vector of scales or a table in another form but with the same values in the same order.
 _VIEWS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _FLOATS = frozenset({"float", "float16", "bfloat16", "double"})
-_ROUNDING = ("QuantizeLinear", "DequantizeLinear")  # whose scales and zero points are no weights
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")  # whose scales and zero points are not weights
 _PRODUCTS = ("MatMul", "Gemm")
-#: Names that `hvlc.graphs.builder.GraphBuilder` gives to constants that are no parameters.
+#: Names that `hvlc.graphs.builder.GraphBuilder` gives to constants that are not parameters.
 _CONSTANT = re.compile(r"(^|[./])const_\d+$")
 _LEVELS = re.compile(r"\.u?int\d+(_rows)?$")  # what is appended to the name of quantized parameters
 #: What joining graphs puts before the names of their parameters: "vision_base/", "resolution.".
@@ -62,7 +62,7 @@ class StoredWeight:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the parameters whose rows it stacks, in order; itself where it is no packed projection.
+        """Names of the parameters whose rows it stacks, in order; itself where it is not a packed projection.
 
         "layers.0.q_proj+k_proj.weight" has the members "layers.0.q_proj.weight" and "layers.0.k_proj.weight".
         """
@@ -148,12 +148,12 @@ class BlockValues:
 
     @property
     def columns(self) -> int:
-        """Of a row."""
+        """Columns of a row."""
         return math.prod(self.shape[1:])
 
     @property
     def blocks(self) -> int:
-        """Of a row."""
+        """Blocks of a row."""
         return ceil(self.columns / self.block_size)
 
     @property
@@ -377,7 +377,7 @@ class _Reader:
     def _required(self, node: onnx.NodeProto, position: int) -> Initializer:
         found = self._source(node, position)
         if found is None:
-            raise self._unread(node, f"its input {position} is no constant")
+            raise self._unread(node, f"its input {position} is not a constant")
         return found
 
     def _source(self, node: onnx.NodeProto, position: int) -> Initializer | None:
@@ -386,7 +386,7 @@ class _Reader:
         while name and name not in self._tensors:
             producer = self._producers.get(name)
             if producer is None or producer.op_type not in _VIEWS:
-                raise self._unread(node, f"{name!r} is no constant")
+                raise self._unread(node, f"{name!r} is not a constant")
             name = producer.input[0]
         return self._tensors[name] if name else None
 

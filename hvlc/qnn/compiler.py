@@ -60,7 +60,7 @@ class CompileOptions:
             UserError: it names no chip.
         """
         if target.soc_model is None or target.htp_arch is None:
-            cause = f"{target.name} is no target that Qualcomm's compiler knows: it names no soc_model and htp_arch"
+            cause = f"{target.name} is not a target that Qualcomm's compiler knows: it names no soc_model and htp_arch"
             raise UserError("target.chip", cause, "choose one of qnn-*, or name both in the target's file")
         asked = int(target.provider_options.get(_MODE, cls.modes[0]))
         return cls(

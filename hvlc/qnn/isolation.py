@@ -113,7 +113,7 @@ class Isolation:
 
     Attributes:
         seconds: that one may take.
-        max_memory: bytes of address space that one may take; None is no limit.
+        max_memory: bytes of address space that one may take; None: no limit.
         script: what is run.
     """
 

@@ -134,7 +134,7 @@ def with_budget(recipe: Recipe, text: str) -> Recipe:
     """A recipe with another budget, the rest of its budget's settings as they are.
 
     Raises:
-        UserError: the text is no budget.
+        UserError: the text is not a budget.
     """
     settings = recipe.budget.model_dump(exclude={"bits_per_weight", "megabytes"}) if recipe.budget else {}
     return recipe.model_copy(update={"budget": BudgetSpec(**{**settings, **parse_budget(text)})})

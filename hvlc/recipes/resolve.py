@@ -330,7 +330,7 @@ def _whole_blocks(choice: _Choice, target: Target, place: _Place, recipe: Recipe
     fitting = next((format for format in smaller if _takes(target, format, place, recipe)), None)
     if fitting is None:
         return choice
-    rest = f"blocks of {fitting.block_size}: {place.dims[1]} input features are no multiple of {asked.block_size}"
+    rest = f"blocks of {fitting.block_size}: {place.dims[1]} input features are not a multiple of {asked.block_size}"
     return replace(choice, format=fitting, reason="; ".join(filter(None, (choice.reason, rest))))
 
 

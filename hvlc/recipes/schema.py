@@ -36,7 +36,7 @@ class WeightSpec(StrictModel):
         scale_type: how the scales are stored; lpbq is for static activations, 4 bits in blocks without zero points.
         solver: who chooses the levels.
         options: of the solver; what is not given has the solver's default.
-        fallback: how matrices are stored whose rows are no whole number of blocks, or which the target does not take
+        fallback: how matrices are stored whose rows are not a whole number of blocks, or which the target does not take
             in this form.
     """
 
@@ -269,7 +269,7 @@ class Recipe(StrictModel):
 
     @property
     def activation_format(self) -> ActivationFormat | None:
-        """Of static activations."""
+        """Format of static activations. None: activations are not static."""
         return (self.static or StaticSpec()).format() if self.activations == "static" else None
 
 

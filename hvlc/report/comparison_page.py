@@ -93,7 +93,7 @@ def _stretch(place: str) -> str:
 
 
 def _worst(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Of each contestant, the weight that is farthest from the reference's."""
+    """Find each candidate's weight that is farthest from the reference's."""
     found = []
     for contestant in comparison.contestants:
         mine = [row for row in comparison.layers if row.contestant == contestant.name]

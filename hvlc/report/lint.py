@@ -16,7 +16,7 @@ from hvlc.targets import Known, Target
 _NAMED = 3  # nodes of a finding that are named in the table
 _LEVELS = {Weight.REFUSAL: "error", Weight.HAZARD: "warning"}
 _STYLES = {Weight.REFUSAL: "red", Weight.HAZARD: "yellow"}
-#: Fields of a target that are no limits.
+#: Fields of a target that are not limits.
 _HEAD = frozenset(
     {"schema_version", "extends", "name", "description", "evidence", "tried", "execution_provider", "sources"}
 )

@@ -54,7 +54,7 @@ def recipe_line(recipe: str, rule_index: int) -> int:
 
 
 def _metrics(judgement: Judgement) -> list[str]:
-    """Of all gates, each once, in the order in which they are judged."""
+    """Metrics of all gates, each once, in the order in which they are judged."""
     return list(dict.fromkeys(outcome.gate.metric for outcome in judgement.outcomes))
 
 

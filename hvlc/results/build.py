@@ -106,7 +106,7 @@ class Piece:
         content: what they are.
         dtype: of the values; None for what has none.
         offset: where they start; None where they are spread over the file or inside a graph.
-        uses: every initializer that reads them; nothing for what is no weight.
+        uses: every initializer that reads them; nothing for what is not a weight.
         components: the graphs that they are part of.
     """
 

@@ -69,7 +69,7 @@ class OutputCheck(Record):
         largest: largest magnitude of the CPU's values.
         noise: root of the mean squared difference over that of the CPU's values; 0 where they are equal. Of bytes, that
             of the values before they were rounded, as far as the levels tell.
-        top1: share of rows whose largest value is in the same place; None where rows are no scores.
+        top1: share of rows whose largest value is in the same place; None where rows are not scores.
     """
 
     name: str

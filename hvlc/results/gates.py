@@ -144,7 +144,7 @@ class Judgement(Record):
 
     @property
     def outcomes(self) -> list[GateOutcome]:
-        """Of all evaluations."""
+        """Outcomes of all evaluations."""
         return [outcome for evaluation in self.evaluations for outcome in evaluation.outcomes]
 
     def found(self, verdict: Verdict) -> list[GateOutcome]:

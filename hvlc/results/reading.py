@@ -34,7 +34,7 @@ class Perplexity(Record):
 
     @property
     def tokens(self) -> int:
-        """That were predicted."""
+        """Number of predicted tokens."""
         return sum(w.tokens for w in self.windows)
 
     @property

@@ -39,7 +39,7 @@ class Candidate(Record):
 
     @property
     def name(self) -> str:
-        """Of the format."""
+        """Name of the format."""
         return f"int{self.bits} b{self.block_size}"
 
     @property
@@ -112,7 +112,7 @@ class Sensitivity(Record):
         calibration_digest: of it.
         tokens: whose answers were compared; 0 where none were.
         scaled: whether only the coarsest format's losses were measured, and the others' follow from the output errors.
-        fixed_bytes: stored bytes of all planned matrices that are no part's and depend on none.
+        fixed_bytes: stored bytes of all planned matrices that belong to no part and depend on none.
         parts: in the order in which they run.
     """
 

@@ -73,7 +73,7 @@ def written(value: float, unit: str, digits: int = _DIGITS) -> str:
 
 
 def written_ends(low: float, high: float | None, unit: str) -> str:
-    """The ends of an interval, the unit once where they share it; None is no upper end."""
+    """The ends of an interval, the unit once where they share it; None: no upper end."""
     if high is None:
         return f"{written(low, unit)} or more"
     first, last = written(low, unit), written(high, unit)

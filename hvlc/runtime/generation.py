@@ -228,7 +228,11 @@ class LanguageModel:
             prompt_tokens, padded = self._windows.padded(prompt_tokens), f" (in windows of {self._windows.size})"
         limit = self.manifest.context_length
         if max_new_tokens < 1:
-            raise UserError("request.max_new_tokens", f"{max_new_tokens} new tokens are no answer", "ask for 1 or more")
+            raise UserError(
+                "request.max_new_tokens",
+                f"max_new_tokens must be at least 1, got {max_new_tokens}",
+                "ask for 1 or more",
+            )
         if limit is not None and prompt_tokens + max_new_tokens > limit:
             raise UserError(
                 "request.too_long",

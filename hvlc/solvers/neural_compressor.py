@@ -85,7 +85,7 @@ def supports(solver: str, format: WeightFormat, in_features: int) -> Verdict:
         # Rounded to integers, 99.8 % and more are those of inc/rtn: nothing of HQQ would be left.
         return Verdict(False, f"its zero points are fractions, and {format} stores none")
     if solver in ("inc/awq", "inc/hqq") and in_features % format.block_size:
-        return Verdict(False, f"rows of {in_features} are no whole number of blocks of {format.block_size}")
+        return Verdict(False, f"rows of {in_features} are not a whole number of blocks of {format.block_size}")
     return Verdict(True)
 
 

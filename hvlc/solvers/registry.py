@@ -17,7 +17,7 @@ _OTHERS = "inc/"
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a solver that has none."""
+    """Options of a solver that has none."""
 
 
 def _prepare_inc_gptq(

@@ -84,7 +84,7 @@ class OperandIs(StrictModel):
         rank_above: more dimensions than that.
         rank: exactly as many dimensions.
         side_above: a dimension above that.
-        last_at_most: the last dimension is no larger.
+        last_at_most: the last dimension is not larger.
         matrices_above: more matrices than that: the product of all dimensions but the last two.
         rows: exactly as many rows, along one axis: every dimension but this and the last is 1.
         is_output: whether the integers, or the value where it is not quantized, are an output of the graph.
@@ -179,7 +179,7 @@ class Condition(StrictModel):
     Attributes:
         attributes: values that attributes have; of a list, one. An attribute that is not given has no value.
         other_than: values that given attributes do not have; every element of a list must have it.
-        no_multiple: attributes that are no multiple of another one, by its name.
+        no_multiple: attributes that are not a multiple of another one, by its name.
         inputs: on what it reads; all of them must hold.
         outputs: on what it writes; all of them must hold.
         readers: operators of which at least one reads its output.
@@ -215,7 +215,7 @@ def _leaves_a_rest(value: object, divisor: object) -> bool:
 
 
 def _differs(value: object, usual: Scalar) -> bool:
-    """Whether a value is another; of a list, whether any element is, where the usual value is no list."""
+    """Whether a value is another; of a list, whether any element is, where the usual value is not a list."""
     if isinstance(value, tuple) and not isinstance(usual, tuple):
         return any(item != usual for item in value)
     return value != usual

@@ -166,7 +166,7 @@ class FixedDecoder(Decoder):
         self._parts = [self._opened(name, manifest.components) for name in names]
         indices = [index for part in self._parts for index in part.layers]
         if indices != list(range(len(indices))) or not indices or not self._parts[-1].is_head:
-            cause = f"{', '.join(names)} of {directory} are no decoder of layers {indices}"
+            cause = f"{', '.join(names)} of {directory} are not a decoder of layers {indices}"
             raise UserError("bisect.boundaries", cause, "build it again")
         first = self._parts[0]
         compiled = any(part.compiled for part in self._parts)

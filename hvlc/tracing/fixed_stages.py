@@ -45,7 +45,7 @@ class CompiledGraph:
 
     @property
     def detail(self) -> str:
-        """That it was run whole, and why."""
+        """Note that it was run whole, and why."""
         chip = self.entry.compiled.chip if self.entry.compiled else "a chip"
         return f"{self.covers} at once: compiled for {chip}"
 
@@ -78,7 +78,7 @@ class _FixedStage(Stage):
 
     @property
     def precision(self) -> Precision:
-        """Of the graph for the prompt."""
+        """Precision of the graph for the prompt."""
         return self._prompt[-1].precision
 
     @property
@@ -202,7 +202,7 @@ class CompiledEncoder(Stage):
 
     @property
     def precision(self) -> Precision:
-        """Of what it was compiled from."""
+        """Precision of what it was compiled from."""
         return self._whole.precision
 
     @contextmanager

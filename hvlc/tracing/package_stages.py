@@ -51,7 +51,7 @@ class Stage(ABC):
 
     @property
     def part(self) -> Part | None:
-        """What it runs; None for what is no part of one graph."""
+        """What it runs; None: not a part of one graph."""
         return None
 
     @abstractmethod
@@ -192,7 +192,7 @@ class _PartStage(Stage):
 
     @property
     def precision(self) -> Precision:
-        """Of the part."""
+        """Precision of the part."""
         return self._part.precision
 
     @property
@@ -290,7 +290,7 @@ class Merge(_PartStage):
 
     @property
     def precision(self) -> Precision:
-        """Of moving values: the table is the stage before."""
+        """Precision of moving values: the table is the stage before."""
         return Precision()
 
     def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:

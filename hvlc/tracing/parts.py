@@ -225,7 +225,7 @@ class Part:
 
     @property
     def precision(self) -> Precision:
-        """Of its weights, activations and cache."""
+        """Precision of its weights, activations and cache."""
         return _precision(self.model.graph)
 
     @contextmanager
@@ -260,7 +260,7 @@ def _gain(norm: ir.Node) -> np.ndarray:
     """The gain of a norm, or the levels of a quantized one.
 
     Raises:
-        UserError: it is no constant.
+        UserError: it is not a constant.
     """
     value = norm.inputs[2 if norm.domain == MICROSOFT else 1]
     node = value.producer() if value is not None else None

@@ -72,7 +72,7 @@ class Expression(ABC):
         """Axes permuted; reversed when none are given."""
         order = axes or tuple(reversed(range(len(self.shape))))
         if sorted(order) != list(range(len(self.shape))):
-            raise ValueError(f"{order} is no permutation of the axes of {self.shape}")
+            raise ValueError(f"{order} is not a permutation of the axes of {self.shape}")
         if order == tuple(range(len(order))):
             return self
         if isinstance(self, Transpose):
@@ -169,7 +169,7 @@ class Cast(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """That of the source."""
+        """Shape of the source."""
         return self.of.shape
 
     def parts(self) -> Iterator[Expression]:
@@ -193,7 +193,7 @@ class _View(Expression):
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """That of the source."""
+        """Type of the source."""
         return self.of.dtype
 
     def parts(self) -> Iterator[Expression]:
@@ -261,7 +261,7 @@ class Elementwise(_View):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """That of the source."""
+        """Shape of the source."""
         return self.of.shape
 
 
@@ -298,7 +298,7 @@ class Concat(Expression):
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """That of every part."""
+        """Type of every part."""
         return self.of[0].dtype
 
     def parts(self) -> Iterator[Expression]:

@@ -65,7 +65,7 @@ class Dequantized(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """That of the weight."""
+        """Shape of the weight."""
         return self.of.weight.shape
 
     def parts(self) -> Iterator[Expression]:

@@ -41,7 +41,7 @@ def _bordered(inner: np.ndarray, corner: float) -> np.ndarray:
 
 
 def hadamard_core(order: int) -> np.ndarray | None:
-    """A matrix of ones and minus ones with orthogonal rows that is no doubled smaller one, where Paley has one.
+    """A matrix of ones and minus ones with orthogonal rows that is not a smaller one doubled, where Paley has one.
 
     Paley (J. Math. Phys. 12, 1933): order `q + 1` for primes `q = 3 mod 4`, order `2 (q + 1)` for primes `q = 1 mod 4`.
 
@@ -189,7 +189,7 @@ class Rotated(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """That of the source."""
+        """Shape of the source."""
         return self.of.shape
 
     def parts(self) -> Iterator[Expression]:

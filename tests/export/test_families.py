@@ -472,7 +472,7 @@ REFUSED: dict[str, tuple[str, Callable[[Config], Any], str]] = {
     ),
     "no heads": ("qwen3", lambda c: c.update(num_attention_heads=0), "checkpoint.config"),
     "heads of no width": ("qwen3", lambda c: c.update(head_dim=-16), "checkpoint.config"),
-    "angles that are no numbers": ("llama", lambda c: c["rope_parameters"].update(rope_theta=0), "checkpoint.config"),
+    "angles that are not numbers": ("llama", lambda c: c["rope_parameters"].update(rope_theta=0), "checkpoint.config"),
     "rotation of fewer layers": ("smollm3", lambda c: c.update(no_rope_layers=[1]), "checkpoint.config"),
     "an end outside the vocabulary": ("llama", lambda c: c.update(eos_token_id=[5, 10_000]), "checkpoint.config"),
     "fewer layer types than layers": ("qwen3", lambda c: c.update(layer_types=["full_attention"]), None),

@@ -215,7 +215,7 @@ def test_the_packages_levels_are_those_of_the_gptq_checkpoint(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        ("IQ4_NL", "stored as GGUF IQ4_NL: its levels are no even steps of a block; dequantized and quantized again"),
+        ("IQ4_NL", "stored as GGUF IQ4_NL: its levels are not even steps of a block; dequantized and quantized again"),
         (
             "desc_act",
             "stored as GPTQ int4 b32 asym: its channels are grouped by activation order (desc_act), not in blocks; "

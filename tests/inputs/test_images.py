@@ -29,7 +29,7 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 PNG = encoded(picture(40, 30), "PNG")
 BROKEN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "image.empty"),
-    "garbage": (b"this is no image at all" * 20, "image.unreadable"),
+    "garbage": (b"this is not an image at all" * 20, "image.unreadable"),
     "text": (b"hello\n", "image.unreadable"),
     "signature only": (PNG[:8], "image.unreadable"),
     "header only": (PNG[:33], "image.unreadable"),

@@ -601,7 +601,7 @@ def lone_dequantizations() -> Iterator[Case]:
 
 
 def _constant_operand(name: str, op: str, weight: str, **form: bool) -> Case:
-    """A constant with one scale that is no weight of a product."""
+    """A constant with one scale that is not a weight of a product."""
     tape = Tape()
     constant = dequantized(tape, (S, H), weight, "tensor", 1, **form)
     if op == "Gather":

@@ -104,7 +104,7 @@ def test_a_target_without_look_up_keeps_the_table_with_the_reason(tied: Bundle, 
 
 def test_a_table_of_rows_that_do_not_fill_their_blocks_is_kept(tied: Bundle) -> None:
     found = table(resolve(recipe(decoder(block_size=128)), tied, CPU, SOLVERS))
-    assert (found.action, found.reason) == (Action.KEEP, "rows of 64 are no whole number of blocks of 128")
+    assert (found.action, found.reason) == (Action.KEEP, "rows of 64 are not a whole number of blocks of 128")
 
 
 def test_an_untied_table_follows_its_own_rule(untied: Bundle) -> None:
@@ -295,8 +295,8 @@ def test_blocks_of_lpbq_have_the_targets_sizes(tied: Bundle) -> None:
     ("target", "block", "why"),
     [
         ("qnn-sm8750", 16, "not int4 b16 sym lpbq: qnn-sm8750 takes no MatMul of uint16 activations"),
-        ("qnn-sm8750", 32, "not int4 b32 sym lpbq: rows of 48 are no whole number of blocks of 32"),
-        ("cpu", 32, "not int4 b32 sym lpbq: rows of 48 are no whole number of blocks of 32"),
+        ("qnn-sm8750", 32, "not int4 b32 sym lpbq: rows of 48 are not a whole number of blocks of 32"),
+        ("cpu", 32, "not int4 b32 sym lpbq: rows of 48 are not a whole number of blocks of 32"),
         ("cpu", 16, ""),
     ],
 )

@@ -266,7 +266,7 @@ def test_sarif_points_at_the_rule_that_chose_the_worst_weights_format(judgement:
     assert [place["name"] for place in logical] == ["decoder.layers.1", "decoder", "vision_encoder"]
     assert logical[0]["fullyQualifiedName"] == "model.layers.1.mlp.up_proj.weight"
     assert "up_proj.weight of decoder.layers.1 (0.31), by line 8 of the recipe mine" in first["message"]["text"]
-    assert location(third)[0] == "build/package/hvlc.json"  # a size is no weight's error
+    assert location(third)[0] == "build/package/hvlc.json"  # a size is not a weight's error
     assert "logicalLocations" not in third["locations"][0]
 
 

@@ -23,7 +23,7 @@ from hvlc.targets import (
 SNAPDRAGONS = {"qnn-sm8550": (43, 73), "qnn-sm8650": (57, 75), "qnn-sm8750": (69, 79), "qnn-sm8850": (87, 81)}
 HEAD = 'schema_version = 1\nname = "mine"\ndescription = "a phone"\n'
 OWN = HEAD + 'execution_provider = "cpu"\nevidence = "run"\n'
-#: Fields that are no limits.
+#: Fields that are not limits.
 PLAIN = set("schema_version extends name description execution_provider tried evidence sources".split())
 GROUPS = {"operators", "rules", "products", "block_formats"}  # each entry has a source of its own
 

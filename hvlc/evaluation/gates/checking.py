@@ -135,7 +135,7 @@ def _number(gate: Gate, evaluation: Measured) -> Interval:
         raise UserError("gate.metric", cause, f"computed were {', '.join(computed)}")
     if not all(math.isfinite(number) for number in (found.low, found.value, found.high)):
         cause = f"{gate.text!r}: {gate.metric} of {evaluation.label} is {found.value}"
-        raise UserError("gate.metric", cause, "find out why it is no number; a gate cannot pass on it")
+        raise UserError("gate.metric", cause, "find out why it is not a number; a gate cannot pass on it")
     if found.method == "range":
         cause = f"{gate.text!r}: {found.n} observations of {evaluation.label} are too few for a 95 % interval"
         fix = "ask for more examples: a mean and a median take 6, a 95th percentile 72"

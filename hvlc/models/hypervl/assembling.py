@@ -65,7 +65,7 @@ def assemble(
     that renders images.
 
     Raises:
-        UserError: a directory is no checkpoint, the towers disagree on tile or patch size, or the
+        UserError: a directory is not a checkpoint, the towers disagree on tile or patch size, or the
             tokenizer lacks a vision token.
     """
     base, large = _tower(Path(base_dir)), _tower(Path(large_dir))

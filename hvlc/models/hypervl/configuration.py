@@ -94,7 +94,7 @@ class HyperVLConfig(PreTrainedConfig):
             )
         if base.image_size % (base.patch_size * self.shuffle_factor):
             raise ValueError(
-                f"tile size {base.image_size} is no multiple of patch size {base.patch_size} "
+                f"tile size {base.image_size} is not a multiple of patch size {base.patch_size} "
                 f"x shuffle {self.shuffle_factor}"
             )
         if self.default_branch not in BRANCHES:

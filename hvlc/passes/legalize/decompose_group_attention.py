@@ -172,7 +172,7 @@ class _Sizes:
 
     @property
     def rows(self) -> int:
-        """Of queries, for each head of keys."""
+        """Rows of queries for each head of keys."""
         return self.groups * self.tokens
 
 

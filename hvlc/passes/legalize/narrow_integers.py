@@ -14,7 +14,7 @@ from hvlc.graphs.bundle import Component, Skip
 from hvlc.graphs.editing import register
 from hvlc.passes.base import ComponentPass, Outcome
 
-_LARGEST = 1 << 20  # elements; indices of that number are no constants of a graph
+_LARGEST = 1 << 20  # elements; indices of that number are not constants of a graph
 _INT32 = np.iinfo(np.int32)
 
 

@@ -63,7 +63,7 @@ def _obstacle(node: ir.Node, levels: np.ndarray | None, negative: np.ndarray) ->
     if node.attributes.get_int("block_size", 0):
         return "its scales are those of blocks"
     if levels is None:
-        return "its integers are no constant"
+        return "its integers are not constant"
     zeros = _constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
     if zeros is None or zeros.astype(np.int32).any():
         return "its zero point is not 0"

@@ -64,7 +64,7 @@ class ScaleChannels(BundlePass):
 
 
 def scalable(group: LinearGroup, shared: frozenset[StoredTensor]) -> Producer | str:
-    """Who takes the factors of a group's input, or why the group gets none.
+    """Find what takes the factors of a group's input, or say why the group gets none.
 
     Args:
         group: linears that share an input.

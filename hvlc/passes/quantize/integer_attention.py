@@ -97,13 +97,13 @@ def _around(softmax: ir.Node) -> _Attention | str:
     scores = _made(masked.inputs[1] if masked else None, "MatMul")
     scaled = _made(scores.inputs[0] if scores else None, "Mul")
     if scores is None or scaled is None or [node.op_type for node in readers] != ["MatMul"]:
-        return "is no Softmax between the products of a written-out attention"
+        return "is not a Softmax between the products of a written-out attention"
     keys, values = (_levels(node.inputs[1], _BYTE) for node in (scores, readers[0]))
     if keys is None or values is None:
-        return "its cache is no uint8"
+        return "its cache is not uint8"
     queries, factors = _levels(scaled.inputs[0], _WORD), _constant(scaled, 1)
     if queries is None or factors is None:
-        return "its queries are no uint16"
+        return "its queries are not uint16"
     return _Attention(scaled, scores, softmax, readers[0], factors, queries, keys, values)
 
 

@@ -62,7 +62,7 @@ class _Pair:
 
     @property
     def name(self) -> str:
-        """Of the value."""
+        """Name of the value."""
         return str(self.value.name)
 
     @property
@@ -128,7 +128,7 @@ def calibrated_values(component: Component, plan: Plan) -> tuple[str, ...]:
 
 
 def _op_type(value: ir.Value) -> str:
-    """Of the node that makes a value."""
+    """Operator of the node that makes a value."""
     node = value.producer()
     return node.op_type if node is not None else ""
 

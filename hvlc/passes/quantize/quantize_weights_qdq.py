@@ -53,7 +53,7 @@ class QuantizeWeightsQDQ(QuantizeWeights):
         """Perform the assignments of this component.
 
         Raises:
-            UserError: a format has zero points, or rows that are no whole number of blocks; all of them at once.
+            UserError: a format has zero points, or rows that are not a whole number of blocks; all of them at once.
         """
         assignments = self.plan.for_component(component.name).values()
         obstacles = {a.weight: a.format.static_obstacle(a.in_features) for a in assignments if a.format}
@@ -195,12 +195,12 @@ class _Turned(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """That of the source, reversed."""
+        """Shape of the source, reversed."""
         return self.of.shape[::-1]
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """That of the source."""
+        """Type of the source."""
         return self.of.dtype
 
     @property
@@ -228,7 +228,7 @@ class _LevelsTurned(_Turned):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the bytes; half of the last one may be padding."""
+        """Shape of the bytes; half of the last one may be padding."""
         return (-(-self._count * self.bits // 8),)
 
     @property

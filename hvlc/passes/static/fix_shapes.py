@@ -38,7 +38,7 @@ class FixShapes(BundlePass):
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.context < self.chunk or self.context % self.chunk:
-            raise ValueError(f"a context of {self.context} is no whole number of chunks of {self.chunk}")
+            raise ValueError(f"a context of {self.context} is not a whole number of chunks of {self.chunk}")
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Fix every component that an NPU may run."""

@@ -54,7 +54,7 @@ def _logits(graph: ir.Graph) -> ir.Value | None:
 
 
 def _tell_row(graph: ir.Graph, padding: int) -> None:
-    """Add an output int32 `[batch]`: how many tokens are no padding, less one."""
+    """Add an output int32 `[batch]`: how many tokens are not padding, less one."""
     ids = next(value for value in graph.inputs if value.name == _IDS)
     dtype = (ids.dtype or ir.DataType.INT32).numpy()
     constants = {"padding": np.array(padding, dtype), "axis": np.array([1], np.int64), "one": np.array(1, np.int32)}

@@ -102,7 +102,7 @@ def _stream(graph: ir.Graph) -> tuple[ir.Value, list[ir.Value], ir.Value]:
     nodes = {str(node.name): node for node in graph}
     found = _layers(graph)
     if sorted(found) != list(range(len(found))):
-        raise HvlcError("pass.split_decoder", f"layers {sorted(found)} are no whole sequence", "report it")
+        raise HvlcError("pass.split_decoder", f"layers {sorted(found)} are not a whole sequence", "report it")
     last = nodes.get(f"{found[0]['prefix']}norm")
     if last is None:
         raise HvlcError("pass.split_decoder", f"there is no {found[0]['prefix']}norm", "report it")
@@ -194,7 +194,7 @@ def _weight_bytes(graph: ir.Graph) -> int:
 
 
 def _dtype(value: ir.Value) -> ir.DataType:
-    """Of a value of the stream: float, or that of its levels."""
+    """Element type of a value of the stream: float, or that of its levels."""
     node = value.producer()
     zero = node.inputs[2] if node is not None and node.op_type == "QuantizeLinear" else None
     return value.dtype or (zero.dtype if zero is not None else None) or ir.DataType.FLOAT

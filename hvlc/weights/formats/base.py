@@ -244,7 +244,7 @@ class WeightFormat(ABC):
         if not self.symmetric:
             return "static activations take weights without zero points"
         if in_features % self.block_size:
-            return f"rows of {in_features} are no whole number of blocks of {self.block_size}"
+            return f"rows of {in_features} are not a whole number of blocks of {self.block_size}"
         return ""
 
     def product_obstacle(self, in_features: int) -> str:
@@ -254,7 +254,7 @@ class WeightFormat(ABC):
     def lookup_obstacle(self, in_features: int) -> str:
         """Why GatherBlockQuantized cannot read rows of this format on any target; empty when it can."""
         if in_features % self.block_size:  # the operator would return the padding of the last block too
-            return f"rows of {in_features} are no whole number of blocks of {self.block_size}"
+            return f"rows of {in_features} are not a whole number of blocks of {self.block_size}"
         if self.block_size.bit_count() > 1:
             return f"GatherBlockQuantized takes no blocks of {self.block_size}"
         return f"GatherBlockQuantized takes no {self.peculiarity}" if self.peculiarity else ""

@@ -40,7 +40,7 @@ class FloatZeroFormat(WeightFormat):
     def product_obstacle(self, in_features: int) -> str:
         """The sums of a block's inputs have no padding."""
         rest = in_features % self.block_size
-        return f"rows of {in_features} are no whole number of blocks of {self.block_size}" if rest else ""
+        return f"rows of {in_features} are not a whole number of blocks of {self.block_size}" if rest else ""
 
     def values(self, levels: Levels, stream: Stream) -> np.ndarray:
         """The value of the middle level."""

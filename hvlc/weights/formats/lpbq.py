@@ -42,7 +42,7 @@ class LpbqFormat(WeightFormat):
         return self
 
     def with_negative_scales(self) -> Self:
-        """It has none."""
+        """Return itself: its scales are positive."""
         return self
 
     def grain(self, in_features: int) -> str:

@@ -68,7 +68,7 @@ _READ |= {"rope.scaling.original_context_length", "rope.scaling.finetuned"}
 
 
 def parameter_name(name: str) -> str | None:
-    """transformers' name of a tensor, or None for one that is no parameter of the exported families."""
+    """transformers' name of a tensor, or None for one that is not a parameter of the exported families."""
     match = _PLACE.fullmatch(name)
     if match is None:
         return None

@@ -226,7 +226,7 @@ class GgufMatrix(Prequantized):
     @property
     def obstacle(self) -> str:  # type: ignore[override]
         """Why it has no form."""
-        return "" if self.format else "its levels are no even steps of a block"
+        return "" if self.format else "its levels are not even steps of a block"
 
     @cached_property
     def _sizes(self) -> tuple[int, int]:

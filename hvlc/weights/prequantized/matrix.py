@@ -32,7 +32,7 @@ class Prequantized(Expression):
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """Of the values."""
+        """Type of the values."""
         return np.dtype(np.float32)
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Prequantized(Expression):
             size //= 2
 
     def form(self, format: WeightFormat) -> Solved:
-        """It in one of `formats`."""
+        """Stored form in one of `formats`."""
         rows, columns = self.shape
         return Solved((rows, columns), format, tuple(TakenPart(self, format, s) for s in format.streams))
 

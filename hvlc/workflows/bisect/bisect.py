@@ -330,7 +330,7 @@ def _placed(found: Deviation, rows: np.ndarray) -> Deviation:
 
 
 def _tolerance(precision: Precision) -> float:
-    """Of a stage that computes with so many bits; sources of error add up."""
+    """Relative error allowed to a stage of this precision; sources of error add up."""
     bits = (precision.weights, precision.activations, precision.cache)
     return sum(_TOLERANCES[b] for b in bits if b in _TOLERANCES) or _FLOAT
 

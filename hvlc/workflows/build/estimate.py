@@ -75,7 +75,7 @@ def needs_of(bundle: Bundle) -> Needs:
 
 
 def _node_bytes(node: ir.Node) -> int:
-    """Of a node in a file: its names, and some bytes for each attribute and field."""
+    """Bytes of a node in a file: its names, and some for each attribute and field."""
     names = [node.name, node.op_type, node.domain, *(v.name for v in [*node.inputs, *node.outputs] if v is not None)]
     return sum(len(name or "") + 2 for name in names) + _ATTRIBUTE_BYTES * len(node.attributes) + _NODE_BYTES
 

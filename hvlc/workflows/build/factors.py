@@ -76,12 +76,12 @@ def awaited_factors(groups: "Sequence[ScaledGroup]", directory: Path) -> dict[tu
 
 
 def _roles(prepare: Preparation) -> tuple[Role, ...]:
-    """Whose linears get factors."""
+    """Roles whose linears get factors."""
     return tuple(dict.fromkeys(role for spec in (prepare.smooth, prepare.awq) if spec for role in spec.roles))
 
 
 def _formats(plan: Plan, component: Component) -> dict[str, WeightFormat]:
-    """Of a component's quantized matrices, by node name."""
+    """Formats of a component's quantized matrices, by node name."""
     chosen = plan.for_component(component.name).items()
     return {node: a.format for node, a in chosen if a.action is Action.QUANTIZE and a.format is not None}
 

@@ -89,7 +89,7 @@ def _obstacle(plan: Plan, place: tuple[str, str], extremes: Extremes, vocabulary
 
 
 def _lost(magnitudes: np.ndarray, least: float) -> np.ndarray:
-    """Those that are too small and not zero."""
+    """Mark values that are too small and not zero."""
     return magnitudes[(magnitudes > 0) & (magnitudes < least)]
 
 

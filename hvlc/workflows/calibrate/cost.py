@@ -54,7 +54,7 @@ class CalibrationCost:
         return self.operations / product_speed() + _SOLVED * self.solved
 
     def after(self, other: "CalibrationCost") -> "CalibrationCost":
-        """Of both, one after the other."""
+        """Cost of both, one after the other."""
         memory = max(self.memory_bytes, other.memory_bytes)
         return CalibrationCost(memory, self.operations + other.operations, self.solved + other.solved)
 
@@ -188,7 +188,7 @@ def _length(bundle: Bundle, sample: "Sample") -> int:
 
 
 def _visual_tokens(bundle: Bundle, image: "ImageSample") -> int:
-    """Of an image at full size, tiles filled up."""
+    """Visual tokens of an image at full size, tiles filled up."""
     tile, cell = int(str(bundle.facts["tile_size"])), int(str(bundle.facts["cell_size"]))
     tiles = -(-image.picture.height // tile) * -(-image.picture.width // tile)
     return min(int(str(bundle.facts["max_visual_tokens"])), tiles * (tile // cell) ** 2)

@@ -370,7 +370,7 @@ def _setting(evaluation: Measured) -> tuple[object, ...]:
 
 
 def _contestant(contender: Contender) -> Contestant:
-    """Who is compared, with what is known of how it was made."""
+    """Record of a candidate, with what is known of how it was made."""
     if contender.package is None:
         last = contender.evaluations[-1]
         facts = {name: _short(value) for name, value in last.provenance.items()}

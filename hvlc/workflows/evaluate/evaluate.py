@@ -65,7 +65,7 @@ class Work:
     progress: Progress
 
     def label(self, setting: Setting) -> str:
-        """Of an evaluation, as `Evaluation.label` has it."""
+        """Label of an evaluation, as `Evaluation.label` has it."""
         return label_of(self.subject.label, setting.encoder, setting.vrc)
 
     def depends_on(self, setting: Setting) -> dict[str, object]:

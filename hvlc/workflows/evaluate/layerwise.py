@@ -18,7 +18,7 @@ from hvlc.results.difference import ValueChange
 from hvlc.results.trace_points import Question, Values
 from hvlc.workflows.bisect.opening import open_tracer
 
-#: What is no value of a layer: labels, and rows of no meaning at placeholders.
+#: Stages that are not values of a layer: labels, and rows of no meaning at placeholders.
 _LABELS = (
     trace_points.TOKENIZATION,
     trace_points.RESOLUTION,

@@ -70,12 +70,12 @@ class Subject:
 
     @property
     def size_bytes(self) -> int | None:
-        """Of a package."""
+        """Size of the package in bytes. None: not a package."""
         return self.manifest.total_bytes if self.manifest else None
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Of a package's decoder, where it is quantized."""
+        """Stored bits per weight of a package's decoder. None: not quantized, or not a package."""
         return self.manifest.bits_per_decoder_weight if self.manifest else None
 
     @cached_property
@@ -182,7 +182,7 @@ def reading(subject: Subject) -> Iterator[tuple[TextScorer, str]]:
     """What reads texts, and what it runs on; a checkpoint becomes a float32 package that is built for as long.
 
     Raises:
-        UserError: it is no language model, or it cannot be opened or built.
+        UserError: it is not a language model, or it cannot be opened or built.
     """
     with _package(subject) as (directory, runs_on):
         yield TextScorer(directory), runs_on

@@ -54,8 +54,8 @@ def evaluate_texts(
         progress: told after each window of all models together.
 
     Raises:
-        UserError: something is no language package, reads shorter windows or has another tokenizer, or the text cannot
-            be read or is shorter than one window.
+        UserError: something is not a language package, reads shorter windows or has another tokenizer, or the text
+            cannot be read or is shorter than one window.
     """
     _read(text)  # before a reference is built
     names = names or [directory.resolve().name for directory in directories]

@@ -30,7 +30,7 @@ from hvlc.workflows.lint.probing import probed, require_compiler
 _LATE = frozenset({"com.microsoft.SkipSimplifiedLayerNormalization", "com.microsoft.RotaryEmbedding"})
 _SHAPE_LIMITS = frozenset({"fixed_shapes", "max_rank"})  # another operator of the same shapes breaks them too
 _NORMS = frozenset({"RMSNormalization"})  # that are right when their rows lie along one axis
-_ROLE = Role.DECODER  # of a file that is no component; the passes that fix ask for none
+_ROLE = Role.DECODER  # of a file that is not a component; the passes that fix ask for none
 
 
 @dataclass(frozen=True)

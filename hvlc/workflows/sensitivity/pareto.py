@@ -141,7 +141,7 @@ def _score(checkpoint: Checkpoint, scoring: Scoring) -> tuple[Scored, Score]:
 
         text = scoring.text
         if text is None or not is_file(text):
-            cause = "the perplexity of a language model needs a text" if text is None else f"{text} is no file"
+            cause = "the perplexity of a language model needs a text" if text is None else f"{text} is not a file"
             raise UserError("pareto.text", cause, "name a UTF-8 text file with --text")
         return "perplexity", lambda model: measure_perplexities([model], text, tokens=scoring.tokens)[0].value
     return "exact match", lambda model: _exact_match(model, scoring.documents)

@@ -354,7 +354,7 @@ def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: Measuring
 def _fingerprint(
     checkpoint: Checkpoint, recipe: Recipe, target: Target, inputs: "CalibrationSet", how: Measuring
 ) -> dict[str, str]:
-    """Of all that a damage depends on besides its part and format."""
+    """Digests of all that a damage depends on besides its part and format."""
     return {
         "checkpoint": checkpoint.digest,
         "preparation": recipe.prepare.model_dump_json(),

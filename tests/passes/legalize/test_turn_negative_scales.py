@@ -75,7 +75,7 @@ def test_one_scale_of_the_whole_matrix_is_turned_too() -> None:
             text("1, 2, 3, 4, 5, 6, 7, 8", "1, -1, 1, 1")
             .replace("(float[3, 2] x)", "(float[3, 2] x, int8[2, 4] p)")
             .replace("(q, s, z)", "(p, s, z)"),
-            "its integers are no constant",
+            "its integers are not constant",
         ),
         (
             text("1, 2, 3, 4, 5, 6, 7, 8", "1, -1, 1, 1")

@@ -250,7 +250,7 @@ NEAR_MISSES = {
     ),
     "the values are the keys too": (
         NORMED.replace(NORM, KEYED).replace("w2 = {0}", "w2 = {0}, float[4, 4] w3 = {0}"),
-        "what makes its input is no linear of its own",
+        "what makes its input is not a linear of its own",
     ),
     "the past values are computed": (
         NORMED.replace(NORM, PAST).replace("w2 = {0}", "w2 = {0}, float[4, 4] w3 = {0}"),

@@ -135,9 +135,9 @@ def test_the_numbers_stay_within_steps_of_16_bits(tokens: int, first: int) -> No
 
 def test_what_is_not_in_integers_stays() -> None:
     for made, reason in (
-        (written_out(attention(quantized=True)), "its queries are no uint16"),
-        (rounded(written_out(attention(quantized=True)), np.int16), "its queries are no uint16"),
-        (rounded(written_out(attention())), "its cache is no uint8"),
+        (written_out(attention(quantized=True)), "its queries are not uint16"),
+        (rounded(written_out(attention(quantized=True)), np.int16), "its queries are not uint16"),
+        (rounded(written_out(attention())), "its cache is not uint8"),
     ):
         count = len(list(graph_of(made)))
         IntegerAttention().run(made)

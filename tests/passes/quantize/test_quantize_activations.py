@@ -228,7 +228,7 @@ def test_a_gated_block_gets_these_pairs() -> None:
         ("y", "outputs of the graph stay in float"),
     }
     (count,) = [node for node in component.graph if node.name == "count"]
-    assert next(v.name for v in count.inputs) == "ids"  # integers are no activations
+    assert next(v.name for v in count.inputs) == "ids"  # integers are not activations
     assert {"norm", "bias"} & set(component.graph.initializers) == set()
     assert str(component.graph.initializers["norm.uint16"].dtype) == "UINT16"
 
@@ -548,7 +548,7 @@ def test_a_product_that_ends_a_graph_is_rounded_where_compilers_ask_for_it() -> 
 
 
 def test_logits_beyond_the_calibrated_range_keep_their_order() -> None:
-    """Why there is room: where two logits are cut to the same number, the larger one is no answer any more."""
+    """Why there is room: where two logits are cut to the same number, the larger one is not an answer any more."""
     rounded = products_that_end_a_graph(rounded=True)
     x = np.random.default_rng(1).normal(size=(1, WIDTH)).astype(np.float32)
     plain = session(products_that_end_a_graph(rounded=False).model)

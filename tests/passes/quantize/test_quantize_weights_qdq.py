@@ -157,7 +157,7 @@ def test_a_matrix_that_two_products_read_is_stored_once(kind: Any, scale_type: S
     ("format", "complaint"),
     [
         (weight_format(4, 32, symmetric=False), "without zero points"),
-        (weight_format(4, 64), "rows of 96 are no whole number"),
+        (weight_format(4, 64), "rows of 96 are not a whole number"),
     ],
 )
 def test_what_the_form_cannot_hold_is_refused_before_anything_changes(format: WeightFormat, complaint: str) -> None:
