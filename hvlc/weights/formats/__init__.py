@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 from hvlc.weights.formats.base import Levels, ScaleType, Stream, WeightFormat
-from hvlc.weights.formats.block import AsymmetricFormat, BlockFormat
+from hvlc.weights.formats.block import AsymmetricFormat, SymmetricFormat
 from hvlc.weights.formats.channel import ChannelFormat
 from hvlc.weights.formats.float_zeros import FloatZeroFormat
 from hvlc.weights.formats.lpbq import BITS as _LPBQ_BITS
@@ -22,7 +22,7 @@ __all__ = [
     "weight_format",
 ]
 
-_CLASSES: tuple[type[WeightFormat], ...] = (BlockFormat, AsymmetricFormat, FloatZeroFormat, LpbqFormat)
+_CLASSES: tuple[type[WeightFormat], ...] = (SymmetricFormat, AsymmetricFormat, FloatZeroFormat, LpbqFormat)
 
 
 class ZeroType(StrEnum):
@@ -65,7 +65,7 @@ def weight_format(
     if not symmetric:
         kind = AsymmetricFormat if zero_type is ZeroType.INTEGER else FloatZeroFormat
         return kind(bits, block_size, scale_type, negative_scales)
-    return (ChannelFormat if per_channel else BlockFormat)(bits, block_size, scale_type, negative_scales)
+    return (ChannelFormat if per_channel else SymmetricFormat)(bits, block_size, scale_type, negative_scales)
 
 
 def scale_type_at(bits: int, asked: ScaleType) -> ScaleType:
@@ -83,5 +83,4 @@ def stored_name(bits: int, block: str, extra: tuple[Stream, ...], scale_dtype: s
         scale_dtype: ONNX's name of the scales' element type, e.g. "float16".
     """
     kind = next(found for found in _CLASSES if found.extra == extra)
-    names = {"float16": "f16", "float": "f32"}
-    return kind.spelled(bits, block, "lpbq" if kind is LpbqFormat else names.get(scale_dtype, scale_dtype))
+    return kind.spelled(bits, block, {"float16": "f16", "float": "f32"}.get(scale_dtype, scale_dtype))

@@ -12,7 +12,7 @@ from hvlc.weights.formats.packing import packed_size, unpack
 
 
 @dataclass(frozen=True)
-class BlockFormat(WeightFormat):
+class SymmetricFormat(WeightFormat):
     """Levels of 4 or 8 bits around the middle level."""
 
     kind: ClassVar[str] = "sym"

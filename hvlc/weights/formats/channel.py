@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from hvlc.weights.formats.base import Stream, WeightFormat
-from hvlc.weights.formats.block import BlockFormat
+from hvlc.weights.formats.block import SymmetricFormat
 
 
 @dataclass(frozen=True)
-class ChannelFormat(BlockFormat):
+class ChannelFormat(SymmetricFormat):
     """Symmetric levels in blocks as long as a row."""
 
     def shape(self, stream: Stream, matrix: tuple[int, int]) -> tuple[int, ...]:
@@ -22,4 +22,4 @@ class ChannelFormat(BlockFormat):
 
     def in_blocks(self, size: int) -> WeightFormat:
         """Blocks, which no longer are rows."""
-        return BlockFormat(self.bits, size, self.scale_type, self.negative_scales)
+        return SymmetricFormat(self.bits, size, self.scale_type, self.negative_scales)

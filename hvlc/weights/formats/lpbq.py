@@ -12,7 +12,7 @@ import numpy as np
 
 from hvlc.errors import HvlcError
 from hvlc.weights.formats.base import Levels, ScaleType, Stream, WeightFormat
-from hvlc.weights.formats.block import BlockFormat
+from hvlc.weights.formats.block import SymmetricFormat
 
 #: Largest whole number of a block. Times the lowest 4-bit level, -8, it is the lowest 8-bit integer; Qualcomm's
 #: compiler lets larger products wrap around (docs/snapdragon.md).
@@ -32,10 +32,15 @@ class LpbqFormat(WeightFormat):
     extra: ClassVar[tuple[Stream, ...]] = (Stream.FACTORS,)
     peculiarity: ClassVar[str] = "scales of the form LPBQ"
 
+    @classmethod
+    def spelled(cls, bits: int, block: str, scales: str) -> str:
+        """Whatever the type of the whole numbers is."""
+        return super().spelled(bits, block, ScaleType.LPBQ.value)
+
     @property
     def searched(self) -> WeightFormat:
         """Blocks with any positive float scales."""
-        return BlockFormat(self.bits, self.block_size, ScaleType.FLOAT32, negative_scales=False)
+        return SymmetricFormat(self.bits, self.block_size, ScaleType.FLOAT32, negative_scales=False)
 
     def with_wide_scales(self) -> WeightFormat:
         """Factors are float32 already."""
