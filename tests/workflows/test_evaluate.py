@@ -313,12 +313,12 @@ def test_what_cannot_be_evaluated_is_refused_before_the_work(
 
 
 def test_another_vocabulary_is_refused_before_the_work(
-    tiny_float32: Path, task: DocumentsTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_float32: Path, tiny_checkpoint: Path, task: DocumentsTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = shutil.copytree(tiny_float32, tmp_path / "other")
-    config = json.loads((other / "genai_config.json").read_text())
-    config["model"]["vocab_size"] += 1
-    (other / "genai_config.json").write_text(json.dumps(config))
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["vocab_size"] += 1
+    (other / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(module, "answering", lambda subject: pytest.fail("a model was opened"))
     with pytest.raises(UserError) as error:
         evaluate_questions(tiny_float32, task, reference=other)
