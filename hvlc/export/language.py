@@ -116,7 +116,7 @@ def language_bundle(checkpoint: Checkpoint, family: Family) -> Bundle:
     """
     config = read_config(family.config, checkpoint, LanguageNumbers)
     shape = decoder_shape(config, family, checkpoint.config, checkpoint.problems)
-    checkpoint = with_table(checkpoint, config, _TABLE)
+    checkpoint = with_table(_with_prefix(checkpoint), config, _TABLE)
     b = GraphBuilder("decoder", checkpoint)
     head = head_parameter(b, config, _TABLE)
     model = decoder(b, PREFIX, head, shape, rotary_tables(config, family, shape, checkpoint.problems), _TABLE)
@@ -133,6 +133,19 @@ def head_parameter(b: GraphBuilder, config: Any, table: str) -> str:
     A stored head wins over `tie_word_embeddings`, as in transformers: it ties only what is equal or absent.
     """
     return table if config.tie_word_embeddings and not b.has(_HEAD) else _HEAD
+
+
+def _with_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the names of a text model, where it was saved as the model inside (Qwen3-Embedding).
+
+    transformers' text models take both: `base_model_prefix` is added to names that lack it.
+    """
+    tensors = checkpoint.tensors
+    inside, plain = f"{PREFIX}.", _TABLE.removeprefix(f"{PREFIX}.")
+    if plain not in tensors or any(name.startswith(inside) for name in tensors):
+        return checkpoint
+    named = {name if name == _HEAD else f"{inside}{name}": tensor for name, tensor in tensors.items()}
+    return replace(checkpoint, tensors=named)
 
 
 def with_table(checkpoint: Checkpoint, config: Any, table: str) -> Checkpoint:

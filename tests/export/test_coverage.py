@@ -144,3 +144,35 @@ def test_an_untied_table_under_the_heads_name_is_missing(tmp_path: Path) -> None
     checkpoint = Checkpoint.open(directory)
     export_bundle(checkpoint)
     assert [TABLE in problem.cause for problem in checkpoint.problems] == [True]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_model_inside_is_taken_under_its_own_names(tmp_path: Path, tied: bool) -> None:
+    """transformers' text models add the prefix that every name but the head's lacks."""
+    directory = save_text(tmp_path / "c", "llama", tie_word_embeddings=tied)
+    weights = dict(load_file(directory / "model.safetensors"))
+    rewritten(directory, lambda w: w.update({name.removeprefix("model."): w.pop(name) for name in list(w)}))
+    checkpoint = Checkpoint.open(directory)
+    graph = export_bundle(checkpoint).components["model"].graph
+    assert not checkpoint.problems
+    assert not checkpoint.notes
+    table = graph.initializers[TABLE].const_value
+    assert table is not None
+    np.testing.assert_array_equal(table.numpy(), weights[TABLE])
+
+
+def test_what_no_graph_reads_is_refused_under_the_names_of_the_model_inside(tmp_path: Path) -> None:
+    directory = save_text(tmp_path / "c", "llama", tie_word_embeddings=True)
+    rewritten(directory, lambda w: w.update({name.removeprefix("model."): w.pop(name) for name in list(w)}))
+    error = refusal(rewritten(directory, score))
+    assert error.code == "checkpoint.unread"
+    assert "score.weight" in error.cause
+
+
+def test_the_model_inside_has_no_head_of_its_own(tmp_path: Path) -> None:
+    directory = save_text(tmp_path / "c", "llama", tie_word_embeddings=False)
+    rewritten(directory, lambda w: w.pop(HEAD))
+    rewritten(directory, lambda w: w.update({name.removeprefix("model."): w.pop(name) for name in list(w)}))
+    checkpoint = Checkpoint.open(directory)
+    export_bundle(checkpoint)
+    assert [HEAD in problem.cause for problem in checkpoint.problems] == [True]
