@@ -24,12 +24,15 @@ _SUFFIXES = {
     Kind.VISION_LANGUAGE: "ForConditionalGeneration",
 }
 
+_HARMLESS_MASK = "a mask, which follows from the positions"
+_MASK = r"(.*\.)?(self_attn|attn|attention)\.(bias|mask)"  # as GPT-2's class names it; of bits alone
+
 #: Tensors that change no number, and why.
 _HARMLESS = {
     r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)": "rotary tables, which follow from the configuration",
     r"(.*\.)?rope_freqs\.weight": "rotary tables, which follow from the configuration",
     r"(.*\.)?position_ids": "the numbers from 0 on",
-    r"(.*\.)?(masked_bias|causal_mask)": "a mask, which follows from the positions",
+    r"(.*\.)?(masked_bias|causal_mask)": _HARMLESS_MASK,
     r"(.*\.)?num_batches_tracked": "a counter of training",
     r".*\.self_attn\.[qkv]_scale": "scales of a KV cache in 8 bits, which a recipe chooses anew",
 }
@@ -103,6 +106,8 @@ def _reason(name: str, tensor: StoredTensor, checkpoint: Checkpoint, left_out: t
     for pattern, reason in _HARMLESS.items():
         if re.fullmatch(pattern, name):
             return reason
+    if tensor.dtype == np.bool_ and re.fullmatch(_MASK, name):
+        return _HARMLESS_MASK
     if name.endswith((_HEAD, _TABLE)) and any(_same(tensor, t) for n, t in checkpoint.tensors.items() if n != name):
         return "a copy of a tied table"
     return ""

@@ -96,6 +96,7 @@ HARMLESS: dict[str, np.ndarray] = {
     "model.position_ids": np.arange(8),
     "model.layers.1.self_attn.masked_bias": np.full((1,), -1e4, np.float32),
     "model.causal_mask": np.ones((2, 2), np.bool_),
+    "model.layers.0.self_attn.bias": np.tril(np.ones((1, 1, 8, 8), np.bool_)),
     "model.layers.0.self_attn.k_scale": np.ones(1, np.float32),
 }
 
@@ -106,6 +107,13 @@ def test_kinds_that_change_nothing_are_notes_of_the_plan(tmp_path: Path, hvlc: H
     result = hvlc("plan", directory, "--recipe", "float32", "--json")
     assert result.code == 0
     assert [name in note for note in result.json["notes"]] == [True]
+
+
+def test_numbers_under_a_masks_name_count(tmp_path: Path) -> None:
+    def add(weights: Weights) -> None:
+        weights["model.layers.0.self_attn.bias"] = np.ones((1, 1, 8, 8), np.float32)
+
+    assert refusal(rewritten(save_text(tmp_path / "c", "llama"), add)).code == "checkpoint.unread"
 
 
 def test_a_plan_without_leftovers_has_no_notes(tmp_path: Path, hvlc: Hvlc) -> None:
