@@ -12,6 +12,7 @@ from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import save_text
 from tests.helpers.commands import Hvlc
 from tests.helpers.fixed_shapes import write_target
+from tests.helpers.packages import renewed
 from tests.report.test_compilation import compilation
 from tests.report.test_tables import shown
 from tests.runtime.test_fixed import as_if_compiled
@@ -61,6 +62,7 @@ def test_inspect_shows_it(static: Path, tmp_path: Path, hvlc: Hvlc) -> None:
     skipped = NotChecked(what="every compiled graph", reason="emulation was not asked for")
     record = compilation().model_copy(update={"checks": (), "not_checked": (skipped,)})
     (package / COMPILATION).write_text(record.model_dump_json(), "utf-8")
+    renewed(package, COMPILATION)
     found = {one["component"]: one for one in hvlc("inspect", package, "--json").json["placement"]}
     assert found["head_token"]["checked"] == "not checked: emulation was not asked for"
     assert found["embedding"]["compiled_for"] is None

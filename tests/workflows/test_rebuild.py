@@ -23,6 +23,7 @@ from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import save_text
 from tests.helpers.fixed_shapes import write_target
+from tests.helpers.packages import renewed
 from tests.report.test_compilation import compilation
 from tests.runtime.test_fixed import as_if_compiled
 
@@ -155,6 +156,7 @@ def test_a_compiled_package_is_not_rebuilt_without_the_compiler(
 ) -> None:
     package = as_if_compiled(static, tmp_path / "package")
     (package / COMPILATION).write_text(compilation().model_dump_json(), "utf-8")
+    renewed(package, COMPILATION)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime_qnn" else real(name))
     monkeypatch.setattr(rebuilding, "build", lambda *_: pytest.fail("the long work began"))
