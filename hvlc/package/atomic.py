@@ -97,12 +97,13 @@ def _foreign(directory: Path) -> str | None:
     """What makes a directory something else than a package, or than an empty directory; None: nothing does."""
     if not is_directory(directory):
         return "is not a package"
-    names = {path.name for path in directory.iterdir()}
-    if not names:
+    found = list(directory.iterdir())
+    if not found:
         return None
     if not is_file(directory / MANIFEST):
         return "is not an hvlc package"
-    others = sorted(names - _files_of(directory) - {MANIFEST}) if _files_of(directory) else []
+    listed = _files_of(directory) | {MANIFEST}
+    others = sorted(path.name for path in found if path.name not in listed or is_directory(path))
     if not others:
         return None
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
@@ -110,7 +111,7 @@ def _foreign(directory: Path) -> str | None:
 
 
 def _files_of(directory: Path) -> set[str]:
-    """Names that a package's manifest lists, of whatever version; none where it is damaged."""
+    """Names that a package's manifest lists, of whatever version; none where it is damaged: then nothing is its own."""
     try:
         content = read_json(directory / MANIFEST, "package.manifest")
     except UserError:

@@ -286,6 +286,25 @@ def test_force_keeps_what_lies_beside_the_files_of_a_package(tmp_path: Path) -> 
     assert error.value.code == "output.foreign"
 
 
+@pytest.mark.parametrize("manifest", ["{", "{}", "[]", '{"files": ["thesis.txt"]}', ""])
+def test_a_damaged_manifest_makes_nothing_a_package(tmp_path: Path, manifest: str) -> None:
+    output = package(tmp_path / "out", manifest)
+    check_output(output, force=True)
+    (output / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.txt") as error:
+        check_output(output, force=True)
+    assert error.value.code == "output.foreign"
+
+
+def test_a_directory_under_the_name_of_a_file_is_kept(tmp_path: Path) -> None:
+    output = package(tmp_path / "out", json.dumps({"files": {"model.onnx": {}}}))
+    (output / "model.onnx").mkdir()
+    (output / "model.onnx" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"model\.onnx") as error:
+        check_output(output, force=True)
+    assert error.value.code == "output.foreign"
+
+
 def test_an_older_package_whose_place_is_taken_stays_where_a_killed_run_put_it(tmp_path: Path) -> None:
     aside = tmp_path / ".out.previous-dead"
     aside.mkdir()
