@@ -270,7 +270,7 @@ def demo(output: Path, count: int, as_json: bool) -> None:
     with progress("build", len(STAGES)) as step:
         packages = demonstration.build_packages(output, lambda recipe: lambda what, *at: step(f"{recipe} {what}", *at))
     for asked in demonstration.ask(packages["w4a16"], 3):
-        quiet.print(f"  {asked.question}  [bold]{asked.answer}[/bold]  (expected {asked.expected})")
+        quiet.print(f"  {asked.question}  {asked.answer}  (expected {asked.expected})")
     with progress("eval", count) as step:
         resolutions = demonstration.measure_resolutions(output, packages["float32"], count, step)
     with progress("compare", count) as step:

@@ -18,10 +18,10 @@ def show(data: Any, as_json: bool, human: Callable[[Any], None]) -> None:
 
 
 def console(*, stderr: bool = False) -> Any:
-    """A rich console without automatic colours; on stderr lines are not wrapped."""
+    """A rich console without automatic colours, for which brackets are brackets; on stderr lines are not wrapped."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=stderr)
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=stderr)
 
 
 @contextmanager

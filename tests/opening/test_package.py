@@ -205,3 +205,10 @@ def test_data_that_onnxruntime_does_not_find_is_said(tiny_w4a16: Path, tmp_path:
         ended = hvlc(*command)
         assert ended.code == 2
         assert "package." in ended.err
+
+
+def test_brackets_in_a_manifest_are_text(copied: Path, hvlc: Hvlc) -> None:
+    changed_json(copied / MANIFEST, lambda m: m["components"]["model"].update(role="[/bold]"))
+    shown = hvlc("inspect", copied)
+    assert shown.code == 0
+    assert "[/bold]" in shown.out
