@@ -21,6 +21,7 @@ COMMAND = (sys.executable, "-P", str(WORKER))
 
 _RENDER_SECONDS = 4.0  # a real template takes milliseconds
 _OPEN_SECONDS = 18.0  # of a tokenizer: 150,000 tokens take about a second
+_ENCODE_SECONDS = 10.0  # a tokenizer's expressions may backtrack for ever; real ones take a second for 10 MB
 _MEMORY = 1_500_000_000  # bytes of address space
 #: What onnxruntime-genai needs in a directory before it opens the tokenizer there; nothing of it is used.
 _CONFIG = {"type": "llama", "vocab_size": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -129,7 +130,7 @@ class Renderer:
         refusal = self.opened()
         if refusal is not None:
             return refusal
-        found: list[list[int]] | Refusal = self._ask("encode_runtime", _OPEN_SECONDS, texts=list(texts))
+        found: list[list[int]] | Refusal = self._ask("encode_runtime", _ENCODE_SECONDS, texts=list(texts))
         return found
 
     def reference(self, file: Path, texts: Sequence[str]) -> list[list[int]] | Refusal:
@@ -137,7 +138,7 @@ class Renderer:
         opened = self._ask("open_reference", _OPEN_SECONDS, file=str(file.absolute()))
         if isinstance(opened, Refusal):
             return opened
-        found: list[list[int]] | Refusal = self._ask("encode_reference", _OPEN_SECONDS, texts=list(texts))
+        found: list[list[int]] | Refusal = self._ask("encode_reference", _ENCODE_SECONDS, texts=list(texts))
         return found
 
     def _text(self, do: str, **arguments: Any) -> str | Refusal:

@@ -27,7 +27,10 @@ def check_tokenizer(directory: Path) -> None:
         UserError: one cannot be read, is larger than it may be, or has another form.
     """
     if is_file(directory / "chat_template.jinja"):
-        read_text(directory / "chat_template.jinja", "package.template", limit=TEMPLATE, fix=_FIX)
+        template = read_text(directory / "chat_template.jinja", "package.template", limit=TEMPLATE, fix=_FIX)
+        if "\0" in template:
+            cause = f"{shown(directory / 'chat_template.jinja')} has a NUL, where the runtime's text would end"
+            raise UserError("package.template", cause, _FIX)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = directory / name
         if is_file(path) and not isinstance(content := read_json(path, _CODE), dict):

@@ -1,7 +1,8 @@
 """From the prompt to tokens: the package's chat template, or the plain prompt where it has none.
 
 A template is a program of whoever made the package, so it runs in a process of its own (`hvlc.chat.renderer`), and so
-does the first opening of the tokenizer: what ends that process ends no other.
+do the first opening of the tokenizer and the first look at a text: what ends that process, or never ends there, as
+regular expressions may, does no harm here.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from hvlc.opening.engine import engine_runs
 from hvlc.opening.tokenizer import TOKENIZER_FILES
 
 _TEXT, _TOKENIZER = "request.text", "package.tokenizer"
+_LOOKED_AT = 20_000  # first characters of a text
 
 
 class PackageTokenizer:
@@ -60,6 +62,11 @@ class PackageTokenizer:
             UserError: the runtime cannot take the text whole, or cannot encode it.
         """
         check_text(text, code)
+        looked = self._renderer.encoded([normalized(text[:_LOOKED_AT], self._form)])
+        if isinstance(looked, Refusal):
+            cause = f"onnxruntime-genai cannot tokenize with {shown(self._directory)}: {looked.cause}"
+            fix = "do not trust this package" if looked.fatal else "build or copy the package again"
+            raise UserError(_TOKENIZER, cause, fix)
         with engine_runs(self._directory, "tokenize with", _TOKENIZER):
             ids: list[int] = self._tokenizer.encode(normalized(text, self._form)).tolist()
         return ids

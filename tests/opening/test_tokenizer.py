@@ -68,3 +68,10 @@ def test_a_template_that_is_not_text_is_refused(copied: Path) -> None:
     with pytest.raises(UserError) as error:
         check_tokenizer(copied)
     assert error.value.code == "package.template"
+
+
+def test_a_template_that_the_runtime_would_cut_is_refused(copied: Path) -> None:
+    (copied / "chat_template.jinja").write_bytes(b"{{ messages[0]['content'] }}\0 and more")
+    with pytest.raises(UserError, match="NUL") as error:
+        check_tokenizer(copied)
+    assert error.value.code == "package.template"

@@ -15,6 +15,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hvlc import cli
+from hvlc.chat import renderer
 from hvlc.errors import UserError
 from hvlc.package.text import PackageText, copy_tokenizer
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
@@ -22,6 +23,7 @@ from hvlc.training.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text, save_vision
+from tests.helpers.packages import changed_json
 from tests.helpers.tiny import picture
 
 
@@ -164,6 +166,19 @@ def test_a_tokenizer_that_cannot_be_read_says_so(language: Path, tmp_path: Path)
     (copied / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": None}), "utf-8")
     with pytest.raises(UserError) as error:
         LanguageModel(copied, verify=False)
+    assert error.value.code == "package.tokenizer"
+
+
+def test_a_tokenizer_that_never_ends_ends_no_command(
+    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nested repetition takes twice as long with every letter."""
+    copied = shutil.copytree(language, tmp_path / "package")
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    changed_json(copied / "tokenizer.json", lambda content: content.update(pre_tokenizer=split))
+    monkeypatch.setattr(renderer, "_ENCODE_SECONDS", 1.0)
+    with pytest.raises(UserError, match="did not end") as error:
+        LanguageModel(copied, verify=False).prompt_ids("a" * 40 + "!")
     assert error.value.code == "package.tokenizer"
 
 
