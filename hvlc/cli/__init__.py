@@ -41,9 +41,22 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code)
 
 
+def _check_working_directory() -> None:
+    """Refuse to run in a directory that was deleted: libraries below end the process there, without an error.
+
+    Raises:
+        UserError: it was deleted, or cannot be entered.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError("usage", "the working directory was deleted", "change to another") from error
+
+
 def _run(arguments: list[str], *, debug: bool, as_json: bool) -> int:
     """Run a command; returns its exit code."""
     try:
+        _check_working_directory()
         cli.main(arguments, prog_name="hvlc", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
