@@ -140,7 +140,7 @@ def commands(inputs: Path, place: Path, *, small: bool) -> dict[str, list[str]]:
         "sensitivity": ["sensitivity", *measured],
         "pareto": [
             *("pareto", *measured, "--points", "2", "--format", "int4b32", "--format", "int8b32"),
-            *(() if small else ("--measure", "--text", str(inputs / "text.txt"), "--score-tokens", "32")),
+            *(() if small else ("--measure", "--text", str(inputs / "text.txt"), "--score-tokens", "200")),
         ],
         "verify": ["verify", f"{out}/package", "--rebuild", model, "--threads", "1"],
         "demo": ["demo", "-n", "1", "-o", f"{out}/demo"],
