@@ -18,6 +18,7 @@ from hvlc.inputs.onnx_model import domain_of
 
 MICROSOFT = "com.microsoft"
 _INLINE_BYTES = 4096  # larger initializers are not shapes: only their type and dimensions matter
+_MOST_SIZES = 1_000_000  # that onnx computes for all nodes; each takes it some 100 bytes
 _RENAMED = {"float": "float32", "double": "float64"}
 _Dims = Mapping[str, tuple[int, ...]]  # of initializers
 
@@ -85,8 +86,23 @@ def light_graph(model: onnx.ModelProto) -> onnx.GraphProto:
     light.graph.CopyFrom(_without_weights(model.graph))
     _stand_in(light.graph, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
     with contextlib.suppress(*INFERENCE_ERRORS):
-        light = shape_inference.infer_shapes(light, data_prop=True)
+        light = shape_inference.infer_shapes(light, data_prop=_is_small(light.graph))
     return light.graph
+
+
+def _is_small(graph: onnx.GraphProto) -> bool:
+    """Whether onnx may compute the graph's lists of sizes: each Concat of one with itself doubles it."""
+    lengths = {tensor.name: int(np.prod(tensor.dims, dtype=float)) for tensor in graph.initializer}
+    total = 0
+    for node in graph.node:
+        read = [lengths.get(name, 1) for name in node.input]
+        read += [max(attribute.t.dims, default=1) for attribute in node.attribute if attribute.HasField("t")]
+        length = sum(read) if node.op_type == "Concat" else max(read, default=1)
+        total += length
+        if total > _MOST_SIZES:
+            return False
+        lengths |= dict.fromkeys(node.output, length)
+    return True
 
 
 def types_of(graph: onnx.GraphProto, outer: Types | None = None) -> Types:

@@ -1,6 +1,7 @@
 """Graphs as operations: types, shapes and quantization as a target is asked about them."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,15 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError) as error:
         read_graph(tmp_path / "x.onnx")
     assert error.value.code == "lint.model"
+
+
+def test_lists_of_sizes_that_double_are_not_computed(tmp_path: Path) -> None:
+    """60 doublings of two numbers would fill any memory."""
+    values = ["sizes", *(f"v{i}" for i in range(60)), "y"]
+    nodes = [helper.make_node("Concat", [a, a], [b], axis=0) for a, b in pairwise(values)]
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, None)
+    sizes = helper.make_tensor("sizes", TensorProto.INT64, [2], [1, 2])
+    graph = helper.make_graph(nodes, "doubling", [], [output], [sizes])
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    assert len(read_graph(path)) == len(nodes)
