@@ -45,8 +45,12 @@ def standard_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+#: Characters that a terminal would obey; of a file's text they are shown, not sent.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
 def say(text: str = "", *, end: str = "\n", error: bool = False) -> None:
-    """Write a text at once.
+    """Write a text at once; control characters in it are escaped, in errors the carriage return too.
 
     Raises:
         UserError: standard output does not take it.
@@ -54,7 +58,8 @@ def say(text: str = "", *, end: str = "\n", error: bool = False) -> None:
     """
     stream = sys.stderr if error else sys.stdout
     if stream is not None:
-        print(text, end=end, file=stream, flush=True)
+        shown = text.translate(_CONTROLS)
+        print(shown.replace("\r", "\\x0d") if error else shown, end=end, file=stream, flush=True)
 
 
 def say_json(data: Any, *, error: bool = False) -> None:

@@ -167,3 +167,11 @@ def test_what_the_system_refuses_is_never_a_bug(
         assert cause in ended.err
     with pytest.raises(type(error)):
         hvlc("--debug", "recipes", "list")
+
+
+def test_control_characters_are_shown_and_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\x1b[31m\x07\x9b\tb\r\n", end="")
+    say("good\rbad\x1b]0;title\x07", error=True)
+    out, err = capsys.readouterr()
+    assert out == "a\\x1b[31m\\x07\\x9b\tb\r\n"
+    assert err == "good\\x0dbad\\x1b]0;title\\x07\n"
