@@ -104,6 +104,11 @@ def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
             yield f"{shown(value.name)!r} has the unknown element type {tensor.elem_type}"
 
 
+def _values(node: onnx.NodeProto) -> int:
+    """How many of the attributes that give a Constant its value it has."""
+    return sum(attribute.name.startswith(("value", "sparse_value")) for attribute in node.attribute)
+
+
 def _nodes(graph: onnx.GraphProto, versions: dict[str, int], where: str) -> Iterator[str]:
     """What contradicts the schemas of a graph's nodes, and of those inside them."""
     for place, node in enumerate(graph.node):
@@ -113,6 +118,8 @@ def _nodes(graph: onnx.GraphProto, versions: dict[str, int], where: str) -> Iter
             found = operators.objection(node, operator)
             if found:
                 yield f"{shown(name)} ({shown(node.op_type)}) {found}"
+            elif node.op_type == "Constant" and (count := _values(node)) != 1:
+                yield f"{shown(name)} (Constant) has {count} values, one is expected"
         elif not node.output:
             yield f"{shown(name)} ({shown(node.op_type)}) has no outputs"
         for inner in subgraphs(node):

@@ -101,6 +101,8 @@ def test_a_model_without_versions(tmp_path: Path) -> None:
         ([node("Relu", ["x"], ["x"]), RELU], "writes 'x', which is there already"),
         ([node("Relu", ["x"], ["z"])], "the output 'y' is made by no node"),
         ([RELU, node("Neg", ["x"], ["z"], name="r")], "two nodes are named 'r'"),
+        ([node("Constant", [], ["y"])], "Constant[0] (Constant) has 0 values, one is expected"),
+        ([node("Constant", [], ["y"], value_int=1, value_float=1.0)], "has 2 values, one is expected"),
         ([node("CumSum", [], ["y"])], "CumSum[0] (CumSum) has 0 inputs, 2 are expected"),
         ([node("Shape", [], ["y"])], "has 0 inputs, 1 are expected"),
         ([node("Size", [], ["y"])], "has 0 inputs"),
