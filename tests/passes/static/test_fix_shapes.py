@@ -109,5 +109,5 @@ def test_what_is_fixed_already_stays() -> None:
 
 @pytest.mark.parametrize(("chunk", "context"), [(0, 8), (8, 4), (8, 20)])
 def test_a_context_is_whole_chunks(chunk: int, context: int) -> None:
-    with pytest.raises(ValueError, match="no whole number of chunks"):
+    with pytest.raises(ValueError, match="not a whole number of chunks"):
         FixShapes(chunk, context)

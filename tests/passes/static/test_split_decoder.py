@@ -165,7 +165,7 @@ def test_what_is_too_large_alone_is_refused(part_bytes: int, what: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BEFORE.replace("layers__1__input", "layers__2__input"), "no whole sequence"),
+        (BEFORE.replace("layers__1__input", "layers__2__input"), "not a whole sequence"),
         (BEFORE.replace("[model__norm]", "[final]"), "no model.norm"),
         (BEFORE.replace("inputs_embeds", "x"), "neither embeddings nor tokens"),
     ],
