@@ -49,6 +49,11 @@ def standard_streams() -> Iterator[None]:
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
+def printable(text: str) -> str:
+    """A text with its control characters escaped, but for tabs and ends of lines."""
+    return text.translate(_CONTROLS)
+
+
 def say(text: str = "", *, end: str = "\n", error: bool = False) -> None:
     """Write a text at once; control characters in it are escaped, in errors the carriage return too.
 
@@ -58,7 +63,7 @@ def say(text: str = "", *, end: str = "\n", error: bool = False) -> None:
     """
     stream = sys.stderr if error else sys.stdout
     if stream is not None:
-        shown = text.translate(_CONTROLS)
+        shown = printable(text)
         print(shown.replace("\r", "\\x0d") if error else shown, end=end, file=stream, flush=True)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hvlc import cli
 from hvlc.chat import renderer
+from hvlc.cli.streams import printable
 from hvlc.errors import UserError
 from hvlc.package.text import PackageText, copy_tokenizer
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
@@ -257,7 +258,7 @@ def test_every_kind_is_shown_and_verified(
 def test_the_answer_streams_to_the_terminal(language: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert hvlc("run", language, "--prompt", "What?", "--max-new-tokens", "4") == 0
     expected = LanguageModel(language).answer("What?", [], encoder="auto", vrc=True, max_new_tokens=4).text
-    assert capsys.readouterr().out == f"{expected}\n"
+    assert capsys.readouterr().out == f"{printable(expected)}\n"
 
 
 def test_neither_torch_nor_transformers_is_imported(language: Path) -> None:
