@@ -112,7 +112,7 @@ def _head(names: dict[str, Path]) -> str:
 
 
 def torch_perplexity(checkpoint: Path, windows: list[np.ndarray]) -> float:
-    """Of a language model in transformers."""
+    """Perplexity of a language model in transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
