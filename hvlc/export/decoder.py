@@ -116,7 +116,7 @@ def _attention(
 
 
 def _last_position(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
-    """float `[batch, sequence, width]` to float `[batch, 1, width]`; `KeepPositions` knows the node by its name."""
+    """float `[batch, sequence, width]` to float `[batch, 1, width]`; `KeepAllLogits` knows the node by its name."""
     end = np.iinfo(np.int64).max
     return b.op("Slice", x, b.ints(-1), b.ints(end), b.ints(1), name=f"{path}.{LAST_POSITION}")
 

@@ -208,7 +208,7 @@ class GraphBuilder:
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="hvlc")
 
 
-def keep_positions(graph: ir.Graph) -> int:
+def keep_all_logits(graph: ir.Graph) -> int:
     """Take the cuts to the last position out of a decoder, of a bundle or of a package; returns how many there were."""
     cuts = [n for n in graph if n.op_type == "Slice" and str(n.name).rpartition(".")[2] == LAST_POSITION]
     for node in cuts:

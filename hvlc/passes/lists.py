@@ -14,24 +14,24 @@ from hvlc.manifest.manifest import Kind
 from hvlc.passes.base import Pass
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.fuse.pack_projections import PackProjections
+from hvlc.passes.legalize.add_zero_points import AddZeroPoints
 from hvlc.passes.legalize.decompose_attention import DecomposeAttention
-from hvlc.passes.legalize.decompose_group_attention import DecomposeGroupAttention
+from hvlc.passes.legalize.decompose_group_query_attention import DecomposeGroupQueryAttention
+from hvlc.passes.legalize.decompose_skip_norm import DecomposeSkipNorm
 from hvlc.passes.legalize.flatten_norms import FlattenNorms
+from hvlc.passes.legalize.gemm_to_matmul_add import GemmToMatMulAdd
 from hvlc.passes.legalize.infer_shapes import InferShapes
+from hvlc.passes.legalize.make_scales_positive import MakeScalesPositive
+from hvlc.passes.legalize.materialize_reshape_shapes import MaterializeReshapeShapes
 from hvlc.passes.legalize.narrow_integers import NarrowIntegers
-from hvlc.passes.legalize.plain_gemm import PlainGemm
 from hvlc.passes.legalize.raise_opset import RaiseOpset
-from hvlc.passes.legalize.spell_reshapes import SpellReshapes
-from hvlc.passes.legalize.standard_rotary import StandardRotary
-from hvlc.passes.legalize.state_zero_points import StateZeroPoints
-from hvlc.passes.legalize.turn_negative_scales import TurnNegativeScales
-from hvlc.passes.legalize.unfuse_skip_norm import UnfuseSkipNorm
+from hvlc.passes.legalize.replace_contrib_rotary import ReplaceContribRotary
 from hvlc.passes.order import PassList
 from hvlc.passes.prepare.rotate_heads import RotateHeads
 from hvlc.passes.prepare.rotate_residual import RotateResidual
 from hvlc.passes.prepare.scale_channels import Factors, ScaleChannels
 from hvlc.passes.quantize.integer_attention import IntegerAttention
-from hvlc.passes.quantize.narrow_tables import NarrowTables
+from hvlc.passes.quantize.keep_stored_embedding_type import KeepStoredEmbeddingType
 from hvlc.passes.quantize.quantize_activations import QuantizeActivations
 from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
@@ -39,12 +39,12 @@ from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.passes.static.drop_windows import DropWindows
 from hvlc.passes.static.fix_shapes import FixShapes
 from hvlc.passes.static.fold_shapes import FoldShapes
-from hvlc.passes.static.keep_positions import KeepPositions
-from hvlc.passes.static.look_up_tokens import LookUpTokens
-from hvlc.passes.static.pick_last_token import PickLastToken
+from hvlc.passes.static.gather_last_token import GatherLastToken
+from hvlc.passes.static.keep_all_logits import KeepAllLogits
+from hvlc.passes.static.replace_mask_with_lengths import ReplaceMaskWithLengths
 from hvlc.passes.static.split_decoder import SplitDecoder
-from hvlc.passes.static.take_lengths import TakeLengths
-from hvlc.passes.static.trim_rotary import TrimRotary
+from hvlc.passes.static.split_embedding import SplitEmbedding
+from hvlc.passes.static.trim_rotary_tables import TrimRotaryTables
 from hvlc.passes.traits import EXPORTED, Trait
 from hvlc.passes.vision.compress_resolution import CompressResolution
 from hvlc.passes.vision.select_encoder import SelectEncoder
@@ -113,7 +113,7 @@ def walked_passes(before: PassList, factors: Mapping[tuple[str, str], Factors]) 
         before: what ran until the plan was made.
         factors: of channels, by component and value; lazy.
     """
-    return before.then("walk", *([ScaleChannels(factors)] if factors else []), KeepPositions())
+    return before.then("walk", *([ScaleChannels(factors)] if factors else []), KeepAllLogits())
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def quantizing_passes(
         *([QuantizeActivations(plan, numbers.ranges)] if plan.activations is not None else []),
         *([QuantizeKVCache(numbers.magnitudes)] if plan.kv_cache is CacheType.INT8 else []),
         *([] if takes_apart else [PackProjections()]),
-        NarrowTables(target),
+        KeepStoredEmbeddingType(target),
         *([SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"])] if selects else []),
     )
 
@@ -192,10 +192,10 @@ def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> Pa
         "static",
         *(_parts(target, decoder) if decoder else ()),
         FixShapes(chunk, decoder.context if decoder else chunk, roles),
-        *((DecomposeGroupAttention(target), IntegerAttention()) if decoder else ()),
-        *([PickLastToken(decoder.padding)] if decoder else []),
+        *((DecomposeGroupQueryAttention(target), IntegerAttention()) if decoder else ()),
+        *([GatherLastToken(decoder.padding)] if decoder else []),
         FoldShapes(),
-        SpellReshapes(),
+        MaterializeReshapeShapes(),
         FlattenNorms(),
     )
 
@@ -203,12 +203,12 @@ def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> Pa
 def _parts(target: Target, decoder: Sizes) -> tuple[Pass, ...]:
     """What makes a decoder of parts, which get their lengths from the host."""
     return (
-        TakeLengths(),
-        KeepPositions(),
-        TrimRotary(decoder.context),
+        ReplaceMaskWithLengths(),
+        KeepAllLogits(),
+        TrimRotaryTables(decoder.context),
         DropWindows(decoder.context),
         SplitDecoder(target.part_bytes),
-        LookUpTokens(),
+        SplitEmbedding(),
     )
 
 
@@ -249,12 +249,12 @@ def fixing_passes(target: Target, refused: Refused) -> PassList:
         frozenset() if refused.late else frozenset({Trait.LATE_OPSET}),
         (
             *([RaiseOpset(_OPSET)] if refused.late else []),
-            UnfuseSkipNorm(target),
-            StandardRotary(target),
-            *([PlainGemm(refused.products)] if plain else []),
+            DecomposeSkipNorm(target),
+            ReplaceContribRotary(target),
+            *([GemmToMatMulAdd(refused.products)] if plain else []),
             NarrowIntegers(refused.wide),
-            StateZeroPoints(refused.no_zero_points),
-            TurnNegativeScales(refused.negative_scales),
-            *((InferShapes(), SpellReshapes(), FlattenNorms()) if refused.norms else ()),
+            AddZeroPoints(refused.no_zero_points),
+            MakeScalesPositive(refused.negative_scales),
+            *((InferShapes(), MaterializeReshapeShapes(), FlattenNorms()) if refused.norms else ()),
         ),
     )

@@ -53,7 +53,7 @@ def stream_of(session: PackageSession) -> ort.NodeArg:
 
 
 def picks_row(session: PackageSession) -> bool:
-    """Whether a graph gives one row of a window, and is told which (`hvlc.passes.static.pick_last_token`)."""
+    """Whether a graph gives one row of a window, and is told which (`hvlc.passes.static.gather_last_token`)."""
     return any(value.name == LAST_ROW for value in session.get_inputs())
 
 

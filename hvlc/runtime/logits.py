@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.graphs.builder import keep_positions
+from hvlc.graphs.builder import keep_all_logits
 from hvlc.inputs.tokenizer import opening_tokens
 from hvlc.manifest.manifest import Kind
 from hvlc.opening.cutting import load_ir, session_of
@@ -83,5 +83,5 @@ class TextScorer:
     def _session(self) -> PackageSession:
         file = self._manifest.whole_decoder.file
         model, folder = load_ir(self._directory / file)
-        keep_positions(model.graph)
+        keep_all_logits(model.graph)
         return session_of(file, model, folder, session_options(self._threads))

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.errors import UserError
-from hvlc.graphs.builder import MICROSOFT, keep_positions
+from hvlc.graphs.builder import MICROSOFT, keep_all_logits
 from hvlc.opening.cutting import load_ir, session_of
 from hvlc.opening.sessions import PackageSession, session_options
 
@@ -93,7 +93,7 @@ class Graph:
     def __init__(self, directory: Path, file: str, threads: int = 0) -> None:
         self.file, self._threads = file, threads
         self.model, self._folder = load_ir(directory / file)
-        keep_positions(self.model.graph)
+        keep_all_logits(self.model.graph)
 
     @property
     def graph(self) -> ir.Graph:

@@ -14,7 +14,7 @@ from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import linear_groups
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
-from hvlc.passes.static.keep_positions import KeepPositions
+from hvlc.passes.static.keep_all_logits import KeepAllLogits
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Computed, Constant, LazyTensor
@@ -35,7 +35,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     for name, checkpoint in {**checkpoints, "hypervl": tiny_checkpoint}.items():
         made[name] = export_bundle(Checkpoint.open(checkpoint))
         FuseSkipNorm(load_target("cpu")).run(made[name])
-        KeepPositions().run(made[name])
+        KeepAllLogits().run(made[name])
     return made
 
 

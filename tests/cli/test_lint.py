@@ -86,7 +86,7 @@ def test_it_fixes_into_a_directory(hvlc: Hvlc, model, tmp_path: Path) -> None:
     path = model("block-residual-rms-fused")
     found = hvlc("lint", path, "--target", "qnn-sm8750", "--fix", "-o", tmp_path / "fixed")
     assert found.code == 0
-    assert "fixed: UnfuseSkipNorm 1" in found.out
+    assert "fixed: DecomposeSkipNorm 1" in found.out
     assert hvlc("lint", tmp_path / "fixed" / path.name, "--target", "qnn-sm8750").code == 0
 
 

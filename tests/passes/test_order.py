@@ -268,5 +268,10 @@ def test_a_cache_of_integers_and_solvers_reach_the_passes_that_use_them() -> Non
     early = float_passes(facts_of(Kind.LANGUAGE), TARGETS["cpu"], Preparation())
     plan = Plan("recipe", "cpu", (), kv_cache=CacheType.INT8)
     found = quantizing_passes(early, facts_of(Kind.LANGUAGE), TARGETS["cpu"], plan, Quantities({"mine": solver}))
-    assert [step.name for step in found] == ["QuantizeWeights", "QuantizeKVCache", "PackProjections", "NarrowTables"]
+    assert [step.name for step in found] == [
+        "QuantizeWeights",
+        "QuantizeKVCache",
+        "PackProjections",
+        "KeepStoredEmbeddingType",
+    ]
     assert found.passes[0].solvers == {"mine": solver}  # type: ignore[attr-defined]

@@ -72,17 +72,17 @@ def test_a_hazard_counts_unless_it_is_allowed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "fixed"),
     [
-        ("block-residual-rms-fused", {"UnfuseSkipNorm": 1}),
-        ("block-residual-layer-fused", {"UnfuseSkipNorm": 1}),
-        ("SkipLayerNormalization-float32", {"UnfuseSkipNorm": 1}),
-        ("SkipSimplifiedLayerNormalization-float32", {"RaiseOpset": 1, "UnfuseSkipNorm": 1}),
-        ("Gemm-uint16-LPBQ32-transB0-bias-none", {"PlainGemm": 1}),
-        ("Gemm-uint16-LPBQ32-transB0-bias-float", {"PlainGemm": 1}),
-        ("MatMul-negative-uint16-int8-channel", {"TurnNegativeScales": 1}),
-        ("Conv-negative-uint8-int4-tensor", {"TurnNegativeScales": 1}),
-        ("MatMul-bare-uint16-int4-channel", {"StateZeroPoints": 1}),
-        ("MatMul-bare-uint16-int4-lpbq32", {"StateZeroPoints": 1}),
-        ("Mul-bare-int4", {"StateZeroPoints": 1}),
+        ("block-residual-rms-fused", {"DecomposeSkipNorm": 1}),
+        ("block-residual-layer-fused", {"DecomposeSkipNorm": 1}),
+        ("SkipLayerNormalization-float32", {"DecomposeSkipNorm": 1}),
+        ("SkipSimplifiedLayerNormalization-float32", {"RaiseOpset": 1, "DecomposeSkipNorm": 1}),
+        ("Gemm-uint16-LPBQ32-transB0-bias-none", {"GemmToMatMulAdd": 1}),
+        ("Gemm-uint16-LPBQ32-transB0-bias-float", {"GemmToMatMulAdd": 1}),
+        ("MatMul-negative-uint16-int8-channel", {"MakeScalesPositive": 1}),
+        ("Conv-negative-uint8-int4-tensor", {"MakeScalesPositive": 1}),
+        ("MatMul-bare-uint16-int4-channel", {"AddZeroPoints": 1}),
+        ("MatMul-bare-uint16-int4-lpbq32", {"AddZeroPoints": 1}),
+        ("Mul-bare-int4", {"AddZeroPoints": 1}),
     ],
 )
 def test_a_fixed_model_is_taken_and_computes_the_same(tmp_path: Path, name: str, fixed: dict[str, int]) -> None:
@@ -109,7 +109,7 @@ def rotary(opset: int) -> Tape:
 def test_a_rotary_embedding_is_made_standard(tmp_path: Path) -> None:
     onnx.save(rotary(21).case("rotary").model, tmp_path / "model.onnx")
     found = lint(tmp_path / "model.onnx", NPU, output=tmp_path / "out")
-    assert found.fixed == {"RaiseOpset": 1, "StandardRotary": 1}
+    assert found.fixed == {"RaiseOpset": 1, "ReplaceContribRotary": 1}
     assert not found.refused(allow_hazards=False)
     one, other = (outputs(path)[0] for path in (tmp_path / "model.onnx", tmp_path / "out" / "model.onnx"))
     np.testing.assert_allclose(other, one, atol=GRAPH_FLOAT32, rtol=0)
@@ -159,7 +159,7 @@ def test_a_gemm_that_only_has_dynamic_shapes_stays(tmp_path: Path) -> None:
 def test_what_cannot_be_fixed_is_said(tmp_path: Path) -> None:
     onnx.save(rotary(17).case("rotary").model, tmp_path / "model.onnx")
     found = lint(tmp_path / "model.onnx", NPU, output=tmp_path / "out")
-    assert found.fixed == {"RaiseOpset": 0, "StandardRotary": 0}
+    assert found.fixed == {"RaiseOpset": 0, "ReplaceContribRotary": 0}
     assert found.declined == (
         "model: model: opset 17 is older than 21: export the model again",
         "model: RotaryEmbedding_0: RotaryEmbedding needs opset 23, the model has 17",
@@ -170,7 +170,7 @@ def test_what_cannot_be_fixed_is_said(tmp_path: Path) -> None:
 def test_a_package_is_fixed_whole_and_verifies(tiny_float32: Path, tmp_path: Path) -> None:
     found = lint(tiny_float32, NPU, output=tmp_path / "fixed")
     assert found.fixed is not None
-    assert found.fixed["UnfuseSkipNorm"] > 4
+    assert found.fixed["DecomposeSkipNorm"] > 4
     made = Manifest.load(tmp_path / "fixed")
     made.verify(tmp_path / "fixed")
     assert set(made.files) == set(Manifest.load(tiny_float32).files) - {LOCK}
@@ -181,7 +181,7 @@ def test_a_package_is_fixed_whole_and_verifies(tiny_float32: Path, tmp_path: Pat
 def test_a_fixed_model_takes_its_data_along(tiny_float32: Path, tmp_path: Path) -> None:
     found = lint(tiny_float32 / "vision_base.onnx", NPU, output=tmp_path / "fixed")
     assert found.fixed is not None
-    assert found.fixed["UnfuseSkipNorm"] > 0
+    assert found.fixed["DecomposeSkipNorm"] > 0
     assert sorted(p.name for p in (tmp_path / "fixed").iterdir()) == ["vision.onnx.data", "vision_base.onnx"]
     ort.InferenceSession(tmp_path / "fixed" / "vision_base.onnx", providers=["CPUExecutionProvider"])
 

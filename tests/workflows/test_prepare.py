@@ -21,7 +21,7 @@ from hvlc.graphs.bundle import Bundle, JournalEntry
 from hvlc.graphs.linears import linear_groups
 from hvlc.manifest.manifest import Manifest
 from hvlc.passes.lists import structural_passes
-from hvlc.passes.static.keep_positions import KeepPositions
+from hvlc.passes.static.keep_all_logits import KeepAllLogits
 from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.schema import FormatSpec
 from hvlc.runtime.generation import VisionLanguageModel
@@ -174,7 +174,7 @@ def float_model(checkpoint: Path) -> Bundle:
     bundle = export_bundle(Checkpoint.open(checkpoint))
     for step in structural_passes(bundle.facts, load_target("cpu")):
         step.run(bundle)
-    KeepPositions().run(bundle)
+    KeepAllLogits().run(bundle)
     return bundle
 
 

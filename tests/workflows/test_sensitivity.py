@@ -16,7 +16,7 @@ from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.passes.lists import structural_passes
-from hvlc.passes.static.keep_positions import KeepPositions
+from hvlc.passes.static.keep_all_logits import KeepAllLogits
 from hvlc.recipes.schema import FormatSpec, Preparation, Recipe, RotateSpec
 from hvlc.results.sensitivity import Part, Sensitivity
 from hvlc.solvers import SOLVERS
@@ -58,7 +58,7 @@ def fresh(checkpoint: Path) -> Bundle:
     bundle = export_bundle(Checkpoint.open(checkpoint))
     for step in structural_passes(bundle.facts, CPU):
         step.run(bundle)
-    KeepPositions().run(bundle)
+    KeepAllLogits().run(bundle)
     return bundle
 
 

@@ -25,7 +25,7 @@ from hvlc.manifest.manifest import FLOAT_PRODUCTS, Manifest
 from hvlc.passes.lists import structural_passes
 from hvlc.passes.quantize.quantize_activations import calibrated_values
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
-from hvlc.passes.static.keep_positions import KeepPositions
+from hvlc.passes.static.keep_all_logits import KeepAllLogits
 from hvlc.runtime.generation import open_model
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.vision import Vision
@@ -134,7 +134,7 @@ def oracle(checkpoint: Path, plan: Plan | None) -> Bundle:
     bundle = export_bundle(Checkpoint.open(checkpoint))
     for step in structural_passes(bundle.facts, load_target("cpu")):
         step.run(bundle)
-    KeepPositions().run(bundle)
+    KeepAllLogits().run(bundle)
     if plan:
         QuantizeWeights(plan, SOLVERS).run(bundle)
     return bundle

@@ -3,8 +3,8 @@
 Compilers of NPUs read `DequantizeLinear -> MatMul -> QuantizeLinear` as one integer product, and want 16 bits on the
 left and 8 on the right of a product of two activations: Qualcomm's narrows 16 bits on the right by itself, with a range
 of its own choice (rule `narrowed-operand` of its targets, N2 in tests/qnn/graphs.py). A cache of uint8 is that
-right side (`hvlc.passes.legalize.decompose_group_attention`). What is left to do is to round queries, scores, weights
-and means to uint16.
+right side (`hvlc.passes.legalize.decompose_group_query_attention`). What is left to do is to round queries, scores,
+weights and means to uint16.
 
 No range of these is calibrated. All follow from levels that are there already, and nothing can be cut off: queries are
 levels of a known range, turned and multiplied by constants; a score is at most the sum of what its channels can reach;

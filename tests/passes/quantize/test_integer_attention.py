@@ -10,7 +10,7 @@ from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.editing import register
 from hvlc.passes.quantize.integer_attention import IntegerAttention
 from tests.helpers.sessions import run
-from tests.passes.legalize.test_decompose_group_attention import (
+from tests.passes.legalize.test_decompose_group_query_attention import (
     CHUNK,
     ROOM,
     attention,

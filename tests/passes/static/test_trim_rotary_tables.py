@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.passes.static.trim_rotary import TrimRotary
+from hvlc.passes.static.trim_rotary_tables import TrimRotaryTables
 from hvlc.weights.lazy import LazyTensor
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
@@ -32,7 +32,7 @@ def rows(made: object, name: str) -> int:
 def test_tables_are_cut_once_and_the_nodes_stay() -> None:
     made, before = bundle(component(BEFORE)), bundle(component(BEFORE))
     graph = made.components["graph"].graph
-    TrimRotary(CONTEXT).run(made)
+    TrimRotaryTables(CONTEXT).run(made)
     assert (rows(made, "cos"), rows(made, "sin")) == (CONTEXT, CONTEXT)
     assert graph.initializers["cos"].shape == [CONTEXT, 8]
     assert lines(graph) == lines(before.components["graph"].graph)
@@ -48,7 +48,7 @@ def test_tables_are_cut_once_and_the_nodes_stay() -> None:
 
 def test_the_numbers_stay_up_to_the_last_position() -> None:
     made, before = bundle(component(BEFORE)), bundle(component(BEFORE))
-    TrimRotary(CONTEXT).run(made)
+    TrimRotaryTables(CONTEXT).run(made)
     random = np.random.default_rng(0)
     for position in (1, CONTEXT - 1):
         feeds = {n: random.normal(size=(1, 1, CONTEXT, 16)).astype(np.float32) for n in ("pk", "pv")}
@@ -63,7 +63,7 @@ def test_the_numbers_stay_up_to_the_last_position() -> None:
 @pytest.mark.parametrize(("text", "skipped"), [(BEFORE, []), (PLAIN, ["rotates with no table"])])
 def test_short_tables_and_decoders_without_any_stay(text: str, skipped: list[str]) -> None:
     made = bundle(component(text))
-    TrimRotary(ROWS).run(made)
+    TrimRotaryTables(ROWS).run(made)
     assert made.journal[0].changed == 0
     assert [skip.reason for skip in made.journal[0].skipped] == skipped
     assert all(rows(made, name) == ROWS for name in made.components["graph"].graph.initializers)

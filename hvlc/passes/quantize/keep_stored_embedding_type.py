@@ -1,7 +1,8 @@
 """Embedding tables that stay in float keep the type that the checkpoint stores.
 
 A look-up copies rows, so a bfloat16 or float16 table may stay as it is and its rows be widened after: exact, and half
-the bytes. onnxruntime's CPU provider gathers every element type (tests/passes/quantize/test_narrow_tables.py runs it).
+the bytes. onnxruntime's CPU provider gathers every element type
+(tests/passes/quantize/test_keep_stored_embedding_type.py runs it).
 """
 
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from hvlc.weights.lazy import Cast, LazyTensor, expression_of
 
 
 @dataclass(frozen=True)
-class NarrowTables(ComponentPass):
-    """Takes the widening of a table behind its look-up.
+class KeepStoredEmbeddingType(ComponentPass):
+    """Moves the cast of a table from before its look-up to after it.
 
     Attributes:
         target: asked which element types it looks up; the CPU is, where it leaves a component to that.

@@ -48,7 +48,7 @@ _LEAST = float(np.finfo(np.float16).tiny)  # of magnitudes that float16 can divi
 
 
 @dataclass(frozen=True)
-class DecomposeGroupAttention(ComponentPass):
+class DecomposeGroupQueryAttention(ComponentPass):
     """Writes every grouped-query attention out that the target refuses, in a decoder of fixed shapes.
 
     Attributes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hvlc.graphs.shapes import infer_shapes
-from hvlc.passes.legalize.spell_reshapes import SpellReshapes
+from hvlc.passes.legalize.materialize_reshape_shapes import MaterializeReshapeShapes
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
 
@@ -22,7 +22,7 @@ def test_signs_become_numbers() -> None:
     made = bundle(component(BEFORE))
     graph = made.components["graph"].graph
     infer_shapes(graph)
-    SpellReshapes().run(made)
+    MaterializeReshapeShapes().run(made)
     assert lines(graph) == ["heads = Reshape (x, [2, 4, 2, 3])", "y = Reshape (heads, [2, 4, 6])"]
     assert set(graph.initializers) == {"2x4x2x3_dims", "2x4x6_dims"}
     x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
@@ -35,6 +35,6 @@ def test_a_shape_that_is_not_fixed_stays() -> None:
     graph = made.components["graph"].graph
     infer_shapes(graph)
     before = lines(graph)
-    SpellReshapes().run(made)
+    MaterializeReshapeShapes().run(made)
     assert lines(graph) == before
     assert {skip.reason for skip in made.journal[0].skipped} == {"its output has no fixed shape"}

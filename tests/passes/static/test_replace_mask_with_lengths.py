@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.passes.static.take_lengths import TakeLengths
+from hvlc.passes.static.replace_mask_with_lengths import ReplaceMaskWithLengths
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 
@@ -31,7 +31,7 @@ AFTER = [
 @pytest.mark.usefixtures("checked")
 def test_the_mask_and_all_that_counts_in_it_goes() -> None:
     made = bundle(component(BEFORE))
-    TakeLengths().run(made)
+    ReplaceMaskWithLengths().run(made)
     graph = made.components["graph"].graph
     assert lines(graph) == AFTER
     assert signature(graph)[3:7] == [
@@ -49,7 +49,7 @@ def test_the_numbers_stay() -> None:
     feeds = {name: random.normal(size=dims).astype(np.float32) for name, dims in widths.items()}
     feeds |= {n: random.normal(size=(1, 1, past, 16)).astype(np.float32) for n in ("past_key", "past_value")}
     before, after = bundle(component(BEFORE)), bundle(component(BEFORE))
-    TakeLengths().run(after)
+    ReplaceMaskWithLengths().run(after)
     mask = {"attention_mask": np.ones((1, past + new), np.int64)}
     lengths = {
         "past_seq_len": np.array([[past + new - 1]], np.int32),
@@ -68,7 +68,7 @@ def test_a_mask_that_others_read_stays() -> None:
         "counted =", "seen = Identity (attention_mask)\n counted ="
     )
     made = bundle(component(text))
-    TakeLengths().run(made)
+    ReplaceMaskWithLengths().run(made)
     assert "attention_mask" in [v.name for v in made.components["graph"].graph.inputs]
     assert made.journal[0].skipped[0].reason == "other nodes read it too"
 
@@ -76,5 +76,5 @@ def test_a_mask_that_others_read_stays() -> None:
 @pytest.mark.usefixtures("checked")
 def test_a_decoder_without_mask_stays_untouched() -> None:
     made = bundle(component("graph (float[1, 4] x) => (float[1, 4] y) { y = Identity (x) }"))
-    TakeLengths().run(made)
+    ReplaceMaskWithLengths().run(made)
     assert made.journal[0].skipped[0].reason == "has no attention_mask"

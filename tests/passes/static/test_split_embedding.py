@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hvlc.graphs.bundle import Role, Wire
-from hvlc.passes.static.look_up_tokens import LookUpTokens
+from hvlc.passes.static.split_embedding import SplitEmbedding
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 
@@ -25,7 +25,7 @@ VISION = "graph (float[n, 4] x) => (float[n, 4] image_features) { image_features
 def test_the_merge_goes_with_its_wire_and_ids_are_narrow() -> None:
     made = bundle(component(VISION, Role.VISION_MERGER, "stitch"), component(BEFORE, Role.EMBEDDING, "embedding"))
     made.wires.append(Wire("stitch.image_features", "embedding.image_features"))
-    LookUpTokens().run(made)
+    SplitEmbedding().run(made)
     graph = made.components["embedding"].graph
     assert lines(graph) == ["inputs_embeds = Gather <axis = 0> (table, input_ids)"]
     assert signature(graph) == ["int32[1, s] input_ids", "=>", "float[1, s, 4] inputs_embeds"]
@@ -36,7 +36,7 @@ def test_the_merge_goes_with_its_wire_and_ids_are_narrow() -> None:
 
 def test_the_numbers_of_a_text_stay() -> None:
     before, after = (bundle(component(BEFORE, Role.EMBEDDING)) for _ in range(2))
-    LookUpTokens().run(after)
+    SplitEmbedding().run(after)
     ids = np.array([[0, 1, 2, 4]])
     nothing = {"image_features": np.zeros((0, 4), np.float32)}
     expected = run(before.components["graph"].model, {"input_ids": ids, **nothing})[0]
@@ -48,7 +48,7 @@ def test_the_numbers_of_a_text_stay() -> None:
 def test_a_look_up_alone_gets_narrow_ids_only() -> None:
     text = "graph (int64[1, s] input_ids) => (float[1, s, 2] y) <float[1, 2] t = {0, 0}> { y = Gather (t, input_ids) }"
     made = bundle(component(text, Role.EMBEDDING))
-    LookUpTokens().run(made)
+    SplitEmbedding().run(made)
     assert signature(made.components["graph"].graph)[0] == "int32[1, s] input_ids"
     assert made.journal[0].changed == 1
 
@@ -56,5 +56,5 @@ def test_a_look_up_alone_gets_narrow_ids_only() -> None:
 @pytest.mark.usefixtures("checked")
 def test_a_bundle_without_embedding_stays_untouched() -> None:
     made = bundle(component(VISION, Role.VISION_ENCODER))
-    LookUpTokens().run(made)
+    SplitEmbedding().run(made)
     assert made.journal[0].skipped[0].reason == "the tokens are looked up elsewhere"

@@ -24,7 +24,7 @@ _SUM_OUTPUT = 3
 
 
 @dataclass(frozen=True)
-class UnfuseSkipNorm(ComponentPass):
+class DecomposeSkipNorm(ComponentPass):
     """Takes residual norms apart that the target does not take.
 
     Attributes:

@@ -20,7 +20,7 @@ _LENGTHS = {5: (LAST_INDEX, (1, 1)), 6: (MOST_TOKENS, (1,))}  # by input of Grou
 
 
 @dataclass(frozen=True)
-class TakeLengths(ComponentPass):
+class ReplaceMaskWithLengths(ComponentPass):
     """Replaces what is counted in the attention mask by two inputs, and takes the mask away."""
 
     roles = frozenset({Role.DECODER})

@@ -24,7 +24,7 @@ _INT32 = ir.TensorType(ir.DataType.INT32)
 
 
 @dataclass(frozen=True)
-class PickLastToken(BundlePass):
+class GatherLastToken(BundlePass):
     """Lets the embedding say where the last token is, and the prompt's head compute that row.
 
     Attributes:

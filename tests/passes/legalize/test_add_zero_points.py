@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.passes.legalize.state_zero_points import StateZeroPoints
+from hvlc.passes.legalize.add_zero_points import AddZeroPoints
 from tests.helpers.sessions import run
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips, with_int4
 
@@ -17,7 +17,7 @@ graph (float[3, 2] x) => (float[3, 4] y)
 """
 CHANNELS = GRAPH % ("int8", "[4]", "0.5, 1, 2, 3", "int8", "")
 MATRIX = GRAPH % ("int8", "", "0.5", "int8", "")
-PASS = StateZeroPoints(frozenset({"product"}))
+PASS = AddZeroPoints(frozenset({"product"}))
 FORMS = pytest.mark.parametrize("text", [CHANNELS, MATRIX], ids=["channels", "matrix"])
 
 
@@ -51,7 +51,7 @@ def test_the_numbers_stay(text: str) -> None:
 def test_others_stay(text: str, nodes: set[str]) -> None:
     made = bundle_of(text)
     before = nodes_of(made)
-    StateZeroPoints(frozenset(nodes)).run(made)
+    AddZeroPoints(frozenset(nodes)).run(made)
     assert (nodes_of(made), skips(made)) == (before, [])
 
 

@@ -1,4 +1,4 @@
-"""Reshapes that say every dimension.
+"""Reshapes with every dimension of their target written out.
 
 A 0 ("as before") or -1 ("what is left") in the target of a Reshape is read by onnxruntime, which joins two Reshapes in
 a row into one with the same signs; Qualcomm's compiler then refuses it (onnxruntime-qnn 2.7, "_new_reshape"). Where
@@ -14,7 +14,7 @@ from hvlc.passes.traits import Trait
 
 
 @dataclass(frozen=True)
-class SpellReshapes(ComponentPass):
+class MaterializeReshapeShapes(ComponentPass):
     """Writes the fixed shape of its output into every Reshape."""
 
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
@@ -23,7 +23,7 @@ class SpellReshapes(ComponentPass):
     ends = frozenset({Trait.COMPUTED_SHAPES})
 
     def transform(self, component: Component) -> Outcome:
-        """Spell every Reshape whose output has a fixed shape."""
+        """Materialize the shape of every Reshape whose output has a fixed one."""
         changed, skipped = 0, []
         for node in [n for n in component.graph if n.op_type == "Reshape" and not n.domain]:
             shape, asked = node.outputs[0].shape, node.inputs[1]

@@ -5,7 +5,7 @@ import pytest
 
 from hvlc.graphs.bundle import Bundle, Role, Wire
 from hvlc.passes.static.fix_shapes import FixShapes
-from hvlc.passes.static.pick_last_token import PickLastToken
+from hvlc.passes.static.gather_last_token import GatherLastToken
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 
@@ -47,7 +47,7 @@ def model(head: str = HEAD) -> Bundle:
 def test_the_embedding_counts_and_the_head_gathers() -> None:
     made = model()
     token = lines(made.components["head_token"].graph)
-    PickLastToken(PADDING).run(made)
+    GatherLastToken(PADDING).run(made)
     embedding, head = (made.components[name].graph for name in ("embedding", "head_prompt"))
     assert signature(embedding) == [
         "int32[batch, sequence] input_ids",
@@ -77,7 +77,7 @@ def test_the_embedding_counts_and_the_head_gathers() -> None:
 @pytest.mark.parametrize("tokens", range(1, CHUNK + 1))
 def test_the_row_is_that_of_the_last_token_before_the_padding(head: str, tokens: int) -> None:
     before, after = model(head), model(head)
-    PickLastToken(PADDING).run(after)
+    GatherLastToken(PADDING).run(after)
     ids = np.array([[1, 2, 3, 4][:tokens] + [PADDING] * (CHUNK - tokens)], np.int32)
     _, row = run(after.components["embedding"].model, {"input_ids": ids})
     np.testing.assert_array_equal(row, [tokens - 1])
@@ -92,7 +92,7 @@ def test_the_row_is_that_of_the_last_token_before_the_padding(head: str, tokens:
 @pytest.mark.usefixtures("checked")
 def test_rounded_states_are_picked_on_their_levels() -> None:
     made = model(LEVELS)
-    PickLastToken(PADDING).run(made)
+    GatherLastToken(PADDING).run(made)
     assert lines(made.components["head_prompt"].graph) == [
         "values = DequantizeLinear (hidden, scale, zero)",
         "head_prompt.last_row:0 = Gather <axis = 1> (values, last_row)",
@@ -107,6 +107,6 @@ def test_rounded_states_are_picked_on_their_levels() -> None:
 def test_a_decoder_that_is_not_cut_stays() -> None:
     made = bundle(component(EMBEDDING, Role.EMBEDDING, "embedding"), component(HEAD, name="head"))
     before = lines(made.components["head"].graph)
-    PickLastToken(PADDING).run(made)
+    GatherLastToken(PADDING).run(made)
     assert lines(made.components["head"].graph) == before
     assert made.journal[0].skipped[0].reason.startswith("there is no head of its own for prompts")

@@ -19,7 +19,7 @@ _TABLES = (7, 8)  # cosines and sines, by input of GroupQueryAttention
 
 
 @dataclass(frozen=True)
-class TrimRotary(ComponentPass):
+class TrimRotaryTables(ComponentPass):
     """Cuts the tables of every attention to their first rows, before parts of the decoder share them.
 
     Attributes:

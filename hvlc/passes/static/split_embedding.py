@@ -17,7 +17,7 @@ _IDS, _FEATURES = "input_ids", "image_features"
 
 
 @dataclass(frozen=True)
-class LookUpTokens(BundlePass):
+class SplitEmbedding(BundlePass):
     """Takes the merge of visual tokens out of the embedding, and narrows its token ids."""
 
     requires = frozenset({Trait.DECODER_PARTS})

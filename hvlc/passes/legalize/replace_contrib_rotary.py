@@ -22,7 +22,7 @@ _FLAT = 3  # dimensions of [batch, sequence, heads * width]
 
 
 @dataclass(frozen=True)
-class StandardRotary(ComponentPass):
+class ReplaceContribRotary(ComponentPass):
     """Writes the standard RotaryEmbedding where the target does not take onnxruntime's.
 
     Attributes:

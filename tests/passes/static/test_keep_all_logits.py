@@ -8,7 +8,7 @@ import pytest
 from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
-from hvlc.passes.static.keep_positions import KeepPositions
+from hvlc.passes.static.keep_all_logits import KeepAllLogits
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.calibrate.inputs import decoder_feeds
@@ -25,8 +25,8 @@ def test_every_position_says_what_the_last_one_does(family: str, fused: bool, tm
     for bundle in (last, whole):
         if fused:
             FuseSkipNorm(load_target("cpu")).run(bundle)
-    KeepPositions().run(whole)
-    assert [e.changed for e in whole.journal if e.step == "KeepPositions"][-1] >= 1
+    KeepAllLogits().run(whole)
+    assert [e.changed for e in whole.journal if e.step == "KeepAllLogits"][-1] >= 1
     ids = np.random.default_rng(0).integers(0, 200, (2, 6))
     said = logits(whole, ids)
     assert said.shape[:2] == (2, 6)
@@ -45,6 +45,6 @@ def logits(bundle: Bundle, ids: np.ndarray) -> np.ndarray:
 def test_what_has_no_decoder_stays(tiny_checkpoint: Path) -> None:
     bundle = export_bundle(Checkpoint.open(tiny_checkpoint))
     before = {name: len(c.graph) for name, c in bundle.components.items()}
-    KeepPositions().run(bundle)
+    KeepAllLogits().run(bundle)
     after = {name: len(c.graph) for name, c in bundle.components.items()}
     assert {name for name in before if before[name] != after[name]} == {"model"}

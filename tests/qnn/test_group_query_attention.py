@@ -11,7 +11,7 @@ from hvlc.errors import TargetError
 from hvlc.graphs.bundle import Bundle
 from hvlc.qnn.checking import Sample, check_compiled
 from hvlc.qnn.compiler import compile_graph
-from tests.passes.legalize.test_decompose_group_attention import (
+from tests.passes.legalize.test_decompose_group_query_attention import (
     CHUNK,
     ROOM,
     attention,

@@ -5,14 +5,14 @@ Calibration and perplexity read what the last layer is given and says at every p
 
 from dataclasses import dataclass
 
-from hvlc.graphs.builder import keep_positions
+from hvlc.graphs.builder import keep_all_logits
 from hvlc.graphs.bundle import Component, Role
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 
 
 @dataclass(frozen=True)
-class KeepPositions(ComponentPass):
+class KeepAllLogits(ComponentPass):
     """Takes out the cuts to the last position."""
 
     roles = frozenset({Role.DECODER})
@@ -21,4 +21,4 @@ class KeepPositions(ComponentPass):
 
     def transform(self, component: Component) -> Outcome:
         """Join what lies on both sides of every cut."""
-        return Outcome(keep_positions(component.graph))
+        return Outcome(keep_all_logits(component.graph))

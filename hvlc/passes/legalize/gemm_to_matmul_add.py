@@ -15,7 +15,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 
 
 @dataclass(frozen=True)
-class PlainGemm(ComponentPass):
+class GemmToMatMulAdd(ComponentPass):
     """Writes MatMul, and Add where there is a bias, for Gemm nodes.
 
     Attributes:

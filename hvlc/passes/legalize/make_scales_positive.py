@@ -16,7 +16,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 
 
 @dataclass(frozen=True)
-class TurnNegativeScales(ComponentPass):
+class MakeScalesPositive(ComponentPass):
     """Turns the signs of scales and levels, of a channel or of the whole tensor.
 
     Attributes:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.passes.legalize.turn_negative_scales import TurnNegativeScales
+from hvlc.passes.legalize.make_scales_positive import MakeScalesPositive
 from tests.helpers.sessions import run
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips, with_int4
 
@@ -16,7 +16,7 @@ graph (float[3, 2] x) => (float[3, 4] y)
       [product] y = MatMul (x, w)
 }
 """
-PASS = TurnNegativeScales(frozenset({"product"}))
+PASS = MakeScalesPositive(frozenset({"product"}))
 
 
 def text(levels: str, scales: str, dtype: str = "int8", zero: str = "0") -> str:
@@ -105,5 +105,5 @@ def test_others_stay(nodes: set[str]) -> None:
     scales = "1, 1, 1, 1" if "product" in nodes else "1, -1, 1, 1"
     made = bundle_of(text("1, 2, 3, 4, 5, 6, 7, 8", scales))
     before = nodes_of(made)
-    TurnNegativeScales(frozenset(nodes)).run(made)
+    MakeScalesPositive(frozenset(nodes)).run(made)
     assert (nodes_of(made), skips(made)) == (before, [])

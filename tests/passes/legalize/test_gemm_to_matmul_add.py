@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.passes.legalize.plain_gemm import PlainGemm
+from hvlc.passes.legalize.gemm_to_matmul_add import GemmToMatMulAdd
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.lint.texts import bundle_of, feeds, nodes_of, skips
@@ -18,7 +18,7 @@ EXPECTED = {
     PLAIN: ["[gemm] y = MatMul <> (x, w)"],
     BIASED: ["[gemm] gemm.product = MatMul <> (x, w)", "[gemm.bias] y = Add <> (gemm.product, c)"],
 }
-PASS = PlainGemm(frozenset({"gemm"}))
+PASS = GemmToMatMulAdd(frozenset({"gemm"}))
 FORMS = pytest.mark.parametrize("text", EXPECTED, ids=["plain", "biased"])
 
 
@@ -63,5 +63,5 @@ def test_a_near_miss_stays_untouched_and_is_explained(text: str, reason: str) ->
 
 def test_other_nodes_are_left_alone() -> None:
     made = bundle_of(PLAIN)
-    PlainGemm(frozenset({"another"})).run(made)
+    GemmToMatMulAdd(frozenset({"another"})).run(made)
     assert (made.journal[-1].changed, skips(made)) == (0, [])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hvlc.errors import TargetError
 from hvlc.graphs.builder import LAST_INDEX, MICROSOFT, MOST_TOKENS, GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
-from hvlc.passes.legalize.decompose_group_attention import DecomposeGroupAttention
+from hvlc.passes.legalize.decompose_group_query_attention import DecomposeGroupQueryAttention
 from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache
 from hvlc.targets import Target, load_target
 from hvlc.weights.lazy import Constant
@@ -65,7 +65,7 @@ def attention(tokens: int = CHUNK, size: int = 16, *, layers: int = 1, quantized
 
 
 def written_out(made: Bundle, target: Target = REFUSES) -> Bundle:
-    DecomposeGroupAttention(target).run(made)
+    DecomposeGroupQueryAttention(target).run(made)
     return made
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvlc.passes.legalize.standard_rotary import StandardRotary
+from hvlc.passes.legalize.replace_contrib_rotary import ReplaceContribRotary
 from hvlc.targets import load_target
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32
@@ -37,14 +37,14 @@ NAMES = pytest.mark.parametrize("text", EXPECTED, ids=["flat", "named", "heads",
 @pytest.mark.usefixtures("checked")
 def test_the_standard_operator_takes_its_place(text: str) -> None:
     made = bundle_of(text)
-    StandardRotary(NPU).run(made)
+    ReplaceContribRotary(NPU).run(made)
     assert nodes_of(made) == [f"[rotary] turned = {EXPECTED[text]}"]
 
 
 @NAMES
 def test_the_numbers_stay(text: str) -> None:
     models = [bundle_of(text) for _ in range(2)]
-    StandardRotary(NPU).run(models[1])
+    ReplaceContribRotary(NPU).run(models[1])
     before, after = (made.components["graph"].model for made in models)
     given = feeds(before)
     np.testing.assert_allclose(run(after, given)[0], run(before, given)[0], atol=GRAPH_FLOAT32, rtol=0)
@@ -72,12 +72,12 @@ def test_the_comparison_sees_swapped_tables() -> None:
 def test_a_near_miss_stays_untouched_and_is_explained(text: str, opset: int, reason: str) -> None:
     made = bundle_of(text, opset)
     before = nodes_of(made)
-    StandardRotary(NPU).run(made)
+    ReplaceContribRotary(NPU).run(made)
     assert (nodes_of(made), skips(made)) == (before, [("rotary", reason)])
 
 
 def test_the_standard_operator_is_left_alone() -> None:
     made = bundle_of(FLAT)
-    StandardRotary(NPU).run(made)
-    StandardRotary(CPU).run(made)
+    ReplaceContribRotary(NPU).run(made)
+    ReplaceContribRotary(CPU).run(made)
     assert made.journal[-1].changed == 0

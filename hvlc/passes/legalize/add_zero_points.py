@@ -16,7 +16,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 
 
 @dataclass(frozen=True)
-class StateZeroPoints(ComponentPass):
+class AddZeroPoints(ComponentPass):
     """Gives DequantizeLinear nodes the zero point that they leave out.
 
     Attributes:
