@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("results",),
     ("manifest", "targets"),
+    ("imaging",),
     ("graphs",),
     ("weights",),
     ("chat",),

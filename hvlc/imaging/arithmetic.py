@@ -1,0 +1,26 @@
+"""Arithmetic of sizes in a graph: constants, rounding, casts."""
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.graphs.builder import GraphBuilder
+
+FLOAT, DOUBLE = int(ir.DataType.FLOAT), int(ir.DataType.DOUBLE)
+INT64, UINT8 = int(ir.DataType.INT64), int(ir.DataType.UINT8)
+
+
+def f32(b: GraphBuilder, *values: float) -> ir.Value:
+    """A float32 constant: a scalar for one value, else 1-D."""
+    array = np.array(values, np.float32)
+    return b.constant(array[0] if len(values) == 1 else array)
+
+
+def ceil_div(b: GraphBuilder, value: ir.Value, divisor: int) -> ir.Value:
+    """Ceiling of a positive int64 division."""
+    return b.op("Div", b.op("Add", value, b.ints(divisor - 1)), b.ints(divisor))
+
+
+def scaled_size(b: GraphBuilder, size: ir.Value, scale: ir.Value) -> ir.Value:
+    """int64 `[2]`: `max(1, floor(size * scale))` of float32 `size` `[2]`."""
+    floored = b.op("Floor", b.op("Mul", size, scale))
+    return b.op("Cast", b.op("Max", floored, f32(b, 1.0)), to=INT64)

@@ -1,0 +1,115 @@
+"""The contract of every image rule, and the frame of its front graph."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import onnx_ir as ir
+
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.imaging.arithmetic import FLOAT
+
+#: Names of the nodes that the resolution compressor looks for in a front graph: the scale that the rule obeys (its
+#: input is the caller's scale), the image as float32 `[1, 3, height, width]` in 0..255, and its height and width as
+#: float32 `[2]`.
+CHOSEN_SCALE, PIXELS, SIZE = "chosen_scale", "pixels", "size"
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How grey levels become what the vision encoder takes: `(level * rescale - mean) / std`.
+
+    Attributes:
+        mean: per channel, after rescaling.
+        std: per channel, after rescaling.
+        rescale: factor of the grey levels.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale: float = 1 / 255
+
+
+class Request(NamedTuple):
+    """The inputs of a front graph, inside the graph.
+
+    Attributes:
+        image: uint8 `[height, width, 3]`.
+        pixels: float32 `[1, 3, height, width]` in 0..255.
+        size: float32 `[2]`, height and width.
+        scale: float32 `[1]`, per side.
+        limit: int64 `[1]`, bound of the visual tokens.
+    """
+
+    image: ir.Value
+    pixels: ir.Value
+    size: ir.Value
+    scale: ir.Value
+    limit: ir.Value
+
+
+class Answer(NamedTuple):
+    """The outputs of a front graph, inside the graph; shapes as in `ImageRule.front`."""
+
+    pixel_values: ir.Value
+    image_ids: ir.Value
+    grid: ir.Value
+    used_scale: ir.Value
+
+
+@dataclass(frozen=True)
+class ImageRule(ABC):
+    """How an image becomes pieces and token ids. Subclasses are plain data: numbers, strings and tuples of them."""
+
+    kind: ClassVar[str]
+
+    @property
+    def ignores(self) -> tuple[tuple[str, str], ...]:
+        """Inputs among "scale" and "max_visual_tokens" that change nothing, each with the reason."""
+        return ()
+
+    @property
+    @abstractmethod
+    def most_visual_tokens(self) -> int:
+        """The bound of visual tokens that restricts no image: a package's default."""
+
+    @property
+    @abstractmethod
+    def piece_shape(self) -> tuple[int, int] | None:
+        """Height and width of every piece in pixels; None: they follow the image."""
+
+    @property
+    @abstractmethod
+    def tokens_per_piece(self) -> int | None:
+        """Visual tokens of a full piece; None: they follow the image."""
+
+    @abstractmethod
+    def answer(self, b: GraphBuilder, request: Request) -> Answer:
+        """Build the rule's own part of the front graph."""
+
+    def front(self) -> ir.Model:
+        """Build the front graph.
+
+        Inputs `image` uint8 `[height, width, 3]`, `scale` float32 `[1]` per side with 0 < scale <= 1,
+        `max_visual_tokens` int64 `[1]`. Outputs `pixel_values` float32 `[pieces, 3, H, W]`; `image_ids` int64 `[n]`,
+        every token that stands for the image in the prompt; `grid` int64 `[2]`, rows and columns (of visual tokens
+        where the pieces join into one grid, else of tiles); `used_scale` float32 `[1]`.
+
+        A bound below the smallest form of an image cannot be obeyed: the front answers with that form, and whoever
+        runs it counts the visual tokens.
+        """
+        b = GraphBuilder("front")
+        image = b.input("image", ir.DataType.UINT8, ["height", "width", 3])
+        scale = b.input("scale", ir.DataType.FLOAT, [1])
+        limit = b.input("max_visual_tokens", ir.DataType.INT64, [1])
+        planes = b.op("Transpose", b.op("Cast", image, to=FLOAT), perm=[2, 0, 1])
+        pixels = b.op("Unsqueeze", planes, b.ints(0), name=PIXELS)
+        size = b.op("Cast", b.op("Shape", image, start=0, end=2), to=FLOAT, name=SIZE)
+        chosen = b.op("Identity", scale, name=CHOSEN_SCALE)
+        found = self.answer(b, Request(image, pixels, size, chosen, limit))
+        pieces = ["pieces", 3, *(self.piece_shape or ("piece_height", "piece_width"))]
+        b.output(found.pixel_values, "pixel_values", ir.DataType.FLOAT, pieces)
+        b.output(found.image_ids, "image_ids", ir.DataType.INT64, ["image_tokens"])
+        b.output(found.grid, "grid", ir.DataType.INT64, [2])
+        b.output(found.used_scale, "used_scale", ir.DataType.FLOAT, [1])
+        return b.model()
