@@ -24,7 +24,8 @@ from safetensors.numpy import load_file, save_file
 
 from hvlc.evaluation.perplexity import perplexity
 from hvlc.evaluation.tasks import open_task
-from hvlc.manifest.manifest import Kind, Manifest
+from hvlc.graphs.facts import Kind
+from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.logits import TextScorer
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest

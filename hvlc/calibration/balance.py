@@ -15,8 +15,8 @@ _ASPECTS = ((0.5, "below 1:2"), (0.8, "1:2 to 4:5"), (1.25, "4:5 to 5:4"), (2.0,
 #: More than this share of one sort is lopsided.
 _LOPSIDED = 0.9
 
-#: Tells into how many tiles and visual tokens an image, uint8 `[height, width, 3]`, is cut.
-Measure = Callable[[np.ndarray], VisualSize]
+#: Tells what an image of a height and a width in pixels becomes.
+Measure = Callable[[int, int], VisualSize]
 
 
 def balance_of(
@@ -26,7 +26,7 @@ def balance_of(
 
     Args:
         inputs: the set.
-        measure: cuts an image, as the package's front graph does; None where that is not known.
+        measure: tells sizes as the package's front graph does. None: that is not known.
         progress: told how many images are measured.
 
     Raises:
@@ -62,7 +62,7 @@ def aspect(width: int, height: int) -> str:
 def _measured(images: Sequence[ImageSample], measure: Measure, progress: Callable[[int], None]) -> list[VisualSize]:
     sizes = []
     for done, sample in enumerate(images, 1):
-        sizes.append(measure(sample.picture.pixels()))
+        sizes.append(measure(sample.picture.height, sample.picture.width))
         progress(done)
     return sizes
 
@@ -75,7 +75,7 @@ def _lengths(inputs: CalibrationSet, sizes: Sequence[VisualSize] | None) -> list
     if sizes is None:
         return []
     asked = zip(inputs.images, sizes, strict=True)
-    return texts + [len(s.prompt.ids(size.rows, size.columns)) for s, size in asked if s.prompt is not None]
+    return texts + [s.prompt.length + size.length for s, size in asked if s.prompt is not None]
 
 
 def _small(count: int) -> list[str]:

@@ -18,8 +18,8 @@ from hvlc.chat.source import read_specials, read_template, runtime_files
 from hvlc.chat.tokenizing import FILES, added_tokens, check_text, normalization, normalized
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file
+from hvlc.graphs.facts import Facts, Kind
 from hvlc.inputs.tokenizer import opening_tokens
-from hvlc.manifest.manifest import Kind
 
 _TOKENIZER = "checkpoint.tokenizer"
 
@@ -41,7 +41,7 @@ class Prompts:
         UserError: the tokenizer or the template cannot be read.
     """
 
-    def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, facts: Facts) -> None:
         self._directory = directory
         self._facts = facts
         missing = [name for name in FILES if not is_file(directory / name)]
@@ -57,8 +57,7 @@ class Prompts:
         refusal = self._renderer.opened()
         if refusal is not None:
             raise self._unreadable(refusal)
-        eos = facts["eos_token_id"]
-        self._ends: list[int] = eos if isinstance(eos, list) else [eos]
+        self._ends = facts.speaks.end_tokens
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text and nothing else; what looks like a special token is one.
@@ -103,10 +102,9 @@ class Prompts:
         Raises:
             UserError: the question brings a placeholder of its own, or the template drops the image.
         """
-        if self._facts["kind"] != Kind.VISION_LANGUAGE:
+        if self._facts.image is None:
             raise UserError("calibration.modality", f"{self._directory} sees no images", "calibrate it on text")
-        image, row = int(self._facts["image_token_id"]), int(self._facts["row_token_id"])
-        placeholder = str(added_tokens(self._directory).get(image))
+        placeholder = str(added_tokens(self._directory).get(self._facts.image.placeholder_id))
         content = [{"type": "image"}, {"type": "text", "text": question}]
         parts = self._render([{"role": "user", "content": content}], answers=True).split(placeholder)
         if placeholder in question or placeholder in (answer or ""):
@@ -115,7 +113,7 @@ class Prompts:
             cause = f"the chat template of {self._directory} shows {len(parts) - 1} of 1 image"
             raise UserError("calibration.template", cause, "use a checkpoint whose template renders images")
         before, after = (self.encode(part) for part in parts)
-        return ImagePrompt(_array(before), _array([*after, *self._answered(answer)]), image, row)
+        return ImagePrompt(_array(before), _array([*after, *self._answered(answer)]))
 
     def _answered(self, answer: str | None) -> list[int]:
         return [] if answer is None else [*self.encode(answer), self._end]

@@ -95,19 +95,19 @@ class ImagePrompt:
     Attributes:
         before: int64 `[n]`, up to the image.
         after: int64 `[n]`, from the image on; the answer and the token that ends it included, where there is one.
-        image: id of the placeholder of one visual token.
-        row: id that ends a row of visual tokens.
     """
 
     before: np.ndarray
     after: np.ndarray
-    image: int
-    row: int
 
-    def ids(self, rows: int, columns: int) -> np.ndarray:
-        """int64 `[n]`: the sequence with an image of `rows x columns` visual tokens, as a package is fed."""
-        placeholders = ([self.image] * columns + [self.row]) * rows
-        return np.concatenate([self.before, np.array(placeholders, np.int64), self.after])
+    @property
+    def length(self) -> int:
+        """Tokens besides the image's."""
+        return len(self.before) + len(self.after)
+
+    def ids(self, image: np.ndarray) -> np.ndarray:
+        """int64 `[n]`: the sequence as a package is fed, with what the front graph says for the image in its place."""
+        return np.concatenate([self.before, image, self.after])
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImageSample, 
 from hvlc.calibration.windows import builtin_text, read_texts, spread, windows
 from hvlc.errors import Collector, UserError, nearest
 from hvlc.files.reading import is_directory, is_file, reason, shown
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Facts, Kind
 from hvlc.zoo import documents
 
 #: Sources that come with hvlc.
@@ -50,13 +50,18 @@ class Model:
     """
 
     directory: Path
-    facts: Mapping[str, Any]
+    facts: Facts
     calibrates_encoders: bool = False
 
     @property
     def kind(self) -> Kind:
         """What it is for."""
-        return Kind(str(self.facts["kind"]))
+        return self.facts.kind
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the language model's context. None: there is no language model."""
+        return self.facts.text.context_length if self.facts.text else None
 
     def prompts(self) -> Prompts | None:
         """Its tokenizer; None where there is no language model.
@@ -90,7 +95,7 @@ def open_set(
     if samples < FEWEST:
         raise _too_few(samples, "were asked for")
     prompts = model.prompts()
-    most = model.facts.get("context_length")
+    most = model.longest
     notes: tuple[str, ...] = ()
     if shorten and most is not None and tokens > most:
         notes = (f"calibration windows have {most} tokens instead of {tokens}: the model's context is no longer",)
@@ -200,7 +205,7 @@ def _drawn(prompts: Prompts | None, samples: int) -> tuple[Sample, ...]:
 
 
 def _check_length(tokens: int, model: Model, prompts: Prompts | None) -> None:
-    opening, most = len(prompts.opening) if prompts else 0, model.facts.get("context_length")
+    opening, most = len(prompts.opening) if prompts else 0, model.longest
     if tokens <= opening:
         cause = f"windows of {tokens} tokens leave no room for text after {opening} that open it"
         raise UserError("calibration.tokens", cause, f"ask for more, such as {TOKENS}")

@@ -9,7 +9,7 @@ from hvlc.errors import UserError, nearest
 from hvlc.export import families
 from hvlc.export.coverage import check_architecture, check_coverage
 from hvlc.graphs.bundle import Bundle
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Kind
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.prequantized.settings import read_quantization
 
@@ -41,7 +41,7 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
     read_quantization(checkpoint)  # a quantization that nobody reads is refused before anything is built
     family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
     bundle: Bundle = family.export(checkpoint)
-    kind = Kind(str(bundle.facts["kind"]))
+    kind = bundle.facts.kind
     _check_task(checkpoint.model_type, kind)
     check_architecture(checkpoint, kind)
     if not checkpoint.problems:  # a parameter of another shape counts as unread

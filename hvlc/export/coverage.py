@@ -13,7 +13,7 @@ import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Kind
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 from hvlc.weights.lazy import expression_of
 

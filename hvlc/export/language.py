@@ -6,6 +6,7 @@ configuration says and nobody here reads, is refused: a decoder that is almost r
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hvlc.export.decoder import DecoderShape, decoder
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Facts, TextFacts
 from hvlc.models.loading import CONFIG_ERRORS
 from hvlc.models.numbers import LanguageNumbers
 from hvlc.weights.checkpoint import Checkpoint
@@ -122,17 +123,16 @@ def language_bundle(checkpoint: Checkpoint, family: Family) -> Bundle:
     model = decoder(b, PREFIX, head, shape, rotary_tables(config, family, shape, checkpoint.problems), _TABLE)
     bundle = Bundle(checkpoint.model_type)
     bundle.add(Component("model", Role.DECODER, model, "model"))
-    bundle.facts.update(language_facts(config, shape))
-    bundle.facts.update(kind=Kind.LANGUAGE, eos_token_id=end_tokens(checkpoint.directory, config))
+    bundle.facts = Facts(text=text_facts(checkpoint.directory, config, shape))
     return bundle
 
 
-def head_parameter(b: GraphBuilder, config: Any, table: str) -> str:
+def head_parameter(b: GraphBuilder, config: Any, table: str, head: str = _HEAD) -> str:
     """Name of the parameter that the language-model head reads.
 
     A stored head wins over `tie_word_embeddings`, as in transformers: it ties only what is equal or absent.
     """
-    return table if config.tie_word_embeddings and not b.has(_HEAD) else _HEAD
+    return table if config.tie_word_embeddings and not b.has(head) else head
 
 
 def _with_prefix(checkpoint: Checkpoint) -> Checkpoint:
@@ -292,20 +292,30 @@ def rotary_tables(
     return cosines, sines
 
 
-def language_facts(config: Any, shape: DecoderShape) -> dict[str, Any]:
-    """What package and runtime must know of a decoder besides its graph."""
-    return {
-        "pad_token_id": _inside(config.pad_token_id, shape),
-        "bos_token_id": _inside(config.bos_token_id, shape),
-        "hidden_size": shape.hidden,
-        "num_layers": shape.layers,
-        "num_heads": shape.heads,
-        "num_kv_heads": shape.kv_heads,
-        "head_size": shape.head_size,
-        "vocab_size": shape.vocabulary,
-        "context_length": shape.context,
-        "trained_context_length": config.max_position_embeddings,
-    }
+def text_facts(directory: Path, config: Any, shape: DecoderShape) -> TextFacts:
+    """What package and runtime must know of a decoder besides its graph.
+
+    Args:
+        directory: of the checkpoint.
+        config: transformers' configuration of the decoder.
+        shape: of the decoder.
+
+    Raises:
+        UserError: no token ends an answer.
+    """
+    return TextFacts(
+        hidden_size=shape.hidden,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        num_kv_heads=shape.kv_heads,
+        head_size=shape.head_size,
+        vocab_size=shape.vocabulary,
+        context_length=shape.context,
+        trained_context_length=config.max_position_embeddings,
+        eos_token_id=end_tokens(directory, config),
+        bos_token_id=_inside(config.bos_token_id, shape),
+        pad_token_id=_inside(config.pad_token_id, shape),
+    )
 
 
 def _inside(token: Any, shape: DecoderShape) -> int | None:

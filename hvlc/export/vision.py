@@ -9,7 +9,7 @@ from hvlc.export import siglip
 from hvlc.export.settings import processor_settings, read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Facts, TowerFacts
 from hvlc.models.numbers import TwoTowerNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
@@ -44,24 +44,23 @@ def vision_bundle(checkpoint: Checkpoint, config_class: type[PreTrainedConfig]) 
         b.output(value, name, ir.DataType.FLOAT, shape)
     bundle = Bundle(checkpoint.model_type)
     bundle.add(Component("vision", Role.VISION_ENCODER, b.model(), "vision"))
-    bundle.facts.update(_facts(checkpoint, config, size))
+    bundle.facts = Facts(tower=_facts(checkpoint, config, size))
     return bundle
 
 
-def _facts(checkpoint: Checkpoint, config: Any, size: int) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, config: Any, size: int) -> TowerFacts:
     """What a host must know besides the graph; what the checkpoint does not say is None.
 
     Raises:
         UserError: the image processor's settings are of other types or outside their bounds.
     """
     processor = processor_settings(checkpoint.directory, config.num_channels)
-    return {
-        "kind": Kind.VISION,
-        "hidden_size": config.hidden_size,
-        "image_size": size,
-        "patch_size": config.patch_size,
-        "image_mean": processor.mean if processor.normalizes else None,
-        "image_std": processor.deviation if processor.normalizes else None,
-        "rescale_factor": processor.rescale,
-        "resample": None if processor.resample is None else _RESAMPLE[processor.resample],
-    }
+    return TowerFacts(
+        hidden_size=config.hidden_size,
+        image_size=size,
+        patch_size=config.patch_size,
+        mean=processor.mean if processor.normalizes else None,
+        std=processor.deviation if processor.normalizes else None,
+        rescale_factor=processor.rescale,
+        resample=None if processor.resample is None else _RESAMPLE[processor.resample],
+    )

@@ -9,6 +9,7 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
+from hvlc.graphs.facts import Facts
 from hvlc.graphs.placement import Phase, Placement, Provider
 
 
@@ -92,14 +93,14 @@ class Bundle:
         model_type: transformers' name of the architecture.
         components: by name, in the order they run.
         wires: connections between components.
-        facts: sizes and token ids that package and runtime need (plain JSON values).
+        facts: sizes, token ids and image rule that passes, package and runtime need.
         journal: every step so far.
     """
 
     model_type: str
     components: dict[str, Component] = field(default_factory=dict)
     wires: list[Wire] = field(default_factory=list)
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
     journal: list[JournalEntry] = field(default_factory=list)
 
     def add(self, component: Component) -> None:

@@ -49,6 +49,22 @@ class RasterTiles(ImageRule):
         side: int = self.tile_size // self.cell_size
         return side * side
 
+    def pieces(self, rows: int, columns: int) -> int:
+        """Number of tiles that hold these cells."""
+        side = self.tile_size // self.cell_size
+        return -(-rows // side) * -(-columns // side)
+
+    def merged(self, b: GraphBuilder, features: ir.Value, grid: ir.Value, hidden: int) -> ir.Value:
+        """Lay the tiles' cells side by side as one raster and crop the padding; see `ImageRule.merged`."""
+        cells = self.tile_size // self.cell_size
+        down, across = b.ops("Split", [ceil_div(b, grid, cells)], 2, axis=0, num_outputs=2)
+        side, width = b.ints(cells), b.ints(hidden)
+        tiled = b.op("Reshape", features, b.op("Concat", down, across, side, side, width, axis=0))
+        rows = b.op("Transpose", tiled, perm=[0, 2, 1, 3, 4])
+        full = b.op("Concat", b.op("Mul", down, side), b.op("Mul", across, side), width, axis=0)
+        raster = b.op("Slice", b.op("Reshape", rows, full), b.ints(0, 0), grid, b.ints(0, 1))
+        return b.op("Reshape", raster, b.ints(-1, hidden))
+
     def answer(self, b: GraphBuilder, request: Request) -> Answer:
         """Resize by the capped scale, cut, and count the cells."""
         used = capped_scale(b, request.size, request.scale, request.limit, self.cell_size)

@@ -83,6 +83,32 @@ class ImageRule(ABC):
     def tokens_per_piece(self) -> int | None:
         """Visual tokens of a full piece; None: they follow the image."""
 
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels behind one visual token."""
+        if self.piece_shape is None or self.tokens_per_piece is None:
+            raise NotImplementedError(f"{self.kind} has pieces of any size and must say it")
+        height, width = self.piece_shape
+        return height * width // self.tokens_per_piece
+
+    @abstractmethod
+    def pieces(self, rows: int, columns: int) -> int:
+        """Number of pieces of an image with this grid."""
+
+    def merged(self, b: GraphBuilder, features: ir.Value, grid: ir.Value, hidden: int) -> ir.Value:
+        """Put the visual tokens of an image's pieces into the order of their placeholders: one piece after another.
+
+        Args:
+            b: the graph under construction.
+            features: float32 `[pieces, tokens, hidden]`.
+            grid: int64 `[2]`, as the front graph gives it.
+            hidden: width of a visual token.
+
+        Returns:
+            float32 `[visual tokens, hidden]`.
+        """
+        return b.op("Reshape", features, b.ints(-1, hidden))
+
     @abstractmethod
     def answer(self, b: GraphBuilder, request: Request) -> Answer:
         """Build the rule's own part of the front graph."""

@@ -13,6 +13,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.files.links import leads_outside
 from hvlc.files.reading import is_file, shown
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.placement import Phase, Placement, Provider
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
@@ -24,6 +25,7 @@ MANIFEST = "hvlc.json"
 FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 #: Input of the vision graph of a package that answers about images: the visual tokens that the host has computed.
 HOST_FEATURES = "host_image_features"
+SCHEMA = 2  # of the manifest: 1 had tiles of one family
 DECODER = "model"  # component that is a whole decoder
 _LONGEST_NAME = 200
 _PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{_LONGEST_NAME - 1}}}")
@@ -41,14 +43,6 @@ Length = Annotated[int, Field(ge=1, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Kind(StrEnum):
-    """What a package is for."""
-
-    VISION_LANGUAGE = "vision-language"
-    LANGUAGE = "language"
-    VISION = "vision"
-
-
 #: Components that a package of a kind must have.
 _COMPONENTS: Mapping[Kind, tuple[str, ...]] = {
     Kind.VISION_LANGUAGE: ("front", "stitch", "embedding", "vision"),
@@ -58,7 +52,7 @@ _COMPONENTS: Mapping[Kind, tuple[str, ...]] = {
 
 #: Facts that a package of a kind must have; it may not have the others'.
 _FACTS: Mapping[Kind, tuple[str, ...]] = {
-    Kind.VISION_LANGUAGE: ("encoders", "policy", "tiles", "tokens", "context_length", "trained_context_length"),
+    Kind.VISION_LANGUAGE: ("encoders", "policy", "images", "context_length", "trained_context_length"),
     Kind.LANGUAGE: ("context_length", "trained_context_length"),
     Kind.VISION: ("preprocessing",),
 }
@@ -119,33 +113,34 @@ class FileEntry(StrictModel):
     sha256: str
 
 
-class TileRule(StrictModel):
-    """How images become visual tokens (hvlc/passes/vision/tile_images.py holds the arithmetic).
+class Images(StrictModel):
+    """How images become visual tokens. The front graph does it; this is what a host must know of it.
 
     Attributes:
-        tile_size: side of a tile in pixels.
-        cell_size: side in pixels of the square behind one visual token.
+        rule: name of the rule (`hvlc.imaging`).
+        token: placeholder of one visual token, of which the front graph's `image_ids` have as many as there are.
+        start: token that stands right before an image's own, or the first of those.
+        placeholder: text that the chat template writes for an image; a host puts `image_ids` in its place.
+        before: text that joins the text before an image, and is encoded with it.
+        after: text that joins the text after an image, and is encoded with it.
         max_visual_tokens: default bound for one image.
-        min_scale: smallest scale the compressor chooses.
+        piece: height and width in pixels of an encoder's input. None: it follows the image.
+        tokens_per_piece: most visual tokens of one piece. None: they follow the image.
         resolution_compressor: whether the front graph holds one (a scale of 0 asks it).
+        min_scale: smallest scale per side that the compressor chooses. None: there is none.
     """
 
-    tile_size: Size
-    cell_size: Size
+    rule: PlainName
+    token: TokenId
+    start: TokenId
+    placeholder: str = Field(min_length=1)
+    before: str = ""
+    after: str = ""
     max_visual_tokens: Size
-    min_scale: float = Field(gt=0, le=1)
+    piece: tuple[Size, Size] | None
+    tokens_per_piece: Size | None
     resolution_compressor: bool
-
-
-class Tokens(StrictModel):
-    """Token ids and texts of the image placeholders."""
-
-    image: TokenId
-    row: TokenId
-    vision_start: TokenId
-    vision_end: TokenId
-    image_text: str = Field(min_length=1)
-    row_text: str = Field(min_length=1)
+    min_scale: float | None = Field(default=None, gt=0, le=1)
 
 
 class PolicyRule(StrictModel):
@@ -232,10 +227,11 @@ class Manifest(StrictModel):
         tried: how far packages for its target were tried, in the words of the target's file ("run", "compiled and
             emulated", "rules only"); None in packages from before this was noted.
         components: the graphs by name.
-        encoders: file of each vision encoder; only where there is a choice.
+        encoders: file of each vision encoder.
         policy: which encoder answers.
-        tiles: how images become visual tokens.
-        tokens: of the image placeholders.
+        images: how images become visual tokens.
+        variants: what a request can choose, and the values of each choice; the first is what "auto" or nothing means
+            where no policy decides.
         preprocessing: how images become the input of a vision tower.
         text: what the tokenizer needs of a host; None, and absent from the file, where it is nothing.
         hidden_size: width of the language model, or of a vision tower's features.
@@ -245,15 +241,15 @@ class Manifest(StrictModel):
         files: every file of the package.
     """
 
-    schema_version: int = Field(ge=1, le=1)
+    schema_version: int = Field(ge=1, le=SCHEMA)
     kind: Kind
     sources: Sources
     tried: str | None = None
     components: dict[PlainName, ComponentEntry]
     encoders: dict[PlainName, GraphName] = Field(default_factory=dict)
     policy: EncoderPolicy | None = None
-    tiles: TileRule | None = None
-    tokens: Tokens | None = None
+    images: Images | None = None
+    variants: dict[PlainName, tuple[PlainName, ...]] = Field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     text: TextRule | None = None
     hidden_size: Size
@@ -296,6 +292,8 @@ class Manifest(StrictModel):
         chosen = {self.policy.default, *(rule.encoder for rule in self.policy.rules)} if self.policy else set()
         if not chosen <= set(self.encoders):
             raise ValueError(f"the policy names unknown encoders {', '.join(sorted(chosen - set(self.encoders)))}")
+        if self.variants != variants_of(self.encoders, self.images):
+            raise ValueError("variants are not those of its encoders and its compressor")
         return self
 
     @property
@@ -339,8 +337,8 @@ class Manifest(StrictModel):
         content: Any = read_json(path, "package.manifest", unique=True)
         for name in _foreign_names(content):
             raise _escape(name)
-        if isinstance(content, dict) and "kind" not in content:
-            cause = f"{path} does not say what kind of package this is: an older hvlc wrote it"
+        if isinstance(content, dict) and ("kind" not in content or "tiles" in content):
+            cause = f"{path} is of a form that an older hvlc wrote"
             raise UserError("package.manifest", cause, "build the package again")
         return cls.parse(content, str(path))
 
@@ -389,6 +387,12 @@ class Manifest(StrictModel):
                 raise UserError(
                     "package.digest", f"{name} is not the file that was built", "build or copy the package again"
                 )
+
+
+def variants_of(encoders: Mapping[str, str], images: Images | None) -> dict[str, tuple[str, ...]]:
+    """What a request can choose: an encoder where there are several, the compressor where there is one."""
+    found: dict[str, tuple[str, ...]] = {"encoder": tuple(encoders)} if len(encoders) > 1 else {}
+    return found | ({"vrc": ("on", "off")} if images is not None and images.resolution_compressor else {})
 
 
 def _foreign_names(content: Any) -> Iterator[str]:

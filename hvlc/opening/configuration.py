@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from hvlc.errors import UserError
 from hvlc.files.reading import shown
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.placement import Phase
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
@@ -23,7 +24,6 @@ from hvlc.manifest.manifest import (
     ComponentEntry,
     Finite,
     GraphName,
-    Kind,
     Length,
     Manifest,
     Size,
@@ -228,9 +228,9 @@ def _contradictions(found: Configuration, manifest: Manifest) -> Iterator[str]:
     yield from _differs("model.type", model.type, _type_of(manifest))
     yield from _differs("model.context_length", model.context_length, manifest.context_length)
     yield from _differs("model.decoder.hidden_size", model.decoder.hidden_size, manifest.hidden_size)
-    tokens = manifest.tokens if sees else None
-    yield from _differs("model.image_token_id", model.image_token_id, tokens.image if tokens else None)
-    start = tokens.vision_start if tokens and manifest.is_staged else None
+    images = manifest.images if sees else None
+    yield from _differs("model.image_token_id", model.image_token_id, images.token if images else None)
+    start = images.start if images and manifest.is_staged else None
     yield from _differs("model.vision_start_token_id", model.vision_start_token_id, start)
     yield from _differs("model.vision", _file(model.vision), _of(manifest, "vision") if sees else None)
     embedded = _of(manifest, "embedding") if sees and not manifest.is_staged else None

@@ -12,8 +12,9 @@ from typing import Self
 
 from hvlc.errors import UserError
 from hvlc.files.reading import reason, shown, state_of
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.placement import Phase
-from hvlc.manifest.manifest import MANIFEST, ComponentEntry, Kind, Manifest
+from hvlc.manifest.manifest import MANIFEST, ComponentEntry, Manifest
 from hvlc.opening.configuration import Configuration, read_configuration
 from hvlc.opening.graphs import check_graph
 from hvlc.opening.options import COMPILED_NAME, COMPILED_PROVIDER, check_options

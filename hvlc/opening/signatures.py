@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import onnx
 
 from hvlc.graphs.placement import Phase
-from hvlc.manifest.manifest import DECODER, ComponentEntry, Kind, Manifest
+from hvlc.manifest.manifest import DECODER, ComponentEntry, Manifest
 from hvlc.opening.tensors import damaged, width_of
 
 _DTYPES = frozenset("float float16 int8 uint8 uint16 int16 int32 int64".split())
@@ -99,12 +99,11 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
     if name == "embedding":
         visual: dict[str, _Shape] = {"input_ids": (None, None), "image_features": (None, hidden)}
         return visual | {"inputs_embeds": (None, None, hidden)}
-    if manifest.kind is not Kind.VISION_LANGUAGE or manifest.tiles is None:
+    if manifest.images is None:
         return {}
-    side = manifest.tiles.tile_size
-    pixels: dict[str, _Shape] = {"pixel_values": (None, 3, side, side)}
+    pixels: dict[str, _Shape] = {"pixel_values": (None, 3, *(manifest.images.piece or (None, None)))}
     if name == "front":
-        sizes: dict[str, _Shape] = {"image": (None, None, 3), "grid": (2,), "used_scale": (1,)}
+        sizes: dict[str, _Shape] = {"image": (None, None, 3), "image_ids": (None,), "grid": (2,), "used_scale": (1,)}
         return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,)}
     if entry.file in manifest.encoders.values():
         return pixels | {"tile_features": (None, None, hidden)}

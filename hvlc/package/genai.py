@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Component, Role
+from hvlc.graphs.facts import Facts
 from hvlc.graphs.placement import Provider
-from hvlc.manifest.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST, Kind
+from hvlc.manifest.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST
 
 _VISION_TYPE = "gemma3"
 
@@ -33,7 +34,7 @@ def passthrough(hidden_size: int, reason: str = "") -> Component:
 
 def genai_config(
     model_type: str,
-    facts: Mapping[str, Any],
+    facts: Facts,
     files: Mapping[str, str],
     entries: Mapping[str, str],
     provider: Provider | None = None,
@@ -47,7 +48,7 @@ def genai_config(
         entries: session options of the decoder (`session_entries`).
         provider: of the decoder.
     """
-    sees = facts["kind"] == Kind.VISION_LANGUAGE
+    sees = facts.image is not None
     model = {
         "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries, provider),
         **(_vision(facts, files) if sees else {}),
@@ -55,7 +56,7 @@ def genai_config(
     return configuration(_VISION_TYPE if sees else model_type, facts, model)
 
 
-def configuration(kind: str, facts: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+def configuration(kind: str, facts: Facts, model: Mapping[str, Any]) -> dict[str, Any]:
     """What every configuration has.
 
     Args:
@@ -63,20 +64,20 @@ def configuration(kind: str, facts: Mapping[str, Any], model: Mapping[str, Any])
         facts: the bundle's facts.
         model: what this type has besides.
     """
-    eos, pad = facts["eos_token_id"], facts["pad_token_id"]
-    first_eos = eos[0] if isinstance(eos, list) else eos
+    text = facts.speaks
+    first_eos = text.end_tokens[0]
     return {
         "model": {
             "type": kind,
-            "bos_token_id": first_eos if facts["bos_token_id"] is None else facts["bos_token_id"],
-            "eos_token_id": eos,
-            "pad_token_id": first_eos if pad is None else pad,
-            "vocab_size": facts["vocab_size"],
-            "context_length": facts["context_length"],
+            "bos_token_id": first_eos if text.bos_token_id is None else text.bos_token_id,
+            "eos_token_id": text.eos_token_id,
+            "pad_token_id": first_eos if text.pad_token_id is None else text.pad_token_id,
+            "vocab_size": text.vocab_size,
+            "context_length": text.context_length,
             **model,
         },
         "search": {
-            "max_length": facts["context_length"],
+            "max_length": text.context_length,
             "do_sample": False,
             "num_beams": 1,
             "past_present_share_buffer": True,
@@ -101,7 +102,7 @@ def session_entries(component: Component) -> dict[str, str]:
 
 
 def _decoder(
-    facts: Mapping[str, Any], file: str, reads: str, entries: Mapping[str, str], provider: Provider | None
+    facts: Facts, file: str, reads: str, entries: Mapping[str, str], provider: Provider | None
 ) -> dict[str, Any]:
     return {
         "filename": file,
@@ -110,7 +111,7 @@ def _decoder(
 
 
 def decoder_facts(
-    facts: Mapping[str, Any], inputs: Mapping[str, str], entries: Mapping[str, str], provider: Provider | None = None
+    facts: Facts, inputs: Mapping[str, str], entries: Mapping[str, str], provider: Provider | None = None
 ) -> dict[str, Any]:
     """Dimensions of a decoder, names of its inputs and outputs, and the options of its session.
 
@@ -120,12 +121,13 @@ def decoder_facts(
         entries: session options (`session_entries`).
         provider: of its session.
     """
+    text = facts.speaks
     return {
-        "head_size": facts["head_size"],
-        "hidden_size": facts["hidden_size"],
-        "num_attention_heads": facts["num_heads"],
-        "num_hidden_layers": facts["num_layers"],
-        "num_key_value_heads": facts["num_kv_heads"],
+        "head_size": text.head_size,
+        "hidden_size": text.hidden_size,
+        "num_attention_heads": text.num_heads,
+        "num_hidden_layers": text.num_layers,
+        "num_key_value_heads": text.num_kv_heads,
         "session_options": {"log_id": "onnxruntime-genai", **entries, **session(provider)},
         "inputs": {
             **inputs,
@@ -140,10 +142,10 @@ def decoder_facts(
     }
 
 
-def _vision(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+def _vision(facts: Facts, files: Mapping[str, str]) -> dict[str, Any]:
     """What a model that sees has besides the decoder."""
     return {
-        "image_token_id": facts["image_token_id"],
+        "image_token_id": facts.sees.image_token_id,
         "vision": {
             "filename": files["vision"],
             "inputs": {"pixel_values": "pixel_values"},

@@ -7,21 +7,22 @@ gives, and `decoder-pipeline` for text alone.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.facts import Facts
 from hvlc.graphs.placement import Phase
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
-from hvlc.manifest.manifest import HOST_FEATURES, Kind
+from hvlc.manifest.manifest import HOST_FEATURES
 from hvlc.package.genai import configuration, decoder_facts, session, session_entries
 
 _VISION_TYPE, _TEXT_TYPE = "qwen2_5_vl", "decoder-pipeline"
 _HEAD_OUTPUT = "logits"
-_MEANINGS = ("image_token_id", "row_token_id", "vision_start_token_id", "vision_end_token_id")
 _CODE = "checkpoint.tokenizer"
 
 
@@ -49,9 +50,9 @@ def staged_config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> 
     Raises:
         UserError: a file of the tokenizer cannot be read.
     """
-    facts: dict[str, Any] = {**bundle.facts, "pad_token_id": padding_token(tokenizer, bundle.facts)}
+    text = replace(bundle.facts.speaks, pad_token_id=padding_token(tokenizer, bundle.facts))
+    facts = replace(bundle.facts, text=text)
     components = stages(bundle)
-    sees = facts["kind"] == Kind.VISION_LANGUAGE
     inputs = {
         "input_ids": "input_ids",
         "inputs_embeds": "inputs_embeds",
@@ -68,11 +69,11 @@ def staged_config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> 
         },
         "pipeline": [{c.name: _stage(c, files[c.name]) for c in components}],
     }
-    kind, vision = (_VISION_TYPE, _vision(facts, files)) if sees else (_TEXT_TYPE, {})
+    kind, vision = (_VISION_TYPE, _vision(facts, files)) if facts.image else (_TEXT_TYPE, {})
     return configuration(kind, facts, {"decoder": decoder, **vision})
 
 
-def padding_token(tokenizer: Path, facts: Mapping[str, Any]) -> int:
+def padding_token(tokenizer: Path, facts: Facts) -> int:
     """An id with which windows are filled: one that prompts do not hold, because the first of it ends the prompt.
 
     That is a row of the vocabulary for which the tokenizer has no token; else an added token that no template writes
@@ -86,14 +87,15 @@ def padding_token(tokenizer: Path, facts: Mapping[str, Any]) -> int:
         UserError: a file cannot be read.
     """
     added, known = _tokens(tokenizer / "tokenizer.json")
-    if known < facts["vocab_size"]:
-        return int(facts["vocab_size"]) - 1
-    eos, template = facts["eos_token_id"], chat_template(tokenizer, _CODE) or ""
-    used = {*(eos if isinstance(eos, list) else [eos]), *(facts[name] for name in facts if name in _MEANINGS)}
-    used |= {facts["bos_token_id"]} if "bos_token" in template else set(opening_tokens(tokenizer, _CODE))
+    text = facts.speaks
+    if known < text.vocab_size:
+        return text.vocab_size - 1
+    template = chat_template(tokenizer, _CODE) or ""
+    used: set[int | None] = {*text.end_tokens, *(facts.image.special_ids if facts.image else ())}
+    used |= {text.bos_token_id} if "bos_token" in template else set(opening_tokens(tokenizer, _CODE))
     free = [token for token, text in added.items() if token not in used and text not in template]
-    pad = facts["pad_token_id"]
-    fallback = pad if pad is not None else min(used)
+    pad = text.pad_token_id
+    fallback = pad if pad is not None else min(token for token in used if token is not None)
     return int(pad if pad in free else next(iter(free), fallback))
 
 
@@ -126,11 +128,11 @@ def _stage(component: Component, file: str) -> dict[str, Any]:
     }
 
 
-def _vision(facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+def _vision(facts: Facts, files: Mapping[str, str]) -> dict[str, Any]:
     """The graph that hands on what the host has computed: the type knows one input of it, by the name of pixels."""
     return {
-        "image_token_id": facts["image_token_id"],
-        "vision_start_token_id": facts["vision_start_token_id"],
+        "image_token_id": facts.sees.image_token_id,
+        "vision_start_token_id": facts.sees.start_token_id,
         "vision": {
             "filename": files["vision"],
             "inputs": {"pixel_values": HOST_FEATURES},

@@ -13,7 +13,7 @@ from hvlc.chat.source import NOT_FOR_RUNTIME, read_specials, read_template, toke
 from hvlc.chat.tokenizing import Tokenizing, added_tokens, settle_tokens
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Facts
 
 _CODE = "checkpoint.tokenizer"
 _NAMED = 6  # kinds of texts in a note; all are in the manifest
@@ -70,7 +70,7 @@ class PackageText:
         return tuple(found)
 
 
-def settle_text(source: Path, facts: Mapping[str, Any]) -> PackageText:
+def settle_text(source: Path, facts: Facts) -> PackageText:
     """Hold a checkpoint's tokenizer and template against what its kind of package needs, and settle them.
 
     Args:
@@ -81,17 +81,16 @@ def settle_text(source: Path, facts: Mapping[str, Any]) -> PackageText:
         UserError: a file that onnxruntime-genai reads is missing or damaged, the tokenizer lacks an image token, or the
             runtime cannot render the template as transformers does.
     """
-    if facts["kind"] == Kind.VISION:
+    if facts.text is None:
         return PackageText()
     _check_files(source)
-    sees = facts["kind"] == Kind.VISION_LANGUAGE
-    if sees:
-        token_texts(source, [facts["image_token_id"], facts["row_token_id"]])
-    tokenizing = _tokenizing(source, facts["vocab_size"])
+    if facts.image is not None:
+        token_texts(source, [facts.image.image_token_id])
+    tokenizing = _tokenizing(source, facts.text.vocab_size)
     found = read_template(source)
     if found is None:
         return PackageText(tokenizing=tokenizing)
-    settled = _settled(found.text, tuple(sorted(read_specials(source).items())), source, sees)
+    settled = _settled(found.text, tuple(sorted(read_specials(source).items())), source, facts.image is not None)
     return PackageText(settled, found.others, found.place, tokenizing)
 
 

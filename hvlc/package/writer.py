@@ -13,19 +13,20 @@ from typing import Any
 from hvlc.chat.tokenizing import Tokenizing
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Bundle, Role
+from hvlc.graphs.facts import Facts, ImageFacts, Kind
 from hvlc.manifest.lock import LOCK, Lock, Provenance
 from hvlc.manifest.manifest import (
     DECODER,
     MANIFEST,
+    SCHEMA,
     ComponentEntry,
     EncoderPolicy,
     FileEntry,
-    Kind,
+    Images,
     Manifest,
     Preprocessing,
     TextRule,
-    TileRule,
-    Tokens,
+    variants_of,
 )
 from hvlc.package.genai import genai_config, passthrough, session_entries
 from hvlc.package.onnx_files import write_components
@@ -80,10 +81,10 @@ def write_package(
     Raises:
         UserError: the tokenizer is damaged, or a weight is not finite.
     """
-    facts: dict[str, Any] = bundle.facts
-    kind = Kind(facts["kind"])
+    facts = bundle.facts
+    kind = facts.kind
     if kind is Kind.VISION_LANGUAGE:
-        bundle.add(passthrough(facts["hidden_size"], bundle.components["front"].reason))
+        bundle.add(passthrough(facts.hidden_size, bundle.components["front"].reason))
     if kind is not Kind.VISION:
         copy_tokenizer(checkpoint_directory, partial, text)
     files, digests = write_components(bundle, partial, threads, written)
@@ -93,16 +94,16 @@ def write_package(
     (partial / LOCK).write_text(_json(Lock.of(origin, entries).model_dump(mode="json")), "utf-8")
     entries |= _entries(partial, {name: entry.sha256 for name, entry in entries.items()})
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA,
         kind=kind,
         sources=origin.sources,
         tried=tried,
         components=_components(bundle, files),
         text=_text_rule(text.tokenizing),
-        hidden_size=facts["hidden_size"],
+        hidden_size=facts.hidden_size,
         bits_per_decoder_weight=bits_per_decoder_weight,
         files=entries,
-        **_facts(kind, facts, files, checkpoint_directory),
+        **_facts(facts, files, checkpoint_directory),
     )
     (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
     _sync(partial)
@@ -123,41 +124,41 @@ def _config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> dict[s
     return genai_config(bundle.model_type, bundle.facts, files, session_entries(decoder), decoder.provider)
 
 
-def _facts(kind: Kind, facts: Mapping[str, Any], files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
+def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
     """What only some kinds have in their manifest."""
-    if kind is Kind.VISION:
+    if facts.tower is not None:
+        tower = facts.tower
         return {
             "preprocessing": Preprocessing(
-                image_size=facts["image_size"],
-                patch_size=facts["patch_size"],
-                mean=facts["image_mean"],
-                std=facts["image_std"],
-                rescale_factor=facts["rescale_factor"],
-                resample=facts["resample"],
+                image_size=tower.image_size,
+                patch_size=tower.patch_size,
+                mean=tower.mean,
+                std=tower.std,
+                rescale_factor=tower.rescale_factor,
+                resample=tower.resample,
             )
         }
-    context = {name: facts[name] for name in ("context_length", "trained_context_length")}
-    if kind is Kind.LANGUAGE:
-        return context
-    return context | {
-        "encoders": {name: files[f"vision_{name}"] for name in facts["encoders"]},
-        "policy": EncoderPolicy(default=facts["default_encoder"]),
-        "tiles": TileRule(
-            tile_size=facts["tile_size"],
-            cell_size=facts["cell_size"],
-            max_visual_tokens=facts["max_visual_tokens"],
-            min_scale=facts["min_scale"],
-            resolution_compressor=facts["resolution_compressor"],
-        ),
-        "tokens": _tokens(facts, checkpoint),
-    }
+    text = facts.speaks
+    context = {"context_length": text.context_length, "trained_context_length": text.trained_context_length}
+    return context if facts.image is None else context | _vision_facts(facts.image, files, checkpoint)
 
 
-def _tokens(facts: Mapping[str, Any], checkpoint_directory: Path) -> Tokens:
-    image, row = facts["image_token_id"], facts["row_token_id"]
-    texts = token_texts(checkpoint_directory, [image, row])
-    start, end = facts["vision_start_token_id"], facts["vision_end_token_id"]
-    return Tokens(image=image, row=row, vision_start=start, vision_end=end, image_text=texts[0], row_text=texts[1])
+def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
+    """What a model that sees has in its manifest."""
+    encoders = {name: files[f"vision_{name}"] for name in image.encoders}
+    images = Images(
+        rule=image.rule.kind,
+        token=image.image_token_id,
+        start=image.start_token_id,
+        placeholder=token_texts(checkpoint, [image.placeholder_id])[0],
+        max_visual_tokens=image.max_visual_tokens,
+        piece=image.rule.piece_shape,
+        tokens_per_piece=image.rule.tokens_per_piece,
+        resolution_compressor=image.compresses,
+        min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,
+    )
+    policy = EncoderPolicy(default=image.default_encoder)
+    return {"encoders": encoders, "policy": policy, "images": images, "variants": variants_of(encoders, images)}
 
 
 def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEntry]:

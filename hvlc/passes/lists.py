@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvlc.graphs.bundle import Role
+from hvlc.graphs.facts import Facts, ImageFacts
 from hvlc.graphs.plan import CacheType, Plan
-from hvlc.manifest.manifest import Kind
 from hvlc.passes.base import Pass
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.fuse.pack_projections import PackProjections
@@ -46,47 +46,41 @@ from hvlc.passes.static.split_decoder import SplitDecoder
 from hvlc.passes.static.split_embedding import SplitEmbedding
 from hvlc.passes.static.trim_rotary_tables import TrimRotaryTables
 from hvlc.passes.traits import EXPORTED, Trait
+from hvlc.passes.vision.add_front import AddFront
 from hvlc.passes.vision.compress_resolution import CompressResolution
 from hvlc.passes.vision.select_encoder import SelectEncoder
-from hvlc.passes.vision.stitch_tiles import StitchTiles
-from hvlc.passes.vision.tile_images import TileImages
+from hvlc.passes.vision.merge_pieces import MergePieces
 from hvlc.recipes.schema import Preparation
 from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Expression
 from hvlc.weights.quantized import Solved, Solver
 
 
-def structural_passes(facts: Mapping[str, Any], target: Target) -> PassList:
+def structural_passes(facts: Facts, target: Target) -> PassList:
     """The passes that no recipe asks for.
 
     Args:
         facts: of the bundle that was just exported.
         target: what the graphs are for.
     """
-    sees_and_speaks = facts["kind"] == Kind.VISION_LANGUAGE
     writes_attention = not target_for(Role.VISION_ENCODER, target).takes_op("Attention")
     return PassList(
         "structure",
-        EXPORTED if sees_and_speaks else EXPORTED | {Trait.WIRED_TOKENS},
+        EXPORTED if facts.image else EXPORTED | {Trait.WIRED_TOKENS},
         (
-            *(_vision_passes(facts) if sees_and_speaks else ()),
+            *(_vision_passes(facts.image, facts.hidden_size) if facts.image else ()),
             FuseSkipNorm(target),
             *([DecomposeAttention(target)] if writes_attention else []),
         ),
     )
 
 
-def _vision_passes(facts: Mapping[str, Any]) -> tuple[Pass, ...]:
+def _vision_passes(image: ImageFacts, hidden_size: int) -> tuple[Pass, ...]:
     """What makes visual tokens of images, of a model that sees and speaks."""
-    mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
-    return (
-        TileImages(facts["tile_size"], facts["cell_size"], mean, std),
-        CompressResolution(facts["proxy_size"], facts["min_scale"], facts["scale_step"], mean, std),
-        StitchTiles(facts["tile_size"] // facts["cell_size"], facts["hidden_size"]),
-    )
+    return AddFront(image.rule), CompressResolution(image.compressor), MergePieces(image.rule, hidden_size)
 
 
-def float_passes(facts: Mapping[str, Any], target: Target, prepare: Preparation) -> PassList:
+def float_passes(facts: Facts, target: Target, prepare: Preparation) -> PassList:
     """The passes before the plan: the structural ones, then the rotation that a recipe asks for.
 
     Args:
@@ -136,7 +130,7 @@ class Quantities:
 
 
 def quantizing_passes(
-    before: PassList, facts: Mapping[str, Any], target: Target, plan: Plan, numbers: Quantities
+    before: PassList, facts: Facts, target: Target, plan: Plan, numbers: Quantities
 ) -> PassList:
     """The passes that perform a plan, and those that join or copy what is final then.
 
@@ -151,7 +145,7 @@ def quantizing_passes(
     given = plan, numbers.solvers, numbers.solved
     direct = any(target.fixes(role) for role in static)
     takes_apart = target.fixes(Role.DECODER)  # compilers of NPUs take products apart as they like
-    selects = facts["kind"] == Kind.VISION_LANGUAGE and not target.fixes(Role.VISION_ENCODER)
+    chosen = None if target.fixes(Role.VISION_ENCODER) else facts.image
     return before.then(
         "quantize",
         *([ScaleChannels(numbers.factors)] if numbers.factors else []),
@@ -161,7 +155,7 @@ def quantizing_passes(
         *([QuantizeKVCache(numbers.magnitudes)] if plan.kv_cache is CacheType.INT8 else []),
         *([] if takes_apart else [PackProjections()]),
         KeepStoredEmbeddingType(target),
-        *([SelectEncoder(facts["tile_size"] // facts["cell_size"], facts["hidden_size"])] if selects else []),
+        *([SelectEncoder(chosen.rule, facts.hidden_size)] if chosen else []),
     )
 
 

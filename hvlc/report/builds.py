@@ -185,13 +185,20 @@ def manifest_tables(manifest: Manifest) -> Group:
     return Group(named_table(facts), components, files)
 
 
+def _pieces(images: Images) -> str:
+    if images.piece is None or images.tokens_per_piece is None:
+        return "one piece of any size"
+    height, width = images.piece
+    return f"pieces of {width} x {height} px, {images.tokens_per_piece} tokens each"
+
+
 def _kind_facts(manifest: Manifest) -> dict[str, str]:
     """What only some kinds of packages have."""
     facts = {}
     if manifest.policy:
         facts["default encoder"] = manifest.policy.default
-    if manifest.tiles:
-        facts["tiles"] = f"{manifest.tiles.tile_size} px, {manifest.tiles.cell_size} px per visual token"
+    if manifest.images:
+        facts["images"] = f"{manifest.images.rule}, {_pieces(manifest.images)}"
     if manifest.preprocessing:
         facts["images"] = f"{manifest.preprocessing.image_size} px, patches of {manifest.preprocessing.patch_size} px"
     if manifest.context_length is not None:

@@ -24,22 +24,19 @@ class Spread:
 
 @dataclass(frozen=True)
 class VisualSize:
-    """What an image is cut into.
+    """What an image becomes.
 
     Attributes:
-        tiles: that an encoder reads.
-        rows: of visual tokens.
-        columns: of visual tokens.
+        tiles: pieces that an encoder reads.
+        tokens: visual tokens.
+        length: tokens that stand for it in a prompt, visual ones included.
+        pixels: pixels of all pieces.
     """
 
     tiles: int
-    rows: int
-    columns: int
-
-    @property
-    def tokens(self) -> int:
-        """Number of visual tokens."""
-        return self.rows * self.columns
+    tokens: int
+    length: int
+    pixels: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Balance:
         digest: hex SHA-256 of what the model is fed.
         samples: how many.
         kinds: samples of each kind, most first.
-        tokens: of a sequence, visual ones and separators of rows included; None where nothing reads tokens or the
+        tokens: of a sequence, visual ones and those between them included; None where nothing reads tokens or the
             size of images is not known.
         aspects: images of each band of width to height, from narrow to wide; empty without images.
         tiles: of an image; None where that is not known.

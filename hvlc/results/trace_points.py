@@ -7,11 +7,11 @@ these shapes, one question at a time:
 |---|---|
 | `tokenization` | int64 `[prompt]`, with the placeholders of images |
 | `resolution` | float32 `[images]`, the scale per side that was used |
-| `preprocessing` | float32 `[tiles, 3, T, T]` of all images, and `GRIDS` int64 `[images, 2]` |
-| `vision.embeddings` | float32 `[tiles, patches, width]`, before the first layer |
+| `preprocessing` | float32 `[pieces, 3, H, W]` of all images |
+| `vision.embeddings` | float32 `[pieces, patches, width]`, before the first layer |
 | `vision.layers.N` | the same, after a layer |
 | `vision.post_norm` | the same, after the last norm |
-| `projector` | float32 `[tiles, cells, hidden]` |
+| `projector` | float32 `[pieces, cells, hidden]` |
 | `stitching` | float32 `[visual tokens, hidden]` of all images |
 | `embedding` | float32 `[positions, hidden]`, rows of the table; at image placeholders of no meaning |
 | `merge` | float32 `[positions, hidden]`, what enters the decoder |
@@ -31,7 +31,6 @@ import numpy as np
 TOKENIZATION: Final = "tokenization"
 RESOLUTION: Final = "resolution"
 PREPROCESSING: Final = "preprocessing"
-GRIDS: Final = "preprocessing.grids"  # beside the tiles: rows and columns of visual tokens
 VISION_EMBEDDINGS: Final = "vision.embeddings"
 POST_NORM: Final = "vision.post_norm"
 PROJECTOR: Final = "projector"
@@ -47,7 +46,6 @@ _ORDER = (
     TOKENIZATION,
     RESOLUTION,
     PREPROCESSING,
-    GRIDS,
     VISION_EMBEDDINGS,
     "vision.layers",
     POST_NORM,

@@ -10,14 +10,15 @@ import onnxruntime_genai as og
 from PIL import Image
 
 from hvlc.errors import UserError
+from hvlc.graphs.facts import Kind
 from hvlc.inputs.images import to_array
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
-from hvlc.manifest.manifest import Kind, Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.opening.engine import engine_runs
 from hvlc.opening.package import open_package
 from hvlc.results import Answered
 from hvlc.runtime.providers import open_engine, runs_on
-from hvlc.runtime.vision import Tiled, Vision
+from hvlc.runtime.vision import Seen, Vision
 from hvlc.runtime.windows import Windows, force
 
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
@@ -40,7 +41,7 @@ class Generation:
     stream: "og.TokenizerStream"
     prompt_tokens: int
     encoder: str
-    images: Sequence[Tiled]
+    images: Sequence[Seen]
     end_tokens: frozenset[int]
     max_new_tokens: int
     started: float
@@ -76,7 +77,7 @@ class Generation:
             tokens=tuple(self.tokens),
             encoder=self.encoder,
             scales=tuple(image.scale for image in self.images),
-            tiles=sum(len(image.tiles) for image in self.images),
+            tiles=sum(len(image.pieces) for image in self.images),
             visual_tokens=sum(image.visual_tokens for image in self.images),
             prompt_tokens=self.prompt_tokens,
             time_to_first_token=max(0.0, self._first - self.started),
@@ -189,7 +190,7 @@ class LanguageModel:
         ends = self._end_tokens
         return Generation(self.directory, generator, stream, len(ids), "", (), ends, max_new_tokens, started)
 
-    def prompt_ids(self, prompt: str, images: Sequence[Tiled] = ()) -> np.ndarray:
+    def prompt_ids(self, prompt: str, images: Sequence[Seen] = ()) -> np.ndarray:
         """int32 token ids: through the package's chat template, or as plain text to go on with if it has none.
 
         Raises:
@@ -287,44 +288,45 @@ class VisionLanguageModel(LanguageModel):
             UserError: unknown encoder, a prompt with image placeholders of its own, or one that is too long.
         """
         started = time.perf_counter()
-        tiled = [self._vision.tile(to_array(i), compress=vrc, max_visual_tokens=max_visual_tokens) for i in images]
-        chosen = self._vision.choose(encoder, sum(t.visual_tokens for t in tiled))
-        ids = self.prompt_ids(prompt, tiled)
+        seen = [self._vision.see(to_array(i), compress=vrc, max_visual_tokens=max_visual_tokens) for i in images]
+        visual_tokens = sum(s.visual_tokens for s in seen)
+        chosen = self._vision.choose(encoder, visual_tokens)
+        ids = self.prompt_ids(prompt, seen)
         self._check_prompt(ids, max_new_tokens)
         tensors = og.NamedTensors()
         tensors["input_ids"] = ids[None]
-        tensors["num_image_tokens"] = np.array([sum(t.visual_tokens for t in tiled)], np.int64)
-        if tiled:
-            tensors["host_image_features"] = np.concatenate([self._vision.encode(t, chosen) for t in tiled])
+        tensors["num_image_tokens"] = np.array([visual_tokens], np.int64)
+        if seen:
+            tensors["host_image_features"] = np.concatenate([self._vision.encode(s, chosen) for s in seen])
         with engine_runs(self.directory):
             generator = self._generator(len(ids) + max_new_tokens)
             generator.set_inputs(tensors)
-            stream, used = self._tokenizer.create_stream(), chosen if tiled else ""
+            stream, used = self._tokenizer.create_stream(), chosen if seen else ""
         ends = self._end_tokens
-        return Generation(self.directory, generator, stream, len(ids), used, tiled, ends, max_new_tokens, started)
+        return Generation(self.directory, generator, stream, len(ids), used, seen, ends, max_new_tokens, started)
 
-    def prompt_ids(self, prompt: str, images: Sequence[Tiled] = ()) -> np.ndarray:
-        """int32 token ids with every image expanded to rows of placeholders.
+    def prompt_ids(self, prompt: str, images: Sequence[Seen] = ()) -> np.ndarray:
+        """int32 token ids with everything that stands for an image in the place of its placeholder.
 
         Raises:
             UserError: the prompt brings image placeholders of its own, or the package's template drops images.
         """
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
         text = self._tokenizer.templated(content if images else prompt)
-        tokens = self._vision.tokens
-        parts = text.split(tokens.image_text)
+        rule = self._vision.images
+        parts = text.split(rule.placeholder)
         if len(parts) <= len(images):
             cause = f"the package's chat template shows {len(parts) - 1} of {len(images)} images"
             raise UserError("package.template", cause, "build it from a checkpoint whose template renders images")
         if len(parts) > len(images) + 1:
             raise UserError(
-                "request.placeholder", f"the prompt itself contains {tokens.image_text}", "remove it from the prompt"
+                "request.placeholder", f"the prompt itself contains {rule.placeholder}", "remove it from the prompt"
             )
         ids: list[int] = []
         for index, part in enumerate(parts):
-            ids += self._tokenizer.encode(part) if part else []
-            if index < len(images):
-                ids += ([tokens.image] * images[index].columns + [tokens.row]) * images[index].rows
+            text = (rule.after if index else "") + part + (rule.before if index < len(images) else "")
+            ids += self._tokenizer.encode(text) if text else []
+            ids += images[index].ids.tolist() if index < len(images) else []
         return self._known(ids)
 
 

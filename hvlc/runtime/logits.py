@@ -7,8 +7,8 @@ import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import keep_all_logits
+from hvlc.graphs.facts import Kind
 from hvlc.inputs.tokenizer import opening_tokens
-from hvlc.manifest.manifest import Kind
 from hvlc.opening.cutting import load_ir, session_of
 from hvlc.opening.package import open_package
 from hvlc.opening.sessions import PackageSession, session_options

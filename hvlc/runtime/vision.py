@@ -1,4 +1,7 @@
-"""The vision half of a package: front graph, the chosen encoder over batches of tiles, stitching."""
+"""The vision half of a package: front graph, the chosen encoder over batches of pieces, merger.
+
+Nothing here knows a family: the front graph answers for it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,25 +19,22 @@ _MOST_TOKENS = 2**24  # of an image, whatever a graph says
 
 
 @dataclass(frozen=True)
-class Tiled:
+class Seen:
     """An image after the front graph.
 
     Attributes:
-        tiles: float32 `[n, 3, T, T]`.
-        rows: rows of visual tokens.
-        columns: columns of visual tokens.
+        pieces: float32 `[n, 3, H, W]`, an encoder's inputs.
+        ids: int64 `[m]`, everything that stands for the image in the prompt.
+        grid: int64 `[2]`, rows and columns that the merger reads.
         scale: scale per side that was used.
+        visual_tokens: placeholders among the ids.
     """
 
-    tiles: np.ndarray
-    rows: int
-    columns: int
+    pieces: np.ndarray
+    ids: np.ndarray
+    grid: np.ndarray
     scale: float
-
-    @property
-    def visual_tokens(self) -> int:
-        """Number of visual tokens."""
-        return self.rows * self.columns
+    visual_tokens: int
 
 
 class Vision:
@@ -43,21 +43,20 @@ class Vision:
     Args:
         directory: the package.
         manifest: its manifest.
-        tile_batch: tiles per encoder run; peak memory is set by one batch, whatever the image.
+        tile_batch: pieces per encoder run; peak memory is set by one batch, whatever the image.
         threads: threads per session; 0 lets onnxruntime choose.
 
     Attributes:
-        tokens: of the image placeholders.
+        images: how images become visual tokens.
 
     Raises:
-        UserError: the package is of a kind that has no tiles.
+        UserError: the package is of a kind that sees no images.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, tile_batch: int = 4, threads: int = 0) -> None:
-        if manifest.tiles is None or manifest.policy is None or manifest.tokens is None:
-            raise UserError("package.kind", f"{directory} has no tiles", "name a vision-language package")
-        self.tokens = manifest.tokens
-        self._tiles, self._policy = manifest.tiles, manifest.policy
+        if manifest.images is None or manifest.policy is None:
+            raise UserError("package.kind", f"{directory} sees no images", "name a vision-language package")
+        self.images, self._policy = manifest.images, manifest.policy
         self._directory = directory
         self._manifest = manifest
         self._tile_batch = tile_batch
@@ -67,53 +66,70 @@ class Vision:
         self._stitch = self._session(manifest.components["stitch"].file)
         self._encoder: tuple[str, PackageSession] | None = None
 
-    def tile(self, image: np.ndarray, *, compress: bool, max_visual_tokens: int | None = None) -> Tiled:
-        """Cut an image into tiles.
+    def see(
+        self, image: np.ndarray, *, compress: bool, max_visual_tokens: int | None = None, scale: float = _FULL_SIZE
+    ) -> Seen:
+        """Run the front graph over an image.
 
         Args:
             image: uint8 `[height, width, 3]`.
             compress: whether the resolution compressor chooses the scale.
             max_visual_tokens: bound for this image; the package's when None.
+            scale: scale per side where the compressor does not choose it.
 
         Raises:
             UserError: the bound is below 1 or beyond any context, or the package's graph cannot be run.
         """
-        limit = self._tiles.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
+        limit = self.images.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
         if not 1 <= limit <= _MOST_TOKENS:
             cause = f"{limit} visual tokens of an image, and 1 to {_MOST_TOKENS} are possible"
             raise UserError("request.max_visual_tokens", cause, "ask for a number within these")
-        asked = compress and self._tiles.resolution_compressor
+        asked = compress and self.images.resolution_compressor
         feeds = {
             "image": image,
-            "scale": np.array([_ASK_COMPRESSOR if asked else _FULL_SIZE], np.float32),
+            "scale": np.array([_ASK_COMPRESSOR if asked else scale], np.float32),
             "max_visual_tokens": np.array([limit], np.int64),
         }
-        tiles, grid, scale = self._front.run(["pixel_values", "grid", "used_scale"], feeds)
-        tiled = Tiled(tiles, int(grid[0]), int(grid[1]), float(scale[0]))
-        if min(tiled.rows, tiled.columns) < 1 or tiled.visual_tokens > _MOST_TOKENS:
-            raise lying(self._front.file, f"it makes {tiled.rows} rows of {tiled.columns} visual tokens of an image")
-        return tiled
+        pieces, ids, grid, used = self._front.run(["pixel_values", "image_ids", "grid", "used_scale"], feeds)
+        seen = Seen(pieces, ids, grid, float(used[0]), int((ids == self.images.token).sum()))
+        self._check(seen, limit)
+        return seen
 
-    def encode(self, tiled: Tiled, encoder: str) -> np.ndarray:
-        """Visual tokens float32 `[rows * columns, hidden]` in raster order.
+    def _check(self, seen: Seen, limit: int) -> None:
+        """Refuse an image that makes more tokens than were allowed, and a graph that contradicts itself.
+
+        Raises:
+            UserError: the rule has no form as small as the bound, or the graph lies about its pieces.
+        """
+        most = len(seen.pieces) * self._tokens_of(seen.pieces)
+        if not 1 <= seen.visual_tokens <= min(most, _MOST_TOKENS) or min(seen.grid.tolist()) < 1:
+            made = f"{seen.visual_tokens} visual tokens of {len(seen.pieces)} pieces in a grid of {seen.grid.tolist()}"
+            raise lying(self._front.file, f"it makes {made} of an image")
+        if seen.visual_tokens > limit:
+            cause = f"the image makes at least {seen.visual_tokens} visual tokens, and {limit} are allowed"
+            raise UserError("request.max_visual_tokens", cause, "allow more with --max-visual-tokens")
+
+    def _tokens_of(self, pieces: np.ndarray) -> int:
+        """Most visual tokens of a piece of this size."""
+        if self.images.tokens_per_piece is not None:
+            return self.images.tokens_per_piece
+        return int(pieces.shape[2] * pieces.shape[3])
+
+    def encode(self, seen: Seen, encoder: str) -> np.ndarray:
+        """Visual tokens float32 `[visual tokens, hidden]` in the order of their placeholders.
 
         Raises:
             UserError: the package has no such encoder, or a graph cannot be run.
         """
-        side = -(-self._tiles.tile_size // self._tiles.cell_size)
-        if tiled.visual_tokens > len(tiled.tiles) * side * side:
-            size = f"{tiled.rows} rows of {tiled.columns} visual tokens"
-            raise lying(self._front.file, f"it cuts an image into {len(tiled.tiles)} tiles, and says they are {size}")
         session = self._encoder_session(encoder)
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
         batch = fixed if isinstance(fixed, int) else self._tile_batch
-        starts = range(0, len(tiled.tiles), batch)
-        parts = [session.run(["tile_features"], {"pixel_values": tiled.tiles[i : i + batch]})[0] for i in starts]
-        grid = np.array([tiled.rows, tiled.columns], np.int64)
-        feeds = {"tile_features": np.concatenate(parts), "grid": grid}
+        starts = range(0, len(seen.pieces), batch)
+        parts = [session.run(["tile_features"], {"pixel_values": seen.pieces[i : i + batch]})[0] for i in starts]
+        feeds = {"tile_features": np.concatenate(parts), "grid": seen.grid}
         features: np.ndarray = self._stitch.run(["image_features"], feeds)[0]
-        if len(features) != tiled.visual_tokens:
-            raise lying(self._stitch.file, f"it gives {len(features)} visual tokens of {tiled.visual_tokens}")
+        if len(features) != seen.visual_tokens:
+            raise lying(self._stitch.file, f"it gives {len(features)} visual tokens of {seen.visual_tokens}")
         return features
 
     def choose(self, encoder: str, visual_tokens: int) -> str:

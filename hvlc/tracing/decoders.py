@@ -77,8 +77,8 @@ class WholeDecoder(Decoder):
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         self._graph = Graph(directory, manifest.whole_decoder.file, threads)
         self._stream = self._graph.stream(_NORM, _LAST_NORM)
-        self._tokens = manifest.tokens
-        self._embedding = Graph(directory, manifest.components["embedding"].file, threads) if self._tokens else None
+        self._images = manifest.images
+        self._embedding = Graph(directory, manifest.components["embedding"].file, threads) if self._images else None
         self.layers, self.uniform = len(self._stream.layers), self._stream.uniform
         self.turns_inside = _turns(self._graph)
         self.vocabulary = _vocabulary(self._graph)
@@ -86,15 +86,15 @@ class WholeDecoder(Decoder):
     def stages(self, basis: Basis, *, seeing: bool) -> Iterator[Stage]:
         """See `Decoder.stages`."""
         source = trace_points.EMBEDDING
-        if self._tokens is None or self._embedding is None:
+        if self._images is None or self._embedding is None:
             entry = self._graph.value("embed_tokens")
             yield Embedding(self._graph.part(["input_ids"], [entry]), basis)
         else:
             entry, made = self._graph.value("inputs_embeds"), self._embedding.value("inputs_embeds")
             part = self._embedding.part(["input_ids", "image_features"], [made])
-            yield Embedding(part, basis, (self._tokens.image, self._tokens.row))
+            yield Embedding(part, basis, self._images.token)
             if seeing:
-                yield Merge(part, basis, self._tokens.image)
+                yield Merge(part, basis, self._images.token)
                 source = trace_points.MERGE
         ends = [entry, *self._stream.layers[1:], self._stream.end]
         for index, (start, end) in enumerate(pairwise(ends)):
@@ -160,7 +160,7 @@ class FixedDecoder(Decoder):
     def __init__(self, directory: Path, manifest: Manifest, precision: Precision, threads: int) -> None:
         self._directory, self._precision, self._threads = directory, precision, threads
         self._context = int(manifest.context_length or 0)  # every package with a decoder has one
-        self._tokens = manifest.tokens
+        self._images = manifest.images
         self._embedding = Graph(directory, manifest.components["embedding"].file, threads)
         names = [name for name, entry in manifest.components.items() if entry.phase is Phase.PROMPT]
         self._parts = [self._opened(name, manifest.components) for name in names]
@@ -194,8 +194,8 @@ class FixedDecoder(Decoder):
         made = self._embedding.value("inputs_embeds")
         yield Embedding(self._embedding.part(["input_ids"], [made]), basis)
         source = trace_points.EMBEDDING
-        if seeing and self._tokens is not None:
-            yield HostMerge(self._tokens.image)
+        if seeing and self._images is not None:
+            yield HostMerge(self._images.token)
             source = trace_points.MERGE
         before: dict[Phase, list[Part]] = {Phase.PROMPT: [], Phase.TOKEN: []}
         for part in self._parts:

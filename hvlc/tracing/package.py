@@ -15,13 +15,14 @@ from PIL import Image
 
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Role
-from hvlc.manifest.manifest import ComponentEntry, Kind, Manifest, TileRule
+from hvlc.graphs.facts import Kind
+from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.opening.package import open_package
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
 from hvlc.runtime.providers import register_providers, runs_on
-from hvlc.runtime.vision import Vision
+from hvlc.runtime.vision import Seen, Vision
 from hvlc.tracing.decoders import open_decoder
 from hvlc.tracing.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.tracing.package_stages import (
@@ -123,25 +124,24 @@ class PackageTracer:
         if not self.sees:
             cause = f"{self.directory} is a {self.manifest.kind} package, and the question has an image"
             raise UserError("request.image", cause, "ask without")
-        tokens = int(self.grids(question).prod(-1).sum())
+        tokens = sum(seen.visual_tokens for seen in self.seen(question, None))
         return replace(question, encoder=self._vision.choose(question.encoder, tokens))
 
-    def grids(self, question: Question) -> np.ndarray:
-        """int64 `[images, 2]`: rows and columns of visual tokens that the package makes of a question's images."""
-        if not question.images:
-            return np.zeros((0, 2), np.int64)
-        tiled = [self._vision.tile(image, compress=question.vrc) for image in question.images]
-        return np.array([(t.rows, t.columns) for t in tiled], np.int64)
+    def seen(self, question: Question, scales: np.ndarray | None) -> list[Seen]:
+        """What the front graph makes of a question's images.
+
+        Args:
+            question: asked.
+            scales: float32 `[images]` that are used. None: as the question says.
+        """
+        if scales is None:
+            return [self._vision.see(image, compress=question.vrc) for image in question.images]
+        pairs = zip(question.images, scales.tolist(), strict=True)
+        return [self._vision.see(image, compress=False, scale=scale) for image, scale in pairs]
 
     @cached_property
     def _vision(self) -> Vision:
         return Vision(self.directory, self.manifest, TILE_BATCH, self._threads)
-
-    @property
-    def _tile_rule(self) -> TileRule:
-        if self.manifest.tiles is None:
-            raise UserError("package.kind", f"{self.directory} has no tiles", "name a vision-language package")
-        return self.manifest.tiles
 
     def stages(self, question: Question) -> tuple[Stage, ...]:
         """The stages of a resolved question but its answer, in the order in which they run.
@@ -149,10 +149,10 @@ class PackageTracer:
         Raises:
             UserError: a graph cannot be cut.
         """
-        found: list[Stage] = [Tokenization(question, self.engine, self.grids)]
+        found: list[Stage] = [Tokenization(question, self.engine, self.seen)]
         if question.images:
-            seen = question, self.graph("front").whole, self._tile_rule
-            found += [Resolution(*seen), Preprocessing(*seen), *self._vision_stages(question)]
+            found += [Resolution(question, self.seen), Preprocessing(question, self.seen)]
+            found += self._vision_stages(question)
         return (*found, *self._decoder.stages(self._basis, seeing=bool(question.images)))
 
     def trace(self, question: Question) -> Values:
@@ -161,8 +161,8 @@ class PackageTracer:
         Raises:
             UserError: the question cannot be asked, or a graph cannot be cut.
         """
-        answer, tokens = self.answer(question), self.manifest.tokens
-        read = answer if tokens is None else trace_points.before_placeholder(answer, tokens.image)
+        answer, images = self.answer(question), self.manifest.images
+        read = answer if images is None else trace_points.before_placeholder(answer, images.token)
         values: dict[str, np.ndarray] = {trace_points.SAMPLING: read, trace_points.ANSWER: answer}
         for stage in self.stages(question):
             with stage.opened() as run:
@@ -208,7 +208,7 @@ class PackageTracer:
             yield from self._tower_stages(question.encoder)
         stitch = self.graph("stitch")
         laid = stitch.part(["tile_features", "grid"], [stitch.value("image_features")])
-        yield Stitching(laid, self._tile_rule, self._basis)
+        yield Stitching(question, self.seen, laid, self._basis)
 
     def _tower_stages(self, encoder: str) -> Iterator[Stage]:
         graph, stream = self._tower(encoder)

@@ -8,13 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
-from hvlc.manifest.manifest import TileRule
 from hvlc.opening.sessions import PackageSession
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question, Values
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel
-from hvlc.runtime.vision import Tiled
+from hvlc.runtime.vision import Seen
 from hvlc.tracing.parts import Part, Precision
 from hvlc.weights.rotation import Rotation
 
@@ -95,21 +94,23 @@ class Basis:
 SAME = Basis(None, inside=False)
 
 
+#: What the front graph makes of a question's images, at scales that are given or as the question says.
+See = Callable[[Question, np.ndarray | None], list[Seen]]
+
+
 class Tokenization(Stage):
-    """The prompt through the package's template and tokenizer; image placeholders as the grids say.
+    """The prompt through the package's template and tokenizer, with what the front graph says for its images.
 
     Args:
         question: resolved.
         engine: opens what has the tokenizer.
-        grids: of a question's images, where the trace has none yet.
+        see: runs the front graph.
     """
 
     name = trace_points.TOKENIZATION
 
-    def __init__(
-        self, question: Question, engine: Callable[[], LanguageModel], grids: Callable[[Question], np.ndarray]
-    ) -> None:
-        self._question, self._engine, self._grids = question, engine, grids
+    def __init__(self, question: Question, engine: Callable[[], LanguageModel], see: See) -> None:
+        self._question, self._engine, self._see = question, engine, see
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
@@ -117,10 +118,8 @@ class Tokenization(Stage):
         engine = self._engine()
 
         def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
-            grids = values.get(trace_points.GRIDS)
-            grids = self._grids(self._question) if grids is None else grids
-            tiled = [Tiled(np.zeros(0, np.float32), int(rows), int(columns), 1.0) for rows, columns in grids]
-            return {self.name: engine.prompt_ids(self._question.prompt, tiled).astype(np.int64)}
+            seen = self._see(self._question, values.get(trace_points.RESOLUTION)) if self._question.images else []
+            return {self.name: engine.prompt_ids(self._question.prompt, seen).astype(np.int64)}
 
         yield run
 
@@ -130,32 +129,24 @@ class _Front(Stage):
 
     Args:
         question: resolved.
-        front: the graph.
-        rule: of the package's tiles.
+        see: runs the front graph.
     """
 
-    def __init__(self, question: Question, front: Part, rule: TileRule) -> None:
-        self._question, self._front, self._rule = question, front, rule
+    def __init__(self, question: Question, see: See) -> None:
+        self._question, self._see = question, see
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
-        """Open the front graph."""
-        names = ["pixel_values", "grid", "used_scale"]
-        with self._front.opened() as session:
+        """Nothing to open: the package's vision half is."""
 
-            def front(image: np.ndarray, scale: float) -> list[np.ndarray]:
-                limit = np.array([self._rule.max_visual_tokens], np.int64)
-                feeds = {"image": image, "scale": np.array([scale], np.float32), "max_visual_tokens": limit}
-                return list(session.run(names, feeds))
+        def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
+            return {self.name: self._made(values)}
 
-            def run(values: Values, *, stepwise: bool = False) -> dict[str, np.ndarray]:
-                return self._made(front, values)
-
-            yield run
+        yield run
 
     @abstractmethod
-    def _made(self, front: Callable[[np.ndarray, float], list[np.ndarray]], values: Values) -> dict[str, np.ndarray]:
-        """The stage's values; the front graph gives tiles, grid and scale of an image at a scale."""
+    def _made(self, values: Values) -> np.ndarray:
+        """The stage's value."""
 
 
 class Resolution(_Front):
@@ -163,24 +154,17 @@ class Resolution(_Front):
 
     name = trace_points.RESOLUTION
 
-    def _made(self, front: Callable[[np.ndarray, float], list[np.ndarray]], values: Values) -> dict[str, np.ndarray]:
-        asked = self._question.vrc and self._rule.resolution_compressor
-        scales = [front(image, 0.0 if asked else 1.0)[2] for image in self._question.images]
-        return {self.name: np.concatenate(scales)}
+    def _made(self, values: Values) -> np.ndarray:
+        return np.array([seen.scale for seen in self._see(self._question, None)], np.float32)
 
 
 class Preprocessing(_Front):
-    """Images at given scales to normalized tiles."""
+    """Images at given scales to normalized pieces."""
 
     name = trace_points.PREPROCESSING
 
-    def _made(self, front: Callable[[np.ndarray, float], list[np.ndarray]], values: Values) -> dict[str, np.ndarray]:
-        pairs = zip(self._question.images, values[trace_points.RESOLUTION], strict=True)
-        cut = [front(image, float(scale)) for image, scale in pairs]
-        return {
-            self.name: np.concatenate([tiles for tiles, *_ in cut]),
-            trace_points.GRIDS: np.array([grid for _, grid, _ in cut], np.int64),
-        }
+    def _made(self, values: Values) -> np.ndarray:
+        return np.concatenate([seen.pieces for seen in self._see(self._question, values[trace_points.RESOLUTION])])
 
 
 class _PartStage(Stage):
@@ -241,37 +225,37 @@ def run_tiles(session: PackageSession, given: np.ndarray) -> np.ndarray:
 
 
 class Stitching(_PartStage):
-    """Tiles side by side, image after image."""
+    """The pieces of each image to its visual tokens, image after image."""
 
-    def __init__(self, part: Part, rule: TileRule, basis: Basis) -> None:
+    def __init__(self, question: Question, see: See, part: Part, basis: Basis) -> None:
         super().__init__(trace_points.STITCHING, part, basis)
-        self._side = rule.tile_size // rule.cell_size
+        self._question, self._see = question, see
 
     def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        features, rasters, start = self._given(trace_points.PROJECTOR, values), [], 0
-        for grid in values[trace_points.GRIDS]:
-            stop = start + int(np.prod(-(-grid // self._side)))
-            rasters.append(session.run(None, {"tile_features": features[start:stop], "grid": grid})[0])
+        features, made, start = self._given(trace_points.PROJECTOR, values), [], 0
+        for seen in self._see(self._question, values[trace_points.RESOLUTION]):
+            stop = start + len(seen.pieces)
+            made.append(session.run(None, {"tile_features": features[start:stop], "grid": seen.grid})[0])
             start = stop
-        return np.concatenate(rasters)
+        return np.concatenate(made)
 
 
 class Embedding(_PartStage):
-    """Rows of the table; image placeholders are looked up as rows' ends are, so that no image is needed."""
+    """Rows of the table; placeholders of images are looked up as another token is, so that no image is needed."""
 
-    def __init__(self, part: Part, basis: Basis, image_and_row: tuple[int, int] | None = None) -> None:
+    def __init__(self, part: Part, basis: Basis, image: int | None = None) -> None:
         super().__init__(trace_points.EMBEDDING, part, basis)
-        self._tokens = image_and_row
+        self._image = image
 
     def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         ids = trace_points.read_ids(values)
-        if self._tokens is None:
+        if self._image is None:
             taken = session.get_inputs()[0]
             return session.run(None, {taken.name: ids[None].astype(DTYPES[taken.type])})[0][0]
-        image, row = self._tokens
+        other = 0 if self._image else 1
         width = session.get_inputs()[1].shape[1]
         feeds = {
-            "input_ids": np.where(ids == image, row, ids)[None],
+            "input_ids": np.where(ids == self._image, other, ids)[None],
             "image_features": np.zeros((0, width), np.float32),
         }
         return session.run(None, feeds)[0][0]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hvlc.calibration.sources import Model
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Kind
 from hvlc.training.tokenizer import build_nano_tokenizer, special_token_id
 
 END = special_token_id("<|im_end|>")

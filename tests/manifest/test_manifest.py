@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
+from hvlc.graphs.facts import Kind
+from hvlc.manifest.manifest import MANIFEST, Manifest
 
 COMPONENTS = {
     Kind.VISION_LANGUAGE: ("front", "stitch", "embedding", "model", "vision", "vision_base"),

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import hvlc.passes
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.plan import CacheType, Plan
-from hvlc.manifest.manifest import Kind
 from hvlc.passes import lists
 from hvlc.passes.base import BundlePass, ComponentPass, Outcome, Pass
 from hvlc.passes.lists import (

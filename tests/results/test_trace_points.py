@@ -12,7 +12,6 @@ NAMES = [
     trace_points.TOKENIZATION,
     trace_points.RESOLUTION,
     trace_points.PREPROCESSING,
-    trace_points.GRIDS,
     trace_points.VISION_EMBEDDINGS,
     *(trace_points.vision_layer(i) for i in range(12)),
     trace_points.POST_NORM,

@@ -1,80 +1,44 @@
-"""HyperVL: two vision encoders with projectors, resolution compressor, embedding, decoder."""
+"""HyperVL: two vision encoders with projectors, a resolution compressor, one Qwen3 (arXiv 2512.14052)."""
 
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from hvlc.errors import Collector, UserError
 from hvlc.export import siglip
-from hvlc.export.decoder import DecoderShape, decoder, embedding
-from hvlc.export.families.qwen3 import FAMILY
-from hvlc.export.language import decoder_shape, head_parameter, language_facts, rotary_tables, with_table
+from hvlc.export.families.qwen3 import FAMILY as QWEN3
 from hvlc.export.mobilenet import resolution_compressor
-from hvlc.export.settings import end_tokens, processor_settings, read_config
+from hvlc.export.settings import Processor, processor_settings
+from hvlc.export.vision_language import Compressor, Encoder, Names, Rule, VisionLanguageFamily, vision_language_bundle
 from hvlc.graphs.builder import GraphBuilder
-from hvlc.graphs.bundle import Bundle, Component, Role, Wire
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.facts import CompressorFacts
+from hvlc.imaging.raster_tiles import RasterTiles
+from hvlc.imaging.rule import Normalization
 from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES
 from hvlc.models.hypervl.numbers import HyperVLNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
-_LANGUAGE_MODEL = "model.language_model"
-_EMBEDDING = f"{_LANGUAGE_MODEL}.embed_tokens.weight"
 _COMPRESSOR = "model.resolution_compressor"
 _TOKENS = ("image_token_id", "row_token_id", "vision_start_token_id", "vision_end_token_id")
 _CHANNELS = 3
+_MIDDLE = [0.5] * _CHANNELS  # mean and deviation where the processor names none
 
 
-def export(checkpoint: Checkpoint) -> Bundle:
-    """The bundle of a HyperVL checkpoint; weights stay in the checkpoint until they are written.
+def _encoders(config: Any, names: Names) -> tuple[Encoder, ...]:
+    prefixes = {branch: f"{names.tower}{branch}." for branch in BRANCHES}
+    return tuple(
+        Encoder(branch, config.vision_config(branch), f"{prefix}tower.", f"{prefix}projector.")
+        for branch, prefix in prefixes.items()
+    )
 
-    Raises:
-        UserError: the configuration is not a valid HyperVL or weights are missing.
-    """
-    config = read_config(HyperVLConfig, checkpoint, HyperVLNumbers)
-    checkpoint = with_table(checkpoint, config, _EMBEDDING)
-    text = config.text_config
-    if text.model_type != "qwen3":
-        cause = f"config.json: text_config is of model_type {text.model_type!r}"
-        raise UserError("export.text_model", cause, "a HyperVL speaks through a Qwen3")
-    _check_relations(config)
-    shape = decoder_shape(text, FAMILY, checkpoint.config.get("text_config") or {}, checkpoint.problems)
-    bundle = Bundle("hypervl")
+
+def _check(config: Any, found: Collector) -> None:
+    """Compare the parts' configurations with each other."""
     for branch in BRANCHES:
-        bundle.add(_vision_encoder(checkpoint, config, branch))
-    vrc = config.resolution_config
-    builder = GraphBuilder("resolution", checkpoint)
-    model = resolution_compressor(builder, _COMPRESSOR, vrc.proxy_size, vrc.layer_norm_eps)
-    bundle.add(Component("resolution", Role.FRONT, model, "front"))
-    builder = GraphBuilder("embedding", checkpoint)
-    model = embedding(builder, _EMBEDDING, shape.vocabulary, shape.hidden, config.image_token_id)
-    bundle.add(Component("embedding", Role.EMBEDDING, model, "model"))
-    builder = GraphBuilder("decoder", checkpoint)
-    head = head_parameter(builder, config, _EMBEDDING)
-    tables = rotary_tables(text, FAMILY, shape, checkpoint.problems)
-    model = decoder(builder, _LANGUAGE_MODEL, head, shape, tables)
-    bundle.add(Component("model", Role.DECODER, model, "model"))
-    bundle.wires.append(Wire("embedding.inputs_embeds", "model.inputs_embeds"))
-    bundle.facts.update(_facts(checkpoint.directory, config, shape))
-    return bundle
-
-
-def _check_relations(config: HyperVLConfig) -> None:
-    """Compare the parts' configurations with each other.
-
-    Raises:
-        UserError: a tower contradicts itself, or tokens are outside the vocabulary or the same; all of it at once.
-    """
-    found = Collector()
-    for branch in BRANCHES:
-        tower = config.vision_config(branch)
         with found:
-            siglip.check_tower(tower)
-        if tower.num_channels != _CHANNELS:
-            cause = f"config.json: num_channels of {branch}_vision_config is {tower.num_channels}, not {_CHANNELS}"
-            found.problems.append(UserError("checkpoint.config", cause, "correct it"))
+            siglip.check_tower(config.vision_config(branch))
     ids = {name: getattr(config, name) for name in _TOKENS}
     outside = [f"{name} is {token}" for name, token in ids.items() if token >= config.text_config.vocab_size]
     if outside:
@@ -83,28 +47,31 @@ def _check_relations(config: HyperVLConfig) -> None:
     if len(set(ids.values())) < len(ids):
         cause = f"config.json: {', '.join(ids)} are {', '.join(map(str, ids.values()))}, expected are four tokens"
         found.problems.append(UserError("checkpoint.config", cause, "correct it"))
-    found.raise_all()
 
 
-def _vision_encoder(checkpoint: Checkpoint, config: HyperVLConfig, branch: str) -> Component:
-    """Tower, pixel shuffle and projector: tiles to visual tokens, one static tile shape."""
-    vision, tile, hidden = config.vision_config(branch), config.tile_size, config.text_config.hidden_size
-    b = GraphBuilder(f"vision_{branch}", checkpoint)
-    pixels = b.input("pixel_values", ir.DataType.FLOAT, ["tiles", 3, tile, tile])
-    prefix = f"model.branches.{branch}"
-    x = siglip.tower(b, pixels, f"{prefix}.tower.", vision)
-    x = siglip.pixel_shuffle(b, x, tile // vision.patch_size, config.shuffle_factor, vision.hidden_size)
-    x = siglip.linear(b, x, f"{prefix}.projector.linear_1", vision.hidden_size * config.shuffle_factor**2, hidden)
-    x = siglip.activation(b, x, config.projector_hidden_act, "projector_hidden_act")
-    x = siglip.linear(b, x, f"{prefix}.projector.linear_2", hidden, hidden)
-    cells = (tile // config.cell_size) ** 2
-    b.output(x, "tile_features", ir.DataType.FLOAT, ["tiles", cells, hidden])
-    return Component(f"vision_{branch}", Role.VISION_ENCODER, b.model(), "vision")
+def _rule(checkpoint: Checkpoint, config: Any) -> Rule:
+    """Raster tiles, each row of cells ended by a token."""
+    processor = _processor(checkpoint, config)
+    most = processor.max_visual_tokens or config.max_visual_tokens
+    tiles = RasterTiles(
+        tile_size=config.tile_size,
+        cell_size=config.cell_size,
+        normalization=Normalization(*_statistics(processor)),
+        image_token=config.image_token_id,
+        row_token=config.row_token_id,
+        max_visual_tokens=most,
+    )
+    image, start = config.image_token_id, config.vision_start_token_id
+    return Rule(tiles, image, image, start, frozenset(getattr(config, name) for name in _TOKENS), most)
 
 
-def _facts(directory: Path, config: HyperVLConfig, shape: DecoderShape) -> dict[str, Any]:
-    """What passes, package and runtime must know besides the graphs."""
-    processor = processor_settings(directory, _CHANNELS)
+def _processor(checkpoint: Checkpoint, config: Any) -> Processor:
+    """The image processor's settings.
+
+    Raises:
+        UserError: they contradict the model's configuration.
+    """
+    processor = processor_settings(checkpoint.directory, _CHANNELS)
     sizes = {
         "tile_size": config.tile_size,
         "cell_size": config.cell_size,
@@ -112,22 +79,55 @@ def _facts(directory: Path, config: HyperVLConfig, shape: DecoderShape) -> dict[
     }
     wrong = [f"{name} is {size}, not {sizes[name]}" for name, size in processor.sizes.items() if size != sizes[name]]
     if wrong:
-        cause = f"{directory}: the image processor contradicts config.json: {', '.join(wrong)}"
+        cause = f"{checkpoint.directory}: the image processor contradicts config.json: {', '.join(wrong)}"
         raise UserError("checkpoint.config", cause, "save the processor again")
-    return {
-        "kind": Kind.VISION_LANGUAGE,
-        **sizes,
-        "max_visual_tokens": processor.max_visual_tokens or config.max_visual_tokens,
-        "image_mean": processor.mean or [0.5] * 3,
-        "image_std": processor.deviation or [0.5] * 3,
-        "min_scale": config.resolution_config.min_scale,
-        "scale_step": config.resolution_config.scale_step,
-        "default_encoder": config.default_branch,
-        "encoders": list(BRANCHES),
-        "image_token_id": config.image_token_id,
-        "row_token_id": config.row_token_id,
-        "vision_start_token_id": config.vision_start_token_id,
-        "vision_end_token_id": config.vision_end_token_id,
-        "eos_token_id": end_tokens(directory, config.text_config),
-        **language_facts(config.text_config, shape),
-    }
+    return processor
+
+
+def _statistics(processor: Processor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(processor.mean or _MIDDLE), tuple(processor.deviation or _MIDDLE)
+
+
+def _tower(b: GraphBuilder, pixels: ir.Value, encoder: Encoder) -> ir.Value:
+    return siglip.tower(b, pixels, encoder.tower, encoder.config)
+
+
+def _projector(b: GraphBuilder, features: ir.Value, encoder: Encoder, config: Any) -> ir.Value:
+    """Pixel shuffle and two linears."""
+    width, factor, hidden = encoder.config.hidden_size, config.shuffle_factor, config.text_config.hidden_size
+    x = siglip.pixel_shuffle(b, features, siglip.patches_per_side(encoder.config), factor, width)
+    x = siglip.linear(b, x, f"{encoder.connector}linear_1", width * factor**2, hidden)
+    x = siglip.activation(b, x, config.projector_hidden_act, "projector_hidden_act")
+    return siglip.linear(b, x, f"{encoder.connector}linear_2", hidden, hidden)
+
+
+def _compressor(b: GraphBuilder, config: Any) -> ir.Model:
+    vrc = config.resolution_config
+    return resolution_compressor(b, _COMPRESSOR, vrc.proxy_size, vrc.layer_norm_eps)
+
+
+def _compressor_facts(checkpoint: Checkpoint, config: Any) -> CompressorFacts:
+    vrc = config.resolution_config
+    return CompressorFacts(
+        vrc.proxy_size, vrc.min_scale, vrc.scale_step, *_statistics(_processor(checkpoint, config))
+    )
+
+
+FAMILY = VisionLanguageFamily(
+    config=HyperVLConfig,
+    numbers=HyperVLNumbers,
+    names=(Names("model.branches.", "model.branches.", "model.language_model"),),
+    rule=_rule,
+    tower=_tower,
+    connector=_projector,
+    decoders={"qwen3": QWEN3},
+    check=_check,
+    encoders=_encoders,
+    default_encoder=lambda config: str(config.default_branch),
+    compressor=Compressor(_compressor, _compressor_facts),
+)
+
+
+def export(checkpoint: Checkpoint) -> Bundle:
+    """The bundle of a HyperVL checkpoint; see `vision_language_bundle`."""
+    return vision_language_bundle(checkpoint, FAMILY)

@@ -78,7 +78,6 @@ class HyperVLTracer(LanguageTracer):
         if images:
             found[trace_points.RESOLUTION] = self._used(images, scales)
             found[trace_points.PREPROCESSING] = inputs["pixel_values"].numpy()
-            found[trace_points.GRIDS] = inputs["image_grids"].numpy()
             modules |= _vision_modules(model.branches[question.encoder])
         values, output = self._run(found, modules, model.language_model, inputs)
         if images:

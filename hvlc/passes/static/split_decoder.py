@@ -54,7 +54,7 @@ class SplitDecoder(BundlePass):
         entry, layers, end = _stream(decoder.graph)
         starts = self._starts(decoder.graph, [entry, *layers[1:], end])
         cuts = [(entry, _EMBEDS), *((layers[i], f"{_HIDDEN}.{n}") for n, i in enumerate(starts[1:], 1)), (end, _HIDDEN)]
-        cut = _Cutter(decoder, int(str(bundle.facts["hidden_size"])))
+        cut = _Cutter(decoder, bundle.facts.hidden_size)
         parts = [cut.embedding(entry)] if entry.producer() is not None else []
         parts += [cut.part(n, *ends) for n, ends in enumerate(pairwise(cuts), 1)]
         parts.append(cut.head(cuts[-1]))

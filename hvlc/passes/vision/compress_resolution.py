@@ -1,6 +1,6 @@
 """Puts the Visual Resolution Compressor in front of the tiling: a scale of 0 means "ask the compressor"."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -8,9 +8,12 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Skip
 from hvlc.graphs.editing import register
+from hvlc.graphs.facts import CompressorFacts
+from hvlc.imaging.arithmetic import f32, scaled_size
+from hvlc.imaging.raster_tiles import resized_and_normalized
+from hvlc.imaging.rule import CHOSEN_SCALE, PIXELS, SIZE
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
-from hvlc.passes.vision.tile_images import f32, resized_and_normalized, scaled_size
 
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
 
@@ -22,33 +25,24 @@ class CompressResolution(BundlePass):
     The compressor runs in an `If` branch, only when the caller leaves the scale to it.
 
     Attributes:
-        proxy_size: side in pixels of the compressor's view.
-        min_scale: smallest scale per side.
-        scale_step: grid of the scale.
-        image_mean: per channel, on the 0..1 scale.
-        image_std: per channel, on the 0..1 scale.
+        facts: of the compressor. None: the model has none.
     """
 
-    proxy_size: int
-    min_scale: float
-    scale_step: float
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
+    facts: CompressorFacts | None
     requires = frozenset({Trait.FRONT_GRAPH})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Replace the front's chosen scale by `scale > 0 ? scale : compressor(image)`."""
-        if "resolution" not in bundle.components:
-            bundle.facts.setdefault("resolution_compressor", False)
+        if "resolution" not in bundle.components or self.facts is None:
             return Outcome(0, (Skip("front", "the model has no resolution compressor"),))
         front = bundle.components["front"].graph
         network = bundle.components.pop("resolution").graph
         nodes = {node.name: node for node in front}
-        chosen = nodes["chosen_scale"]
+        chosen = nodes[CHOSEN_SCALE]
         given = chosen.inputs[0]
         if given is None:
             raise HvlcError("pass.front", "the front graph has lost its scale", "report it")
-        predicted = self._branch(front, network, nodes["pixels"].outputs[0], nodes["size"].outputs[0])
+        predicted = _branch(self.facts, front, network, nodes[PIXELS].outputs[0], nodes[SIZE].outputs[0])
         kept = GraphBuilder("given_scale", subgraph=True)
         kept.output(kept.op("Identity", given, name="given_scale"), "given", ir.DataType.FLOAT, [1])
         zero = ir.tensor([0.0], dtype=ir.DataType.FLOAT, name="no_scale")
@@ -59,27 +53,30 @@ class CompressResolution(BundlePass):
             node.outputs[0].name = f"{node.name}_out"
         chosen.replace_input_with(0, choice.outputs[0])
         front.insert_before(chosen, [asked, choice])
-        bundle.facts["resolution_compressor"] = True
+        bundle.facts = replace(bundle.facts, image=replace(bundle.facts.sees, compresses=True))
         return Outcome(1)
 
-    def _branch(self, front: ir.Graph, network: ir.Graph, pixels: ir.Value, size: ir.Value) -> ir.Graph:
-        """Letterbox, network, and the scale on its grid, as the else branch."""
-        b = GraphBuilder("predicted_scale", subgraph=True)
-        longest = b.op("ReduceMax", size, keepdims=1)
-        fit = b.op("Div", f32(b, self.proxy_size), longest)
-        fitted = b.op("Min", scaled_size(b, size, fit), b.ints(self.proxy_size))
-        proxy = resized_and_normalized(b, pixels, fitted, list(self.image_mean), list(self.image_std))
-        missing = b.op("Sub", b.ints(self.proxy_size), fitted)
-        pads = b.op("Concat", b.ints(0, 0, 0, 0, 0, 0), missing, axis=0)
-        proxy = b.op("Pad", proxy, pads)
-        log_size = _inline(front, b.graph, network, proxy)
-        wanted = b.op("Mul", b.op("Exp", log_size), f32(b, self.proxy_size))
-        bounds = (f32(b, self.min_scale), f32(b, 1.0))
-        clipped = b.op("Clip", b.op("Div", wanted, longest), *bounds)
-        step = f32(b, self.scale_step)
-        steps = b.op("Floor", b.op("Add", b.op("Div", clipped, step), f32(b, 0.5)))
-        b.output(b.op("Clip", b.op("Mul", steps, step), *bounds), "predicted", ir.DataType.FLOAT, [1])
-        return b.graph
+
+def _branch(
+    facts: CompressorFacts, front: ir.Graph, network: ir.Graph, pixels: ir.Value, size: ir.Value
+) -> ir.Graph:
+    """Letterbox, network, and the scale on its grid, as the else branch."""
+    b = GraphBuilder("predicted_scale", subgraph=True)
+    longest = b.op("ReduceMax", size, keepdims=1)
+    fit = b.op("Div", f32(b, facts.proxy_size), longest)
+    fitted = b.op("Min", scaled_size(b, size, fit), b.ints(facts.proxy_size))
+    proxy = resized_and_normalized(b, pixels, fitted, facts.mean, facts.std)
+    missing = b.op("Sub", b.ints(facts.proxy_size), fitted)
+    pads = b.op("Concat", b.ints(0, 0, 0, 0, 0, 0), missing, axis=0)
+    proxy = b.op("Pad", proxy, pads)
+    log_size = _inline(front, b.graph, network, proxy)
+    wanted = b.op("Mul", b.op("Exp", log_size), f32(b, facts.proxy_size))
+    bounds = (f32(b, facts.min_scale), f32(b, 1.0))
+    clipped = b.op("Clip", b.op("Div", wanted, longest), *bounds)
+    step = f32(b, facts.scale_step)
+    steps = b.op("Floor", b.op("Add", b.op("Div", clipped, step), f32(b, 0.5)))
+    b.output(b.op("Clip", b.op("Mul", steps, step), *bounds), "predicted", ir.DataType.FLOAT, [1])
+    return b.graph
 
 
 def _inline(front: ir.Graph, branch: ir.Graph, network: ir.Graph, proxy: ir.Value) -> ir.Value:

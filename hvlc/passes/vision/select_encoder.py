@@ -14,9 +14,9 @@ import onnx_ir as ir
 from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
+from hvlc.graphs.facts import ImageRule
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
-from hvlc.passes.vision.stitch_tiles import stitched
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class SelectEncoder(BundlePass):
     """Adds component "vision_fused", which copies the encoders as they are by then.
 
     Attributes:
-        cells_per_side: visual tokens along one side of a tile.
+        rule: how an image became pieces.
         hidden_size: width of a visual token.
     """
 
-    cells_per_side: int
+    rule: ImageRule
     hidden_size: int
     requires = frozenset({Trait.QUANTIZED_WEIGHTS})
     ends = frozenset({Trait.SEPARATE_ENCODERS})
@@ -53,7 +53,7 @@ class SelectEncoder(BundlePass):
         chosen = b.input("encoder_id", ir.DataType.INT64, [1])
         branches = [_branch(b.graph, encoder, pixels) for encoder in encoders]
         features = _choose(b, chosen, branches, 0)
-        image_features = stitched(b, features, grid, self.cells_per_side, self.hidden_size)
+        image_features = self.rule.merged(b, features, grid, self.hidden_size)
         b.output(image_features, "image_features", ir.DataType.FLOAT, ["visual_tokens", self.hidden_size])
         bundle.add(Component("vision_fused", Role.VISION_ROUTER, b.model(), encoders[0].data_group))
         return Outcome(len(encoders))

@@ -12,9 +12,10 @@ from hvlc.errors import Progress, UserError
 from hvlc.evaluation.deviation import deviation, mismatches, spread
 from hvlc.files.digests import digest_file
 from hvlc.files.reading import is_file
+from hvlc.graphs.facts import Kind
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.images import load_images, to_array
-from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.opening.engine import EngineError
 from hvlc.opening.sessions import SessionError
 from hvlc.results import trace_points
@@ -273,9 +274,9 @@ class _Comparison:
         if name == trace_points.HEAD:
             places = trace_points.head_start(self._expected) + np.arange(len(expected))
             return _placed(deviation(spread(found), spread(expected)), places)
-        tokens = self._tracer.manifest.tokens
-        if name == trace_points.EMBEDDING and tokens is not None:  # at the placeholders of images rows have no meaning
-            rows = np.flatnonzero(trace_points.read_ids(self._expected) != tokens.image)
+        images = self._tracer.manifest.images
+        if name == trace_points.EMBEDDING and images is not None:  # at the placeholders of images rows have no meaning
+            rows = np.flatnonzero(trace_points.read_ids(self._expected) != images.token)
             return _placed(deviation(found[rows], expected[rows]), rows)
         return deviation(found, expected, before)
 

@@ -254,7 +254,7 @@ def _vocabulary(directory: Path) -> dict[str, int]:
 
 
 def _of_scales(found: np.ndarray, expected: np.ndarray, tracer: PackageTracer) -> Iterator[str]:
-    rule = tracer.manifest.tiles
+    rule = tracer.manifest.images
     if rule is not None and not rule.resolution_compressor and (found == 1).all():
         yield "the package has no resolution compressor: compare with --no-vrc"
     for index in np.flatnonzero(found != expected)[:_LISTED] if found.shape == expected.shape else ():

@@ -15,8 +15,9 @@ import numpy as np
 from onnxruntime import NodeArg
 
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
+from hvlc.graphs.facts import Kind
 from hvlc.inputs.images import to_array
-from hvlc.manifest.manifest import Kind, Manifest
+from hvlc.manifest.manifest import Manifest
 from hvlc.opening.package import open_package
 from hvlc.opening.sessions import PackageSession, session_options
 from hvlc.qnn.checking import Sample
@@ -68,15 +69,15 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
         return {"vision": [Sample({"pixel_values": pixels})]}
     document, question = next(examples(_SPLIT, 1))
     samples: dict[str, list[Sample]] = defaultdict(list)
-    images: list[Tiled] = []
+    images: list[Seen] = []
     features = None
     if manifest.kind is Kind.VISION_LANGUAGE:
         vision = Vision(directory, manifest)
-        images = [vision.tile(to_array(document.image), compress=False)]
+        images = [vision.see(to_array(document.image), compress=False)]
         for name in (name for name, entry in manifest.components.items() if entry.file in manifest.encoders.values()):
-            tiles = images[0].tiles[: amount.tiles]
+            tiles = images[0].pieces[: amount.tiles]
             samples[name] = [Sample({"pixel_values": tile[None]}) for tile in tiles]
-        features = np.concatenate([vision.encode(tiled, vision.choose("auto", 0)) for tiled in images])
+        features = np.concatenate([vision.encode(seen, vision.choose("auto", 0)) for seen in images])
     if manifest.is_staged:
         ids = _prompt(directory, question.text, images)
         config = open_package(directory).configuration
@@ -84,7 +85,7 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
     return dict(samples)
 
 
-def _prompt(directory: Path, question: str, images: Sequence[Tiled]) -> np.ndarray:
+def _prompt(directory: Path, question: str, images: Sequence[Seen]) -> np.ndarray:
     opened = VisionLanguageModel if images else LanguageModel
     return opened(directory, verify=False).prompt_ids(question, images)
 

@@ -1,11 +1,12 @@
 """A planned bundle lowered to what a target runs: quantized, fixed in its shapes, placed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Role
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.placement import Placement
-from hvlc.manifest.manifest import Kind
 from hvlc.package.staged import padding_token
 from hvlc.passes.lists import Sizes, static_passes
 from hvlc.passes.order import PassList
@@ -28,7 +29,7 @@ def fix_for(bundle: Bundle, done: PassList, target: Target, context: int | None,
             nothing is fixed, or the tokenizer cannot be read.
         TargetError: a layer alone is too large for a part, or a graph exceeds the target's limits.
     """
-    if context is not None and bundle.facts["kind"] == Kind.VISION:
+    if context is not None and bundle.facts.kind is Kind.VISION:
         raise UserError("build.context", "a vision tower has no KV cache", "leave --context out")
     if context is not None and not target.fixes(Role.DECODER):
         cause = f"the KV cache of {target.name} grows with the sequence"
@@ -43,11 +44,11 @@ def fix_for(bundle: Bundle, done: PassList, target: Target, context: int | None,
 def _decoder_sizes(bundle: Bundle, target: Target, context: int | None, tokenizer: Path) -> Sizes | None:
     """Sizes of the decoder, also in the bundle's facts; None where no decoder gets static shapes."""
     facts = bundle.facts
-    if facts["kind"] == Kind.VISION or not target.fixes(Role.DECODER):
+    if facts.text is None or not target.fixes(Role.DECODER):
         return None
-    room = static_context(int(str(facts["context_length"])), target, context)
-    facts["context_length"] = room
-    return Sizes(room, padding_token(tokenizer, facts))
+    room = static_context(facts.text.context_length, target, context)
+    bundle.facts = replace(facts, text=replace(facts.text, context_length=room))
+    return Sizes(room, padding_token(tokenizer, bundle.facts))
 
 
 def _place(bundle: Bundle, target: Target) -> None:

@@ -39,7 +39,7 @@ def with_wide_scales(plan: Plan, bundle: Bundle, threads: int) -> Plan:
     weights = _matrices(plan, bundle)
     with ThreadPoolExecutor(max(1, threads)) as pool:
         found = dict(zip(weights, pool.map(extremes_of, weights.values()), strict=True))
-    vocabulary = bundle.facts.get("vocab_size")
+    vocabulary = bundle.facts.text.vocab_size if bundle.facts.text else None
     reasons = {place: _obstacle(plan, place, extremes, vocabulary) for place, extremes in found.items()}
     return replace(plan, assignments=tuple(_widened(a, reasons) for a in plan.assignments))
 

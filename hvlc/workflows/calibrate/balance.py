@@ -1,14 +1,9 @@
 """The inputs that a checkpoint would be calibrated on, and what they are like."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from hvlc.graphs.bundle import Bundle
-from hvlc.manifest.manifest import Kind
-from hvlc.results.calibration_set import Balance, VisualSize
+from hvlc.results.calibration_set import Balance
 from hvlc.weights.checkpoint import Checkpoint
 
 
@@ -32,35 +27,8 @@ def show_inputs(
     from hvlc.calibration.balance import balance_of
     from hvlc.calibration.sources import Model, open_set
     from hvlc.export import export_bundle
+    from hvlc.workflows.calibrate.sizes import measure_of
 
     facts = export_bundle(Checkpoint.open(directory)).facts
     inputs = open_set(source, Model(directory, facts), samples=samples, tokens=tokens)
-    return balance_of(inputs, front_measure(facts), progress)
-
-
-def front_measure(facts: Mapping[str, Any]) -> Callable[[np.ndarray], VisualSize] | None:
-    """Runs a front graph without a resolution compressor over images; None for what has no tiles.
-
-    Args:
-        facts: of a bundle.
-    """
-    if facts["kind"] != Kind.VISION_LANGUAGE:
-        return None
-    import onnx_ir as ir
-    import onnxruntime as ort
-
-    from hvlc.passes.vision.tile_images import TileImages
-
-    front = Bundle("front")
-    mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
-    TileImages(facts["tile_size"], facts["cell_size"], mean, std).run(front)
-    model = ir.to_proto(front.components["front"].model).SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    limit = np.array([facts["max_visual_tokens"]], np.int64)
-
-    def measure(image: np.ndarray) -> VisualSize:
-        feeds = {"image": image, "scale": np.ones(1, np.float32), "max_visual_tokens": limit}
-        tiles, grid = session.run(["pixel_values", "grid"], feeds)
-        return VisualSize(len(tiles), int(grid[0]), int(grid[1]))
-
-    return measure
+    return balance_of(inputs, measure_of(facts.image) if facts.image else None, progress)

@@ -16,14 +16,14 @@ from hvlc.calibration.state import State, awaited
 from hvlc.calibration.walking import Walk
 from hvlc.errors import Progress, UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.facts import Facts, Kind
 from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
-from hvlc.manifest.manifest import Kind
 from hvlc.passes.quantize.quantize_activations import calibrated_values, check_ranges
 from hvlc.passes.quantize.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Dequantized, Quantization, Solved
-from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
+from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, look, output_of, stitcher, text_feeds
 
 _TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
 
@@ -56,9 +56,9 @@ def check_calibrated(plan: Plan) -> None:
             raise UserError("calibration.table", cause, "give its rule a data-free solver, such as rtn")
 
 
-def default_source(facts: Mapping[str, Any]) -> str:
+def default_source(facts: Facts) -> str:
     """The built-in set for a kind of model."""
-    return _TEXT_SOURCE if facts["kind"] == Kind.LANGUAGE else _IMAGE_SOURCE
+    return _TEXT_SOURCE if facts.kind is Kind.LANGUAGE else _IMAGE_SOURCE
 
 
 def awaited_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solved]:
@@ -201,7 +201,7 @@ def find_factors(
 
 def _walk(work: _Work, inputs: CalibrationSet) -> None:
     """Go through the components in the order in which they run."""
-    if work.bundle.facts["kind"] == Kind.VISION_LANGUAGE:
+    if work.bundle.facts.kind is Kind.VISION_LANGUAGE:
         _walk_both(work, inputs)
         return
     decoder = work.bundle.with_role(Role.DECODER)[0]
@@ -224,20 +224,21 @@ def _walk_both(work: _Work, inputs: CalibrationSet) -> None:
     """Encoders on tiles, then the decoder on what they make of them, the encoders taking turns."""
     bundle, facts = work.bundle, work.bundle.facts
     images = inputs.images
-    tiled, stitched = tile(bundle, images, work.threads), stitcher(bundle, work.threads)
+    seen, stitched = look(bundle, images, work.threads), stitcher(bundle, work.threads)
+    pieces = [{"pixel_values": image.pieces} for image in seen]
     encoders = [c.name for c in bundle.with_role(Role.VISION_ENCODER)]
     features: list[np.ndarray] = [np.empty(0, np.float32)] * len(images)
     for turn, name in enumerate(encoders):
-        made = work.component(name, tiled.feeds, "tile_features")
+        made = work.component(name, pieces, "tile_features")
         for index in range(turn, len(images), len(encoders)):
-            features[index] = stitched(made[index][0], tiled.grids[index])
+            features[index] = stitched(made[index][0], seen[index].grid)
     decoder, embedding = bundle.with_role(Role.DECODER)[0], bundle.components["embedding"]
     sequences = [
-        (s.prompt.ids(*tiled.cells(i)), f)
+        (s.prompt.ids(seen[i].ids), f)
         for i, (s, f) in enumerate(zip(images, features, strict=True))
         if s.prompt is not None
     ]
-    nothing = np.empty((0, int(str(facts["hidden_size"]))), np.float32)
+    nothing = np.empty((0, facts.hidden_size), np.float32)
     sequences += [(s.ids, nothing) for s in inputs.samples if isinstance(s, TextSample)]
     merged = embedded(embedding, sequences, work.threads)
     work.component(decoder.name, [decoder_feeds(decoder, "inputs_embeds", embeds) for embeds in merged])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from hvlc.errors import Progress, UserError
 from hvlc.files.reading import is_directory, is_file
 from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.plan import Plan
-from hvlc.manifest.manifest import MANIFEST, Kind, Manifest, Sources
+from hvlc.manifest.manifest import MANIFEST, Manifest, Sources
 from hvlc.passes.lists import walked_passes
 from hvlc.passes.prepare.scale_channels import Factors
 from hvlc.weights.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def calibration_inputs(request: BuildRequest, opened: Opened, planned: Planned, 
             cause = f"recipe {recipe.name} has nothing that is calibrated"
             raise UserError("calibration.unused", cause, f"leave {unused} out, or choose a recipe that needs it")
         return None
-    if bundle.facts["kind"] == Kind.VISION:
+    if bundle.facts.kind is Kind.VISION:
         cause = "vision towers alone are not calibrated"
         raise UserError("calibration.kind", cause, "use a recipe with data-free solvers and float activations")
     check_calibrated(plan)

@@ -4,18 +4,20 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
 from hvlc.graphs.plan import Action, Plan
-from hvlc.manifest.manifest import Kind
+from hvlc.results.calibration_set import VisualSize
 
 if TYPE_CHECKING:
-    from hvlc.calibration.samples import CalibrationSet, ImageSample, Sample
+    from hvlc.calibration.samples import CalibrationSet
 
 _FLOAT = 4  # bytes
 _GRAMS = 5  # the Gram matrix, damped, read backwards, its factor, and that read forwards
@@ -26,7 +28,7 @@ _SEARCHING = 4  # copies of a group's weights: as given, with factors, rounded, 
 _ROWS = 8192  # that are solved at a time
 _ALIVE = 3  # values that wait for later stretches: the residual stream, a norm of it, a product
 _SMALL = 1 << 20  # bytes of a value that stays in memory
-_PATCHES = 4  # of an encoder for each visual token: cells are usually two patches wide
+_CHANNELS = 3  # of an image
 _BETWEEN = 5  # values of a product's size in memory at once: activations of it, and what the allocator keeps
 _OBSERVED = 4  # more of them while values are observed: what the graph hands out, and a histogram's copies
 _SOLVED = 1.3e-7  # seconds a weight on one core of a 2023 server processor: the search of scales, and GPTQ's loop
@@ -167,39 +169,45 @@ class _Group:
 def _load(bundle: Bundle, component: Component, inputs: "CalibrationSet") -> _Load:
     from hvlc.workflows.calibrate.inputs import BATCH_TOKENS
 
+    sizes = _sizes(bundle, inputs)
     if component.role is Role.VISION_ENCODER:
-        patches = [_PATCHES * _visual_tokens(bundle, image) for image in inputs.images]
+        patches = [size.pixels // _patch_area(component) for size in sizes]
         return _Load(sum(patches), max(patches, default=0), len(patches))
-    lengths = [_length(bundle, sample) for sample in inputs.samples]
-    if bundle.facts["kind"] == Kind.VISION_LANGUAGE:  # one after another
+    lengths = _lengths(inputs, sizes)
+    if bundle.facts.kind is Kind.VISION_LANGUAGE:  # one after another
         return _Load(sum(lengths), max(lengths), len(lengths))
     batch = max(*lengths, min(BATCH_TOKENS, sum(lengths)))
     return _Load(sum(lengths), batch, -(-sum(lengths) // batch))
 
 
-def _length(bundle: Bundle, sample: "Sample") -> int:
-    """Tokens of a sample, the visual ones included."""
+def _lengths(inputs: "CalibrationSet", sizes: list[VisualSize]) -> list[int]:
+    """Tokens of every sequence, those of images included."""
     from hvlc.calibration.samples import TextSample
 
-    if isinstance(sample, TextSample):
-        return len(sample.ids)
-    around = len(sample.prompt.before) + len(sample.prompt.after) if sample.prompt else 0
-    return around + _visual_tokens(bundle, sample)
+    texts = [len(sample.ids) for sample in inputs.samples if isinstance(sample, TextSample)]
+    asked = zip(inputs.images, sizes, strict=True)
+    return texts + [size.length + (sample.prompt.length if sample.prompt else 0) for sample, size in asked]
 
 
-def _visual_tokens(bundle: Bundle, image: "ImageSample") -> int:
-    """Visual tokens of an image at full size, tiles filled up."""
-    tile, cell = int(str(bundle.facts["tile_size"])), int(str(bundle.facts["cell_size"]))
-    tiles = -(-image.picture.height // tile) * -(-image.picture.width // tile)
-    return min(int(str(bundle.facts["max_visual_tokens"])), tiles * (tile // cell) ** 2)
+def _sizes(bundle: Bundle, inputs: "CalibrationSet") -> list[VisualSize]:
+    """What the images of a set become at full size."""
+    from hvlc.workflows.calibrate.sizes import measure_of
+
+    if bundle.facts.image is None or not inputs.images:
+        return []
+    measure = measure_of(bundle.facts.image)
+    return [measure(sample.picture.height, sample.picture.width) for sample in inputs.images]
+
+
+def _patch_area(encoder: Component) -> int:
+    """Pixels of one patch of an encoder's images."""
+    sides = [node.attributes["strides"].as_ints() for node in encoder.graph if node.op_type == "Conv"]
+    return prod(sides[0]) if sides else 1
 
 
 def _pixels(bundle: Bundle, inputs: "CalibrationSet") -> int:
-    """Bytes of the tiles of all images, which wait in memory."""
-    if not inputs.images:
-        return 0
-    cell = int(str(bundle.facts["cell_size"]))
-    return sum(_FLOAT * 3 * cell**2 * _visual_tokens(bundle, image) for image in inputs.images)
+    """Bytes of the pieces of all images, which wait in memory."""
+    return sum(_FLOAT * _CHANNELS * size.pixels for size in _sizes(bundle, inputs))
 
 
 @cache

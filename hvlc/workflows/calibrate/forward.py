@@ -18,7 +18,8 @@ from hvlc.calibration.walking import Kept, Walk, stretches, walk
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import linear_groups, operand, values_of
-from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
+from hvlc.runtime.vision import Seen
+from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, look, output_of, stitcher, text_feeds
 
 _BATCH_TOKENS = 512  # of text that run at once: their answers are in memory twice
 
@@ -111,16 +112,16 @@ class _Sight:
 
     @classmethod
     def open(cls, bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> "_Sight":
-        """Cut the images into tiles and count their tokens."""
+        """Run the front graph over the images and count their tokens."""
         images = inputs.images
         encoders = [c.name for c in bundle.with_role(Role.VISION_ENCODER)]
         if len(images) < len(encoders):
             cause = f"{len(images)} images are too few for {len(encoders)} encoders that take turns"
             raise UserError("sensitivity.images", cause, "give more samples with an image")
-        tiled = tile(bundle, images, threads)
+        seen = look(bundle, images, threads)
         ids, scored = [], []
         for number, sample in enumerate(images):
-            sequence, positions = _asked(sample, *tiled.cells(number))
+            sequence, positions = _asked(sample, seen[number])
             ids.append(sequence)
             scored.append(positions)
         texts = [sample.ids for sample in inputs.samples if isinstance(sample, TextSample)]
@@ -130,8 +131,8 @@ class _Sight:
             threads,
             spool,
             turns,
-            tiled.feeds,
-            tiled.grids,
+            [{"pixel_values": image.pieces} for image in seen],
+            [image.grid for image in seen],
             [*ids, *texts],
             [*scored, *[slice(None)] * len(texts)],
             stitcher(bundle, threads),
@@ -177,7 +178,7 @@ class _Sight:
     ) -> list[dict[str, np.ndarray]]:
         """The decoder's inputs for sequences with these features of an image."""
         embedding = self.bundle.components["embedding"]
-        nothing = np.empty((0, int(str(self.bundle.facts["hidden_size"]))), np.float32)
+        nothing = np.empty((0, self.bundle.facts.hidden_size), np.float32)
         mine = [(self.ids[i], nothing if features is None else features) for i, features in sequences]
         looked_up = {
             operand(node, 0): changed[embedding.name, str(node.name)]
@@ -201,9 +202,9 @@ class _Sight:
             yield answer
 
 
-def _asked(sample: ImageSample, rows: int, columns: int) -> tuple[np.ndarray, slice]:
-    """The sequence around an image of `rows x columns` visual tokens, and the positions that foretell what follows."""
+def _asked(sample: ImageSample, image: Seen) -> tuple[np.ndarray, slice]:
+    """The sequence around an image, and the positions that foretell what follows it."""
     if sample.prompt is None:
         raise ValueError(f"{sample.question!r} has no tokens")
-    ids = sample.prompt.ids(rows, columns)
+    ids = sample.prompt.ids(image.ids)
     return ids, slice(len(ids) - len(sample.prompt.after) - 1, len(ids) - 1)

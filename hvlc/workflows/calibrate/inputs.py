@@ -1,7 +1,6 @@
-"""What components are fed: images cut into tiles, features stitched together, tokens embedded, texts in batches."""
+"""What components are fed: pieces of images, features of visual tokens, embedded tokens, batches of texts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -12,43 +11,26 @@ from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.walking import Walk, Weights, stretches, walk
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle, Component
+from hvlc.runtime.vision import Seen
 
 BATCH_TOKENS = 2048  # of text that run at once
 
 
-@dataclass(frozen=True)
-class Tiled:
-    """Images as encoders take them.
-
-    Attributes:
-        feeds: of an encoder, for each image.
-        grids: int64 `[2]` of each image: rows and columns of its visual tokens.
-    """
-
-    feeds: list[dict[str, np.ndarray]]
-    grids: list[np.ndarray]
-
-    def cells(self, image: int) -> tuple[int, int]:
-        """Rows and columns of an image's visual tokens."""
-        rows, columns = self.grids[image][:2].tolist()
-        return int(rows), int(columns)
-
-
-def tile(bundle: Bundle, images: Sequence[ImageSample], threads: int) -> Tiled:
-    """Run the front graph over images, its resolution compressor deciding their scale."""
-    front = _session(bundle.components["front"], threads)
-    limit = np.array([bundle.facts["max_visual_tokens"]], np.int64)
-    tiled = Tiled([], [])
+def look(bundle: Bundle, images: Sequence[ImageSample], threads: int) -> list[Seen]:
+    """Run the front graph over images, the resolution compressor deciding their scale where there is one."""
+    front, facts = _session(bundle.components["front"], threads), bundle.facts.sees
+    limit = np.array([facts.max_visual_tokens], np.int64)
+    scale = np.full(1, 0 if facts.compresses else 1, np.float32)
+    found = []
     for sample in images:
-        asked = {"image": sample.picture.pixels(), "scale": np.zeros(1, np.float32), "max_visual_tokens": limit}
-        tiles, grid = front.run(["pixel_values", "grid"], asked)
-        tiled.feeds.append({"pixel_values": tiles})
-        tiled.grids.append(grid)
-    return tiled
+        asked = {"image": sample.picture.pixels(), "scale": scale, "max_visual_tokens": limit}
+        pieces, ids, grid, used = front.run(["pixel_values", "image_ids", "grid", "used_scale"], asked)
+        found.append(Seen(pieces, ids, grid, float(used[0]), int((ids == facts.image_token_id).sum())))
+    return found
 
 
 def stitcher(bundle: Bundle, threads: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The stitch graph: from an encoder's features of an image's tiles, and the grid, those of its visual tokens."""
+    """The merger: from an encoder's features of an image's pieces, and the grid, those of its visual tokens."""
     session = _session(bundle.components["stitch"], threads)
 
     def stitched(features: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from hvlc.errors import Progress, UserError
 from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, evaluate, examples_digest, measure_fidelity, require_count
 from hvlc.evaluation.task import Task
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Kind
 from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import comparison_markdown
 from hvlc.report.page import write_page

@@ -22,7 +22,6 @@ from hvlc.workflows.bisect.opening import open_tracer
 _LABELS = (
     trace_points.TOKENIZATION,
     trace_points.RESOLUTION,
-    trace_points.GRIDS,
     trace_points.EMBEDDING,
     trace_points.SAMPLING,
 )

@@ -14,8 +14,9 @@ from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, Forced
 from hvlc.files.reading import is_directory, is_file
 from hvlc.files.scratch import temporary_directory
+from hvlc.graphs.facts import Kind
 from hvlc.inputs.documents import read_json
-from hvlc.manifest.manifest import MANIFEST, Kind, Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.opening.configuration import read_configuration
 from hvlc.opening.package import open_package
 from hvlc.results.compilation import Compilation, read_compilation

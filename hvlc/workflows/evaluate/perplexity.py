@@ -11,7 +11,7 @@ from hvlc.errors import Progress, UserError
 from hvlc.evaluation.fidelity import fidelity as summed
 from hvlc.evaluation.perplexity import evaluate_text, text_divergences, with_reading_agreement
 from hvlc.files.reading import TEXT, read_text
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Kind
 from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import text_markdown
 from hvlc.report.text_page import write_text_page

@@ -10,7 +10,7 @@ from hvlc.files.reading import is_file
 from hvlc.files.scratch import scratch_directory
 from hvlc.files.writing import make_directory
 from hvlc.graphs.bundle import Bundle
-from hvlc.manifest.manifest import Kind
+from hvlc.graphs.facts import Kind
 from hvlc.recipes.budget import explicit, knapsack, uniform
 from hvlc.recipes.schema import FormatSpec, Recipe, dump_recipe
 from hvlc.results import write_whole
@@ -136,7 +136,7 @@ def _score(checkpoint: Checkpoint, scoring: Scoring) -> tuple[Scored, Score]:
     from hvlc.export import export_bundle
 
     bundle: Bundle = export_bundle(checkpoint)
-    if bundle.facts["kind"] == Kind.LANGUAGE:
+    if bundle.facts.kind is Kind.LANGUAGE:
         from hvlc.workflows.evaluate.perplexity import measure_perplexities
 
         text = scoring.text

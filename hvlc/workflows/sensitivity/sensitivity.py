@@ -14,8 +14,8 @@ from hvlc.errors import Collector, Progress, UserError, raise_all
 from hvlc.files.reading import is_directory, shown, state_of
 from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.facts import Kind
 from hvlc.graphs.plan import Action, Assignment, Plan
-from hvlc.manifest.manifest import Kind
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.budget import is_budgeted, uniform
 from hvlc.recipes.loading import load_recipe
@@ -179,7 +179,7 @@ def measure(
     from hvlc.workflows.calibrate.calibrate import default_source
 
     bundle, passes = _exported(checkpoint, target, recipe.prepare)
-    if bundle.facts["kind"] == Kind.VISION:
+    if bundle.facts.kind is Kind.VISION:
         cause = "a vision tower alone says nothing whose change could be measured"
         raise UserError("sensitivity.kind", cause, "name a language or vision-language model")
     plans = _plans(recipe, bundle, target, how)
@@ -243,7 +243,7 @@ def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> No
     decoder = bundle.with_role(Role.DECODER)[0]
     logits = output_of(decoder, "logits").shape
     vocabulary = int(str(logits[2])) if logits is not None else 0
-    tokens = len(inputs.images) * int(str(bundle.facts.get("max_visual_tokens", 0))) + _scored_tokens(inputs)
+    tokens = len(inputs.images) * (bundle.facts.image.max_visual_tokens if bundle.facts.image else 0) + _scored_tokens(inputs)
     needed, free = 4 * (weights_of(decoder) + tokens * vocabulary), shutil.disk_usage(directory).free
     if needed > free:
         cause = f"the measurement keeps {needed / 1e6:.0f} MB in {directory}, {free / 1e6:.0f} MB are free"

@@ -1,0 +1,259 @@
+"""Vision-language models: a checkpoint becomes vision encoders with connectors, an embedding and a decoder.
+
+A family is a record; the export over it is one. What differs between families are names of parameters, the rule by
+which images become pieces and tokens, the tower, the connector, and which decoders speak.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_ir as ir
+from transformers import PreTrainedConfig
+
+from hvlc.errors import Collector, HvlcError, UserError, nearest
+from hvlc.export.decoder import DecoderShape, decoder, embedding
+from hvlc.export.language import Family, decoder_shape, head_parameter, rotary_tables, text_facts, with_table
+from hvlc.export.settings import read_config
+from hvlc.graphs.builder import GraphBuilder
+from hvlc.graphs.bundle import Bundle, Component, Role, Wire
+from hvlc.graphs.facts import CompressorFacts, Facts, ImageFacts, ImageRule
+from hvlc.models.numbers import Numbers
+from hvlc.weights.checkpoint import Checkpoint
+
+_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a checkpoint keeps its parameters; some families have been saved in several ways.
+
+    Attributes:
+        tower: what the names of the vision tower's parameters begin with, the dot included.
+        connector: the same of the connector.
+        text: dotted name of the text model.
+        head: parameter of the language-model head.
+    """
+
+    tower: str
+    connector: str
+    text: str
+    head: str = "lm_head.weight"
+
+    @property
+    def table(self) -> str:
+        """Parameter of the embedding table."""
+        return f"{self.text}.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A vision encoder of a checkpoint.
+
+    Attributes:
+        name: as requests name it.
+        config: transformers' configuration of its tower.
+        tower: what the names of its tower's parameters begin with, the dot included.
+        connector: the same of its connector.
+    """
+
+    name: str
+    config: Any
+    tower: str
+    connector: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a checkpoint's images become pieces and tokens.
+
+    Attributes:
+        rule: the image rule.
+        image_token_id: placeholder of one visual token.
+        placeholder_id: token that the chat template writes for a whole image.
+        start_token_id: token that stands right before an image's own, or the first of those.
+        special_ids: all tokens that an image may bring, and those around it.
+        max_visual_tokens: default bound for one image.
+    """
+
+    rule: ImageRule
+    image_token_id: int
+    placeholder_id: int
+    start_token_id: int
+    special_ids: frozenset[int]
+    max_visual_tokens: int
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """The resolution compressor of a family that has one.
+
+    Attributes:
+        build: builds its graph for a configuration.
+        facts: what the front graph must know of it.
+    """
+
+    build: Callable[[GraphBuilder, Any], ir.Model]
+    facts: Callable[[Checkpoint, Any], CompressorFacts]
+
+
+def one_encoder(config: Any, names: Names) -> tuple[Encoder, ...]:
+    """The encoders of a family that has one."""
+    return (Encoder("main", config.vision_config, names.tower, names.connector),)
+
+
+def refuse_nothing(config: Any, found: Collector) -> None:
+    """Refuse nothing: the check of a family whose configuration cannot contradict itself."""
+
+
+@dataclass(frozen=True)
+class VisionLanguageFamily:
+    """What the vision-language models of one model_type have in common.
+
+    Attributes:
+        config: transformers' class of the whole configuration.
+        numbers: bounds of its numbers.
+        names: where parameters are, by the ways in which the family has been saved; the first that fits is taken.
+        rule: how images become pieces and tokens, by checkpoint and configuration.
+        tower: builds features float32 `[pieces, patches, width]` of pixels.
+        connector: builds visual tokens float32 `[pieces, tokens, hidden]` of features.
+        decoders: families of the text decoders that speak, by model_type of `text_config`.
+        check: adds what the configuration contradicts to a collector.
+        encoders: vision encoders of a configuration.
+        default_encoder: name of the one that answers when a caller names none, by configuration.
+        compressor: None: the family has none.
+    """
+
+    config: type[PreTrainedConfig]
+    numbers: type[Numbers]
+    names: tuple[Names, ...]
+    rule: Callable[[Checkpoint, Any], Rule]
+    tower: Callable[[GraphBuilder, ir.Value, Encoder], ir.Value]
+    connector: Callable[[GraphBuilder, ir.Value, Encoder, Any], ir.Value]
+    decoders: Mapping[str, Family]
+    check: Callable[[Any, Collector], None] = refuse_nothing
+    encoders: Callable[[Any, Names], tuple[Encoder, ...]] = one_encoder
+    default_encoder: Callable[[Any], str] = field(default=lambda config: "main")
+    compressor: Compressor | None = None
+
+
+def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Bundle:
+    """The bundle of a vision-language model; weights stay in the checkpoint until they are written.
+
+    Raises:
+        UserError: the configuration is not valid or asks for what is not exported, or weights are missing.
+    """
+    config: Any = read_config(family.config, checkpoint, family.numbers)
+    names = _names(checkpoint, family)
+    checkpoint = with_table(checkpoint, config, names.table)
+    text = _text_family(config, family)
+    found = Collector()
+    family.check(config, found)
+    _check_channels(family.encoders(config, names), found)
+    rule = None
+    with found:
+        rule = family.rule(checkpoint, config)
+        _check_tokens(rule, config)
+    rule = found.require(rule)
+    found.raise_all()
+    shape = decoder_shape(config.text_config, text, checkpoint.config.get("text_config") or {}, checkpoint.problems)
+    bundle = Bundle(checkpoint.model_type)
+    for encoder in family.encoders(config, names):
+        bundle.add(_encoder(checkpoint, family, encoder, rule.rule, config))
+    if family.compressor:
+        model = family.compressor.build(GraphBuilder("resolution", checkpoint), config)
+        bundle.add(Component("resolution", Role.FRONT, model, "front"))
+    b = GraphBuilder("embedding", checkpoint)
+    model = embedding(b, names.table, shape.vocabulary, shape.hidden, rule.image_token_id)
+    bundle.add(Component("embedding", Role.EMBEDDING, model, "model"))
+    bundle.add(_decoder(checkpoint, config, text, shape, names))
+    bundle.wires.append(Wire("embedding.inputs_embeds", "model.inputs_embeds"))
+    bundle.facts = _facts(checkpoint, family, config, names, shape, rule)
+    return bundle
+
+
+def _names(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Names:
+    """The names by which a checkpoint keeps its parameters.
+
+    Raises:
+        UserError: it has none of the family's forms.
+    """
+    for names in family.names:
+        if any(name.startswith(names.tower) for name in checkpoint.tensors):
+            return names
+    expected = " or ".join(f"{names.tower}*" for names in family.names)
+    cause = f"{checkpoint.directory} holds no parameters {expected}"
+    raise UserError("checkpoint.names", cause, "save the whole model with save_pretrained, towers included")
+
+
+def _text_family(config: Any, family: VisionLanguageFamily) -> Family:
+    kind = config.text_config.model_type
+    if kind not in family.decoders:
+        cause = f"config.json: text_config is of model_type {kind!r}"
+        raise UserError("export.text_model", cause, nearest(kind, sorted(family.decoders)))
+    return family.decoders[kind]
+
+
+def _check_channels(encoders: tuple[Encoder, ...], found: Collector) -> None:
+    for encoder in encoders:
+        channels = encoder.config.num_channels
+        if channels != _CHANNELS:
+            cause = f"config.json: num_channels of the vision encoder {encoder.name} is {channels}, not {_CHANNELS}"
+            found.problems.append(UserError("checkpoint.config", cause, "correct it"))
+
+
+def _check_tokens(rule: Rule, config: Any) -> None:
+    """Refuse placeholders that the embedding table has no row for.
+
+    Raises:
+        UserError: there are some.
+    """
+    rows = config.text_config.vocab_size
+    outside = sorted(token for token in rule.special_ids if not 0 <= token < rows)
+    if outside:
+        cause = f"config.json: tokens of images are {', '.join(map(str, outside))}, the vocabulary has {rows} tokens"
+        raise UserError("checkpoint.config", cause, "match config.json and tokenizer")
+
+
+def _encoder(
+    checkpoint: Checkpoint, family: VisionLanguageFamily, encoder: Encoder, rule: ImageRule, config: Any
+) -> Component:
+    """Tower and connector: pieces to visual tokens."""
+    b = GraphBuilder(f"vision_{encoder.name}", checkpoint)
+    sides = rule.piece_shape or ("piece_height", "piece_width")
+    pixels = b.input("pixel_values", ir.DataType.FLOAT, ["tiles", _CHANNELS, *sides])
+    features = family.tower(b, pixels, encoder)
+    tokens = family.connector(b, features, encoder, config)
+    cells = rule.tokens_per_piece or "tokens"
+    b.output(tokens, "tile_features", ir.DataType.FLOAT, ["tiles", cells, config.text_config.hidden_size])
+    return Component(f"vision_{encoder.name}", Role.VISION_ENCODER, b.model(), "vision")
+
+
+def _decoder(checkpoint: Checkpoint, config: Any, family: Family, shape: DecoderShape, names: Names) -> Component:
+    b = GraphBuilder("decoder", checkpoint)
+    head = head_parameter(b, config, names.table, names.head)
+    tables = rotary_tables(config.text_config, family, shape, checkpoint.problems)
+    return Component("model", Role.DECODER, decoder(b, names.text, head, shape, tables), "model")
+
+
+def _facts(
+    checkpoint: Checkpoint,
+    family: VisionLanguageFamily,
+    config: Any,
+    names: Names,
+    shape: DecoderShape,
+    rule: Rule,
+) -> Facts:
+    """What passes, package and runtime must know besides the graphs."""
+    image = ImageFacts(
+        rule=rule.rule,
+        image_token_id=rule.image_token_id,
+        placeholder_id=rule.placeholder_id,
+        start_token_id=rule.start_token_id,
+        special_ids=rule.special_ids,
+        max_visual_tokens=rule.max_visual_tokens,
+        encoders=tuple(encoder.name for encoder in family.encoders(config, names)),
+        default_encoder=family.default_encoder(config),
+        compressor=family.compressor.facts(checkpoint, config) if family.compressor else None,
+    )
+    return Facts(text=text_facts(checkpoint.directory, config.text_config, shape), image=image)

@@ -1,0 +1,53 @@
+"""What images become, from their heights and widths alone: the front graph without its pixels."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from hvlc.errors import HvlcError
+from hvlc.graphs.facts import ImageFacts
+from hvlc.results.calibration_set import VisualSize
+
+
+def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
+    """Tells what an image of a height and a width becomes at full size.
+
+    Args:
+        image: facts of the model that sees it.
+    """
+    session = ort.InferenceSession(_sizing(image.rule.front()), providers=["CPUExecutionProvider"])
+    limit, full = np.array([image.max_visual_tokens], np.int64), np.ones(1, np.float32)
+
+    @cache
+    def measure(height: int, width: int) -> VisualSize:
+        size = np.array([height, width], np.float32)
+        given = {value.name for value in session.get_inputs()}
+        feeds = {"size": size, "scale": full, "max_visual_tokens": limit}
+        ids, grid = session.run(["image_ids", "grid"], {name: feeds[name] for name in given})
+        tokens, pieces = int((ids == image.image_token_id).sum()), image.rule.pieces(*grid.tolist())
+        if image.rule.piece_shape is not None:
+            area = image.rule.piece_shape[0] * image.rule.piece_shape[1] * pieces
+        else:
+            area = tokens * image.rule.pixels_per_token
+        return VisualSize(pieces, tokens, len(ids), area)
+
+    return measure
+
+
+def _sizing(front: ir.Model) -> bytes:
+    """The part of a front graph that makes ids and grid of a size, float32 `[2]` height and width."""
+    graph = front.graph
+    size = next((node.outputs[0] for node in graph if node.name == "size"), None)
+    if size is None:
+        raise HvlcError("calibration.front", "internal error: the front graph has no size", "please report it")
+    size.name = "size"
+    outputs = [value for value in graph.outputs if value.name in ("image_ids", "grid")]
+    given = [size, *(value for value in graph.inputs if value.name in ("scale", "max_visual_tokens"))]
+    cut = ir.convenience.extract(graph, given, outputs)
+    size_input = next(value for value in cut.inputs if value.name == "size")
+    size_input.type, size_input.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2])
+    content: bytes = ir.to_proto(ir.Model(cut, ir_version=front.ir_version)).SerializeToString()
+    return content
