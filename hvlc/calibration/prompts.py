@@ -18,7 +18,7 @@ from hvlc.chat.source import read_specials, read_template, runtime_files
 from hvlc.chat.tokenizing import FILES, added_tokens, check_text, normalization, normalized
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file
-from hvlc.graphs.facts import Facts, Kind
+from hvlc.graphs.facts import Facts
 from hvlc.inputs.tokenizer import opening_tokens
 
 _TOKENIZER = "checkpoint.tokenizer"

@@ -182,7 +182,6 @@ def _content(sample: Sample) -> Iterator[bytes]:
     yield from (b"image", sample.picture.sha256.encode())
     if sample.prompt is not None:
         yield from (_bytes(sample.prompt.before), _bytes(sample.prompt.after))
-        yield f"{sample.prompt.image} {sample.prompt.row}".encode()
 
 
 def _bytes(ids: np.ndarray) -> bytes:

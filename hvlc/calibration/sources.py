@@ -1,9 +1,8 @@
 """Where calibration inputs come from: a name, a file or a directory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 

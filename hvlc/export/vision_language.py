@@ -5,13 +5,13 @@ which images become pieces and tokens, the tower, the connector, and which decod
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 from transformers import PreTrainedConfig
 
-from hvlc.errors import Collector, HvlcError, UserError, nearest
+from hvlc.errors import Collector, UserError, nearest
 from hvlc.export.decoder import DecoderShape, decoder, embedding
 from hvlc.export.language import Family, decoder_shape, head_parameter, rotary_tables, text_facts, with_table
 from hvlc.export.settings import read_config

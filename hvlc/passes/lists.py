@@ -6,7 +6,6 @@ in its class; a list whose passes are in a wrong order cannot be made.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.facts import Facts, ImageFacts
@@ -48,8 +47,8 @@ from hvlc.passes.static.trim_rotary_tables import TrimRotaryTables
 from hvlc.passes.traits import EXPORTED, Trait
 from hvlc.passes.vision.add_front import AddFront
 from hvlc.passes.vision.compress_resolution import CompressResolution
-from hvlc.passes.vision.select_encoder import SelectEncoder
 from hvlc.passes.vision.merge_pieces import MergePieces
+from hvlc.passes.vision.select_encoder import SelectEncoder
 from hvlc.recipes.schema import Preparation
 from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Expression
@@ -129,9 +128,7 @@ class Quantities:
     factors: Mapping[tuple[str, str], Factors] = field(default_factory=dict)
 
 
-def quantizing_passes(
-    before: PassList, facts: Facts, target: Target, plan: Plan, numbers: Quantities
-) -> PassList:
+def quantizing_passes(before: PassList, facts: Facts, target: Target, plan: Plan, numbers: Quantities) -> PassList:
     """The passes that perform a plan, and those that join or copy what is final then.
 
     Args:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hvlc.graphs.plan import Action, Plan
-from hvlc.manifest.manifest import Manifest
+from hvlc.manifest.manifest import Images, Manifest
 from hvlc.results import Answered
 from hvlc.results.build import BuildResult, Estimate
 

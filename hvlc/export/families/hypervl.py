@@ -108,9 +108,7 @@ def _compressor(b: GraphBuilder, config: Any) -> ir.Model:
 
 def _compressor_facts(checkpoint: Checkpoint, config: Any) -> CompressorFacts:
     vrc = config.resolution_config
-    return CompressorFacts(
-        vrc.proxy_size, vrc.min_scale, vrc.scale_step, *_statistics(_processor(checkpoint, config))
-    )
+    return CompressorFacts(vrc.proxy_size, vrc.min_scale, vrc.scale_step, *_statistics(_processor(checkpoint, config)))
 
 
 FAMILY = VisionLanguageFamily(

@@ -57,9 +57,7 @@ class CompressResolution(BundlePass):
         return Outcome(1)
 
 
-def _branch(
-    facts: CompressorFacts, front: ir.Graph, network: ir.Graph, pixels: ir.Value, size: ir.Value
-) -> ir.Graph:
+def _branch(facts: CompressorFacts, front: ir.Graph, network: ir.Graph, pixels: ir.Value, size: ir.Value) -> ir.Graph:
     """Letterbox, network, and the scale on its grid, as the else branch."""
     b = GraphBuilder("predicted_scale", subgraph=True)
     longest = b.op("ReduceMax", size, keepdims=1)

@@ -23,7 +23,7 @@ from hvlc.opening.sessions import PackageSession, session_options
 from hvlc.qnn.checking import Sample
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
-from hvlc.runtime.vision import Tiled, Vision
+from hvlc.runtime.vision import Seen, Vision
 from hvlc.zoo.documents import examples
 
 #: Documents that no training of weights and no evaluation saw.

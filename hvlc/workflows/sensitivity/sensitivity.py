@@ -243,7 +243,8 @@ def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> No
     decoder = bundle.with_role(Role.DECODER)[0]
     logits = output_of(decoder, "logits").shape
     vocabulary = int(str(logits[2])) if logits is not None else 0
-    tokens = len(inputs.images) * (bundle.facts.image.max_visual_tokens if bundle.facts.image else 0) + _scored_tokens(inputs)
+    most = bundle.facts.image.max_visual_tokens if bundle.facts.image else 0
+    tokens = len(inputs.images) * most + _scored_tokens(inputs)
     needed, free = 4 * (weights_of(decoder) + tokens * vocabulary), shutil.disk_usage(directory).free
     if needed > free:
         cause = f"the measurement keeps {needed / 1e6:.0f} MB in {directory}, {free / 1e6:.0f} MB are free"
