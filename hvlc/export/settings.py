@@ -132,6 +132,31 @@ def processor_settings(directory: Path, channels: int) -> Processor:
     )
 
 
+def image_settings(directory: Path) -> dict[str, Any]:
+    """The settings of an image processor that a family cannot do without, within their bounds.
+
+    Raises:
+        UserError: there are none, or they are of other types, or outside their bounds.
+    """
+    path, settings = _saved_processor(directory)
+    if not settings:
+        cause = f"{directory} holds no preprocessor_config.json and no processor_config.json"
+        raise UserError("checkpoint.processor", cause, "save the processor beside the model")
+    check_numbers(ProcessorNumbers, settings, str(path))
+    return settings
+
+
+def processor_document(directory: Path) -> dict[str, Any]:
+    """processor_config.json, where settings of the whole processor stand; {} where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = directory / "processor_config.json"
+    content = read_json(path, "checkpoint.config") if is_file(path) else {}
+    return content if isinstance(content, dict) else {}
+
+
 def _saved_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The file of the image processor's settings, and the settings; {} when there are none."""
     for name in ("preprocessor_config.json", "processor_config.json"):

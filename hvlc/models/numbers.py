@@ -20,6 +20,8 @@ Width = Annotated[int, Field(ge=1, le=1 << 17)]
 Layers = Annotated[int, Field(ge=1, le=256)]
 Heads = Annotated[int, Field(ge=1, le=4096)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
+Pieces = Annotated[int, Field(ge=1, le=256)]
+Area = Annotated[int, Field(ge=1, le=1 << 28)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e30)]
@@ -135,6 +137,25 @@ class TwoTowerNumbers(TowerNumbers):
     vision_config: TowerNumbers | None = None
 
 
+class SizeNumbers(Numbers):
+    """A size of an image processor."""
+
+    height: Pixels | None = None
+    width: Pixels | None = None
+    longest_edge: Area | None = None
+    shortest_edge: Area | None = None
+
+
+class VisionLanguageNumbers(Numbers):
+    """Vision-language models: what public families have in common."""
+
+    vision_config: TowerNumbers | None = None
+    text_config: LanguageNumbers | None = None
+    scale_factor: Annotated[int, Field(ge=1, le=64)] | None = None
+    image_token_id: Token | None = None
+    tie_word_embeddings: bool | None = None
+
+
 class ProcessorNumbers(Numbers):
     """Image processors; means and deviations are for values from 0 to 1."""
 
@@ -146,6 +167,18 @@ class ProcessorNumbers(Numbers):
     tile_size: Pixels | None = None
     cell_size: Pixels | None = None
     proxy_size: Pixels | None = None
+    size: SizeNumbers | None = None
+    max_image_size: SizeNumbers | None = None
+    min_patches: Pieces | None = None
+    max_patches: Pieces | None = None
+    min_pixels: Area | None = None
+    max_pixels: Area | None = None
+    patch_size: Pixels | None = None
+    merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    do_resize: bool | None = None
+    do_image_splitting: bool | None = None
+    crop_to_patches: bool | None = None
+    use_thumbnail: bool | None = None
 
 
 def check_numbers(numbers: type[Numbers], settings: Any, source: str) -> None:
