@@ -1,0 +1,183 @@
+"""Small checkpoints of public vision-language families: transformers' own classes and processors, random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Idefics3Config,
+    Idefics3Processor,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    SmolVLMConfig,
+    SmolVLMProcessor,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from tests.helpers.tiny import randomize
+
+TILE, PATCH, SHUFFLE, LONGEST, CONTEXT = 32, 4, 2, 96, 1024
+MOST = 4  # rows and columns that the tokenizer has tokens for
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<image>",
+    *(f"<row_{r}_col_{c}>" for r in range(1, MOST + 1) for c in range(1, MOST + 1)),
+)
+
+#: The form of SmolVLM2's own template.
+TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'] is string %}: {{ message['content'] }}{% else %}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def byte_tokenizer(specials: tuple[str, ...], template: str, end: str, **settings: Any) -> PreTrainedTokenizerFast:
+    """A byte-level BPE whose one merge makes two newlines a token, as most vocabularies have it."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    newline = chr(256 + 10)
+    vocabulary = {symbol: token for token, symbol in enumerate([*symbols, newline * 2])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(newline, newline)]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=specials[0],
+        pad_token=specials[0],
+        eos_token=end,
+        clean_up_tokenization_spaces=False,
+        chat_template=template,
+        **settings,
+    )
+
+
+def text_settings(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
+    """Settings of a small decoder that fit a tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    } | changes
+
+
+class _WithoutVideo(SmolVLMProcessor):
+    """SmolVLM's processor for images and text: its video processor needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+
+def overview_processor(directory: Path) -> ProcessorMixin:
+    """transformers' processor of a saved SmolVLM or Idefics3, on Pillow."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    count = json.loads((directory / "processor_config.json").read_text("utf-8"))["image_seq_len"]
+    if "SmolVLM" in (directory / "preprocessor_config.json").read_text("utf-8"):
+        pictures: Any = SmolVLMImageProcessorPil.from_pretrained(directory)
+        return _WithoutVideo(pictures, tokenizer, None, image_seq_len=count)
+    return Idefics3Processor(Idefics3ImageProcessorPil.from_pretrained(directory), tokenizer, image_seq_len=count)
+
+
+def save(directory: Path, config: PreTrainedConfig, *parts: Any, seed: int = 0, dtype: str = "float32") -> Path:
+    """A model of random weights, and the parts of its processor."""
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    randomize(model, seed)
+    with torch.no_grad():  # a small share of the residual stream, so that an answer is not one token again and again
+        model.get_input_embeddings().weight.mul_(0.3)
+    model.tie_weights()
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
+    for part in parts:
+        part.save_pretrained(directory)
+    return directory
+
+
+def save_overview(
+    directory: Path,
+    family: str = "smolvlm",
+    *,
+    tile: int = TILE,
+    patch: int = PATCH,
+    shuffle: int = SHUFFLE,
+    longest: int = LONGEST,
+    splits: bool = True,
+    tied: bool = False,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """A SmolVLM or an Idefics3.
+
+    Args:
+        directory: where it is saved.
+        family: "smolvlm" or "idefics3".
+        tile: side of a tile in pixels.
+        patch: side of a patch.
+        shuffle: side of the pixel shuffle.
+        longest: longest edge to which an image is resized.
+        splits: whether images are split into tiles.
+        tied: whether the head is the embedding table.
+        vision: other settings of the tower.
+        text: other settings of the decoder.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    tokenizer = byte_tokenizer(SPECIALS, TEMPLATE, "<end_of_utterance>")
+    config_class = SmolVLMConfig if family == "smolvlm" else Idefics3Config
+    config = config_class(
+        text_config=LlamaConfig(**text_settings(tokenizer, tie_word_embeddings=tied, **(text or {}))),
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "image_size": tile,
+            "patch_size": patch,
+        }
+        | (vision or {}),
+        scale_factor=shuffle,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=tied,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    settings: dict[str, Any] = {
+        "size": {"longest_edge": longest},
+        "max_image_size": {"longest_edge": tile},
+        "do_image_splitting": splits,
+    }
+    count = (tile // patch // shuffle) ** 2
+    pictures = (SmolVLMImageProcessorPil if family == "smolvlm" else Idefics3ImageProcessorPil)(**settings)
+    save(directory, config, tokenizer, pictures, seed=seed, dtype=dtype)
+    named = {"processor_class": "SmolVLMProcessor" if family == "smolvlm" else "Idefics3Processor"}
+    (directory / "processor_config.json").write_text(json.dumps(named | {"image_seq_len": count}), "utf-8")
+    return directory
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change the top level of a JSON file; None removes a key."""
+    content = json.loads(path.read_text("utf-8")) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), "utf-8")
