@@ -6,7 +6,7 @@ from hvlc.errors import UserError
 from hvlc.export.prompt_tokens import PromptTokens
 from hvlc.export.settings import image_settings, processor_document
 from hvlc.export.vision_language import Rule
-from hvlc.imaging.multiple_tiles import MultipleTiles
+from hvlc.imaging.multiple_tiles import MultipleTiles, OverviewTokens
 from hvlc.imaging.resize import Resampling
 from hvlc.imaging.rule import Normalization
 from hvlc.models.numbers import channel_numbers
@@ -68,24 +68,26 @@ def overview_tiles(checkpoint: Checkpoint, config: Any) -> Rule:
     most = -(-min(longest, _LARGEST) // side) if splits else 0
     cells = [[f"<row_{r}_col_{c}>" for c in range(1, most + 1)] for r in range(1, most + 1)]
     newline, newlines = tokens.between([(image, "\n", fake), (image, "\n\n", fake)])
-    rule = MultipleTiles(
-        tile_size=side,
-        longest_edge=longest,
-        splits=splits,
-        tokens_per_tile=count,
-        normalization=normalization(settings),
-        resampling=resampling(settings, 1),
-        image_token=config.image_token_id,
-        fake_token=tokens.id_of(fake),
-        global_token=tokens.id_of(overview),
+    written = OverviewTokens(
+        image=config.image_token_id,
+        around=(tokens.id_of(fake),),
+        overview=(tokens.id_of(overview),),
         row_column=tuple(tuple(tokens.ids_of(row)) for row in cells),
         newline=newline,
         newlines=newlines,
     )
-    written = {config.image_token_id, rule.fake_token, rule.global_token, *(i for row in rule.row_column for i in row)}
-    special = frozenset({*written, *newline, *newlines})
-    image_id = config.image_token_id
-    return Rule(rule, image_id, image_id, rule.fake_token, special, rule.most_visual_tokens)
+    rule = MultipleTiles(
+        tile_size=side,
+        longest_edge=longest,
+        tile_tokens=count,
+        resampling=resampling(settings, 1),
+        normalization=normalization(settings),
+        tokens=written,
+        is_split=splits,
+    )
+    special = {written.image, *written.around, *written.overview, *newline, *newlines}
+    special |= {token for row in written.row_column for token in row}
+    return Rule(rule, written.image, written.image, written.around[0], frozenset(special), rule.most_visual_tokens)
 
 
 def _edge(settings: dict[str, Any], key: str, expected: int) -> int:

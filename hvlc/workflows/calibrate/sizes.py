@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from hvlc.errors import HvlcError
 from hvlc.graphs.facts import ImageFacts
 from hvlc.results.calibration_set import VisualSize
 
@@ -23,7 +22,7 @@ def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
 
     @cache
     def measure(height: int, width: int) -> VisualSize:
-        size = np.array([height, width], np.float32)
+        size = np.array([height, width], np.int64)
         given = {value.name for value in session.get_inputs()}
         feeds = {"size": size, "scale": full, "max_visual_tokens": limit}
         ids, grid = session.run(["image_ids", "grid"], {name: feeds[name] for name in given})
@@ -38,16 +37,16 @@ def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
 
 
 def _sizing(front: ir.Model) -> bytes:
-    """The part of a front graph that makes ids and grid of a size, float32 `[2]` height and width."""
+    """The part of a front graph that makes ids and grid of a size, int64 `[2]` height and width."""
     graph = front.graph
-    size = next((node.outputs[0] for node in graph if node.name == "size"), None)
-    if size is None:
-        raise HvlcError("calibration.front", "internal error: the front graph has no size", "please report it")
-    size.name = "size"
+    image = next(value for value in graph.inputs if value.name == "image")
+    size = ir.val("size", ir.DataType.INT64, [2])
+    graph.inputs.append(size)
+    for node in list(graph):
+        if node.op_type == "Shape" and node.inputs[0] is image:
+            ir.convenience.replace_all_uses_with(node.outputs[0], size)
     outputs = [value for value in graph.outputs if value.name in ("image_ids", "grid")]
     given = [size, *(value for value in graph.inputs if value.name in ("scale", "max_visual_tokens"))]
     cut = ir.convenience.extract(graph, given, outputs)
-    size_input = next(value for value in cut.inputs if value.name == "size")
-    size_input.type, size_input.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2])
     content: bytes = ir.to_proto(ir.Model(cut, ir_version=front.ir_version)).SerializeToString()
     return content
