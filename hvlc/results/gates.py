@@ -79,7 +79,7 @@ class Ratio(Record):
     method: Literal["Bonett-Price", "paired bootstrap", "exact"]
 
 
-class Verdict(StrEnum):
+class GateVerdict(StrEnum):
     """What an interval says of a bound."""
 
     PASSED = "passed"  # all of it keeps the bound
@@ -100,7 +100,7 @@ class GateOutcome(Record):
     """
 
     gate: Gate
-    verdict: Verdict
+    verdict: GateVerdict
     measured: Interval
     ratio: Ratio | None = None
     reference: str | None = None
@@ -147,7 +147,7 @@ class Judgement(Record):
         """Outcomes of all evaluations."""
         return [outcome for evaluation in self.evaluations for outcome in evaluation.outcomes]
 
-    def found(self, verdict: Verdict) -> list[GateOutcome]:
+    def found(self, verdict: GateVerdict) -> list[GateOutcome]:
         """The outcomes with this verdict."""
         return [outcome for outcome in self.outcomes if outcome.verdict is verdict]
 

@@ -16,7 +16,7 @@ from hvlc.report.comparison import comparison_markdown, comparison_tables, headl
 from hvlc.results import write_evaluation
 from hvlc.results.comparison import Comparison
 from hvlc.results.trace_points import Question
-from hvlc.workflows.evaluate.compare import Asking, Compared, compare_models, open_contenders, write_comparison
+from hvlc.workflows.evaluate.compare import Asking, Compared, compare_models, open_models, write_comparison
 from hvlc.workflows.evaluate.layerwise import trace
 from tests.helpers.faults import FAULTS, planted
 from tests.helpers.measurements import measured, read_text
@@ -27,7 +27,7 @@ FEW = Asking(count=6, encoders=("base",), traces=1, max_new_tokens=4)
 
 
 def compared(*paths: Path, asking: Asking = FEW, reference: str | None = None, work: Path | None = None) -> Compared:
-    return compare_models(open_contenders(paths, reference), asking, work=work)
+    return compare_models(open_models(paths, reference), asking, work=work)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hvlc.workflows.build.compiling import CompileRequest, compile_package
 from hvlc.workflows.build.emulation import Amount
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.evaluate.compare import Asking, compare_models, open_contenders
+from hvlc.workflows.evaluate.compare import Asking, compare_models, open_models
 from hvlc.workflows.evaluate.evaluate import Against, Setting, evaluate_directory
 from hvlc.workflows.evaluate.perplexity import evaluate_texts
 from hvlc.zoo import documents, nano_checkpoint
@@ -105,7 +105,7 @@ def test_a_fault_that_was_compiled_is_named_by_its_part(static: Path, image: Pat
 
 def test_a_comparison_answers_whether_the_package_still_answers_alike(cpu: Path, compiled: Path) -> None:
     asking = Asking(encoders=("base",), count=1, max_new_tokens=4, traces=1)
-    found = compare_models(open_contenders([cpu, compiled]), asking).comparison
+    found = compare_models(open_models([cpu, compiled]), asking).comparison
     assert all(test.verdict == "noise" for test in found.tests)
     errors = {one.stage: one.relative_error for one in found.stages}
     assert 0 < (errors["decoder.layers.3"] or 0) < 0.02

@@ -22,8 +22,8 @@ from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.passes.lists import Refused, fixing_passes
-from hvlc.results.lint import GraphLint, Lint, Weight
-from hvlc.targets import Target
+from hvlc.results.lint import GraphLint, Lint
+from hvlc.targets import Severity, Target
 from hvlc.workflows.lint.probing import probed, require_compiler
 
 #: Operators that are written in those of a later opset.
@@ -198,7 +198,7 @@ def _refused(found: GraphLint, target: Target) -> Refused:
         wide=frozenset(f.node for f in found.findings if f.rule in rules and rules[f.rule].is_about("int64")),
         no_zero_points=frozenset(node for node, operand in asked if operand.gives_zero_point is False),
         negative_scales=frozenset(node for node, operand in asked if operand.scale_below == 0),
-        norms=any(f.operator in _NORMS and f.weight is Weight.HAZARD for f in found.findings),
+        norms=any(f.operator in _NORMS and f.weight is Severity.HAZARD for f in found.findings),
     )
 
 

@@ -6,8 +6,8 @@ from hvlc.errors import UserError
 from hvlc.qnn.compiler import CompileOptions
 from hvlc.qnn.isolation import is_installed
 from hvlc.qnn.probing import Probe, probe_graph
-from hvlc.results.lint import Disagreement, GraphLint, Probed, Weight
-from hvlc.targets import Target
+from hvlc.results.lint import Disagreement, GraphLint, Probed
+from hvlc.targets import Severity, Target
 
 
 def require_compiler(target: Target) -> None:
@@ -33,7 +33,7 @@ def probed(graph: GraphLint, target: Target) -> GraphLint:
 
 def disagreements(graph: GraphLint, said: Probe) -> Probed:
     """What the compiler said, beside what the rules say."""
-    refused = {finding.node for finding in graph.findings if finding.weight is Weight.REFUSAL}
+    refused = {finding.node for finding in graph.findings if finding.weight is Severity.REFUSAL}
     found = [
         Disagreement(
             node=name,
