@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hvlc.lint.engine import Judged, judge
 from hvlc.lint.graphs import nodes_of
-from hvlc.lint.linting import Judged, judge
 from hvlc.lint.partitions import count_partitions
 from hvlc.qnn.isolation import is_installed
 from hvlc.targets import Evidence, Severity, load_target

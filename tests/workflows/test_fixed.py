@@ -15,7 +15,7 @@ from PIL import Image
 from hvlc.errors import HvlcError, TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.placement import Phase, Placement
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.manifest.manifest import Kind, Manifest
 from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.targets import load_target

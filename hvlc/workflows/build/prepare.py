@@ -23,7 +23,7 @@ from hvlc.results.build import Estimate
 from hvlc.targets import Target, load_target, target_text
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.estimate import estimate, needs_of, processors
-from hvlc.workflows.build.factors import awaited_factors, check_stored, plan_factors
+from hvlc.workflows.build.factors import check_stored, pending_factors, plan_factors
 from hvlc.workflows.build.limits import check_compiler, check_disk, check_memory, check_target
 from hvlc.workflows.build.lowering import fix_for
 from hvlc.workflows.build.memory import current_memory
@@ -230,12 +230,12 @@ def _quantities(planned: Planned, directory: Path) -> Quantities:
     """The numbers that a plan is performed with, those of a calibration as they will be in the state's directory."""
     from hvlc.graphs.stored_levels import stored_levels
     from hvlc.solvers.registry import SOLVERS
-    from hvlc.workflows.calibrate.calibrate import Observed, awaited_matrices
+    from hvlc.workflows.calibrate.calibrate import Observed, pending_matrices
 
     bundle, plan = planned.bundle, planned.plan
-    observed = Observed.awaited(bundle, plan, directory)
-    solved = {**stored_levels(plan, bundle), **awaited_matrices(plan, directory)}
-    factors = awaited_factors(planned.scaled, directory)
+    observed = Observed.pending(bundle, plan, directory)
+    solved = {**stored_levels(plan, bundle), **pending_matrices(plan, directory)}
+    factors = pending_factors(planned.scaled, directory)
     return Quantities(SOLVERS, solved, observed.ranges, observed.magnitudes, factors)
 
 

@@ -12,8 +12,8 @@ from hvlc.calibration.engine import Calibration, matrix_key
 from hvlc.calibration.factors import FactorSearch, ScaledGroup
 from hvlc.calibration.observation import Observation
 from hvlc.calibration.samples import CalibrationSet, TextSample
-from hvlc.calibration.state import State, awaited
-from hvlc.calibration.walking import Walk
+from hvlc.calibration.segments import Walk
+from hvlc.calibration.state import State, pending
 from hvlc.errors import Progress, UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, CacheType, Plan, RangeMethod
@@ -61,7 +61,7 @@ def default_source(facts: Mapping[str, Any]) -> str:
     return _TEXT_SOURCE if facts["kind"] == Kind.LANGUAGE else _IMAGE_SOURCE
 
 
-def awaited_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solved]:
+def pending_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solved]:
     """What a calibration will have put into a state, by component and node; a tied table's is the head's."""
     heads = {(a.component, a.node): a for a in plan.assignments}
     found = {}
@@ -70,7 +70,7 @@ def awaited_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solve
         if assignment.action is Action.KEEP or owner.solver not in CALIBRATED or owner.format is None:
             continue
         key, shape = matrix_key(owner.component, owner.node), (owner.out_features, owner.in_features)
-        found[assignment.component, assignment.node] = awaited(directory, key, shape, owner.format)
+        found[assignment.component, assignment.node] = pending(directory, key, shape, owner.format)
     return found
 
 
@@ -106,7 +106,7 @@ class Observed:
     magnitudes: dict[str, Expression]
 
     @classmethod
-    def awaited(cls, bundle: Bundle, plan: Plan, directory: Path) -> "Observed":
+    def pending(cls, bundle: Bundle, plan: Plan, directory: Path) -> "Observed":
         """What a state will hold.
 
         Args:

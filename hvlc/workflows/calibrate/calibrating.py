@@ -13,7 +13,7 @@ from hvlc.manifest.manifest import MANIFEST, Kind, Manifest, Sources
 from hvlc.passes.lists import walked_passes
 from hvlc.passes.prepare.scale_channels import Factors
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.factors import awaited_factors
+from hvlc.workflows.build.factors import pending_factors
 from hvlc.workflows.build.prepared import Opened, Planned, Prepared
 from hvlc.workflows.build.request import BuildRequest
 from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, search_cost
@@ -101,15 +101,15 @@ def calibrate_plan(prepared: Prepared, inputs: "CalibrationSet", state: "State",
     Returns:
         The number of places that have calibrated levels, and of groups that have factors.
     """
-    from hvlc.workflows.calibrate.calibrate import awaited_matrices, calibrate, find_factors, needs_data
+    from hvlc.workflows.calibrate.calibrate import calibrate, find_factors, needs_data, pending_matrices
 
     planned, threads = prepared.planned, prepared.estimate.threads
     plan, scaled, checkpoint = planned.plan, planned.scaled, prepared.opened.checkpoint
     find_factors(_walked_bundle(checkpoint, planned), scaled, inputs, state, threads, progress)
     if needs_data(plan):
-        factors = awaited_factors(scaled, state.directory)
+        factors = pending_factors(scaled, state.directory)
         calibrate(_walked_bundle(checkpoint, planned, factors), plan, inputs, state, threads, progress)
-    return len(awaited_matrices(plan, state.directory)) + len(scaled)
+    return len(pending_matrices(plan, state.directory)) + len(scaled)
 
 
 def _walked_bundle(

@@ -27,7 +27,7 @@ from hvlc.results.difference import ValueChange
 from hvlc.results.files import UNWRITABLE
 from hvlc.results.measures import MEASURES
 from hvlc.results.trace_points import Question
-from hvlc.workflows.evaluate.evaluate import Against, evaluate_directory, require_sight, settings_of
+from hvlc.workflows.evaluate.evaluate import Against, evaluate_directory, require_vision, settings_of
 from hvlc.workflows.evaluate.evaluation_store import Store
 from hvlc.workflows.evaluate.layerwise import Weighed, trace, weigh
 from hvlc.workflows.evaluate.model import open_subject, require_one_vocabulary
@@ -277,7 +277,7 @@ def _asked(
     subjects = [open_subject(c.package, c.name) for c in packages if c.package]
     settings = settings_of(subjects[0], asking.encoders, vrc=asking.vrc)
     for subject in subjects:  # before the long work
-        require_sight(subject, task)
+        require_vision(subject, task)
         settings_of(subject, [setting.encoder for setting in settings if setting.encoder])
     if asking.fidelity and first.package:
         require_one_vocabulary(subjects)

@@ -137,7 +137,7 @@ def encoders_of(directory: Path) -> tuple[str, ...]:
     return open_subject(directory).encoders
 
 
-def require_sight(subject: Subject, task: Task) -> None:
+def require_vision(subject: Subject, task: Task) -> None:
     """Refuse questions about images for a model without eyes.
 
     Raises:
@@ -181,7 +181,7 @@ def evaluate_directory(
         UserError: something is wrong with the model, the task, the reference or the store.
     """
     subject = open_subject(directory, name)
-    require_sight(subject, task)
+    require_vision(subject, task)
     work = Work(subject, task, require_count(task, count), max_new_tokens, store or Store(None), progress)
     digest = examples_digest(task, count) if reuse else None
     with ExitStack() as stack:
@@ -301,7 +301,7 @@ def evaluate_questions(
     subject, other = open_subject(directory), open_subject(reference) if reference else None
     settings = settings_of(subject, encoders, vrc=vrc)
     for one in (subject, *([other] if other else [])):  # before the long work
-        require_sight(one, task)
+        require_vision(one, task)
         settings_of(one, [setting.encoder for setting in settings if setting.encoder])
     if other and fidelity:
         require_one_vocabulary([subject, other])

@@ -15,8 +15,8 @@ from hvlc.files.reading import is_directory, is_file, shown, state_of
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.inputs.onnx_data import check_tensors, external_path, locations_of
 from hvlc.inputs.onnx_model import open_model
+from hvlc.lint.engine import lint_graph
 from hvlc.lint.graphs import symbolic_dims
-from hvlc.lint.linting import lint_graph
 from hvlc.manifest.lock import LOCK
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.opening.package import open_package
