@@ -24,7 +24,7 @@ from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.solvers.statistics import Accumulator, InputStatistics
 from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 _ROWS = 8192  # of a matrix that are solved at a time: a head has a hundred thousand
 
@@ -50,7 +50,7 @@ class Calibration:
     threads: int
     spool: Path | None = None
     observation: Observation | None = None
-    _solved: dict[str, Solved] = field(default_factory=dict)
+    _solved: dict[str, SolvedWeight] = field(default_factory=dict)
 
     def run(self, progress: Progress, wanted: Sequence[ir.Value] = ()) -> Walk:
         """Solve every matrix whose solver needs data, and observe what is not known yet.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hvlc.calibration.lines import LineSamples
+from hvlc.calibration.jsonl import JsonlSamples
 from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImageSample, Sample, StoredPicture, TextSample
-from hvlc.calibration.windows import builtin_text, read_texts, spread, windows
+from hvlc.calibration.text_windows import builtin_text, read_texts, spread, windows
 from hvlc.errors import Collector, UserError, nearest
 from hvlc.files.reading import is_directory, is_file, reason, shown
 from hvlc.manifest.manifest import Kind
@@ -77,7 +77,7 @@ def open_set(
     Args:
         source: "documents" (drawn pages, each with a question and its answer), "text" (a small English text, for
             want of one of the model's own domain, which is always better), or a path: a .txt file, a directory of
-            those, a .jsonl file (`hvlc.calibration.lines`), or a directory of images.
+            those, a .jsonl file (`hvlc.calibration.jsonl`), or a directory of images.
         model: what the inputs are for.
         samples: how many at most, at even distances over the source.
         tokens: length of a window of text in tokens, those that open a text included; also where longer lines end.
@@ -124,7 +124,7 @@ def _read(source: str, model: Model, prompts: Prompts | None, samples: int, toke
 
 
 def _lines(path: Path, model: Model, prompts: Prompts | None, samples: int, tokens: int) -> CalibrationSet:
-    lines = LineSamples(path)
+    lines = JsonlSamples(path)
     _check_modality(model, lines.images, len(lines), str(path))
     found, cut = lines.samples(prompts, samples, tokens)
     notes = (*_fewer(len(found), samples), *([f"{cut} of {len(found)} cut to {tokens} tokens"] if cut else []))

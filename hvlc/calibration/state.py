@@ -22,7 +22,7 @@ from hvlc.inputs.documents import read_json
 from hvlc.weights.checkpoint import open_tensors
 from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Box, Expression
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 _FINGERPRINT, _ARRAYS = "fingerprint.json", ".safetensors"
 _CODE = "calibration.state"
@@ -111,7 +111,7 @@ class State:
         with _in_state(self.directory):
             _write_partial(key_path(self.directory, key), content)
 
-    def has(self, solved: Solved) -> bool:
+    def has(self, solved: SolvedWeight) -> bool:
         """Whether a pending matrix was solved; a damaged file counts as unsolved."""
         return all(part.is_there() for part in solved.stored if isinstance(part, Pending))
 
@@ -220,7 +220,7 @@ def key_path(directory: Path, key: str) -> Path:
     return directory / f"{quote(key, safe='')}{_ARRAYS}"
 
 
-def pending(directory: Path, key: str, shape: tuple[int, int], format: WeightFormat) -> Solved:
+def pending(directory: Path, key: str, shape: tuple[int, int], format: WeightFormat) -> SolvedWeight:
     """A matrix of a state as lazy expressions; by the time they are read, it has to be solved.
 
     Args:
@@ -233,7 +233,7 @@ def pending(directory: Path, key: str, shape: tuple[int, int], format: WeightFor
     streams = (
         Pending(path, stream.value, format.shape(stream, shape), format.dtype(stream)) for stream in format.streams
     )
-    return Solved(shape, format, tuple(streams))
+    return SolvedWeight(shape, format, tuple(streams))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hvlc.errors import UserError
 
 if TYPE_CHECKING:
     from hvlc.results.gates import Judgement
-    from hvlc.workflows.evaluate.compare import Asking, Compared, ComparedModel
+    from hvlc.workflows.evaluate.compare import ComparedModel, ComparisonResult, EvaluationRequest
 
 
 @click.command(short_help="Compare packages or reports side by side.")
@@ -66,11 +66,11 @@ def compare(
     differs in recipe, plan, target and versions.
     """
     from hvlc.report.comparison import comparison_tables, headline
-    from hvlc.workflows.evaluate.compare import Asking, compare_models, open_models, write_comparison
+    from hvlc.workflows.evaluate.compare import EvaluationRequest, compare_models, open_models, write_comparison
 
     _check(asked, {"--encoder": encoders, "--no-vrc": no_vrc})
     given = {name: value for name, value in asked.items() if value is not None}
-    asking = Asking(encoders=encoders, vrc=not no_vrc, fidelity=not no_fidelity, **given)
+    asking = EvaluationRequest(encoders=encoders, vrc=not no_vrc, fidelity=not no_fidelity, **given)
     opened = open_models(models, reference)
     demanded = _demanded(gates, opened, asking)
     with progress("compare", 1) as step:
@@ -84,7 +84,7 @@ def compare(
     show_judged(data, judgement, as_json, lambda console: console.print(tables))
 
 
-def _demanded(gates: GateRequest, opened: "Sequence[ComparedModel]", asking: "Asking") -> DemandedGates:
+def _demanded(gates: GateRequest, opened: "Sequence[ComparedModel]", asking: "EvaluationRequest") -> DemandedGates:
     """The gates, read before the long work.
 
     Raises:
@@ -109,7 +109,7 @@ def _demanded(gates: GateRequest, opened: "Sequence[ComparedModel]", asking: "As
     )
 
 
-def _judged(gates: DemandedGates, opened: "Sequence[ComparedModel]", found: "Compared") -> "Judgement | None":
+def _judged(gates: DemandedGates, opened: "Sequence[ComparedModel]", found: "ComparisonResult") -> "Judgement | None":
     """What came of the gates: every model but the reference is held against them.
 
     Raises:

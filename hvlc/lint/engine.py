@@ -12,7 +12,7 @@ from hvlc.targets import Evidence, Finding, Severity, Target
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedNode:
     """A node and what the target has against it; nothing against one that is computed before."""
 
     node: Node
@@ -29,9 +29,9 @@ class Judged:
         return Severity.REFUSAL not in self.severities
 
 
-def judge(nodes: Sequence[Node], target: Target) -> tuple[Judged, ...]:
+def judge(nodes: Sequence[Node], target: Target) -> tuple[JudgedNode, ...]:
     """Every node with what speaks against it."""
-    return tuple(Judged(node, _findings(node, target)) for node in nodes)
+    return tuple(JudgedNode(node, _findings(node, target)) for node in nodes)
 
 
 def _findings(node: Node, target: Target) -> tuple[Finding, ...]:

@@ -13,7 +13,7 @@ Operator = Literal[">=", "<=", ">", "<"]
 ACCURACY: Final = frozenset({"exact_match", "anls", "perplexity", "kl", "top1_agreement"})
 
 
-class Place(Record):
+class SourceLine(Record):
     """A line of a file.
 
     Attributes:
@@ -48,7 +48,7 @@ class Gate(Record):
     surely: bool = False
     written: str
     reason: str = ""
-    place: Place | None = None
+    place: SourceLine | None = None
 
     @property
     def subject(self) -> str:

@@ -50,7 +50,7 @@ class Disagreement(Record):
     reason: str
 
 
-class Probed(Record):
+class CompilerAnswer(Record):
     """What the compiler said of one graph.
 
     Attributes:
@@ -98,7 +98,7 @@ class GraphLint(Record):
     partitions: int
     unknown_shapes: int
     findings: tuple[NodeFinding, ...]
-    probed: Probed | None = None
+    probed: CompilerAnswer | None = None
 
 
 class Lint(Record):

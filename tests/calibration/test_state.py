@@ -24,7 +24,7 @@ from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import Levels, Stream, WeightFormat
 from hvlc.workflows.build import request as requesting
 from hvlc.workflows.build.build import build
-from hvlc.workflows.calibrate.calibrating import fingerprint_of
+from hvlc.workflows.calibrate.build_calibration import fingerprint_of
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe
 from tests.helpers.solvers import ASYMMETRIC, LPBQ, SYMMETRIC, normal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.lint.engine import Judged, judge
+from hvlc.lint.engine import JudgedNode, judge
 from hvlc.lint.graphs import nodes_of
 from hvlc.lint.partitions import count_partitions
 from hvlc.qnn.isolation import is_installed
@@ -102,7 +102,7 @@ def verdicts() -> dict[str, dict]:
 
 
 @cache
-def judged(name: str) -> tuple[Judged, ...]:
+def judged(name: str) -> tuple[JudgedNode, ...]:
     return judge(nodes_of(CASES[name].model, Path()), NPU)
 
 

@@ -19,10 +19,10 @@ from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.limits import check_written, is_compiled_for
 from hvlc.workflows.build.memory import MemoryWatch
 from hvlc.workflows.build.prepare import documents_of, prepare
-from hvlc.workflows.build.prepared import Prepared
+from hvlc.workflows.build.prepared import PreparedBuild
 from hvlc.workflows.build.request import BuildRequest, provenance_of
 from hvlc.workflows.build.steps import Digesting, Stages
-from hvlc.workflows.calibrate.calibrating import calibrate_plan, fingerprint_of
+from hvlc.workflows.calibrate.build_calibration import calibrate_plan, fingerprint_of
 
 if TYPE_CHECKING:
     from hvlc.calibration.state import State
@@ -101,7 +101,7 @@ def _removing(state: "State | None") -> Iterator[None]:
         state.remove()
 
 
-def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywhere: bool = False) -> Prepared:
+def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywhere: bool = False) -> PreparedBuild:
     """Everything that a build decides, without building.
 
     Args:

@@ -22,7 +22,7 @@ from hvlc.passes.quantize.quantize_activations import calibrated_values, check_r
 from hvlc.passes.quantize.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
-from hvlc.weights.quantized import Dequantized, Quantization, Solved
+from hvlc.weights.quantized import Dequantized, Quantization, SolvedWeight
 from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, output_of, stitcher, text_feeds, tile
 
 _TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
@@ -61,7 +61,7 @@ def default_source(facts: Mapping[str, Any]) -> str:
     return _TEXT_SOURCE if facts["kind"] == Kind.LANGUAGE else _IMAGE_SOURCE
 
 
-def pending_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solved]:
+def pending_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], SolvedWeight]:
     """What a calibration will have put into a state, by component and node; a tied table's is the head's."""
     heads = {(a.component, a.node): a for a in plan.assignments}
     found = {}
@@ -94,7 +94,7 @@ def observations(bundle: Bundle, plan: Plan) -> dict[str, Observation]:
 
 
 @dataclass(frozen=True)
-class Observed:
+class PendingObservations:
     """What calibration will have found of a package's values, as lazy expressions.
 
     Attributes:
@@ -106,7 +106,7 @@ class Observed:
     magnitudes: dict[str, Expression]
 
     @classmethod
-    def pending(cls, bundle: Bundle, plan: Plan, directory: Path) -> "Observed":
+    def pending(cls, bundle: Bundle, plan: Plan, directory: Path) -> "PendingObservations":
         """What a state will hold.
 
         Args:

@@ -27,9 +27,9 @@ from hvlc.results.difference import ValueChange
 from hvlc.results.files import UNWRITABLE
 from hvlc.results.measures import MEASURES
 from hvlc.results.trace_points import Question
-from hvlc.workflows.evaluate.evaluate import Against, evaluate_directory, require_vision, settings_of
+from hvlc.workflows.evaluate.evaluate import ReferenceModel, evaluate_directory, require_vision, settings_of
 from hvlc.workflows.evaluate.evaluation_store import Store
-from hvlc.workflows.evaluate.layerwise import Weighed, trace, weigh
+from hvlc.workflows.evaluate.layerwise import WeightDifferences, trace, weigh
 from hvlc.workflows.evaluate.model import open_subject, require_one_vocabulary
 from hvlc.workflows.evaluate.perplexity import TOKENS, evaluate_texts
 
@@ -40,7 +40,7 @@ _NOTHING: tuple[list[StageError], list[str]] = ([], [])
 
 
 @dataclass(frozen=True)
-class Asking:
+class EvaluationRequest:
     """What packages are evaluated on.
 
     Attributes:
@@ -87,7 +87,7 @@ class ComparedModel:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonResult:
     """A comparison with what it was made from.
 
     Attributes:
@@ -159,12 +159,12 @@ def _told_apart(models: Sequence[ComparedModel]) -> list[ComparedModel]:
 
 def compare_models(
     models: Sequence[ComparedModel],
-    asking: Asking,
+    asking: EvaluationRequest,
     *,
     work: Path | None = None,
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
-) -> Compared:
+) -> ComparisonResult:
     """Compare packages and reports; packages are evaluated.
 
     Args:
@@ -184,7 +184,7 @@ def compare_models(
     tests = paired_tests(pairs)
     settings = _settings(first, others)
     packages = {c.name: c.package for c in evaluated if c.package} if first.package else {}
-    weighed, traced = Weighed(), _NOTHING
+    weighed, traced = WeightDifferences(), _NOTHING
     if len(packages) > 1 and asking.traces:
         weighed = weigh(packages, settings, progress)
         traced = trace(packages, _questions(task, asking, runs[0]), progress)
@@ -207,10 +207,10 @@ def compare_models(
         settings=settings,
         notes=(*notes, *weighed.notes, *traced[1]),
     )
-    return Compared(comparison, tuple(runs), _with_images(task, runs))
+    return ComparisonResult(comparison, tuple(runs), _with_images(task, runs))
 
 
-def _questions(task: Task | None, asking: Asking, run: Measured) -> list[Question]:
+def _questions(task: Task | None, asking: EvaluationRequest, run: Measured) -> list[Question]:
     """What layers are compared on: the first examples in the first run's setting, or the beginning of the text."""
     if asking.text:
         return [Question(read_text(asking.text, "task.text", limit=TEXT)[:_PROMPT])]
@@ -223,14 +223,14 @@ def _questions(task: Task | None, asking: Asking, run: Measured) -> list[Questio
     ]
 
 
-def _task(models: Sequence[ComparedModel], asking: Asking) -> Task | None:
+def _task(models: Sequence[ComparedModel], asking: EvaluationRequest) -> Task | None:
     """The questions; None where only reports are compared and their task has no name here."""
     if any(model.package for model in models):
         return open_task(asking.task, asking.count)
     asked = models[0].evaluations[0]
     if isinstance(asked, TextEvaluation):
         return None
-    if asking.task != Asking.task or asked.task not in NAMED_TASKS:
+    if asking.task != EvaluationRequest.task or asked.task not in NAMED_TASKS:
         return open_task(asking.task) if asking.task.endswith(".jsonl") else None
     return open_task(asked.task, asked.summary.n)
 
@@ -245,7 +245,7 @@ def _with_images(task: Task | None, runs: Sequence[Measured]) -> Task | None:
 
 def _evaluated(
     models: Sequence[ComparedModel],
-    asking: Asking,
+    asking: EvaluationRequest,
     task: Task | None,
     work: Path | None,
     progress: Progress,
@@ -267,7 +267,7 @@ def _asked(
     first: ComparedModel,
     packages: Sequence[ComparedModel],
     task: Task,
-    asking: Asking,
+    asking: EvaluationRequest,
     store: Store,
     progress: Progress,
     *,
@@ -286,7 +286,7 @@ def _asked(
     for model in packages:
         if model.package is None:
             continue
-        against = Against(first.package, references, asking.fidelity) if first.package and references else None
+        against = ReferenceModel(first.package, references, asking.fidelity) if first.package and references else None
         found = evaluate_directory(
             model.package,
             task,
@@ -308,7 +308,7 @@ def _read_texts(
     models: Sequence[ComparedModel],
     packages: Sequence[ComparedModel],
     text: Path,
-    asking: Asking,
+    asking: EvaluationRequest,
     store: Store,
     progress: Progress,
 ) -> dict[str, tuple[Measured, ...]]:
@@ -434,7 +434,7 @@ def _settings(first: ComparedModel, others: Sequence[ComparedModel]) -> dict[str
     return {name: changes for name, changes in found.items() if changes}
 
 
-def write_comparison(output: Path, compared: Compared, title: str) -> None:
+def write_comparison(output: Path, compared: ComparisonResult, title: str) -> None:
     """comparison.json, comparison.md and comparison.html.
 
     Raises:

@@ -30,7 +30,7 @@ _NAMED = 3  # weights in a note
 
 
 @dataclass(frozen=True)
-class Weighed:
+class WeightDifferences:
     """How the weights of packages differ.
 
     Attributes:
@@ -46,7 +46,7 @@ class Weighed:
 
 def weigh(
     packages: Mapping[str, Path], settings: Mapping[str, Mapping[str, Sequence[ValueChange]]], progress: Progress
-) -> Weighed:
+) -> WeightDifferences:
     """Compare the weights of packages with the first one's.
 
     Args:
@@ -75,7 +75,7 @@ def weigh(
         why = f"{COMPILED} ({' and '.join(hidden)})" if hidden else "without counterpart"
         notes += [f"{name}: {len(alone)} weights are not compared: {why}: {_some(alone)}"] if alone else []
         notes += [f"{name}: not finite, or 0 everywhere in {reference}: {_some(without)}"] if without else []
-    return Weighed(tuple(layers), tuple(plan_changes(weights, compiled)), tuple(notes))
+    return WeightDifferences(tuple(layers), tuple(plan_changes(weights, compiled)), tuple(notes))
 
 
 def _some(names: Sequence[str]) -> str:

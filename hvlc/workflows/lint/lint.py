@@ -21,7 +21,7 @@ from hvlc.manifest.lock import LOCK
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory, check_output
-from hvlc.passes.lists import Refused, fixing_passes
+from hvlc.passes.lists import RefusedNodes, fixing_passes
 from hvlc.results.lint import GraphLint, Lint
 from hvlc.targets import Severity, Target
 from hvlc.workflows.lint.probing import probed, require_compiler
@@ -188,11 +188,11 @@ def _fix_graph(path: Path, found: GraphLint, target: Target) -> Iterator[tuple[s
         onnx.save(ir.to_proto(model), path)
 
 
-def _refused(found: GraphLint, target: Target) -> Refused:
+def _refused(found: GraphLint, target: Target) -> RefusedNodes:
     """What a target refuses, by what can be done about it."""
     rules = {f"rules.{name}": rule for name, rule in target.rules.items()}
     asked = [(f.node, operand) for f in found.findings if f.rule in rules for operand in rules[f.rule].when.inputs]
-    return Refused(
+    return RefusedNodes(
         late=any(finding.operator in _LATE for finding in found.findings),
         products=frozenset(finding.node for finding in found.findings if finding.rule not in _SHAPE_LIMITS),
         wide=frozenset(f.node for f in found.findings if f.rule in rules and rules[f.rule].is_about("int64")),

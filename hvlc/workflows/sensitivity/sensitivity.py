@@ -43,7 +43,7 @@ def cache_directory() -> Path:
 
 
 @dataclass(frozen=True)
-class Measuring:
+class SensitivityOptions:
     """How to measure.
 
     Attributes:
@@ -72,7 +72,7 @@ class Measuring:
     threads: int = 1
 
     @classmethod
-    def of(cls, budget: BudgetSpec, source: str | None, cache: Path | None, threads: int) -> "Measuring":
+    def of(cls, budget: BudgetSpec, source: str | None, cache: Path | None, threads: int) -> "SensitivityOptions":
         """What a budget asks for."""
         return cls(
             budget.formats,
@@ -87,7 +87,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Opened:
+class SensitivityInputs:
     """What is measured.
 
     Attributes:
@@ -108,7 +108,7 @@ class Opened:
 
 
 @contextmanager
-def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
+def opened(directory: Path, recipe: str, target: str) -> Iterator[SensitivityInputs]:
     """Open a checkpoint, a recipe and a target; what is read out of a GGUF file on the way goes in the end.
 
     Raises:
@@ -128,7 +128,7 @@ def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
     checkpoint, rules, device = found.require(checkpoint), found.require(rules), found.require(device)
     with temporary_directory("sensitivity") as scratch:
         text = text_files(checkpoint, scratch)
-        yield Opened(directory, checkpoint, text, rules, device, target)
+        yield SensitivityInputs(directory, checkpoint, text, rules, device, target)
 
 
 def check_results(output: Path, names: Iterable[str], *, force: bool) -> None:
@@ -154,7 +154,7 @@ def measure(
     text: Path,
     recipe: Recipe,
     target: Target,
-    how: Measuring,
+    how: SensitivityOptions,
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Sensitivity:
@@ -250,7 +250,7 @@ def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> No
         raise UserError("sensitivity.disk", cause, "name another directory with --cache, or take --no-loss")
 
 
-def _plans(recipe: Recipe, bundle: Bundle, target: Target, how: Measuring) -> list[Plan]:
+def _plans(recipe: Recipe, bundle: Bundle, target: Target, how: SensitivityOptions) -> list[Plan]:
     """What a build would do if all parts had one format, for each of them."""
     from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
@@ -323,7 +323,7 @@ class _Part:
         )
 
 
-def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: Measuring) -> list[_Part]:
+def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: SensitivityOptions) -> list[_Part]:
     """Every group of linears that shares an input, as far as a budget chooses its format."""
     from hvlc.calibration.sensitivity import Trial
     from hvlc.graphs.linears import linear_groups
@@ -352,7 +352,7 @@ def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: Measuring
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, recipe: Recipe, target: Target, inputs: "CalibrationSet", how: Measuring
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, inputs: "CalibrationSet", how: SensitivityOptions
 ) -> dict[str, str]:
     """Digests of all that a damage depends on besides its part and format."""
     return {
@@ -385,7 +385,7 @@ def _try_all(
     inputs: "CalibrationSet",
     missing: Mapping[_Part, Sequence["Trial"]],
     cache: "TrialCache",
-    how: Measuring,
+    how: SensitivityOptions,
     spool: Path,
     progress: Progress,
     announce: Callable[[str], None],

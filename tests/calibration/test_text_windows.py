@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.calibration import windows as module
-from hvlc.calibration.windows import builtin_text, read_texts, spread, tokenized, windows
+from hvlc.calibration import text_windows as module
+from hvlc.calibration.text_windows import builtin_text, read_texts, spread, tokenized, windows
 from hvlc.errors import UserError
 
 MANY = st.integers(1, 400)
