@@ -187,16 +187,16 @@ class Probe:
             for segment in path[last + 1 : -1]:
                 together.run(segment, in_float)
             outputs = together.results(path[-1], in_float)
-        return self._heard(outputs, len(changed))
+        return self._losses_of_logits(outputs, len(changed))
 
     def _again(self, path: Sequence[Segment], change: "_Changed") -> float:
         """A change that begins with a table: everything once more."""
         walk = Walk(self.feeds(change.tables), self.threads, self.spool, self.cache)
         for segment in path[:-1]:
             walk.run(segment, change.weights)
-        return self._heard(walk.results(path[-1], change.weights), 1)[0]
+        return self._losses_of_logits(walk.results(path[-1], change.weights), 1)[0]
 
-    def _heard(self, outputs: Iterator[list[np.ndarray]], branches: int) -> list[float]:
+    def _losses_of_logits(self, outputs: Iterator[list[np.ndarray]], branches: int) -> list[float]:
         if self.float_logits is None:
             raise HvlcError("sensitivity.answers", "answers are compared with nothing", "report it")
         logits = self.answers(output for (output,) in outputs)

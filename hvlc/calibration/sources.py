@@ -10,7 +10,7 @@ import numpy as np
 from hvlc.calibration.jsonl import JsonlSamples
 from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImageSample, Sample, StoredPicture, TextSample
-from hvlc.calibration.text_windows import builtin_text, read_texts, spread, windows
+from hvlc.calibration.text_windows import builtin_text, evenly_spaced, read_texts, windows
 from hvlc.errors import Collector, UserError, nearest
 from hvlc.files.reading import is_directory, is_file, reason, shown
 from hvlc.manifest.manifest import Kind
@@ -145,7 +145,7 @@ def _directory(path: Path, model: Model, prompts: Prompts | None, samples: int, 
     name = path.resolve().name
     if texts:
         return _texts(name, read_texts(texts), prompts, samples, tokens)
-    chosen = [images[at] for at in spread(len(images), samples)]
+    chosen = [images[at] for at in evenly_spaced(len(images), samples)]
     return CalibrationSet(name, tuple(_pictures(chosen, prompts)), _fewer(len(chosen), samples))
 
 

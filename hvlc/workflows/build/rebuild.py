@@ -68,7 +68,7 @@ def rebuild(
         checkpoint: that it was built from.
         calibration: source of its calibration set; None where it was a built-in one, or none.
         threads: of the new build.
-        progress: told of the stages.
+        progress: told of the steps.
 
     Raises:
         UserError: the package is damaged, the checkpoint or the calibration set is another one, a byte differs, or the

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlc.errors import Progress, UserError
-from hvlc.evaluation.deviation import deviation, spread
+from hvlc.evaluation.deviation import centered_logits, deviation
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
 from hvlc.package.weights import stored_weights
@@ -134,5 +134,5 @@ def _errors(contestant: str, found: Sequence[Values], expected: Sequence[Values]
 
 def _relative(stage: str, found: np.ndarray, expected: np.ndarray) -> float | None:
     if stage == trace_points.HEAD:
-        found, expected = spread(found), spread(expected)
+        found, expected = centered_logits(found), centered_logits(expected)
     return deviation(found, expected).relative
