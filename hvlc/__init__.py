@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hvlc.results.build import BuildResult
-    from hvlc.workflows.asking import Package
-    from hvlc.workflows.evaluate.evaluate import Evaluated
+    from hvlc.workflows.evaluate.evaluate import EvaluationResult
+    from hvlc.workflows.package import Package
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "build", "evaluate", "open"]
@@ -63,7 +63,7 @@ def open(package: Place) -> "Package":
     """
     from pathlib import Path
 
-    from hvlc.workflows.asking import Package
+    from hvlc.workflows.package import Package
 
     return Package.open(Path(package))
 
@@ -76,7 +76,7 @@ def evaluate(
     encoders: Sequence[str] = (),
     count: int | None = None,
     **options: Any,
-) -> "Evaluated":
+) -> "EvaluationResult":
     """Measure a package or checkpoint on questions.
 
     Args:

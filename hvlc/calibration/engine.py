@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.observation import Observation, Observers
-from hvlc.calibration.state import State, awaited
-from hvlc.calibration.walking import Stretch, Walk, stretches
+from hvlc.calibration.segments import Segment, Walk, cut_segments
+from hvlc.calibration.state import State, pending
 from hvlc.errors import HvlcError, Progress, UserError
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, linear_groups
@@ -24,7 +24,7 @@ from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.solvers.statistics import Accumulator, InputStatistics
 from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 _ROWS = 8192  # of a matrix that are solved at a time: a head has a hundred thousand
 
@@ -50,7 +50,7 @@ class Calibration:
     threads: int
     spool: Path | None = None
     observation: Observation | None = None
-    _solved: dict[str, Solved] = field(default_factory=dict)
+    _solved: dict[str, SolvedWeight] = field(default_factory=dict)
 
     def run(self, progress: Progress, wanted: Sequence[ir.Value] = ()) -> Walk:
         """Solve every matrix whose solver needs data, and observe what is not known yet.
@@ -65,11 +65,11 @@ class Calibration:
         Raises:
             UserError: values are not finite.
         """
-        groups = list(linear_groups(self.component.graph))  # of rounded ones too: a stretch's weights are in memory
+        groups = list(linear_groups(self.component.graph))  # of rounded ones too: a segment's weights are in memory
         observers, watched = self._observers()
         while groups and not wanted and not watched and not any(self._calibrated(n) for n in groups[-1].nodes):
             groups.pop()
-        path = stretches(self.component.graph, [g.input for g in groups], wanted, watched)
+        path = cut_segments(self.component.graph, [g.input for g in groups], wanted, watched)
         walk = Walk(self.feeds, self.threads, self.spool)
         total, done = len(path) * len(walk), 0
 
@@ -78,8 +78,8 @@ class Calibration:
             done += 1
             progress(self.component.name, done, total)
 
-        for index, stretch in enumerate(path):
-            walk.run(stretch, self._weights(stretch), step, observers.observe)
+        for index, segment in enumerate(path):
+            walk.run(segment, self._weights(segment), step, observers.observe)
             if index < len(groups):
                 self._solve(groups[index], walk)
         if watched:
@@ -130,16 +130,16 @@ class Calibration:
     def _recall(self, node: ir.Node) -> None:
         assignment = self.assignments[str(node.name)]
         shape = (assignment.out_features, assignment.in_features)
-        known = awaited(self.state.directory, self._key(node), shape, _format(assignment))
+        known = pending(self.state.directory, self._key(node), shape, _format(assignment))
         if self.state.has(known):
             self._solved[str(node.name)] = known
 
     def _key(self, node: ir.Node) -> str:
         return matrix_key(self.component.name, str(node.name))
 
-    def _weights(self, stretch: Stretch) -> Callable[[ir.Value], np.ndarray | None]:
-        """The values that a stretch's matrices have in the package, as the graph reads them: `[in, out]`."""
-        readers = {node.inputs[1]: node for node in stretch.nodes if node.op_type == "MatMul"}
+    def _weights(self, segment: Segment) -> Callable[[ir.Value], np.ndarray | None]:
+        """The values that a segment's matrices have in the package, as the graph reads them: `[in, out]`."""
+        readers = {node.inputs[1]: node for node in segment.nodes if node.op_type == "MatMul"}
 
         def values(weight: ir.Value) -> np.ndarray | None:
             node = readers.get(weight)

@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from hvlc.calibration.engine import statistics_of
 from hvlc.calibration.scaling import Rounding, awq_factors, scaled_statistics, smooth_factors
+from hvlc.calibration.segments import Walk, cut_segments
 from hvlc.calibration.sensitivity import in_float
-from hvlc.calibration.state import Awaited, State, key_path
-from hvlc.calibration.walking import Walk, stretches
+from hvlc.calibration.state import Pending, State, key_path
 from hvlc.errors import HvlcError, Progress
 from hvlc.graphs.bundle import Component
 from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups, operand, values_of
@@ -70,7 +70,7 @@ class ScaledGroup:
         """Rows that a search rounds, each exponent's apart; at most."""
         return self.awq.exponents * self.awq.rows * len(self.formats) if self.awq else 0
 
-    def awaited(self, directory: Path) -> tuple[Awaited, Awaited]:
+    def pending(self, directory: Path) -> tuple[Pending, Pending]:
         """The factors as lazy expressions, which have to be found by the time they are read.
 
         Args:
@@ -81,11 +81,11 @@ class ScaledGroup:
         """
         path, dtype = key_path(directory, self.key), np.dtype(np.float32)
         made = (int(self.channels.max()) + 1,)
-        return Awaited(path, "factors", self.channels.shape, dtype), Awaited(path, "inverse", made, dtype)
+        return Pending(path, "factors", self.channels.shape, dtype), Pending(path, "inverse", made, dtype)
 
     def is_known(self, state: State) -> bool:
         """Whether a state has the factors."""
-        return all(part.is_there() for part in self.awaited(state.directory))
+        return all(part.is_there() for part in self.pending(state.directory))
 
     def keep(self, state: State, factors: np.ndarray) -> None:
         """Put the factors, float32 `[in]`, into a state."""
@@ -153,10 +153,10 @@ class FactorSearch:
             The walk, with the wanted values; what was found is in the state.
         """
         self._missing.update((g.nodes[0], g) for g in self.groups if not g.is_known(self.state))
-        groups = list(linear_groups(self.component.graph))  # of others too: a stretch's weights are in memory
+        groups = list(linear_groups(self.component.graph))  # of others too: a segment's weights are in memory
         while groups and not wanted and _first(groups[-1]) not in self._missing:
             groups.pop()
-        path = stretches(self.component.graph, [g.input for g in groups], wanted)
+        path = cut_segments(self.component.graph, [g.input for g in groups], wanted)
         walk = Walk(self.feeds, self.threads, self.spool)
         total, done = len(path) * len(walk), 0
 
@@ -165,8 +165,8 @@ class FactorSearch:
             done += 1
             progress(f"{self.component.name} (factors)", done, total)
 
-        for index, stretch in enumerate(path):
-            walk.run(stretch, in_float, step)
+        for index, segment in enumerate(path):
+            walk.run(segment, in_float, step)
             if index < len(groups) and _first(groups[index]) in self._missing:
                 self._find(groups[index], walk)
         return walk

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlc.calibration.ranges import CacheObserver, RangeObserver
-from hvlc.calibration.state import Awaited, State, key_path
+from hvlc.calibration.state import Pending, State, key_path
 from hvlc.errors import UserError
 from hvlc.graphs.plan import RangeMethod
 from hvlc.weights.lazy import Expression
@@ -48,19 +48,19 @@ class Observation:
         ends = self._ends(directory)
         return {name: ends.narrow(0, i, i + 1).reshape(2) for i, name in enumerate(self.activations)}
 
-    def magnitudes(self, directory: Path) -> dict[str, Awaited]:
+    def magnitudes(self, directory: Path) -> dict[str, Pending]:
         """float32 `[kv_heads, head_size]` of all present keys and values, likewise."""
         path, dtype = key_path(directory, self.key), np.dtype(np.float32)
-        return {name: Awaited(path, name, shape, dtype) for name, shape in self.cache.items()}
+        return {name: Pending(path, name, shape, dtype) for name, shape in self.cache.items()}
 
     def is_known(self, directory: Path) -> bool:
         """Whether everything was observed; a damaged file counts as nothing."""
         arrays = [self._ends(directory), *self.magnitudes(directory).values()]
         return all(array.is_there() for array in arrays)
 
-    def _ends(self, directory: Path) -> Awaited:
+    def _ends(self, directory: Path) -> Pending:
         shape = (len(self.activations), 2)
-        return Awaited(key_path(directory, self.key), _RANGES, shape, np.dtype(np.float32))
+        return Pending(key_path(directory, self.key), _RANGES, shape, np.dtype(np.float32))
 
     @property
     def key(self) -> str:

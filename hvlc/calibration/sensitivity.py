@@ -2,7 +2,7 @@
 
 One walk goes through the float model. Where a part reads its input, the walk branches: the part is quantized, and the
 rest of the graph runs from the values that are there, in float. That is half a run of the model for a part in a format,
-and only one stretch's weights are in memory, read once for all formats.
+and only one segment's weights are in memory, read once for all formats.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.engine import solve_rows, statistics_of
-from hvlc.calibration.walking import Kept, Stretch, Walk, stretches
+from hvlc.calibration.segments import Segment, Walk, WalkCache, cut_segments
 from hvlc.errors import HvlcError
 from hvlc.evaluation.distributions import kl_divergence
 from hvlc.graphs.bundle import Component
@@ -42,12 +42,12 @@ class Trial:
     Attributes:
         products: what is done to its matrices.
         tables: what is done to tables that share their bytes; at most one matrix has any.
-        listen: compare answers, where any are; otherwise the output error is all that is found.
+        compare: compare logits, where any are; otherwise the output error is all that is found.
     """
 
     products: tuple[Assignment, ...]
     tables: tuple[Assignment, ...] = ()
-    listen: bool = True
+    compare: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What the float model answers.
+class FloatLogits:
+    """Logits of the float model.
 
     Attributes:
         logits: float32 `[batch, n, vocabulary]` of each sequence, or batch of sequences of one length.
@@ -78,9 +78,9 @@ class Spoken:
     scored: Sequence[slice]
     tokens: int
 
-    def of(self, sequences: Sequence[int]) -> "Spoken":
+    def of(self, sequences: Sequence[int]) -> "FloatLogits":
         """The answers to some of the sequences; what a component has no part in is nothing that it loses."""
-        return Spoken([self.logits[i] for i in sequences], [self.scored[i] for i in sequences], self.tokens)
+        return FloatLogits([self.logits[i] for i in sequences], [self.scored[i] for i in sequences], self.tokens)
 
     def loss(self, others: Iterable[np.ndarray]) -> float:
         """Mean divergence of other logits for the same sequences, in nats per token."""
@@ -116,20 +116,20 @@ class Probe:
         feeds: its inputs for every sample.
         output: that the answers come from.
         answers: what the model says to the output.
-        spoken: the float model's answers to these feeds; None to leave them out and learn output errors alone.
+        float_logits: the float model's answers to these feeds; None to leave them out and learn output errors alone.
         threads: of onnxruntime.
         spool: directory for large values.
-        kept: what this walk shares with others.
+        cache: what this walk shares with others.
     """
 
     component: Component
     feeds: Feeds
     output: ir.Value
     answers: Answers
-    spoken: Spoken | None
+    float_logits: FloatLogits | None
     threads: int
     spool: Path
-    kept: Kept
+    cache: WalkCache
 
     def costs(self, trials: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, list[int]]]:
         """What each trial of each part costs, in weights of the component's products that every token passes; 0 where
@@ -140,8 +140,8 @@ class Probe:
         for index, group in enumerate(groups):
             for name in (str(node.name) for node in group.nodes if str(node.name) in trials):
                 full = [sum(sizes) if trial.tables else sum(sizes[index:]) for trial in trials[name]]
-                heard = [trial.listen and self.spoken is not None for trial in trials[name]]
-                yield name, [cost * listening for cost, listening in zip(full, heard, strict=True)]
+                compared = [trial.compare and self.float_logits is not None for trial in trials[name]]
+                yield name, [cost * compares for cost, compares in zip(full, compared, strict=True)]
 
     def run(self, trials: Mapping[str, Sequence[Trial]], found: Callable[[Trial, Damage], None]) -> None:
         """Try every part.
@@ -151,56 +151,56 @@ class Probe:
             found: told of each trial's damage, in order.
         """
         groups = [(g, wanted) for g in linear_groups(self.component.graph) if (wanted := _of_group(g, trials))]
-        path = stretches(self.component.graph, [g.input for g, _ in groups], [self.output])
-        walk = Walk(self.feeds({}), self.threads, self.spool, self.kept)
+        path = cut_segments(self.component.graph, [g.input for g, _ in groups], [self.output])
+        walk = Walk(self.feeds({}), self.threads, self.spool, self.cache)
         for index, (group, wanted) in enumerate(groups):
             walk.run(path[index], in_float)
             statistics = statistics_of(group, walk)
             changed = [_Changed.by(trial, group, statistics) for trial in wanted]
-            heard = [change for trial, change in zip(wanted, changed, strict=True) if trial.listen]
-            losses = iter(self._losses(path, index + 1, walk, heard))
+            compared = [change for trial, change in zip(wanted, changed, strict=True) if trial.compare]
+            losses = iter(self._losses(path, index + 1, walk, compared))
             for trial, change in zip(wanted, changed, strict=True):
-                found(trial, Damage(change.output_error, next(losses) if trial.listen else None))
+                found(trial, Damage(change.output_error, next(losses) if trial.compare else None))
 
     def _losses(
-        self, path: Sequence[Stretch], index: int, walk: Walk, changed: Sequence["_Changed"]
+        self, path: Sequence[Segment], index: int, walk: Walk, changed: Sequence["_Changed"]
     ) -> list[float | None]:
-        """The loss of each change of a group that the stretch at `index` begins with."""
-        if self.spoken is None:
+        """The loss of each change of a group that the segment at `index` begins with."""
+        if self.float_logits is None:
             return [None] * len(changed)
         branching = [change for change in changed if not change.tables]
         branched = iter(self._branched(path, index, walk, branching) if branching else ())
         return [self._again(path, change) if change.tables else next(branched) for change in changed]
 
-    def _branched(self, path: Sequence[Stretch], index: int, walk: Walk, changed: Sequence["_Changed"]) -> list[float]:
+    def _branched(self, path: Sequence[Segment], index: int, walk: Walk, changed: Sequence["_Changed"]) -> list[float]:
         """Each change on a branch of its own up to its last product; from there all together."""
-        last = max(i for i, stretch in enumerate(path) if any(c.reads(stretch) for c in changed))
+        last = max(i for i, segment in enumerate(path) if any(c.reads(segment) for c in changed))
         branches = [walk.branch() for _ in changed]
         outputs: Iterator[list[np.ndarray]]
         for branch, change in zip(branches, changed, strict=True):
-            for stretch in path[index : min(last + 1, len(path) - 1)]:
-                branch.run(stretch, change.weights)
+            for segment in path[index : min(last + 1, len(path) - 1)]:
+                branch.run(segment, change.weights)
         if last == len(path) - 1:
             outputs = (o for b, c in zip(branches, changed, strict=True) for o in b.results(path[-1], c.weights))
         else:
             together = Walk.joined(branches)
-            for stretch in path[last + 1 : -1]:
-                together.run(stretch, in_float)
+            for segment in path[last + 1 : -1]:
+                together.run(segment, in_float)
             outputs = together.results(path[-1], in_float)
-        return self._heard(outputs, len(changed))
+        return self._losses_of_logits(outputs, len(changed))
 
-    def _again(self, path: Sequence[Stretch], change: "_Changed") -> float:
+    def _again(self, path: Sequence[Segment], change: "_Changed") -> float:
         """A change that begins with a table: everything once more."""
-        walk = Walk(self.feeds(change.tables), self.threads, self.spool, self.kept)
-        for stretch in path[:-1]:
-            walk.run(stretch, change.weights)
-        return self._heard(walk.results(path[-1], change.weights), 1)[0]
+        walk = Walk(self.feeds(change.tables), self.threads, self.spool, self.cache)
+        for segment in path[:-1]:
+            walk.run(segment, change.weights)
+        return self._losses_of_logits(walk.results(path[-1], change.weights), 1)[0]
 
-    def _heard(self, outputs: Iterator[list[np.ndarray]], branches: int) -> list[float]:
-        if self.spoken is None:
+    def _losses_of_logits(self, outputs: Iterator[list[np.ndarray]], branches: int) -> list[float]:
+        if self.float_logits is None:
             raise HvlcError("sensitivity.answers", "answers are compared with nothing", "report it")
         logits = self.answers(output for (output,) in outputs)
-        return [self.spoken.loss(islice(logits, len(self.spoken.logits))) for _ in range(branches)]
+        return [self.float_logits.loss(islice(logits, len(self.float_logits.logits))) for _ in range(branches)]
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,9 @@ class _Changed:
         """The values that a weight has now, if it is one of these."""
         return self.values.get(weight)
 
-    def reads(self, stretch: Stretch) -> bool:
-        """Whether a stretch reads one of these."""
-        return any(weight in self.values for weight in stretch.weights)
+    def reads(self, segment: Segment) -> bool:
+        """Whether a segment reads one of these."""
+        return any(weight in self.values for weight in segment.weights)
 
 
 def in_float(weight: ir.Value) -> None:

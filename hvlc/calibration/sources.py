@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hvlc.calibration.lines import LineSamples
+from hvlc.calibration.jsonl import JsonlSamples
 from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import CalibrationSet, DrawnPicture, ImageSample, Sample, StoredPicture, TextSample
-from hvlc.calibration.windows import builtin_text, read_texts, spread, windows
+from hvlc.calibration.text_windows import builtin_text, evenly_spaced, read_texts, windows
 from hvlc.errors import Collector, UserError, nearest
 from hvlc.files.reading import is_directory, is_file, reason, shown
 from hvlc.graphs.facts import Facts, Kind
@@ -81,7 +81,7 @@ def open_set(
     Args:
         source: "documents" (drawn pages, each with a question and its answer), "text" (a small English text, for
             want of one of the model's own domain, which is always better), or a path: a .txt file, a directory of
-            those, a .jsonl file (`hvlc.calibration.lines`), or a directory of images.
+            those, a .jsonl file (`hvlc.calibration.jsonl`), or a directory of images.
         model: what the inputs are for.
         samples: how many at most, at even distances over the source.
         tokens: length of a window of text in tokens, those that open a text included; also where longer lines end.
@@ -128,7 +128,7 @@ def _read(source: str, model: Model, prompts: Prompts | None, samples: int, toke
 
 
 def _lines(path: Path, model: Model, prompts: Prompts | None, samples: int, tokens: int) -> CalibrationSet:
-    lines = LineSamples(path)
+    lines = JsonlSamples(path)
     _check_modality(model, lines.images, len(lines), str(path))
     found, cut = lines.samples(prompts, samples, tokens)
     notes = (*_fewer(len(found), samples), *([f"{cut} of {len(found)} cut to {tokens} tokens"] if cut else []))
@@ -149,7 +149,7 @@ def _directory(path: Path, model: Model, prompts: Prompts | None, samples: int, 
     name = path.resolve().name
     if texts:
         return _texts(name, read_texts(texts), prompts, samples, tokens)
-    chosen = [images[at] for at in spread(len(images), samples)]
+    chosen = [images[at] for at in evenly_spaced(len(images), samples)]
     return CalibrationSet(name, tuple(_pictures(chosen, prompts)), _fewer(len(chosen), samples))
 
 

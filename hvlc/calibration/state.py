@@ -22,7 +22,7 @@ from hvlc.inputs.documents import read_json
 from hvlc.weights.checkpoint import open_tensors
 from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Box, Expression
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 _FINGERPRINT, _ARRAYS = "fingerprint.json", ".safetensors"
 _CODE = "calibration.state"
@@ -111,9 +111,9 @@ class State:
         with _in_state(self.directory):
             _write_partial(key_path(self.directory, key), content)
 
-    def has(self, solved: Solved) -> bool:
-        """Whether an awaited matrix was solved; a damaged file counts as none."""
-        return all(part.is_there() for part in solved.stored if isinstance(part, Awaited))
+    def has(self, solved: SolvedWeight) -> bool:
+        """Whether a pending matrix was solved; a damaged file counts as unsolved."""
+        return all(part.is_there() for part in solved.stored if isinstance(part, Pending))
 
     def remove(self) -> None:
         """Remove what a calibration wrote, and the directory if nothing else is in it.
@@ -220,7 +220,7 @@ def key_path(directory: Path, key: str) -> Path:
     return directory / f"{quote(key, safe='')}{_ARRAYS}"
 
 
-def awaited(directory: Path, key: str, shape: tuple[int, int], format: WeightFormat) -> Solved:
+def pending(directory: Path, key: str, shape: tuple[int, int], format: WeightFormat) -> SolvedWeight:
     """A matrix of a state as lazy expressions; by the time they are read, it has to be solved.
 
     Args:
@@ -231,13 +231,13 @@ def awaited(directory: Path, key: str, shape: tuple[int, int], format: WeightFor
     """
     path = key_path(directory, key)
     streams = (
-        Awaited(path, stream.value, format.shape(stream, shape), format.dtype(stream)) for stream in format.streams
+        Pending(path, stream.value, format.shape(stream, shape), format.dtype(stream)) for stream in format.streams
     )
-    return Solved(shape, format, tuple(streams))
+    return SolvedWeight(shape, format, tuple(streams))
 
 
 @dataclass(frozen=True)
-class Awaited(Expression):
+class Pending(Expression):
     """An array of a state that will have been found when it is read.
 
     Attributes:

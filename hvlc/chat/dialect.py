@@ -5,7 +5,7 @@ line breaks after blocks and spaces before them stay; a loop's variables live th
 in the text around it; all calls of a macro share their parameters; `'a' in 'abc'` is false; `a and b` is a truth value;
 `.replace()`, `.lower()` and `[x] * n` are unknown. `translate` writes a template out again from Jinja's own parse:
 text as transformers would keep it, every name once per scope, and every construct in words that both engines read
-alike. What neither can be written nor parsed is refused; equality is shown elsewhere (`hvlc.chat.settling`).
+alike. What neither can be written nor parsed is refused; equality is shown elsewhere (`hvlc.chat.package_template`).
 """
 
 import re

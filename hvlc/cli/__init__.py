@@ -179,9 +179,9 @@ def build(output: Path, as_json: bool, **options: Any) -> None:
     """Turn CHECKPOINT (a directory or a GGUF file; default: the shipped hypervl-nano) into a package."""
     from hvlc.report.builds import build_record, build_tables
     from hvlc.workflows.build.build import build as run_build
-    from hvlc.workflows.build.steps import STAGES
+    from hvlc.workflows.build.steps import STEPS
 
-    with progress("build", len(STAGES)) as step:
+    with progress("build", len(STEPS)) as step:
         result = run_build(_build_request(output, **options), step)
     data, tables = compilation.of_package(output)
     show(build_record(result) | data, as_json, lambda console: console.print(build_tables(result), *tables))
@@ -276,11 +276,11 @@ def demo(output: Path, count: int, as_json: bool) -> None:
     from hvlc.report.comparison import summary_tables
     from hvlc.report.terminal import comparison_table
     from hvlc.workflows import demo as demonstration
-    from hvlc.workflows.build.steps import STAGES
+    from hvlc.workflows.build.steps import STEPS
 
     make_directory(output, "output.write")
     quiet = console(stderr=True)
-    with progress("build", len(STAGES)) as step:
+    with progress("build", len(STEPS)) as step:
         packages = demonstration.build_packages(output, lambda recipe: lambda what, *at: step(f"{recipe} {what}", *at))
     for asked in demonstration.ask(packages["w4a16"], 3):
         quiet.print(f"  {asked.question}  {asked.answer}  (expected {asked.expected})")
@@ -357,9 +357,9 @@ def _verify_rebuilt(
     directory: Path, checkpoint: Path, calibration: str | None, threads: int | None, as_json: bool
 ) -> None:
     from hvlc.workflows.build.rebuild import rebuild
-    from hvlc.workflows.build.steps import STAGES
+    from hvlc.workflows.build.steps import STEPS
 
-    with progress("rebuild", len(STAGES)) as step:
+    with progress("rebuild", len(STEPS)) as step:
         made = rebuild(directory, checkpoint, calibration=calibration, threads=threads, progress=step)
     chance = made.left_to_chance
     data = {"files": made.files, "bytes": made.bytes, "identical": not chance, "changed_tools": made.changed_tools}

@@ -30,7 +30,7 @@ def show_calibration(source: str, checkpoint: Path | None, samples: int, tokens:
     """
     from hvlc.report.calibration import balance_record, balance_tables
     from hvlc.workflows.build.requirements import require_compile
-    from hvlc.workflows.calibrate.balance import show_inputs
+    from hvlc.workflows.calibrate.show import show_inputs
     from hvlc.zoo import nano_checkpoint
 
     require_compile("calibration")

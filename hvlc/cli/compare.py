@@ -14,7 +14,7 @@ from hvlc.errors import UserError
 
 if TYPE_CHECKING:
     from hvlc.results.gates import Judgement
-    from hvlc.workflows.evaluate.compare import Asking, Compared, Contender
+    from hvlc.workflows.evaluate.compare import ComparedModel, ComparisonResult, EvaluationRequest
 
 
 @click.command(short_help="Compare packages or reports side by side.")
@@ -66,25 +66,25 @@ def compare(
     differs in recipe, plan, target and versions.
     """
     from hvlc.report.comparison import comparison_tables, headline
-    from hvlc.workflows.evaluate.compare import Asking, compare_models, open_contenders, write_comparison
+    from hvlc.workflows.evaluate.compare import EvaluationRequest, compare_models, open_models, write_comparison
 
     _check(asked, {"--encoder": encoders, "--no-vrc": no_vrc})
     given = {name: value for name, value in asked.items() if value is not None}
-    asking = Asking(encoders=encoders, vrc=not no_vrc, fidelity=not no_fidelity, **given)
-    contenders = open_contenders(models, reference)
-    demanded = _demanded(gates, contenders, asking)
+    asking = EvaluationRequest(encoders=encoders, vrc=not no_vrc, fidelity=not no_fidelity, **given)
+    opened = open_models(models, reference)
+    demanded = _demanded(gates, opened, asking)
     with progress("compare", 1) as step:
-        found = compare_models(contenders, asking, work=work, progress=step, announce=_announce)
+        found = compare_models(opened, asking, work=work, progress=step, announce=_announce)
     if output:
-        names = " and ".join(contender.name for contender in contenders)
-        write_comparison(output, found, names if len(contenders) == 2 else f"{len(contenders)} models compared")
+        names = " and ".join(model.name for model in opened)
+        write_comparison(output, found, names if len(opened) == 2 else f"{len(opened)} models compared")
     data = {"headline": headline(found.comparison), **found.comparison.model_dump(mode="json")}
-    judgement = _judged(demanded, contenders, found)
+    judgement = _judged(demanded, opened, found)
     tables = comparison_tables(found.comparison, found.evaluations)
     show_judged(data, judgement, as_json, lambda console: console.print(tables))
 
 
-def _demanded(gates: GateRequest, contenders: "Sequence[Contender]", asking: "Asking") -> DemandedGates:
+def _demanded(gates: GateRequest, opened: "Sequence[ComparedModel]", asking: "EvaluationRequest") -> DemandedGates:
     """The gates, read before the long work.
 
     Raises:
@@ -93,8 +93,8 @@ def _demanded(gates: GateRequest, contenders: "Sequence[Contender]", asking: "As
     from hvlc.results import TextEvaluation
     from hvlc.workflows.evaluate.evaluate import encoders_of
 
-    first = contenders[0]
-    read = [e for contender in contenders for e in contender.evaluations]
+    first = opened[0]
+    read = [e for model in opened for e in model.evaluations]
     text = isinstance(read[0], TextEvaluation) if first.package is None else asking.text is not None
     if first.package is None:
         encoders = tuple(e.encoder for e in read if not isinstance(e, TextEvaluation))
@@ -105,11 +105,11 @@ def _demanded(gates: GateRequest, contenders: "Sequence[Contender]", asking: "As
         reference=True,
         fidelity=asking.fidelity or bool(read),
         encoders=encoders,
-        models=[contender.package for contender in contenders if contender.package],
+        models=[model.package for model in opened if model.package],
     )
 
 
-def _judged(gates: DemandedGates, contenders: "Sequence[Contender]", found: "Compared") -> "Judgement | None":
+def _judged(gates: DemandedGates, opened: "Sequence[ComparedModel]", found: "ComparisonResult") -> "Judgement | None":
     """What came of the gates: every model but the reference is held against them.
 
     Raises:
@@ -119,8 +119,8 @@ def _judged(gates: DemandedGates, contenders: "Sequence[Contender]", found: "Com
         return None
     from hvlc.workflows.evaluate.recipe_lines import worst_weights
 
-    reference = contenders[0].name
-    packages = {contender.name: contender.package for contender in contenders if contender.package}
+    reference = opened[0].name
+    packages = {model.name: model.package for model in opened if model.package}
     worst = {
         name: [
             (e.layer.partition(".")[0], e.worst, e.worst_error) for e in found.comparison.layers if e.contestant == name

@@ -21,7 +21,7 @@ MOST_EXAMPLES = 1_000_000  # of documents or lines
 MOST_SAMPLES = 100_000  # of calibration, which needs some hundred
 
 
-class Place(click.Path):
+class PathParameter(click.Path):
     """A path, as `pathlib.Path`, of which nothing else is known.
 
     Manifests and reports are UTF-8: a path that is not cannot be written into them.
@@ -49,7 +49,7 @@ class Place(click.Path):
         return super().convert(value, param, ctx)
 
 
-class Words(click.ParamType[str]):
+class TextParameter(click.ParamType[str]):
     """A text that UTF-8 can hold: bytes of the command line that cannot be decoded are refused."""
 
     name = "text"
@@ -159,8 +159,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-PLACE = Place()
-WORDS = Words()
+PLACE = PathParameter()
+WORDS = TextParameter()
 SIZE = Size()
 THREADS = click.IntRange(1, 1024)
 EXAMPLES = click.IntRange(1, MOST_EXAMPLES)

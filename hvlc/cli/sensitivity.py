@@ -155,11 +155,11 @@ def _opened(
     """What is measured, and how."""
     from hvlc.recipes.schema import FormatSpec
     from hvlc.workflows.build.estimate import processors
-    from hvlc.workflows.sensitivity.sensitivity import Measuring, opened
+    from hvlc.workflows.sensitivity.sensitivity import SensitivityOptions, opened
     from hvlc.zoo import nano_checkpoint
 
     tried = tuple(FormatSpec.model_validate({"bits": b, "block_size": size}) for b, size in dict.fromkeys(formats))
-    how = Measuring(
+    how = SensitivityOptions(
         tried,
         solver,
         calibration,

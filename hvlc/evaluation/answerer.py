@@ -38,7 +38,7 @@ class Answerer(Protocol):
         ...
 
 
-class Forced(Protocol):
+class TeacherForced(Protocol):
     """A model that says what it expects before each token of an answer that is given to it."""
 
     def logits(

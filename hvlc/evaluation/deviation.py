@@ -57,7 +57,7 @@ def mismatches(found: np.ndarray, expected: np.ndarray) -> Deviation:
     return Deviation(**shapes, **where, relative=None if len(found) != len(expected) else share)
 
 
-def spread(values: np.ndarray) -> np.ndarray:
+def centered_logits(values: np.ndarray) -> np.ndarray:
     """Logits less their mean at each position, which no softmax sees."""
     return values - values.mean(-1, keepdims=True)
 

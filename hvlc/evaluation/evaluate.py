@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError
-from hvlc.evaluation.answerer import Answerer, Forced
+from hvlc.evaluation.answerer import Answerer, TeacherForced
 from hvlc.evaluation.fidelity import divergence, fidelity
 from hvlc.evaluation.journal import Journal
 from hvlc.evaluation.memory import peak_memory_bytes, reset_peak_memory
@@ -105,8 +105,8 @@ def examples_digest(task: Task, count: int | None = None) -> str:
 
 
 def measure_fidelity(
-    ours: Forced,
-    reference: Forced,
+    ours: TeacherForced,
+    reference: TeacherForced,
     task: Task,
     expected: Evaluation,
     *,
@@ -149,7 +149,7 @@ def measure_fidelity(
     return fidelity(expected.label, reference_digest, sequences)
 
 
-def _along(model: Forced, example: Example, answer: Sequence[int], asked: Evaluation) -> np.ndarray:
+def _along(model: TeacherForced, example: Example, answer: Sequence[int], asked: Evaluation) -> np.ndarray:
     """What a model expects along an answer, asked as an evaluation was."""
     return model.logits(example.question, example.images, answer, encoder=asked.encoder, vrc=asked.vrc)
 

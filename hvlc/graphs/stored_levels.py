@@ -9,7 +9,7 @@ from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Assignment, Plan
 from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.prequantized.matrix import STORED, Prequantized
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 
 def prequantized_in(expression: Expression) -> Iterator[Prequantized]:
@@ -21,13 +21,13 @@ def prequantized_in(expression: Expression) -> Iterator[Prequantized]:
         yield from prequantized_in(part)
 
 
-def stored_levels(plan: Plan, bundle: Bundle) -> dict[tuple[str, str], Solved]:
+def stored_levels(plan: Plan, bundle: Bundle) -> dict[tuple[str, str], SolvedWeight]:
     """Every matrix whose assignment takes what the checkpoint stores, by component and node.
 
     Raises:
         HvlcError: a weight was rewritten after the plan was made (a bug).
     """
-    found: dict[tuple[str, str], Solved] = {}
+    found: dict[tuple[str, str], SolvedWeight] = {}
     for name, component in bundle.components.items():
         nodes = {str(node.name): node for node in component.graph}
         for node_name, assignment in plan.for_component(name).items():

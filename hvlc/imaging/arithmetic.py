@@ -15,6 +15,11 @@ def f32(b: GraphBuilder, *values: float) -> ir.Value:
     return b.constant(array[0] if len(values) == 1 else array)
 
 
+def f64(b: GraphBuilder, value: float) -> ir.Value:
+    """A float64 scalar."""
+    return b.constant(np.array(value, np.float64))
+
+
 def ceil_div(b: GraphBuilder, value: ir.Value, divisor: int) -> ir.Value:
     """Ceiling of a positive int64 division."""
     return b.op("Div", b.op("Add", value, b.ints(divisor - 1)), b.ints(divisor))

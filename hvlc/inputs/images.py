@@ -28,8 +28,8 @@ from PIL.ExifTags import Base
 
 from hvlc.errors import UserError
 from hvlc.files.reading import IMAGE, is_file, open_file, shown
+from hvlc.inputs.high_bit_depth import is_wide, narrowed
 from hvlc.inputs.image_bounds import BoundedReader, check_passes
-from hvlc.inputs.wide_greys import is_wide, narrowed
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PIXEL_LIMIT = 80_000_000  # of a file: 320 MB decoded, below Pillow's own warning against decompression bombs

@@ -28,7 +28,7 @@ _DIGITS = 18  # of an offset or a length
 
 
 @dataclass(frozen=True)
-class Place:
+class ExternalRange:
     """Where external data lies.
 
     Attributes:
@@ -77,7 +77,7 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from _of_attributes(node.attribute)
 
 
-def place_of(tensor: onnx.TensorProto, directory: Path, area: str) -> Place:
+def place_of(tensor: onnx.TensorProto, directory: Path, area: str) -> ExternalRange:
     """Where the external data of a tensor lies, compared with its shape and with the file's size.
 
     Raises:
@@ -102,7 +102,7 @@ def place_of(tensor: onnx.TensorProto, directory: Path, area: str) -> Place:
     if offset + length > found.st_size:
         cause = f"{named(tensor)} ends at byte {offset + length} of {shown(location)}, which has {found.st_size}"
         raise UserError(f"{area}.data", cause, "fetch the model's data again")
-    return Place(path, offset, length)
+    return ExternalRange(path, offset, length)
 
 
 def locations_of(model: onnx.ModelProto) -> set[str]:

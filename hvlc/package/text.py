@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hvlc.chat.settling import Settled, settle
+from hvlc.chat.package_template import PackageTemplate, package_template
 from hvlc.chat.source import NOT_FOR_RUNTIME, read_specials, read_template, tokenizer_config
 from hvlc.chat.tokenizing import Tokenizing, added_tokens, settle_tokens
 from hvlc.errors import UserError
@@ -37,7 +37,7 @@ class PackageText:
         tokenizing: how a host makes tokens.
     """
 
-    template: Settled | None = None
+    template: PackageTemplate | None = None
     dropped: tuple[str, ...] = ()
     place: str = ""
     tokenizing: Tokenizing = _AS_IT_IS
@@ -158,7 +158,7 @@ def _known_tokenizing(source: Path, vocabulary: int, state: tuple[tuple[int, ...
 
 
 @cache
-def _settled(text: str, specials: tuple[tuple[str, str], ...], source: Path, sees: bool) -> Settled:
+def _settled(text: str, specials: tuple[tuple[str, str], ...], source: Path, sees: bool) -> PackageTemplate:
     """The same for one template however many packages are built of it; the specials as pairs, which can be hashed."""
     known: Mapping[str, str] = dict(specials)
-    return settle(text, known, source, images=sees)
+    return package_template(text, known, source, images=sees)

@@ -52,7 +52,7 @@ from hvlc.passes.vision.select_encoder import SelectEncoder
 from hvlc.recipes.schema import Preparation
 from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Expression
-from hvlc.weights.quantized import Solved, Solver
+from hvlc.weights.quantized import SolvedWeight, Solver
 
 
 def structural_passes(facts: Facts, target: Target) -> PassList:
@@ -122,7 +122,7 @@ class Quantities:
     """
 
     solvers: Mapping[str, Solver] = field(default_factory=dict)
-    solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
+    solved: Mapping[tuple[str, str], SolvedWeight] = field(default_factory=dict)
     ranges: Mapping[str, Mapping[str, Expression]] = field(default_factory=dict)
     magnitudes: Mapping[str, Expression] = field(default_factory=dict)
     factors: Mapping[tuple[str, str], Factors] = field(default_factory=dict)
@@ -204,7 +204,7 @@ def _parts(target: Target, decoder: Sizes) -> tuple[Pass, ...]:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedNodes:
     """Nodes of a model of others that a target refuses, by what can be done about them; all by name.
 
     Attributes:
@@ -227,7 +227,7 @@ class Refused:
 _OPSET = 23  # the standard norms and rotary embedding are of it
 
 
-def fixing_passes(target: Target, refused: Refused) -> PassList:
+def fixing_passes(target: Target, refused: RefusedNodes) -> PassList:
     """The passes that write operators of a model of others as a target takes them.
 
     Args:

@@ -117,7 +117,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedNode:
     """A node that the compiler left out, and its reason."""
 
     name: str
@@ -212,7 +212,7 @@ def require_npu(name: str, nodes: Sequence[tuple[str, str]]) -> None:
         raise TargetError("compile.cpu", cause, "run `hvlc lint` to see what the target does not take")
 
 
-def refused_nodes(trace: Path, last_words: str) -> tuple[Refused, ...]:
+def refused_nodes(trace: Path, last_words: str) -> tuple[RefusedNode, ...]:
     """The nodes that the provider calls unsupported.
 
     Args:
@@ -221,8 +221,8 @@ def refused_nodes(trace: Path, last_words: str) -> tuple[Refused, ...]:
     """
     if trace.is_file():
         nodes = json.loads(trace.read_text("utf-8"))["unsupported_nodes"]
-        return tuple(Refused(node["node_name"], node["op_type"], node.get("reason") or _SILENT) for node in nodes)
-    return tuple(Refused(found["name"], found["op_type"], _SILENT) for found in _UNSUPPORTED.finditer(last_words))
+        return tuple(RefusedNode(node["node_name"], node["op_type"], node.get("reason") or _SILENT) for node in nodes)
+    return tuple(RefusedNode(found["name"], found["op_type"], _SILENT) for found in _UNSUPPORTED.finditer(last_words))
 
 
 def _attempts(
@@ -280,7 +280,7 @@ def _entries(models: Sequence[Path], made: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def _refusal(models: Sequence[Path], refused: Sequence[Refused]) -> TargetError:
+def _refusal(models: Sequence[Path], refused: Sequence[RefusedNode]) -> TargetError:
     more = f", and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     cause = f"{_names(models)}: the compiler refuses {'; '.join(map(str, refused[:_SHOWN]))}{more}"
     error = TargetError("compile.refused", cause, "`hvlc lint` says what each node needs")

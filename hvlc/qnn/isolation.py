@@ -65,7 +65,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSession:
     """A session that opened.
 
     Attributes:
@@ -90,7 +90,7 @@ class Answer:
     """
 
     version: str
-    graphs: tuple[Opened, ...]
+    graphs: tuple[OpenedSession, ...]
     peak_bytes: int
 
 
@@ -190,7 +190,7 @@ def last_words(path: Path) -> str:
 
 def _parsed(answer: Mapping[str, Any]) -> Answer:
     graphs = tuple(
-        Opened(tuple(Node(*node) for node in graph["nodes"]), graph["seconds"], graph.get("partitions"))
+        OpenedSession(tuple(Node(*node) for node in graph["nodes"]), graph["seconds"], graph.get("partitions"))
         for graph in answer["graphs"]
     )
     return Answer(answer["version"], graphs, answer["peak_bytes"])

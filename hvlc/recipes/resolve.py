@@ -11,7 +11,7 @@ from hvlc.graphs.plan import Action, Assignment, CacheType, Plan
 from hvlc.graphs.stored_levels import prequantized_in
 from hvlc.recipes.loading import load_recipe, shipped_recipes
 from hvlc.recipes.schema import Recipe, Rule, WeightSpec
-from hvlc.targets import Grain, Operation, Severity, Target, Verdict, target_for
+from hvlc.targets import Grain, Operation, Severity, SupportAnswer, Target, target_for
 from hvlc.weights.formats import WeightFormat
 from hvlc.weights.lazy import Cast, Expression, expression_of
 from hvlc.weights.prequantized.matrix import STORED, Prequantized
@@ -188,16 +188,16 @@ def _runtime_problems(plan: Plan, target: Target) -> Iterator[HvlcError]:
         verdicts += [home.takes_activations(plan.activations.type) for home in homes.values()]
         for assignment in (a for a in plan.assignments if plan.is_static(a.role)):
             obstacle = assignment.format.static_obstacle(assignment.in_features) if assignment.format else ""
-            verdicts.append(Verdict(not obstacle, f"{assignment.weight}: {obstacle}"))
+            verdicts.append(SupportAnswer(not obstacle, f"{assignment.weight}: {obstacle}"))
     for verdict in verdicts:
         if not verdict:
             yield TargetError("plan.target", verdict.reason, _OTHER)
 
 
-def _cache_verdict(cache: CacheType, decoder: Target) -> Verdict:
+def _cache_verdict(cache: CacheType, decoder: Target) -> SupportAnswer:
     """Whether a target's attention stores such a cache, or a graph of fixed shapes may write it itself."""
     written = decoder.fixed_shapes and decoder.writes_cache(cache.written)
-    return Verdict(True) if written else decoder.takes_cache(cache)
+    return SupportAnswer(True) if written else decoder.takes_cache(cache)
 
 
 def _home(place: _Place, target: Target) -> Target:
@@ -260,21 +260,21 @@ def _made(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> _C
     return _Choice(format, spec.solver, tuple(sorted(spec.options.items())))
 
 
-def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> Verdict:
+def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> SupportAnswer:
     """Whether a product by a matrix of this format may run on the target."""
     width, static = place.dims[1], recipe.activation_format
     if static is not None and place.role in static.roles:
         grain = Grain(format.grain(width))
         taken = target.takes_product("MatMul", static.type, f"int{format.bits}", grain, width)
         if taken and format.negative_scales and not _takes_negative(target, format, place, recipe):
-            return Verdict(False, f"{target.name} takes no negative scales of a {grain} at {format.bits} bits")
+            return SupportAnswer(False, f"{target.name} takes no negative scales of a {grain} at {format.bits} bits")
         if not taken or grain is Grain.CHANNEL:
             return taken
     elif obstacle := format.product_obstacle(width):
-        return Verdict(False, obstacle)
+        return SupportAnswer(False, obstacle)
     verdict = target.takes_weights(format.bits, format.block_size, format.needs)
     if verdict and format.negative_scales and not target.takes_negative_scales(format.bits):
-        return Verdict(False, f"{target.name} takes no negative scales at {format.bits} bits")
+        return SupportAnswer(False, f"{target.name} takes no negative scales at {format.bits} bits")
     return verdict and _takes_rows(target, format, place, recipe)
 
 
@@ -334,16 +334,16 @@ def _whole_blocks(choice: _Choice, target: Target, place: _Place, recipe: Recipe
     return replace(choice, format=fitting, reason="; ".join(filter(None, (choice.reason, rest))))
 
 
-def _takes_rows(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> Verdict:
+def _takes_rows(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> SupportAnswer:
     """Whether a product in blocks (MatMulNBits) is taken for the sizes of this matrix."""
     static = recipe.activation_format
     if static is not None and place.role in static.roles:
-        return Verdict(True)  # a product of integers
+        return SupportAnswer(True)  # a product of integers
     outputs, inputs = place.dims
     sizes = {"K": inputs, "N": outputs, "bits": format.bits, "block_size": format.block_size}
     found = target.findings(Operation("MatMulNBits", "com.microsoft", sizes))
     refused = next((one.reason for one in found if one.severity is Severity.REFUSAL), "")
-    return Verdict(not refused, f"{inputs} input features in blocks of {format.block_size}: {refused}")
+    return SupportAnswer(not refused, f"{inputs} input features in blocks of {format.block_size}: {refused}")
 
 
 def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
@@ -355,12 +355,12 @@ def _kept_table(place: _Place, target: Target, reason: str) -> Assignment:
     return replace(kept, dtype=str(stored)) if narrow else kept
 
 
-def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> Verdict:
+def _lookup_verdict(place: _Place, target: Target, format: WeightFormat) -> SupportAnswer:
     op = target.takes_op("GatherBlockQuantized", "com.microsoft")
     if not op:
         return op
     obstacle = format.lookup_obstacle(place.dims[1])
-    return Verdict(False, obstacle) if obstacle else target.takes_gather(format.bits)
+    return SupportAnswer(False, obstacle) if obstacle else target.takes_gather(format.bits)
 
 
 def _assignment(place: _Place, action: Action, reason: str, choice: _Choice | None = None) -> Assignment:

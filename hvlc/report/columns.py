@@ -85,7 +85,7 @@ def _against(evaluation: Evaluation, share: Callable[[Agreement], float | None])
     return number(None if value is None else 100 * value)
 
 
-def spread(found: Interval | None, digits: int = 0, factor: float = 1.0) -> str:
+def interval_text(found: Interval | None, digits: int = 0, factor: float = 1.0) -> str:
     """A number and its interval, e.g. "31 (28–35)", or "31 (~28–35)" where the ends are all that was seen."""
     return ABSENT if found is None else _bracketed(found, lambda value: number(factor * value, digits))
 
@@ -101,20 +101,20 @@ def _bracketed(found: Interval, text: Callable[[float], str]) -> str:
 
 
 def _seconds(found: Interval) -> str:
-    return spread(found, 1 if found.value < 0.09995 else 0, 1000)
+    return interval_text(found, 1 if found.value < 0.09995 else 0, 1000)
 
 
-_VISUAL = Column("visual tokens", "vis.\ntok.", lambda e: spread(e.summary.visual_tokens, 1), bare=True)
+_VISUAL = Column("visual tokens", "vis.\ntok.", lambda e: interval_text(e.summary.visual_tokens, 1), bare=True)
 _FIRST = Column("TTFT, ms", "TTFT\nms", lambda e: _seconds(e.summary.median_time_to_first_token), bare=True)
-_RATE = Column("tokens/s", "tok\n/s", lambda e: spread(e.summary.tokens_per_second), bare=True)
+_RATE = Column("tokens/s", "tok\n/s", lambda e: interval_text(e.summary.tokens_per_second), bare=True)
 _PEAK = Column("peak memory, MB", "", lambda e: megabytes(e.peak_memory_bytes))
 _SIZE = Column("size, MB", "size\nMB", lambda e: megabytes(e.size_bytes))
 
 #: What an evaluation took.
 COSTS: tuple[Column, ...] = (
     _VISUAL,
-    Column("prompt tokens", "", lambda e: spread(e.summary.prompt_tokens, 1)),
-    Column("generated tokens", "", lambda e: spread(e.summary.generated_tokens, 1)),
+    Column("prompt tokens", "", lambda e: interval_text(e.summary.prompt_tokens, 1)),
+    Column("generated tokens", "", lambda e: interval_text(e.summary.generated_tokens, 1)),
     Column("scale", "", lambda e: ABSENT if e.summary.mean_scale is None else percent(e.summary.mean_scale, 0)),
     _FIRST,
     Column("p95 TTFT, ms", "", lambda e: _seconds(e.summary.p95_time_to_first_token)),

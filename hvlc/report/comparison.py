@@ -12,7 +12,7 @@ from hvlc.report.gates import quantity
 from hvlc.report.markdown import escaped, table
 from hvlc.report.terminal import comparison_table, text_table
 from hvlc.results import Evaluation, Measured, TextEvaluation
-from hvlc.results.comparison import SIGNIFICANCE, Comparison, Contestant, LayerError, PairedTest, StageError
+from hvlc.results.comparison import SIGNIFICANCE, Comparison, LayerError, ModelSummary, PairedTest, StageError
 from hvlc.results.difference import ValueChange
 from hvlc.results.measures import MEASURES
 from hvlc.results.trace_points import ANSWER, SAMPLING
@@ -44,7 +44,7 @@ def _departure(comparison: Comparison, name: str) -> Iterator[str]:
         yield "Its values are the same in every layer."
 
 
-def _sentence(comparison: Comparison, contestant: Contestant) -> str:
+def _sentence(comparison: Comparison, contestant: ModelSummary) -> str:
     labels = {run.label for run in comparison.runs if run.contestant == contestant.name}
     tests = [test for test in comparison.tests if test.run in labels]
     told = [test for test in tests if test.verdict != "noise"]
@@ -65,7 +65,7 @@ def _where(test: PairedTest, labels: set[str]) -> str:
     return f" ({test.run}: {by})" if len(labels) > 1 else f" ({by})"
 
 
-def _smaller(contestant: Contestant, reference: Contestant) -> str:
+def _smaller(contestant: ModelSummary, reference: ModelSummary) -> str:
     if not contestant.size_bytes or not reference.size_bytes or contestant.size_bytes == reference.size_bytes:
         return ""
     return f", at {percent(contestant.size_bytes / reference.size_bytes, 0)} of its size"

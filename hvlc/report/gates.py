@@ -10,33 +10,39 @@ from rich.text import Text
 
 from hvlc.report.columns import ABSENT
 from hvlc.results import Interval
-from hvlc.results.gates import GateOutcome, Judgement, Verdict
+from hvlc.results.gates import GateOutcome, GateVerdict, Judgement
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written, written_ends
 
 #: What stands before a gate.
-SIGNS: Mapping[Verdict, str] = MappingProxyType({Verdict.PASSED: "✅", Verdict.UNDECIDED: "⚠️", Verdict.BROKEN: "❌"})
+SIGNS: Mapping[GateVerdict, str] = MappingProxyType(
+    {GateVerdict.PASSED: "✅", GateVerdict.UNDECIDED: "⚠️", GateVerdict.BROKEN: "❌"}
+)
 
-_STYLES: Mapping[Verdict, str] = {Verdict.PASSED: "green", Verdict.UNDECIDED: "yellow", Verdict.BROKEN: "bold red"}
+_STYLES: Mapping[GateVerdict, str] = {
+    GateVerdict.PASSED: "green",
+    GateVerdict.UNDECIDED: "yellow",
+    GateVerdict.BROKEN: "bold red",
+}
 
 
 def headline(judgement: Judgement) -> str:
     """How many gates there are, and how many are broken."""
-    count, broken = len(judgement.outcomes), len(judgement.found(Verdict.BROKEN))
-    undecided = len(judgement.found(Verdict.UNDECIDED))
+    count, broken = len(judgement.outcomes), len(judgement.found(GateVerdict.BROKEN))
+    undecided = len(judgement.found(GateVerdict.UNDECIDED))
     of = f"{count} gate{'' if count == 1 else 's'}"
     if broken:
-        return f"{SIGNS[Verdict.BROKEN]} {broken} of {of} broken"
+        return f"{SIGNS[GateVerdict.BROKEN]} {broken} of {of} broken"
     if undecided:
-        return f"{SIGNS[Verdict.UNDECIDED]} {undecided} of {of} undecided, none broken"
-    return f"{SIGNS[Verdict.PASSED]} {of} passed"
+        return f"{SIGNS[GateVerdict.UNDECIDED]} {undecided} of {of} undecided, none broken"
+    return f"{SIGNS[GateVerdict.PASSED]} {of} passed"
 
 
 def reasons(judgement: Judgement) -> list[str]:
     """A sentence for every gate that did not pass, the broken ones first."""
     return [
         f"{SIGNS[verdict]} {outcome.message}"
-        for verdict in (Verdict.BROKEN, Verdict.UNDECIDED)
+        for verdict in (GateVerdict.BROKEN, GateVerdict.UNDECIDED)
         for outcome in judgement.found(verdict)
     ]
 
@@ -78,6 +84,8 @@ def judgement_tables(judgement: Judgement) -> Group:
             ]
             verdict = Text(outcome.verdict, style=_STYLES[outcome.verdict])
             table.add_row(verdict, *(Text(cell.replace(" (", "\n(")) for cell in cells))
-    styles = [_STYLES[outcome.verdict] for v in (Verdict.BROKEN, Verdict.UNDECIDED) for outcome in judgement.found(v)]
+    styles = [
+        _STYLES[outcome.verdict] for v in (GateVerdict.BROKEN, GateVerdict.UNDECIDED) for outcome in judgement.found(v)
+    ]
     lines = [Text(reason, style=style) for reason, style in zip(reasons(judgement), styles, strict=True)]
     return Group(*lines, table)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from hvlc import __version__
-from hvlc.results.gates import GateOutcome, JudgedEvaluation, Judgement, Verdict
+from hvlc.results.gates import GateOutcome, GateVerdict, JudgedEvaluation, Judgement
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written
 
@@ -30,7 +30,7 @@ def junit_xml(judgement: Judgement) -> str:
 def _add_suite(root: Element, evaluation: JudgedEvaluation) -> None:
     name = _clean(f"{evaluation.label} on {evaluation.task}")
     time = {} if evaluation.seconds is None else {"time": f"{evaluation.seconds:.3f}"}
-    skipped = str(len([o for o in evaluation.outcomes if o.verdict is Verdict.UNDECIDED]))
+    skipped = str(len([o for o in evaluation.outcomes if o.verdict is GateVerdict.UNDECIDED]))
     suite = SubElement(root, "testsuite", {"name": name, **_counts(evaluation.outcomes), "skipped": skipped, **time})
     properties = SubElement(suite, "properties")
     facts = {"hvlc": __version__, "task": evaluation.task, "runs on": evaluation.runs_on}
@@ -44,7 +44,7 @@ def _add_suite(root: Element, evaluation: JudgedEvaluation) -> None:
 def _add_case(suite: Element, classname: str, outcome: GateOutcome) -> None:
     gate = outcome.gate
     case = SubElement(suite, "testcase", name=_clean(gate.text), classname=classname)
-    kind = {Verdict.BROKEN: "failure", Verdict.UNDECIDED: "skipped"}.get(outcome.verdict)
+    kind = {GateVerdict.BROKEN: "failure", GateVerdict.UNDECIDED: "skipped"}.get(outcome.verdict)
     if kind:
         found = SubElement(case, kind, type=f"gate.{outcome.verdict}", message=_clean(outcome.message))
         found.text = _clean("\n".join([outcome.message, *([f"why: {gate.reason}"] if gate.reason else [])]))
@@ -53,7 +53,7 @@ def _add_case(suite: Element, classname: str, outcome: GateOutcome) -> None:
 
 
 def _counts(outcomes: Sequence[GateOutcome]) -> dict[str, str]:
-    broken = [outcome for outcome in outcomes if outcome.verdict is Verdict.BROKEN]
+    broken = [outcome for outcome in outcomes if outcome.verdict is GateVerdict.BROKEN]
     return {"tests": str(len(outcomes)), "failures": str(len(broken)), "errors": "0"}
 
 

@@ -10,12 +10,12 @@ from rich.text import Text
 
 from hvlc import __version__
 from hvlc.report.sarif import SCHEMA, artifact
-from hvlc.results.lint import GraphLint, Lint, NodeFinding, Weight
-from hvlc.targets import Known, Target
+from hvlc.results.lint import GraphLint, Lint, NodeFinding
+from hvlc.targets import Known, Severity, Target
 
 _NAMED = 3  # nodes of a finding that are named in the table
-_LEVELS = {Weight.REFUSAL: "error", Weight.HAZARD: "warning"}
-_STYLES = {Weight.REFUSAL: "red", Weight.HAZARD: "yellow"}
+_LEVELS = {Severity.REFUSAL: "error", Severity.HAZARD: "warning"}
+_STYLES = {Severity.REFUSAL: "red", Severity.HAZARD: "yellow"}
 #: Fields of a target that are not limits.
 _HEAD = frozenset(
     {"schema_version", "extends", "name", "description", "evidence", "tried", "execution_provider", "sources"}
@@ -79,10 +79,10 @@ def _findings(graph: GraphLint) -> Text:
 
 
 def _by_limit(findings: Sequence[NodeFinding]) -> list[list[NodeFinding]]:
-    groups: dict[tuple[Weight, str, str], list[NodeFinding]] = {}
+    groups: dict[tuple[Severity, str, str], list[NodeFinding]] = {}
     for finding in findings:
         groups.setdefault((finding.weight, finding.rule, finding.reason), []).append(finding)
-    return sorted(groups.values(), key=lambda same: (same[0].weight is Weight.HAZARD, -len(same)))
+    return sorted(groups.values(), key=lambda same: (same[0].weight is Severity.HAZARD, -len(same)))
 
 
 def _probe_lines(found: Lint) -> Iterator[str]:

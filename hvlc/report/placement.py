@@ -15,7 +15,7 @@ from hvlc.results.compilation import Compilation
 _WHEN = {Phase.ALWAYS: "", Phase.PROMPT: "prompt", Phase.TOKEN: "each token"}
 
 
-class Placed(Record):
+class ComponentPlacement(Record):
     """One component.
 
     Attributes:
@@ -35,7 +35,7 @@ class Placed(Record):
     why: str
 
 
-def placed_components(manifest: Manifest, compilation: Compilation | None) -> tuple[Placed, ...]:
+def placed_components(manifest: Manifest, compilation: Compilation | None) -> tuple[ComponentPlacement, ...]:
     """Every component of a package.
 
     Args:
@@ -43,7 +43,7 @@ def placed_components(manifest: Manifest, compilation: Compilation | None) -> tu
         compilation: the record of its compilation, if there is one.
     """
     return tuple(
-        Placed(
+        ComponentPlacement(
             component=name,
             runs_on=str(entry.placement) + (f" ({entry.provider.name})" if entry.provider else ""),
             when=_WHEN[entry.phase],
@@ -72,7 +72,7 @@ def _why(entry: ComponentEntry, target: str) -> str:
     return f"its operators hold to the rules of {target}"
 
 
-def placement_table(placed: Sequence[Placed]) -> Table:
+def placement_table(placed: Sequence[ComponentPlacement]) -> Table:
     """A line for each component."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("component", "runs on", "when", "compiled for", "checked", "why"):

@@ -16,7 +16,16 @@ from urllib.parse import quote
 from hvlc import __version__
 from hvlc.errors import GateError
 from hvlc.inputs.documents import yaml_line
-from hvlc.results.gates import ACCURACY, GateOutcome, JudgedEvaluation, Judgement, Origin, RecipeText, Suspect, Verdict
+from hvlc.results.gates import (
+    ACCURACY,
+    GateOutcome,
+    GateVerdict,
+    JudgedEvaluation,
+    Judgement,
+    Origin,
+    RecipeText,
+    Suspect,
+)
 from hvlc.results.measures import MEASURES
 
 #: Of SARIF files.
@@ -72,7 +81,7 @@ def _rule(metric: str) -> dict[str, Any]:
 
 
 def _invocation(judgement: Judgement) -> dict[str, Any]:
-    broken = bool(judgement.found(Verdict.BROKEN))
+    broken = bool(judgement.found(GateVerdict.BROKEN))
     return {"executionSuccessful": True, "exitCode": GateError.exit_code if broken else 0}
 
 
@@ -80,7 +89,7 @@ def _results(judgement: Judgement, origins: Mapping[str, Origin]) -> Iterable[di
     rules = _metrics(judgement)
     for evaluation in judgement.evaluations:
         for outcome in evaluation.outcomes:
-            if outcome.verdict is not Verdict.PASSED:
+            if outcome.verdict is not GateVerdict.PASSED:
                 index = rules.index(outcome.gate.metric)
                 yield _result(evaluation, outcome, index, origins.get(evaluation.name))
 
@@ -92,7 +101,7 @@ def _result(
     suspects = origin.suspects if origin and gate.metric in ACCURACY else ()
     recipe = origin.recipe if origin else None
     # A kind other than "fail" has no level (section 3.27.10); "open" is what could not be determined (3.27.9).
-    failed = outcome.verdict is Verdict.BROKEN
+    failed = outcome.verdict is GateVerdict.BROKEN
     fingerprint = "\n".join([gate.text, evaluation.label, evaluation.task])
     result = {
         "ruleId": f"gate/{gate.metric}",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hvlc.errors import UserError
-from hvlc.report.columns import ABSENT, megabytes, number, scored, significant, spread
+from hvlc.report.columns import ABSENT, interval_text, megabytes, number, scored, significant
 from hvlc.results import TextEvaluation
 
 
@@ -30,8 +30,8 @@ def _share(evaluation: TextEvaluation) -> str:
 #: The columns of a comparison, left to right.
 TEXT_COLUMNS: tuple[TextColumn, ...] = (
     TextColumn("model", "model", lambda e: e.name),
-    TextColumn("perplexity", "perplexity", lambda e: spread(e.perplexity, 3)),
-    TextColumn("ratio", "ratio", lambda e: spread(e.agreement.ratio if e.agreement else None, 4)),
+    TextColumn("perplexity", "perplexity", lambda e: interval_text(e.perplexity, 3)),
+    TextColumn("ratio", "ratio", lambda e: interval_text(e.agreement.ratio if e.agreement else None, 4)),
     TextColumn("KL, nats", "KL\nnats", lambda e: significant(e.fidelity.kl if e.fidelity else None)),
     TextColumn("same top-1, %", "top-1\n%", _share),
     TextColumn("bits/weight", "bits", lambda e: number(e.bits_per_weight, 2)),

@@ -13,7 +13,7 @@ COMPARISON_VERSION: Final = 1
 SIGNIFICANCE: Final = 0.05
 
 
-class Contestant(Record):
+class ModelSummary(Record):
     """A model that is compared.
 
     Attributes:
@@ -186,7 +186,7 @@ class Comparison(Record):
 
     schema_version: Literal[1] = COMPARISON_VERSION
     reference: str
-    contestants: tuple[Contestant, ...] = Field(min_length=2)
+    contestants: tuple[ModelSummary, ...] = Field(min_length=2)
     runs: tuple[RunScores, ...] = Field(min_length=1)
     tests: tuple[PairedTest, ...] = ()
     flips: tuple[Flip, ...] = ()

@@ -13,7 +13,7 @@ Operator = Literal[">=", "<=", ">", "<"]
 ACCURACY: Final = frozenset({"exact_match", "anls", "perplexity", "kl", "top1_agreement"})
 
 
-class Place(Record):
+class SourceLine(Record):
     """A line of a file.
 
     Attributes:
@@ -48,7 +48,7 @@ class Gate(Record):
     surely: bool = False
     written: str
     reason: str = ""
-    place: Place | None = None
+    place: SourceLine | None = None
 
     @property
     def subject(self) -> str:
@@ -79,7 +79,7 @@ class Ratio(Record):
     method: Literal["Bonett-Price", "paired bootstrap", "exact"]
 
 
-class Verdict(StrEnum):
+class GateVerdict(StrEnum):
     """What an interval says of a bound."""
 
     PASSED = "passed"  # all of it keeps the bound
@@ -100,7 +100,7 @@ class GateOutcome(Record):
     """
 
     gate: Gate
-    verdict: Verdict
+    verdict: GateVerdict
     measured: Interval
     ratio: Ratio | None = None
     reference: str | None = None
@@ -147,7 +147,7 @@ class Judgement(Record):
         """Outcomes of all evaluations."""
         return [outcome for evaluation in self.evaluations for outcome in evaluation.outcomes]
 
-    def found(self, verdict: Verdict) -> list[GateOutcome]:
+    def found(self, verdict: GateVerdict) -> list[GateOutcome]:
         """The outcomes with this verdict."""
         return [outcome for outcome in self.outcomes if outcome.verdict is verdict]
 

@@ -1,18 +1,11 @@
 """What a target's rules say of a model, node by node, and what its compiler said where it was asked."""
 
-from enum import StrEnum
 from typing import Literal
 
 from hvlc.results.base import Record
+from hvlc.targets.rules import Severity
 
 SCHEMA_VERSION = 1
-
-
-class Weight(StrEnum):
-    """How much a finding weighs: the node is refused, or it runs and its numbers may be wrong."""
-
-    REFUSAL = "refusal"
-    HAZARD = "hazard"
 
 
 class NodeFinding(Record):
@@ -32,7 +25,7 @@ class NodeFinding(Record):
     node: str
     operator: str
     rule: str
-    weight: Weight
+    weight: Severity
     reason: str
     fix: str
     evidence: Literal["run", "read", "inferred"] | None
@@ -57,7 +50,7 @@ class Disagreement(Record):
     reason: str
 
 
-class Probed(Record):
+class CompilerAnswer(Record):
     """What the compiler said of one graph.
 
     Attributes:
@@ -105,7 +98,7 @@ class GraphLint(Record):
     partitions: int
     unknown_shapes: int
     findings: tuple[NodeFinding, ...]
-    probed: Probed | None = None
+    probed: CompilerAnswer | None = None
 
 
 class Lint(Record):

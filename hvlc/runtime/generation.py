@@ -17,9 +17,9 @@ from hvlc.manifest.manifest import Manifest
 from hvlc.opening.engine import engine_runs
 from hvlc.opening.package import open_package
 from hvlc.results import Answered
+from hvlc.runtime.chunks import PromptChunks, force
 from hvlc.runtime.providers import open_engine, runs_on
 from hvlc.runtime.vision import Seen, Vision
-from hvlc.runtime.windows import Windows, force
 
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
 
@@ -111,7 +111,7 @@ class LanguageModel:
         self.runs_on = runs_on(self.manifest)
         self._end_tokens = package.configuration.end_tokens
         self._vocabulary = package.configuration.model.vocab_size
-        self._windows = Windows.of(package.configuration)
+        self._windows = PromptChunks.of(package.configuration)
         self._model, self._tokenizer = open_engine(package)
 
     def answer(

@@ -39,7 +39,7 @@ class GptqOptions:
 
 
 @dataclass(frozen=True)
-class Factored:
+class FactoredGram:
     """A Gram matrix made ready for many matrices that share an input.
 
     Attributes:
@@ -55,7 +55,7 @@ class Factored:
     feedback: np.ndarray
 
 
-def factor(statistics: InputStatistics, block_size: int, options: GptqOptions) -> Factored:
+def factor(statistics: InputStatistics, block_size: int, options: GptqOptions) -> FactoredGram:
     """Damp, order and factor a Gram matrix, padded to whole blocks.
 
     Inputs that never were anything but zero cost nothing whatever their weights; the damping keeps them in shape.
@@ -67,7 +67,7 @@ def factor(statistics: InputStatistics, block_size: int, options: GptqOptions) -
     lower /= np.diagonal(lower)
     feedback = np.ascontiguousarray(lower[::-1, ::-1])
     np.fill_diagonal(feedback, 0)
-    return Factored(importance, order, feedback)
+    return FactoredGram(importance, order, feedback)
 
 
 def _padded(gram: np.ndarray, block_size: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def prepare_gptq(
     return lambda weight: gptq_factored(weight, format, factored)
 
 
-def gptq_factored(weight: np.ndarray, format: WeightFormat, factored: Factored) -> Levels:
+def gptq_factored(weight: np.ndarray, format: WeightFormat, factored: FactoredGram) -> Levels:
     """`gptq` with the factorization done, for several matrices that share an input."""
     rows, size, blocks = weight.shape[0], factored.order.size, factored.order.size // format.block_size
     weight = np.pad(np.asarray(weight, np.float32), ((0, 0), (0, size - weight.shape[1])))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.targets import Verdict
+from hvlc.targets import SupportAnswer
 from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.quantized import Solver
 
@@ -66,7 +66,7 @@ def require(solver: str) -> None:
         raise UserError("install.neural_compressor", cause, "pip install 'hvlc[compile]'")
 
 
-def supports(solver: str, format: WeightFormat, in_features: int) -> Verdict:
+def supports(solver: str, format: WeightFormat, in_features: int) -> SupportAnswer:
     """Whether a solver can choose levels of a format, known before any work.
 
     Args:
@@ -75,18 +75,18 @@ def supports(solver: str, format: WeightFormat, in_features: int) -> Verdict:
         in_features: columns of the matrix.
     """
     if solver not in OFFERED:
-        return Verdict(False, DECLINED.get(solver, "neural-compressor has no such solver"))
+        return SupportAnswer(False, DECLINED.get(solver, "neural-compressor has no such solver"))
     if format.searched is not format:
-        return Verdict(False, f"it knows no {format.peculiarity}")
+        return SupportAnswer(False, f"it knows no {format.peculiarity}")
     if solver == "inc/awq" and format.bits != _AWQ_BITS:
         # quant_tensor takes `bits`; the search passes `num_bits`, which it ignores.
-        return Verdict(False, f"it searches scales for {_AWQ_BITS} bits whatever is asked for")
+        return SupportAnswer(False, f"it searches scales for {_AWQ_BITS} bits whatever is asked for")
     if solver == "inc/hqq" and format.zero_dtype != np.float32:
         # Rounded to integers, 99.8 % and more are those of inc/rtn: nothing of HQQ would be left.
-        return Verdict(False, f"its zero points are fractions, and {format} stores none")
+        return SupportAnswer(False, f"its zero points are fractions, and {format} stores none")
     if solver in ("inc/awq", "inc/hqq") and in_features % format.block_size:
-        return Verdict(False, f"rows of {in_features} are not a whole number of blocks of {format.block_size}")
-    return Verdict(True)
+        return SupportAnswer(False, f"rows of {in_features} are not a whole number of blocks of {format.block_size}")
+    return SupportAnswer(True)
 
 
 def check(solver: str, format: WeightFormat, in_features: int) -> None:

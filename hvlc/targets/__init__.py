@@ -3,7 +3,7 @@
 from hvlc.targets.loading import load_target, shipped_targets, target_for, target_path, target_text
 from hvlc.targets.operation import Grain, Operand, Operation, Quantized
 from hvlc.targets.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
-from hvlc.targets.schema import BlockFormat, Finding, Target, Tried, Verdict
+from hvlc.targets.schema import BlockFormat, Finding, SupportAnswer, Target, Tried
 
 __all__ = [
     "BlockFormat",
@@ -20,9 +20,9 @@ __all__ = [
     "Quantized",
     "Rule",
     "Severity",
+    "SupportAnswer",
     "Target",
     "Tried",
-    "Verdict",
     "load_target",
     "shipped_targets",
     "target_for",

@@ -28,7 +28,7 @@ class Tried(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SupportAnswer:
     """Yes, or no with the reason."""
 
     taken: bool
@@ -178,12 +178,12 @@ class Target(StrictModel):
             raise ValueError(f"sources: no limit {unknown[0]!r}, {nearest(unknown[0], type(self).model_fields)}")
         return self
 
-    def takes_op(self, op_type: str, domain: str = "") -> Verdict:
+    def takes_op(self, op_type: str, domain: str = "") -> SupportAnswer:
         """Whether an operator may run here, whatever its types and shapes."""
         refusal = self._operator_refusal(op_type, domain)
-        return Verdict(refusal is None, refusal.reason if refusal else "")
+        return SupportAnswer(refusal is None, refusal.reason if refusal else "")
 
-    def takes_weights(self, bits: int, block_size: int, needs: tuple[str, ...] = ()) -> Verdict:
+    def takes_weights(self, bits: int, block_size: int, needs: tuple[str, ...] = ()) -> SupportAnswer:
         """Whether a block-wise quantized matrix product may run here.
 
         Args:
@@ -193,42 +193,44 @@ class Target(StrictModel):
         """
         formats = {f.bits: f for f in self.block_formats}
         if bits not in formats:
-            return Verdict(False, f"{self.name} takes {_list(formats)} bits, not {bits}")
+            return SupportAnswer(False, f"{self.name} takes {_list(formats)} bits, not {bits}")
         found = formats[bits]
         if block_size not in found.block_sizes:
-            return Verdict(False, f"{self.name} takes blocks of {_list(found.block_sizes)}, not {block_size}")
+            return SupportAnswer(False, f"{self.name} takes blocks of {_list(found.block_sizes)}, not {block_size}")
         missing = next((need for need in needs if not getattr(found, need)), "")
-        return Verdict(not missing, f"{self.name} takes no {missing.replace('_', ' ')} at {bits} bits")
+        return SupportAnswer(not missing, f"{self.name} takes no {missing.replace('_', ' ')} at {bits} bits")
 
     def takes_negative_scales(self, bits: int) -> bool:
         """Whether a block's scale may be negative, which lets its extreme value use all levels."""
         return any(f.bits == bits and f.negative_scales for f in self.block_formats)
 
-    def takes_gather(self, bits: int) -> Verdict:
+    def takes_gather(self, bits: int) -> SupportAnswer:
         """Whether an embedding look-up may read block-wise quantized rows of this width."""
-        return Verdict(
+        return SupportAnswer(
             bits in self.gather_bits, f"{self.name} looks up {_list(self.gather_bits)} bits only, not {bits}"
         )
 
-    def takes_activations(self, dtype: str) -> Verdict:
+    def takes_activations(self, dtype: str) -> SupportAnswer:
         """Whether static integer activations of this element type may run here."""
-        return Verdict(dtype in self.activation_dtypes, f"{self.name} takes no static {dtype} activations")
+        return SupportAnswer(dtype in self.activation_dtypes, f"{self.name} takes no static {dtype} activations")
 
-    def takes_cache(self, dtype: str) -> Verdict:
+    def takes_cache(self, dtype: str) -> SupportAnswer:
         """Whether attention may store its keys and values in this element type."""
-        return Verdict(dtype in self.cache_dtypes, f"{self.name} keeps no KV cache of {dtype}")
+        return SupportAnswer(dtype in self.cache_dtypes, f"{self.name} keeps no KV cache of {dtype}")
 
-    def writes_cache(self, dtype: str) -> Verdict:
+    def writes_cache(self, dtype: str) -> SupportAnswer:
         """Whether a graph whose attention is written out may store keys and values in this element type."""
-        return Verdict(dtype in self.written_cache_dtypes, f"{self.name} has no way to write a KV cache of {dtype}")
+        return SupportAnswer(
+            dtype in self.written_cache_dtypes, f"{self.name} has no way to write a KV cache of {dtype}"
+        )
 
-    def takes_lookup(self, dtype: str) -> Verdict:
+    def takes_lookup(self, dtype: str) -> SupportAnswer:
         """Whether an embedding look-up may copy rows of this element type."""
-        return Verdict(dtype in self.lookup_dtypes, f"{self.name} looks up no {dtype}")
+        return SupportAnswer(dtype in self.lookup_dtypes, f"{self.name} looks up no {dtype}")
 
     def takes_product(
         self, operator: str, activation: str, weight: str, grain: Grain, in_features: int | None = None
-    ) -> Verdict:
+    ) -> SupportAnswer:
         """Whether a product of an activation ("float" or an integer type) with constant integers may run here.
 
         Args:
@@ -243,8 +245,8 @@ class Target(StrictModel):
         refusal = f"{self.name} takes no {operator} of {activation} activations with {weight} weights per {grain}"
         if named and in_features is not None and all(in_features % p.inputs_multiple_of for p in named):
             several = _list({product.inputs_multiple_of for product in named})
-            return Verdict(False, f"{refusal} and {in_features} inputs: it takes multiples of {several}")
-        return Verdict(not about or bool(named), refusal)
+            return SupportAnswer(False, f"{refusal} and {in_features} inputs: it takes multiples of {several}")
+        return SupportAnswer(not about or bool(named), refusal)
 
     def takes_negative_product(self, operator: str, activation: str, weight: str, grain: Grain) -> bool:
         """Whether a product that `takes_product` takes may have weights with negative scales."""
@@ -257,16 +259,16 @@ class Target(StrictModel):
             for product in about
         )
 
-    def takes_part(self, size: int) -> Verdict:
+    def takes_part(self, size: int) -> SupportAnswer:
         """Whether one compiled part may have this many bytes."""
         limit = self.part_bytes
         taken = limit is None or size <= limit
-        return Verdict(taken, f"{self.name} takes parts of at most {limit} bytes, not {size}")
+        return SupportAnswer(taken, f"{self.name} takes parts of at most {limit} bytes, not {size}")
 
-    def leaves_to_cpu(self, role: str) -> Verdict:
+    def leaves_to_cpu(self, role: str) -> SupportAnswer:
         """Whether a component of this role is meant to run on the CPU."""
         taken = role in self.cpu_roles
-        return Verdict(taken, f"{self.name} declares no CPU component of the role {role}")
+        return SupportAnswer(taken, f"{self.name} declares no CPU component of the role {role}")
 
     def why_cpu(self, role: str) -> str:
         """Why a component of this role is meant to run on the CPU."""

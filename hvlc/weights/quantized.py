@@ -81,7 +81,7 @@ class Dequantized(Expression):
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolvedWeight:
     """A weight matrix whose levels were chosen before: by a calibration, or by whoever made the checkpoint.
 
     Attributes:

@@ -9,7 +9,13 @@ from hvlc.evaluation.tasks import open_task
 from hvlc.results import Evaluation
 from hvlc.workflows.build.build import build, is_current
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.evaluate.compare import Asking, Compared, compare_models, open_contenders, write_comparison
+from hvlc.workflows.evaluate.compare import (
+    ComparisonResult,
+    EvaluationRequest,
+    compare_models,
+    open_models,
+    write_comparison,
+)
 from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory, write_reports
 from hvlc.workflows.evaluate.evaluation_store import Store
 from hvlc.zoo import nano_checkpoint
@@ -67,9 +73,9 @@ def measure_resolutions(output: Path, package: Path, count: int, progress: Progr
     return found
 
 
-def compare_recipes(output: Path, packages: Mapping[str, Path], count: int, progress: Progress) -> Compared:
+def compare_recipes(output: Path, packages: Mapping[str, Path], count: int, progress: Progress) -> ComparisonResult:
     """Compare the packages with the first; write comparison.html, .md and .json."""
-    contenders = open_contenders(list(packages.values()))
-    compared = compare_models(contenders, Asking(count=count), work=output / _EVALUATIONS, progress=progress)
+    opened = open_models(list(packages.values()))
+    compared = compare_models(opened, EvaluationRequest(count=count), work=output / _EVALUATIONS, progress=progress)
     write_comparison(output, compared, f"hypervl-nano: {', '.join(packages)}")
     return compared

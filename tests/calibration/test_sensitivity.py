@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.calibration.sensitivity import Spoken, output_error
+from hvlc.calibration.sensitivity import FloatLogits, output_error
 from hvlc.evaluation.distributions import kl_divergence
 from hvlc.solvers.statistics import Accumulator
 from hvlc.weights.lazy import Constant
@@ -16,12 +16,14 @@ def test_a_loss_counts_scored_positions_and_all_tokens() -> None:
     random = np.random.default_rng(2)
     mine = [random.normal(size=(2, 5, 7)).astype(np.float32), random.normal(size=(1, 9, 7)).astype(np.float32)]
     other = [logits + random.normal(size=logits.shape).astype(np.float32) for logits in mine]
-    spoken = Spoken(mine, [slice(None), slice(3, 7)], 20)
+    float_logits = FloatLogits(mine, [slice(None), slice(3, 7)], 20)
     expected = kl_divergence(mine[0], other[0]).sum() + kl_divergence(mine[1][:, 3:7], other[1][:, 3:7]).sum()
-    assert spoken.loss(other) == pytest.approx(expected / 20)
-    assert spoken.of([1]).loss(other[1:]) == pytest.approx(kl_divergence(mine[1][:, 3:7], other[1][:, 3:7]).sum() / 20)
+    assert float_logits.loss(other) == pytest.approx(expected / 20)
+    assert float_logits.of([1]).loss(other[1:]) == pytest.approx(
+        kl_divergence(mine[1][:, 3:7], other[1][:, 3:7]).sum() / 20
+    )
     with pytest.raises(ValueError, match="shorter"):
-        spoken.loss(other[:1])
+        float_logits.loss(other[:1])
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 30), st.integers(0, 99))

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hvlc.calibration import walking
-from hvlc.calibration.state import State, awaited, check_apart, check_foreign
+from hvlc.calibration import segments
+from hvlc.calibration.state import State, check_apart, check_foreign, pending
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.atomic import KeptError
@@ -24,7 +24,7 @@ from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import Levels, Stream, WeightFormat
 from hvlc.workflows.build import request as requesting
 from hvlc.workflows.build.build import build
-from hvlc.workflows.calibrate.calibrating import fingerprint_of
+from hvlc.workflows.calibrate.build_calibration import fingerprint_of
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import StoppedError, contents, request, stopping, write_recipe
 from tests.helpers.solvers import ASYMMETRIC, LPBQ, SYMMETRIC, normal
@@ -41,7 +41,7 @@ def state(tmp_path: Path) -> State:
 @pytest.mark.parametrize("columns", [16, 40, 48])
 def test_a_matrix_comes_back_as_it_was_put(state: State, format: WeightFormat, columns: int) -> None:
     levels = round_to_nearest(normal(5, columns), format)
-    known = awaited(state.directory, "model.a", (5, columns), format)
+    known = pending(state.directory, "model.a", (5, columns), format)
     assert not state.has(known)
     state.put("model.a", levels)
     assert state.has(known)
@@ -58,10 +58,10 @@ def test_a_matrix_comes_back_as_it_was_put(state: State, format: WeightFormat, c
 def test_names_are_files_of_the_directory_and_do_not_clash(state: State, key: str) -> None:
     levels = round_to_nearest(normal(2, 16), SYMMETRIC[0])
     state.put(key, levels)
-    assert state.has(awaited(state.directory, key, (2, 16), SYMMETRIC[0]))
+    assert state.has(pending(state.directory, key, (2, 16), SYMMETRIC[0]))
     assert len(list(state.directory.iterdir())) == 2
     others = {"a/b", "a_b", "a%2Fb", "%2F", "/"} - {key}
-    assert not any(state.has(awaited(state.directory, other, (2, 16), SYMMETRIC[0])) for other in others)
+    assert not any(state.has(pending(state.directory, other, (2, 16), SYMMETRIC[0])) for other in others)
 
 
 def _other(path: Path) -> None:
@@ -87,9 +87,9 @@ def test_a_damaged_matrix_is_none(state: State, damage: Callable[[Path], object]
     state.put("model.a", round_to_nearest(normal(2, 16), format))
     (path,) = state.directory.glob("*.safetensors")
     damage(path)
-    assert not state.has(awaited(state.directory, "model.a", (2, 16), format))
+    assert not state.has(pending(state.directory, "model.a", (2, 16), format))
     state.put("model.a", round_to_nearest(normal(2, 16), format))
-    assert state.has(awaited(state.directory, "model.a", (2, 16), format))
+    assert state.has(pending(state.directory, "model.a", (2, 16), format))
 
 
 def test_another_calibration_in_the_same_place_is_not_mixed_with_the_first(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_another_calibration_in_the_same_place_is_not_mixed_with_the_first(tmp_p
         state = State.open(tmp_path / "state", {"seed": str(seed)})
         levels = round_to_nearest(normal(2, 16, seed), SYMMETRIC[0])
         state.put("model.a", levels)
-        read = awaited(state.directory, "model.a", (2, 16), SYMMETRIC[0]).stream(Stream.LEVELS).read()
+        read = pending(state.directory, "model.a", (2, 16), SYMMETRIC[0]).stream(Stream.LEVELS).read()
         np.testing.assert_array_equal(read, levels.stored(Stream.LEVELS))
         found.append(read.copy())
         state.remove()
@@ -450,8 +450,8 @@ def test_a_full_disk_of_values_between_layers_is_named(
     def full(place: Path) -> BinaryIO:
         return open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
 
-    monkeypatch.setattr(walking, "nameless_file", full)
-    monkeypatch.setattr(walking, "_ON_DISK", 1)
+    monkeypatch.setattr(segments, "nameless_file", full)
+    monkeypatch.setattr(segments, "_ON_DISK", 1)
     with pytest.raises(UserError, match=r"values between layers in .*package\.calibration is full") as error:
         build(request(checkpoint, recipe, tmp_path / "package"))
     assert error.value.code == "output.disk_full"

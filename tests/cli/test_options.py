@@ -10,7 +10,7 @@ import click
 import pytest
 
 from hvlc.cli import cli
-from hvlc.cli.options import Blocks, Dimension, Place, Real, Size, Words
+from hvlc.cli.options import Blocks, Dimension, PathParameter, Real, Size, TextParameter
 from tests.helpers.commands import Hvlc
 
 LONG = "9" * 5000
@@ -30,7 +30,9 @@ COMMANDS = {" ".join(path): command for path, command in commands(cli)}
 def is_bounded(kind: object) -> bool:
     if isinstance(kind, click.IntRange):
         return kind.max is not None
-    return isinstance(kind, Place | Words | Real | Size | Dimension | Blocks | click.types.BoolParamType)
+    return isinstance(
+        kind, PathParameter | TextParameter | Real | Size | Dimension | Blocks | click.types.BoolParamType
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -46,9 +48,9 @@ def test_types_without_bounds_are_told(kind: object) -> None:
 
 def values(kind: object) -> list[str]:
     """What an option of a type refuses."""
-    if isinstance(kind, Words):
+    if isinstance(kind, TextParameter):
         return ["caf\udce9"]
-    if isinstance(kind, Place):
+    if isinstance(kind, PathParameter):
         return ["caf\udce9", "x" * 5000, "x/" * 3000, "y" * 256]
     if isinstance(kind, click.IntRange):
         return [LONG, str(2**63), "-" + LONG, "1.5", "nan"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from hvlc.evaluation.deviation import deviation, mismatches, spread
+from hvlc.evaluation.deviation import centered_logits, deviation, mismatches
 
 FLOATS = npst.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32))
 
@@ -104,4 +104,4 @@ def test_ids_are_equal_or_not(
 
 def test_a_shift_of_all_logits_is_nothing() -> None:
     logits = np.random.default_rng(0).normal(size=(3, 7))
-    np.testing.assert_allclose(spread(logits + 40), spread(logits), atol=1e-12)
+    np.testing.assert_allclose(centered_logits(logits + 40), centered_logits(logits), atol=1e-12)

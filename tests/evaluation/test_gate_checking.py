@@ -11,7 +11,7 @@ from hvlc.errors import GateError, UserError
 from hvlc.evaluation.gates import check, parse_gate, raise_broken
 from hvlc.evaluation.gates.checking import verdict
 from hvlc.results import Evaluation, Measured, Score
-from hvlc.results.gates import GateOutcome, Verdict
+from hvlc.results.gates import GateOutcome, GateVerdict
 from hvlc.results.measures import MEASURES
 from tests.helpers.measurements import fidelity, measured, read_text
 
@@ -79,7 +79,7 @@ def test_the_ratio_to_the_reference_decides(gate: str, ours: int, verdict: str) 
 
 @given(st.lists(ENDS, min_size=2, max_size=2), ENDS, BOUND, OPERATOR, st.booleans())
 def test_a_better_interval_never_gets_a_worse_verdict(ends, shift: float, bound, operator: str, surely: bool) -> None:
-    order = [Verdict.BROKEN, Verdict.UNDECIDED, Verdict.PASSED]
+    order = [GateVerdict.BROKEN, GateVerdict.UNDECIDED, GateVerdict.PASSED]
     gate = parse_gate(f"{'surely ' if surely else ''}size {operator} {bound}x")
     low, high = sorted(ends)
     better = shift if ">" in operator else -shift
@@ -92,7 +92,7 @@ def test_a_better_interval_never_gets_a_worse_verdict(ends, shift: float, bound,
 @given(st.integers(1, 19), st.integers(1, 19), BOUND, st.booleans(), st.booleans())
 def test_more_right_answers_never_break_a_gate(few: int, more: int, bound, relative: bool, surely: bool) -> None:
     assume(few < more)
-    order = [Verdict.BROKEN, Verdict.UNDECIDED, Verdict.PASSED]
+    order = [GateVerdict.BROKEN, GateVerdict.UNDECIDED, GateVerdict.PASSED]
     gate = f"{'surely ' if surely else ''}exact_match >= {bound}{'x' if relative else ''}"
     worse, better = (outcome(gate, scored(count, 20), [scored(16, 20)]).verdict for count in (few, more))
     assert order.index(better) >= order.index(worse)
@@ -101,9 +101,9 @@ def test_more_right_answers_never_break_a_gate(few: int, more: int, bound, relat
 @given(ENDS, BOUND, OPERATOR, st.booleans())
 def test_nan_never_passes(value: float, bound, operator: str, surely: bool) -> None:
     gate = parse_gate(f"{'surely ' if surely else ''}size {operator} {bound}x")
-    assert verdict(gate, math.nan, math.nan) is Verdict.BROKEN
+    assert verdict(gate, math.nan, math.nan) is GateVerdict.BROKEN
     for ends in ((math.nan, value), (value, math.nan)):
-        assert verdict(gate, *ends) is not Verdict.PASSED
+        assert verdict(gate, *ends) is not GateVerdict.PASSED
 
 
 def test_nan_that_got_past_the_records_is_an_error() -> None:
@@ -225,7 +225,7 @@ def test_a_broken_gate_is_raised_with_its_reason() -> None:
 
 def test_an_undecided_gate_is_not_raised() -> None:
     judgement = check([parse_gate("exact_match >= 0.9")], [QUESTIONS])
-    assert judgement.found(Verdict.UNDECIDED)
+    assert judgement.found(GateVerdict.UNDECIDED)
     raise_broken(judgement)
 
 

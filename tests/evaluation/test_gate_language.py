@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hvlc.errors import UserError
 from hvlc.evaluation.gates import parse_gate, read_gates, require_checkable
-from hvlc.results.gates import ACCURACY, Place
+from hvlc.results.gates import ACCURACY, SourceLine
 from hvlc.results.measures import MEASURES, Measure
 from hvlc.results.units import factors
 
@@ -159,8 +159,8 @@ def test_a_file_says_where_and_why(tmp_path: Path) -> None:
         "  - {gate: 'surely size <= 40MB'}\n"
     )
     first, second, third = read_gates(["size <= 40 mb", "exact_match >= 0.98x", "size <= 41MB"], file)[:3]
-    assert (first.reason, first.place) == ("what the app promises", Place(file=str(file), line=4))
-    assert (second.text, second.place) == ("surely size <= 40MB", Place(file=str(file), line=6))
+    assert (first.reason, first.place) == ("what the app promises", SourceLine(file=str(file), line=4))
+    assert (second.text, second.place) == ("surely size <= 40MB", SourceLine(file=str(file), line=6))
     assert (third.text, third.place) == ("size <= 40 mb", None)  # "surely" is another gate
     assert [gate.text for gate in read_gates(["size <= 40MB", "size<=40000 kB"])] == ["size <= 40MB"]
 

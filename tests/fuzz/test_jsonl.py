@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hvlc.calibration.lines import LineSamples
+from hvlc.calibration.jsonl import JsonlSamples
 from hvlc.errors import UserError
 from hvlc.evaluation.jsonl import JsonlTask
 from tests.fuzz.mutation import attempt, check, commands, mutated
@@ -69,7 +69,7 @@ def lines_are_read_or_refused(tmp_path: Path, count: int) -> None:
             content, of_task = case(number)
             path.write_bytes(content)
             try:
-                ends.add(attempt(lambda: read(path) if of_task else LineSamples(path), UserError))  # noqa: B023
+                ends.add(attempt(lambda: read(path) if of_task else JsonlSamples(path), UserError))  # noqa: B023
             except BaseException as error:
                 error.add_note(f"case {number}")
                 raise
@@ -110,7 +110,7 @@ COSTLY: dict[str, bytes] = {
 def test_costly_lines_are_refused_in_seconds_and_few_words(tmp_path: Path, name: str) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(COSTLY[name])
-    for opened in (JsonlTask, LineSamples):
+    for opened in (JsonlTask, JsonlSamples):
         began = time.process_time()
         with pytest.raises(UserError) as error:
             opened(path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hvlc.chat.package_template import PackageTemplate, package_template
 from hvlc.chat.renderer import Refusal, Renderer
-from hvlc.chat.settling import Settled, settle
 from hvlc.errors import UserError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -169,10 +169,10 @@ def chats(seed: int) -> list[list[dict[str, str]]]:
 def judged(template: str, seed: int, renderer: Renderer) -> str:
     """How a template ends: kept, rewritten, or refused; anything else fails the test."""
     started = time.monotonic()
-    settled: Settled | None = None
+    settled: PackageTemplate | None = None
     code = "checkpoint.template"
     try:
-        settled = settle(template, TOKENS, PLACE, images=False, renderer=renderer)
+        settled = package_template(template, TOKENS, PLACE, images=False, renderer=renderer)
     except UserError as error:
         code = error.code
     assert code == "checkpoint.template", template
@@ -183,7 +183,7 @@ def judged(template: str, seed: int, renderer: Renderer) -> str:
     return "rewritten" if settled.changes else "kept"
 
 
-def compare(template: str, settled: Settled, seed: int, renderer: Renderer) -> None:
+def compare(template: str, settled: PackageTemplate, seed: int, renderer: Renderer) -> None:
     """The package's template, open in the renderer, renders other chats as transformers renders the checkpoint's."""
     for messages in chats(seed):
         expected = renderer.transformers(messages, template, TOKENS, answers=True)
@@ -220,7 +220,7 @@ def test_many_random_templates_are_refused_or_render_alike() -> None:
 def test_the_comparison_finds_a_difference() -> None:
     renderer = Renderer({})
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    settle(template, TOKENS, PLACE, images=False, renderer=renderer)
+    package_template(template, TOKENS, PLACE, images=False, renderer=renderer)
     with pytest.raises(AssertionError):
-        compare(template + "!", Settled(template), 0, renderer)
+        compare(template + "!", PackageTemplate(template), 0, renderer)
     renderer.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.calibration.windows import read_texts
+from hvlc.calibration.text_windows import read_texts
 from hvlc.errors import UserError
 from hvlc.evaluation.jsonl import JsonlTask
 from hvlc.files.reading import read_text

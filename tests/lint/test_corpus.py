@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hvlc.lint.engine import JudgedNode, judge
 from hvlc.lint.graphs import nodes_of
-from hvlc.lint.linting import Judged, judge
 from hvlc.lint.partitions import count_partitions
 from hvlc.qnn.isolation import is_installed
-from hvlc.results.lint import Weight
-from hvlc.targets import Evidence, load_target
+from hvlc.targets import Evidence, Severity, load_target
 from tests.lint.corpus import corpus
 from tests.lint.recording import TARGET, ask, record, recorded
 from tests.lint.tape import Case
@@ -103,7 +102,7 @@ def verdicts() -> dict[str, dict]:
 
 
 @cache
-def judged(name: str) -> tuple[Judged, ...]:
+def judged(name: str) -> tuple[JudgedNode, ...]:
     return judge(nodes_of(CASES[name].model, Path()), NPU)
 
 
@@ -112,7 +111,7 @@ def taken(name: str) -> bool:
 
 
 def hazards(name: str) -> set[str]:
-    return {f.rule for one in judged(name) for f in one.findings if f.severity == Weight.HAZARD}
+    return {f.rule for one in judged(name) for f in one.findings if f.severity == Severity.HAZARD}
 
 
 def of(held_out: bool) -> list[Case]:
@@ -191,7 +190,7 @@ def test_a_rule_that_is_said_to_have_run_is_borne_out_by_the_compiler() -> None:
         for name in CASES
         for one in judged(name)
         for finding in one.findings
-        if verdicts()[name]["taken"] is (finding.severity == Weight.HAZARD)
+        if verdicts()[name]["taken"] is (finding.severity == Severity.HAZARD)
     }
     said = {name for name, rule in NPU.rules.items() if rule.evidence is Evidence.RUN}
     # Elsewhere: onnxruntime-qnn's message names g_idx with the bias; a decoder with an int8 cache; graphs of

@@ -13,9 +13,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hvlc.errors import UserError
 from hvlc.lint import operators
+from hvlc.lint.engine import lint_graph
 from hvlc.lint.folding import fold
 from hvlc.lint.graphs import read_graph
-from hvlc.lint.linting import lint_graph
 from hvlc.results.lint import GraphLint
 from hvlc.targets import load_target
 from tests.helpers.commands import Hvlc

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.targets import load_target
 from tests.qnn import graphs
 

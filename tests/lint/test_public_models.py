@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.qnn.isolation import is_installed
 from hvlc.targets import load_target
 from hvlc.workflows.lint.probing import probed

@@ -6,7 +6,7 @@ import pytest
 
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.results import Evaluation, Fidelity
-from hvlc.workflows.evaluate.evaluate import Against, Setting, evaluate_directory
+from hvlc.workflows.evaluate.evaluate import ReferenceModel, Setting, evaluate_directory
 from tests.helpers.faults import FAULTS, planted
 
 BASE = Setting("base", True)
@@ -19,7 +19,7 @@ def float32(packages: dict[str, Path]) -> list[Evaluation]:
 
 
 def fidelity(package: Path, reference: Path, expected: list[Evaluation]) -> Fidelity:
-    (found,) = evaluate_directory(package, TASK, [BASE], against=Against(reference, expected))
+    (found,) = evaluate_directory(package, TASK, [BASE], against=ReferenceModel(reference, expected))
     assert found.fidelity
     return found.fidelity
 
@@ -47,7 +47,7 @@ def test_the_answers_show_a_large_fault(
     packages: dict[str, Path], float32: list[Evaluation], tmp_path: Path, name: str
 ) -> None:
     damaged = planted(name, packages["float32"], tmp_path / "damaged")
-    against = Against(packages["float32"], float32, fidelity=False)
+    against = ReferenceModel(packages["float32"], float32, fidelity=False)
     (found,) = evaluate_directory(damaged, TASK, [BASE], against=against)
     assert found.agreement
     assert found.agreement.p_value < 0.05

@@ -23,7 +23,7 @@ from hvlc.passes import lists
 from hvlc.passes.base import BundlePass, ComponentPass, Outcome, Pass
 from hvlc.passes.lists import (
     Quantities,
-    Refused,
+    RefusedNodes,
     Sizes,
     fixing_passes,
     float_passes,
@@ -106,7 +106,7 @@ def test_the_lists_of_every_preparation_are_in_order() -> None:
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_the_lists_that_fix_models_of_others_are_in_order(target: str) -> None:
     for late, norms in product((False, True), repeat=2):
-        some = fixing_passes(TARGETS[target], Refused(late=late, norms=norms))
+        some = fixing_passes(TARGETS[target], RefusedNodes(late=late, norms=norms))
         assert accepts(some.given, some.passes)
 
 

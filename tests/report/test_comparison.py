@@ -16,9 +16,9 @@ from hvlc.report.thumbnails import image_budget, thumbnail
 from hvlc.results import Evaluation, Interval
 from hvlc.results.comparison import (
     Comparison,
-    Contestant,
     Flip,
     LayerError,
+    ModelSummary,
     PairedTest,
     PlanChange,
     RunScores,
@@ -46,7 +46,7 @@ def made(right: tuple[list[bool], list[bool]], **more: Any) -> tuple[Comparison,
     second = with_agreement(second, first)
     comparison = Comparison(
         reference=first.name,
-        contestants=tuple(Contestant(name=e.name, source="package", size_bytes=10**6) for e in (first, second)),
+        contestants=tuple(ModelSummary(name=e.name, source="package", size_bytes=10**6) for e in (first, second)),
         runs=(scores(first), scores(second)),
         tests=tuple(paired_tests([(second, first)])),
         flips=tuple(flips(second, first)),

@@ -20,7 +20,7 @@ from hvlc.report.gates import headline, judgement_tables
 from hvlc.report.junit import junit_xml
 from hvlc.report.markdown import judgement_markdown
 from hvlc.report.sarif import recipe_line, sarif_json
-from hvlc.results.gates import Judgement, Origin, Place, RecipeText, Suspect
+from hvlc.results.gates import Judgement, Origin, RecipeText, SourceLine, Suspect
 from tests.helpers.measurements import measured, read_text
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
@@ -45,7 +45,7 @@ def right(count: int) -> list[bool]:
 
 def judged(name: str = "w4a16", reason: str = "", **fields: Any) -> Judgement:
     """One gate of each verdict on the base encoder, and a passed one on a text."""
-    place = Place(file="ci/gates file.yaml", line=4)
+    place = SourceLine(file="ci/gates file.yaml", line=4)
     gates = [
         parse_gate("exact_match[base] >= 0.98x", reason=reason, place=place),
         parse_gate("exact_match[base] >= 0.8"),

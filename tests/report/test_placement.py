@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.manifest.manifest import Manifest
-from hvlc.report.placement import Placed, placed_components, placement_table
+from hvlc.report.placement import ComponentPlacement, placed_components, placement_table
 from hvlc.results.compilation import COMPILATION, Compilation, NotChecked
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
@@ -26,7 +26,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(request).output
 
 
-def by_name(package: Path, found: Compilation | None) -> dict[str, Placed]:
+def by_name(package: Path, found: Compilation | None) -> dict[str, ComponentPlacement]:
     return {one.component: one for one in placed_components(Manifest.load(package), found)}
 
 

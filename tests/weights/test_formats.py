@@ -13,7 +13,7 @@ from hvlc.solvers import SOLVERS
 from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, ZeroType, stored_name, weight_format
 from hvlc.weights.formats.packing import pack, packed_size, sign_mask, unpack
 from hvlc.weights.lazy import Constant
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 COLUMNS = 80
 #: Formats by the name that plans and reports give them, with what they store beside levels and scales.
@@ -89,7 +89,7 @@ def test_other_streams_are_refused(name: str, damage: str) -> None:
         format.dequantize(stored, matrix)
     if damage == "shape":
         with pytest.raises(ValueError, match=f"{format} of "):
-            Solved(matrix, format, tuple(Constant(array) for array in stored.values()))
+            SolvedWeight(matrix, format, tuple(Constant(array) for array in stored.values()))
     with pytest.raises(ValueError, match="stores no "):
         format.shape(next(s for s in Stream if s not in format.streams), matrix)
 

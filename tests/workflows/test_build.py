@@ -11,7 +11,7 @@ from hvlc.targets import target_path
 from hvlc.workflows.build import request as requesting
 from hvlc.workflows.build.build import build, is_current
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.build.steps import STAGES
+from hvlc.workflows.build.steps import STEPS
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def request_for(tiny_checkpoint: Path, tmp_path: Path) -> BuildRequest:
 def test_every_stage_is_announced_in_order_and_has_a_line_in_the_journal(request_for: BuildRequest) -> None:
     announced: list[tuple[str, int, int]] = []
     result = build(request_for, lambda what, done, total: announced.append((what, done, total)))
-    stages = [s for s in STAGES if s not in ("calibrate", "compile")]  # which only builds that need them announce
-    assert announced[: len(stages)] == [(stage, STAGES.index(stage), len(STAGES)) for stage in stages]
-    written = announced[len(stages) :]
+    steps = [s for s in STEPS if s not in ("calibrate", "compile")]  # which only builds that need them announce
+    assert announced[: len(steps)] == [(step, STEPS.index(step), len(STEPS)) for step in steps]
+    written = announced[len(steps) :]
     assert {what for what, _, _ in written} == {"package (MB)"}
     assert [done for _, done, _ in written] == sorted(done for _, done, _ in written)
     assert written[-1][1] <= written[-1][2]
-    assert [entry.step for entry in result.journal if entry.step in STAGES] == stages
-    assert set(result.seconds) == set(stages)
+    assert [entry.step for entry in result.journal if entry.step in STEPS] == steps
+    assert set(result.seconds) == set(steps)
     steps = [entry.step for entry in result.journal]
     assert steps.index("TileImages") < steps.index("passes") < steps.index("QuantizeWeights") < steps.index("quantize")
 

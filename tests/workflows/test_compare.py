@@ -16,22 +16,30 @@ from hvlc.report.comparison import comparison_markdown, comparison_tables, headl
 from hvlc.results import write_evaluation
 from hvlc.results.comparison import Comparison
 from hvlc.results.trace_points import Question
-from hvlc.workflows.evaluate.compare import Asking, Compared, compare_models, open_contenders, write_comparison
+from hvlc.workflows.evaluate.compare import (
+    ComparisonResult,
+    EvaluationRequest,
+    compare_models,
+    open_models,
+    write_comparison,
+)
 from hvlc.workflows.evaluate.layerwise import trace
 from tests.helpers.faults import FAULTS, planted
 from tests.helpers.measurements import measured, read_text
 from tests.helpers.tiny import picture
 from tests.report.test_page import Page, requests
 
-FEW = Asking(count=6, encoders=("base",), traces=1, max_new_tokens=4)
+FEW = EvaluationRequest(count=6, encoders=("base",), traces=1, max_new_tokens=4)
 
 
-def compared(*paths: Path, asking: Asking = FEW, reference: str | None = None, work: Path | None = None) -> Compared:
-    return compare_models(open_contenders(paths, reference), asking, work=work)
+def compared(
+    *paths: Path, asking: EvaluationRequest = FEW, reference: str | None = None, work: Path | None = None
+) -> ComparisonResult:
+    return compare_models(open_models(paths, reference), asking, work=work)
 
 
 @pytest.fixture(scope="module")
-def quantized(tiny_float32: Path, tiny_w4a16: Path) -> Compared:
+def quantized(tiny_float32: Path, tiny_w4a16: Path) -> ComparisonResult:
     return compared(tiny_float32, tiny_w4a16)
 
 
@@ -51,7 +59,7 @@ def test_a_package_against_itself_differs_nowhere(tiny_w4a16: Path) -> None:
     assert "the same in every layer" in headline(found)[0]
 
 
-def test_what_quantization_does_is_shown(quantized: Compared) -> None:
+def test_what_quantization_does_is_shown(quantized: ComparisonResult) -> None:
     found = quantized.comparison
     assert found.reference == "float32"
     assert [(c.name, c.facts["recipe"]) for c in found.contestants] == [
@@ -70,7 +78,7 @@ def test_what_quantization_does_is_shown(quantized: Compared) -> None:
     assert found.runs[1].measures["size"].value < found.runs[0].measures["size"].value
 
 
-def test_a_record_survives_its_file(quantized: Compared, tmp_path: Path) -> None:
+def test_a_record_survives_its_file(quantized: ComparisonResult, tmp_path: Path) -> None:
     write_comparison(tmp_path / "out", quantized, "t")
     text = (tmp_path / "out" / "comparison.json").read_text()
     assert Comparison.model_validate_json(text) == quantized.comparison
@@ -119,7 +127,7 @@ def test_a_fault_is_in_the_headline(tiny_w4a16: Path, tmp_path: Path) -> None:
 def test_swapped_tokens_show_in_the_tokenizer(tiny_w4a16: Path, tmp_path: Path) -> None:
     damaged = planted("swapped token ids", tiny_w4a16, tmp_path / "damaged")
     found = compared(
-        tiny_w4a16, damaged, asking=Asking(count=1, encoders=("base",), traces=0, fidelity=False)
+        tiny_w4a16, damaged, asking=EvaluationRequest(count=1, encoders=("base",), traces=0, fidelity=False)
     ).comparison
     assert {c.key for c in found.settings["damaged"]["tokenizer"]} == {"vocab['t']", "vocab['e']"}
 
@@ -195,8 +203,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, tiny_w4a16: Path) ->
     assert code(one, nan) == "results.invalid"
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    assert code(tiny_w4a16, tiny_w4a16, asking=Asking(task=str(empty))).startswith("task.")
-    assert code(tiny_w4a16, tiny_w4a16, asking=Asking(encoders=("huge",))) == "request.encoder"
+    assert code(tiny_w4a16, tiny_w4a16, asking=EvaluationRequest(task=str(empty))).startswith("task.")
+    assert code(tiny_w4a16, tiny_w4a16, asking=EvaluationRequest(encoders=("huge",))) == "request.encoder"
 
 
 def test_options_of_another_task_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +216,7 @@ def test_options_of_another_task_are_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_evaluations_are_kept_and_taken(tiny_w4a16: Path, tmp_path: Path) -> None:
-    asking = Asking(count=2, encoders=("base",), traces=0, max_new_tokens=2, fidelity=False)
+    asking = EvaluationRequest(count=2, encoders=("base",), traces=0, max_new_tokens=2, fidelity=False)
     copy = Path(shutil.copytree(tiny_w4a16, tmp_path / "copy"))
     first = compared(tiny_w4a16, copy, asking=asking, work=tmp_path / "work")
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}

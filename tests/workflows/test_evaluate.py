@@ -17,8 +17,8 @@ from hvlc.evaluation.tasks import open_task
 from hvlc.results import Evaluation, read_evaluation
 from hvlc.workflows.evaluate import evaluate as module
 from hvlc.workflows.evaluate.evaluate import (
-    Against,
-    Evaluated,
+    EvaluationResult,
+    ReferenceModel,
     Setting,
     evaluate_directory,
     evaluate_questions,
@@ -133,7 +133,7 @@ def test_what_was_stopped_goes_on(
     """In the package's answers, in the reference's, and between the two models' distributions."""
     told: list[str] = []
 
-    def evaluated(store: Store | None) -> Evaluated:
+    def evaluated(store: Store | None) -> EvaluationResult:
         return evaluate_questions(
             tiny_w4a16, task, reference=tiny_float32, encoders=["base"], max_new_tokens=3, store=store
         )
@@ -208,7 +208,7 @@ def test_a_finished_evaluation_is_reused_when_asked(
     def evaluated(**options) -> Evaluation:
         with Store(tmp_path) as store:
             references = evaluate_directory(tiny_float32, task, [BASE], max_new_tokens=2, store=store, reuse=True)
-            against = Against(tiny_float32, references)
+            against = ReferenceModel(tiny_float32, references)
             how = {"max_new_tokens": 2, "store": store, "against": against, **options}
             return evaluate_directory(tiny_w4a16, task, [BASE], **how)[0]
 

@@ -16,7 +16,7 @@ from hvlc.errors import HvlcError, TargetError, UserError
 from hvlc.export import export_bundle
 from hvlc.graphs.facts import Kind
 from hvlc.graphs.placement import Phase, Placement
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.generation import LanguageModel, open_model
 from hvlc.targets import load_target

@@ -13,7 +13,7 @@ import pytest
 from hvlc.errors import TargetError
 from hvlc.graphs.builder import LAST_INDEX
 from hvlc.graphs.placement import Phase
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.manifest.manifest import Manifest
 from hvlc.qnn.checking import Sample
 from hvlc.runtime.generation import open_model

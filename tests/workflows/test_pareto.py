@@ -10,7 +10,7 @@ from hvlc.recipes.schema import FormatSpec
 from hvlc.results.sensitivity import Front
 from hvlc.workflows.evaluate import evaluate
 from hvlc.workflows.sensitivity.pareto import Scoring, pareto
-from hvlc.workflows.sensitivity.sensitivity import Measuring, opened
+from hvlc.workflows.sensitivity.sensitivity import SensitivityOptions, opened
 
 FORMATS = (FormatSpec(bits=4, block_size=32), FormatSpec(bits=8, block_size=32))
 
@@ -26,7 +26,7 @@ def test_a_model_that_sees_is_asked_about_documents(
         return original(directory, task, settings, **options)
 
     monkeypatch.setattr(evaluate, "evaluate_directory", recording)
-    how = Measuring(FORMATS, samples=2, cache=tmp_path / "cache", loss=False)
+    how = SensitivityOptions(FORMATS, samples=2, cache=tmp_path / "cache", loss=False)
     with opened(tiny_checkpoint, "w4a16-rtn", "cpu") as model:
         front = pareto(model, how, tmp_path / "front", count=2, scoring=Scoring(documents=1))
     assert front.score == "exact match"
@@ -40,7 +40,7 @@ def test_a_model_that_sees_is_asked_about_documents(
 
 def test_an_older_front_is_refused_before_the_work(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "front.json").write_text(json.dumps({}))
-    how = Measuring(FORMATS, samples=2, cache=tmp_path / "cache", loss=False)
+    how = SensitivityOptions(FORMATS, samples=2, cache=tmp_path / "cache", loss=False)
     with opened(tiny_checkpoint, "w4a16-rtn", "cpu") as model, pytest.raises(UserError, match=r"output\.exists"):
         pareto(model, how, tmp_path, count=2)
     assert not (tmp_path / "cache").exists()

@@ -11,7 +11,7 @@ from hvlc.graphs.plan import Action
 from hvlc.results.build import BuildResult, MemoryUse
 from hvlc.workflows.build import memory
 from hvlc.workflows.build.build import build, plan_build
-from hvlc.workflows.build.estimate import needs_of
+from hvlc.workflows.build.estimate import weight_totals
 from hvlc.workflows.build.request import BuildRequest
 
 
@@ -39,7 +39,7 @@ def test_the_planned_weights_fill_their_files_to_the_byte(built: str, fixtures: 
     checkpoint = fixtures.getfixturevalue("tiny_checkpoint")
     prepared = plan_build(request(checkpoint, Path("x"), result.plan.recipe), anywhere=True)
     data = sum(path.stat().st_size for path in result.output.glob("*.onnx.data"))
-    assert needs_of(prepared.bundle).data_bytes == data
+    assert weight_totals(prepared.bundle).data_bytes == data
 
 
 def test_a_plan_is_that_of_the_build(tiny_checkpoint: Path, w4a16_build: BuildResult, tmp_path: Path) -> None:

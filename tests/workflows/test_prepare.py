@@ -35,7 +35,7 @@ from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import WeightFormat, weight_format
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
+from hvlc.workflows.sensitivity.sensitivity import SensitivityOptions, measure
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, contents, request
 from tests.helpers.sessions import session
@@ -404,7 +404,7 @@ def test_a_search_has_its_time_in_the_plan(llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_sensitivity_is_that_of_the_rotated_model(llama: Path, tmp_path: Path) -> None:
-    how = Measuring((FormatSpec(bits=4, block_size=32),), samples=2, tokens=16, loss=False, cache=tmp_path)
+    how = SensitivityOptions((FormatSpec(bits=4, block_size=32),), samples=2, tokens=16, loss=False, cache=tmp_path)
     checkpoint, target = Checkpoint.open(llama), load_target("cpu")
     asked: tuple[dict[str, Any], ...] = ({}, {"rotate": {}})
     recipes = [load_recipe(write(tmp_path / "mine.yaml", prepare)) for prepare in asked]

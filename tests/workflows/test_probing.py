@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.qnn.probing import Probe
 from hvlc.results.lint import GraphLint
 from hvlc.targets import load_target

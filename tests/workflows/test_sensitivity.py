@@ -23,7 +23,7 @@ from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import ScaleType, WeightFormat, weight_format
-from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
+from hvlc.workflows.sensitivity.sensitivity import SensitivityOptions, measure
 from tests.export.tiny_families import save_text
 from tests.helpers.sessions import session
 from tests.helpers.tiny import picture
@@ -50,7 +50,7 @@ Say = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
 def measured(checkpoint: Path, cache: Path, **changes: object) -> Sensitivity:
-    how = replace(Measuring(FORMATS, samples=4, tokens=24, cache=cache), **changes)
+    how = replace(SensitivityOptions(FORMATS, samples=4, tokens=24, cache=cache), **changes)
     return measure(Checkpoint.open(checkpoint), checkpoint, RECIPE, CPU, how)
 
 
@@ -286,7 +286,7 @@ def test_progress_ends_at_its_total_and_time_is_told_before(text_checkpoint: Pat
         text_checkpoint,
         RECIPE,
         CPU,
-        Measuring(FORMATS, samples=2, tokens=16, cache=tmp_path),
+        SensitivityOptions(FORMATS, samples=2, tokens=16, cache=tmp_path),
         lambda what, done, total: told.append((done, total)),
         told.append,
     )
@@ -298,7 +298,7 @@ def test_progress_ends_at_its_total_and_time_is_told_before(text_checkpoint: Pat
 
 def test_a_recipe_without_anything_to_choose_is_refused(text_checkpoint: Path, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"rules": RECIPE.rules[:1]})
-    how = Measuring(FORMATS, samples=2, tokens=16, cache=tmp_path)
+    how = SensitivityOptions(FORMATS, samples=2, tokens=16, cache=tmp_path)
     with pytest.raises(UserError, match=r"sensitivity\.parts"):
         measure(Checkpoint.open(text_checkpoint), text_checkpoint, recipe, CPU, how)
 
@@ -322,7 +322,7 @@ def test_fewer_images_than_encoders_are_refused(tiny_checkpoint: Path, tmp_path:
 
 def test_a_rotation_comes_first(text_checkpoint: Path, text_found: Sensitivity, tmp_path: Path) -> None:
     rotated = RECIPE.model_copy(update={"prepare": Preparation(rotate=RotateSpec(untie=True))})
-    how = Measuring(FORMATS, samples=4, tokens=24, cache=tmp_path, loss=False)
+    how = SensitivityOptions(FORMATS, samples=4, tokens=24, cache=tmp_path, loss=False)
     found = measure(Checkpoint.open(text_checkpoint), text_checkpoint, rotated, CPU, how)
     assert [p.kind for p in found.parts] == [p.kind for p in text_found.parts]
     assert found.parts[0].candidates[0].output_error != text_found.parts[0].candidates[0].output_error

@@ -21,7 +21,7 @@ from hvlc.workflows.bisect.bisect import Request, bisect, open_reference
 from hvlc.workflows.bisect.opening import open_tracer
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.evaluate.compare import Asking, compare_models, open_contenders
+from hvlc.workflows.evaluate.compare import EvaluationRequest, compare_models, open_models
 from hvlc.workflows.evaluate.layerwise import weigh
 from hvlc.workflows.evaluate.perplexity import evaluate_texts
 from hvlc.zoo import documents
@@ -206,8 +206,8 @@ def test_integers_between_binaries_are_refused(tmp_path: Path, monkeypatch: pyte
 def test_a_comparison_has_weights_and_values_of_stages(built: dict[str, Path], tmp_path: Path) -> None:
     dynamic, fixed = built["blocks on the CPU"], built["blocks"]
     for pair in ((dynamic, fixed), (fixed, dynamic)):
-        asking = Asking(encoders=("base",), count=1, max_new_tokens=4, traces=1)
-        found = compare_models(open_contenders(pair), asking, work=tmp_path / pair[0].name).comparison
+        asking = EvaluationRequest(encoders=("base",), count=1, max_new_tokens=4, traces=1)
+        found = compare_models(open_models(pair), asking, work=tmp_path / pair[0].name).comparison
         assert {"decoder.layers.1", "decoder.head", "projector"} <= {one.stage for one in found.stages}
         assert all(one.relative_error is not None and one.relative_error < 1e-4 for one in found.stages)
         assert {layer.layer for layer in found.layers} >= {f"{found.layers[0].layer.split('.')[0]}.layers.0"}

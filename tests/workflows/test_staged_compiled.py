@@ -17,8 +17,8 @@ from hvlc.workflows.build.compiling import CompileRequest, compile_package
 from hvlc.workflows.build.emulation import Amount
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.evaluate.compare import Asking, compare_models, open_contenders
-from hvlc.workflows.evaluate.evaluate import Against, Setting, evaluate_directory
+from hvlc.workflows.evaluate.compare import EvaluationRequest, compare_models, open_models
+from hvlc.workflows.evaluate.evaluate import ReferenceModel, Setting, evaluate_directory
 from hvlc.workflows.evaluate.perplexity import evaluate_texts
 from hvlc.zoo import documents, nano_checkpoint
 from tests.export.tiny_families import save_text
@@ -76,7 +76,7 @@ def test_a_whole_package_answers_on_every_chip_as_the_cpu_does(chip: str, cpu: P
     assert all((one.checked or "").startswith("emulated, ") for one in on_npu)
     task = DocumentsTask(2)
     (expected,) = evaluate_directory(cpu, task, [SETTING], max_new_tokens=8)
-    (found,) = evaluate_directory(package, task, [SETTING], max_new_tokens=8, against=Against(cpu, [expected]))
+    (found,) = evaluate_directory(package, task, [SETTING], max_new_tokens=8, against=ReferenceModel(cpu, [expected]))
     assert found.runs_on.startswith(f"emulated NPU of {chip}")
     assert [e.prediction for e in found.examples] == [e.prediction for e in expected.examples]
     assert found.fidelity is not None
@@ -104,8 +104,8 @@ def test_a_fault_that_was_compiled_is_named_by_its_part(static: Path, image: Pat
 
 
 def test_a_comparison_answers_whether_the_package_still_answers_alike(cpu: Path, compiled: Path) -> None:
-    asking = Asking(encoders=("base",), count=1, max_new_tokens=4, traces=1)
-    found = compare_models(open_contenders([cpu, compiled]), asking).comparison
+    asking = EvaluationRequest(encoders=("base",), count=1, max_new_tokens=4, traces=1)
+    found = compare_models(open_models([cpu, compiled]), asking).comparison
     assert all(test.verdict == "noise" for test in found.tests)
     errors = {one.stage: one.relative_error for one in found.stages}
     assert 0 < (errors["decoder.layers.3"] or 0) < 0.02

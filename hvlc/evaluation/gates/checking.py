@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hvlc.errors import Collector, GateError, UserError, nearest
 from hvlc.evaluation.gates import ratios
 from hvlc.results import Evaluation, Interval, Measured
-from hvlc.results.gates import Gate, GateOutcome, JudgedEvaluation, Judgement, Ratio, Verdict
+from hvlc.results.gates import Gate, GateOutcome, GateVerdict, JudgedEvaluation, Judgement, Ratio
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written_apart, written_ends
 
@@ -69,7 +69,7 @@ def raise_broken(judgement: Judgement) -> None:
     Raises:
         GateError: "gate.broken", with the reasons.
     """
-    reasons = [outcome.message for outcome in judgement.found(Verdict.BROKEN)]
+    reasons = [outcome.message for outcome in judgement.found(GateVerdict.BROKEN)]
     if reasons:
         count = f"{len(reasons)} of {len(judgement.outcomes)} gates broken"
         cause = f"{reasons[0]} ({count})" if len(reasons) == 1 else "\n  ".join([f"{count}:", *reasons])
@@ -155,7 +155,7 @@ def _setting(measured: Measured) -> tuple[str, bool]:
     return (measured.encoder, measured.vrc) if isinstance(measured, Evaluation) else ("", False)
 
 
-def verdict(gate: Gate, low: float, high: float | None) -> Verdict:
+def verdict(gate: Gate, low: float, high: float | None) -> GateVerdict:
     """What an interval says of a bound.
 
     Args:
@@ -166,15 +166,15 @@ def verdict(gate: Gate, low: float, high: float | None) -> Verdict:
     ends = (low, math.inf if high is None else high)
     kept = [_keeps(gate, end) for end in ends]
     if all(kept):
-        return Verdict.PASSED
-    return Verdict.UNDECIDED if any(kept) and not gate.surely else Verdict.BROKEN
+        return GateVerdict.PASSED
+    return GateVerdict.UNDECIDED if any(kept) and not gate.surely else GateVerdict.BROKEN
 
 
 def _keeps(gate: Gate, value: float) -> bool:
     return _OPERATORS[gate.operator](value, gate.bound)
 
 
-def _absolute_message(gate: Gate, evaluation: Measured, measured: Interval, found: Verdict) -> str:
+def _absolute_message(gate: Gate, evaluation: Measured, measured: Interval, found: GateVerdict) -> str:
     unit = MEASURES[gate.metric].unit
     value = written_apart(measured.value, gate.bound, unit)
     around = "" if measured.method == "exact" else _around(measured.low, measured.high, measured.n, unit)
@@ -183,7 +183,7 @@ def _absolute_message(gate: Gate, evaluation: Measured, measured: Interval, foun
 
 
 def _relative_message(
-    gate: Gate, ours: tuple[Measured, Interval], theirs: tuple[Measured, Interval], ratio: Ratio, found: Verdict
+    gate: Gate, ours: tuple[Measured, Interval], theirs: tuple[Measured, Interval], ratio: Ratio, found: GateVerdict
 ) -> str:
     unit = MEASURES[gate.metric].unit
     (evaluation, measured), (reference, other) = ours, theirs
@@ -200,9 +200,9 @@ def _around(low: float, high: float | None, n: int, unit: str) -> str:
     return f" ({written_ends(low, high, unit)}, n = {n})"
 
 
-def _stands(gate: Gate, value: float, ends: tuple[float, float | None], n: int, found: Verdict) -> str:
+def _stands(gate: Gate, value: float, ends: tuple[float, float | None], n: int, found: GateVerdict) -> str:
     """How a number stands to its bound, in words."""
-    if found is Verdict.PASSED:
+    if found is GateVerdict.PASSED:
         return f"{_KEPT[gate.operator]} {gate.written}"
     low, high = ends
     within = _keeps(gate, low) or _keeps(gate, math.inf if high is None else high)

@@ -17,7 +17,7 @@ from hvlc.errors import Collector, UserError, nearest
 from hvlc.files.reading import SOURCE, read_text
 from hvlc.inputs.documents import read_yaml, yaml_lines
 from hvlc.inputs.records import StrictModel
-from hvlc.results.gates import Gate, Operator, Place
+from hvlc.results.gates import Gate, Operator, SourceLine
 from hvlc.results.measures import MEASURES, Measure
 from hvlc.results.units import factors, split_quantity
 
@@ -32,7 +32,7 @@ _LEAST, _MOST = Decimal("1E-30"), Decimal("1E+30")
 _FORM = 'write METRIC >= BOUND, for example "exact_match >= 0.98x" or "size <= 40MB"; operators are >= <= > <'
 
 
-def parse_gate(text: str, *, reason: str = "", place: Place | None = None) -> Gate:
+def parse_gate(text: str, *, reason: str = "", place: SourceLine | None = None) -> Gate:
     """Read a gate.
 
     Args:
@@ -155,17 +155,17 @@ def read_gates(texts: Sequence[str], file: Path | None = None) -> list[Gate]:
     return list(once.values())
 
 
-def _entries(file: Path | None) -> list[tuple[str, str, Place | None]]:
+def _entries(file: Path | None) -> list[tuple[str, str, SourceLine | None]]:
     """Text, reason and place of every gate of a file."""
     if file is None:
         return []
     read = _File.parse(read_yaml(file), str(file))
     source = read_text(file, "spec.unreadable", limit=SOURCE)
-    places = (Place(file=str(file), line=line) for line in yaml_lines(source, "gates"))
+    places = (SourceLine(file=str(file), line=line) for line in yaml_lines(source, "gates"))
     return [(entry.gate, entry.reason, place) for entry, place in zip(read.gates, places, strict=True)]
 
 
-def _placed(text: str, reason: str, place: Place | None) -> Gate:
+def _placed(text: str, reason: str, place: SourceLine | None) -> Gate:
     """A gate whose problems name its place."""
     try:
         return parse_gate(text, reason=reason, place=place)

@@ -19,7 +19,7 @@ from hvlc.passes.quantize.add_middles import add_middles
 from hvlc.passes.traits import Trait
 from hvlc.weights.formats import Stream, WeightFormat
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
-from hvlc.weights.quantized import Quantization, Solved, Solver
+from hvlc.weights.quantized import Quantization, SolvedWeight, Solver
 
 _FLOAT_COMPUTE, _INT8_COMPUTE = 1, 4  # accuracy_level of MatMulNBits
 _INPUTS = (Stream.LEVELS, Stream.SCALES, Stream.ZERO_POINTS)  # of the operators, in their order
@@ -39,7 +39,7 @@ class QuantizeWeights(ComponentPass):
 
     plan: Plan
     solvers: Mapping[str, Solver]
-    solved: Mapping[tuple[str, str], Solved] = field(default_factory=dict)
+    solved: Mapping[tuple[str, str], SolvedWeight] = field(default_factory=dict)
     roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER, Role.EMBEDDING})
     requires = frozenset({Trait.WHOLE_DECODER, Trait.SEPARATE_ENCODERS})
     promises = frozenset({Trait.QUANTIZED_WEIGHTS})
@@ -78,7 +78,7 @@ class QuantizeWeights(ComponentPass):
         drop_unread(graph, weight)
 
     def _initializers(
-        self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool
+        self, graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight, *, rows: bool
     ) -> dict[Stream, ir.Value]:
         """What the format stores; `rows` is the look-up's 2-D view of the bytes."""
         values = {}

@@ -29,7 +29,7 @@ from hvlc.targets import Grain
 from hvlc.weights.formats import Levels, Stream, WeightFormat
 from hvlc.weights.formats.packing import pack, sign_mask, unpack
 from hvlc.weights.lazy import Box, Constant, Elementwise, Expression, LazyTensor
-from hvlc.weights.quantized import Quantization, Solved
+from hvlc.weights.quantized import Quantization, SolvedWeight
 
 _ROWS = 256  # of a matrix that are read at a time, and perhaps solved
 _PACKED = 1 << 20  # bytes that are packed at a time
@@ -67,7 +67,7 @@ class QuantizeWeightsQDQ(QuantizeWeights):
         return super().transform(component)
 
     def _initializers(
-        self, graph: ir.Graph, weight: str, quantization: Quantization | Solved, *, rows: bool
+        self, graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight, *, rows: bool
     ) -> dict[Stream, ir.Value]:
         """Levels int4 or int8 `[out, in]`; scales `[out, blocks]`, or `[out]` for a product with one block a row;
         int4 zero points of the scales' shape where a compiler needs them; factors `[out]` where scales have any.
@@ -92,7 +92,7 @@ class QuantizeWeightsQDQ(QuantizeWeights):
         return ir.node("MatMul", [node.inputs[0], matrix], name=str(node.name))
 
 
-def _across(graph: ir.Graph, weight: str, quantization: Quantization | Solved) -> dict[Stream, ir.Value]:
+def _across(graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight) -> dict[Stream, ir.Value]:
     """Levels `[in, out]`, scales float32 (whole numbers as they are) `[blocks, out]`, and zero points of 4 bits."""
     format, scales = quantization.format, quantization.stream(Stream.SCALES)
     (out, blocks), bits = scales.shape, format.bits
@@ -111,7 +111,9 @@ def _across(graph: ir.Graph, weight: str, quantization: Quantization | Solved) -
     return made
 
 
-def _along(graph: ir.Graph, weight: str, quantization: Quantization | Solved, rows: bool) -> dict[Stream, ir.Value]:
+def _along(
+    graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight, rows: bool
+) -> dict[Stream, ir.Value]:
     """Levels `[out, in]` and scales `[out, blocks]`, or `[out]` for a product with one float scale a row."""
     format, scales = quantization.format, quantization.stream(Stream.SCALES)
     (out, blocks), suffix = scales.shape, "_rows" if rows else ""
@@ -254,7 +256,7 @@ def _row_by_row(of: Expression) -> Iterator[tuple[int, np.ndarray]]:
         yield start, of.rows(start, min(start + _ROWS, of.shape[0]))
 
 
-def _signed(quantization: Quantization | Solved) -> Quantization | Solved:
+def _signed(quantization: Quantization | SolvedWeight) -> Quantization | SolvedWeight:
     """The same matrix with levels in two's complement."""
     if isinstance(quantization, Quantization):
         solver = quantization.solver

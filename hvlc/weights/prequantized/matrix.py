@@ -9,7 +9,7 @@ import numpy as np
 from hvlc.errors import HvlcError
 from hvlc.weights.formats import Stream, WeightFormat
 from hvlc.weights.lazy import Box, Expression
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 
 #: What a plan calls the solver of a matrix whose levels are taken as they are.
 STORED = "stored"
@@ -64,10 +64,10 @@ class Prequantized(Expression):
                 return
             size //= 2
 
-    def form(self, format: WeightFormat) -> Solved:
+    def form(self, format: WeightFormat) -> SolvedWeight:
         """Stored form in one of `formats`."""
         rows, columns = self.shape
-        return Solved((rows, columns), format, tuple(TakenPart(self, format, s) for s in format.streams))
+        return SolvedWeight((rows, columns), format, tuple(TakenPart(self, format, s) for s in format.streams))
 
 
 @dataclass(frozen=True)

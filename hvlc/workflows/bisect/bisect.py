@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from hvlc.errors import Progress, UserError
-from hvlc.evaluation.deviation import deviation, mismatches, spread
+from hvlc.evaluation.deviation import centered_logits, deviation, mismatches
 from hvlc.files.digests import digest_file
 from hvlc.files.reading import is_file
 from hvlc.graphs.facts import Kind
@@ -247,7 +247,7 @@ class _Comparison:
     def _stepping(self, stage: Stage, stepped: np.ndarray, made: Mapping[str, np.ndarray]) -> Deviation:
         """One token after another, from all positions at once."""
         if stage.name == trace_points.HEAD:
-            return deviation(spread(stepped), spread(made[stage.name]))
+            return deviation(centered_logits(stepped), centered_logits(made[stage.name]))
         return deviation(stepped, made[stage.name], self._expected[stage.before])
 
     @property
@@ -273,7 +273,7 @@ class _Comparison:
             return deviation(found, expected, whole=True)
         if name == trace_points.HEAD:
             places = trace_points.head_start(self._expected) + np.arange(len(expected))
-            return _placed(deviation(spread(found), spread(expected)), places)
+            return _placed(deviation(centered_logits(found), centered_logits(expected)), places)
         images = self._tracer.manifest.images
         if name == trace_points.EMBEDDING and images is not None:  # at the placeholders of images rows have no meaning
             rows = np.flatnonzero(trace_points.read_ids(self._expected) != images.token)
@@ -286,7 +286,7 @@ class _Comparison:
         accumulated = None
         if trace_points.HEAD in self._chain:
             pair = (values[trace_points.HEAD][-self._steps :] for values in (self._chain, self._expected))
-            accumulated = deviation(*(spread(logits) for logits in pair))
+            accumulated = deviation(*(centered_logits(logits) for logits in pair))
         cached = Precision(activations=precision.activations, cache=precision.cache)
         self._add(trace_points.DECODE, own, accumulated, cached, f"most in {name}")
 

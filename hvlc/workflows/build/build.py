@@ -19,10 +19,10 @@ from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.limits import check_written, is_compiled_for
 from hvlc.workflows.build.memory import MemoryWatch
 from hvlc.workflows.build.prepare import documents_of, prepare
-from hvlc.workflows.build.prepared import Prepared
+from hvlc.workflows.build.prepared import PreparedBuild
 from hvlc.workflows.build.request import BuildRequest, provenance_of
-from hvlc.workflows.build.steps import Digesting, Stages
-from hvlc.workflows.calibrate.calibrating import calibrate_plan, fingerprint_of
+from hvlc.workflows.build.steps import BuildSteps, Digesting
+from hvlc.workflows.calibrate.build_calibration import calibrate_plan, fingerprint_of
 
 if TYPE_CHECKING:
     from hvlc.calibration.state import State
@@ -38,35 +38,35 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         UserError: bad input, an existing output, a full disk, more memory than allowed.
         TargetError: the target cannot take what the recipe asks for. Several problems come in one error.
     """
-    stages = Stages(progress)
+    steps = BuildSteps(progress)
     with (
         MemoryWatch(request.max_memory) as memory,
         Digesting() as digesting,
         temporary_directory("build") as scratch,
         ExitStack() as held,
     ):
-        prepared = prepare(request, stages, scratch, digesting.start, reads=True)
+        prepared = prepare(request, steps, scratch, digesting.start, reads=True)
         opened, estimate = prepared.opened, prepared.estimate
 
         def written(done: int) -> None:
             memory.check()
-            stages.written(done, estimate.disk_bytes)
+            steps.written(done, estimate.disk_bytes)
 
         def calibrated(what: str, done: int, total: int) -> None:
             memory.check()
-            stages.calibrated(what, done, total)
+            steps.calibrated(what, done, total)
 
         state = None
         if prepared.inputs is not None:
             from hvlc.calibration.state import State
 
             provenance = provenance_of(digesting.finished(), *opened.documents, prepared.inputs)
-            with stages.stage("calibrate") as count:
+            with steps.step("calibrate") as count:
                 fingerprint = fingerprint_of(provenance.sources)
                 state = held.enter_context(State.held(request.state_directory, fingerprint))
                 count(calibrate_plan(prepared, prepared.inputs, state, calibrated))
         with _removing(state), atomic_directory(request.output, force=request.force) as partial:
-            with stages.stage("package") as count:
+            with steps.step("package") as count:
                 bits = prepared.plan.bits_per_weight(Role.DECODER)
                 manifest = write_package(
                     prepared.bundle,
@@ -82,9 +82,9 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 check_written(partial, manifest, opened.target)
                 count(len(manifest.files))
             if request.aot and is_compiled_for(opened.target):
-                manifest = _compiled(partial, opened.target, stages)
+                manifest = _compiled(partial, opened.target, steps)
     return BuildResult(
-        request.output, manifest, prepared.plan, tuple(stages.journal), stages.seconds, memory.peak, estimate
+        request.output, manifest, prepared.plan, tuple(steps.journal), steps.seconds, memory.peak, estimate
     )
 
 
@@ -101,27 +101,27 @@ def _removing(state: "State | None") -> Iterator[None]:
         state.remove()
 
 
-def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywhere: bool = False) -> Prepared:
+def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywhere: bool = False) -> PreparedBuild:
     """Everything that a build decides, without building.
 
     Args:
         request: of the build.
-        progress: told of the stages.
+        progress: told of the steps.
         anywhere: the output is not settled yet; its disk is looked at, it is not.
 
     Raises:
         UserError, TargetError: whatever would stop the build, all of it at once.
     """
     with temporary_directory("build") as scratch:
-        return prepare(request, Stages(progress), scratch, anywhere=anywhere)
+        return prepare(request, BuildSteps(progress), scratch, anywhere=anywhere)
 
 
-def _compiled(directory: Path, target: Target, stages: Stages) -> Manifest:
+def _compiled(directory: Path, target: Target, steps: BuildSteps) -> Manifest:
     """Compile the NPU components of a package that was just written, and check them in emulation."""
     from hvlc.workflows.build.compiling import compile_in_place
 
-    with stages.stage("compile") as count:
-        package = compile_in_place(directory, target, progress=stages.compiled)
+    with steps.step("compile") as count:
+        package = compile_in_place(directory, target, progress=steps.compiled)
         count(len(package.compilation.graphs))
     return package.manifest
 

@@ -18,7 +18,7 @@ from hvlc.manifest.manifest import MANIFEST, CompiledEntry, ComponentEntry, File
 from hvlc.opening.graphs import load_graph
 from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory
-from hvlc.package.retaining import data_files, retain_data
+from hvlc.package.prune import data_files, prune_data
 from hvlc.qnn.checking import Sample, check_compiled
 from hvlc.qnn.compiler import PROVIDER, Compiled, CompileOptions, compile_graph, compile_graphs
 from hvlc.qnn.isolation import Isolation, require_qnn
@@ -225,7 +225,7 @@ def _shared(
 def _drop_weights(directory: Path, manifest: Manifest, files: set[str]) -> None:
     """Cut out of data files what only the compiled graphs have read."""
     kept = [name for name in manifest.files if name.endswith(".onnx")]
-    retain_data(directory, kept, sorted(files))
+    prune_data(directory, kept, sorted(files))
 
 
 def _describe(

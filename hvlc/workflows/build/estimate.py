@@ -32,7 +32,7 @@ _FIXED = 40 << 20  # machine code of the kernels, file formats, buffers
 
 
 @dataclass(frozen=True)
-class Needs:
+class WeightTotals:
     """What the weights of a bundle come to.
 
     Attributes:
@@ -50,7 +50,7 @@ class Needs:
     row: int
 
 
-def needs_of(bundle: Bundle) -> Needs:
+def weight_totals(bundle: Bundle) -> WeightTotals:
     """Add up a finished bundle; nothing is evaluated."""
     layouts: dict[str, Layout] = {}
     graph_bytes = 0
@@ -65,7 +65,7 @@ def needs_of(bundle: Bundle) -> Needs:
             if not inline:
                 layout.add(expression_of(value.const_value))
     units = [unit for layout in layouts.values() for unit in layout.units.values()]
-    return Needs(
+    return WeightTotals(
         sum(layout.total for layout in layouts.values()),
         graph_bytes,
         sum(_seconds(unit) for unit in units),
@@ -120,7 +120,7 @@ def machine_factor() -> float:
 
 
 def estimate(
-    needs: Needs,
+    totals: WeightTotals,
     checkpoint: Checkpoint,
     copied: Iterable[Path],
     threads: int,
@@ -130,23 +130,23 @@ def estimate(
     """What the build will take.
 
     Args:
-        needs: of the bundle.
+        totals: of the bundle.
         checkpoint: digested whole.
         copied: files that go into the package as they are.
         threads: how many evaluate weights.
         base: bytes of unshared memory before the weights are touched.
         calibration: what goes before, if any solver needs data.
     """
-    elements = max(CHUNK, needs.row)
+    elements = max(CHUNK, totals.row)
     jobs = threads * elements * (_WORKING + _RESULT * AHEAD)
-    writing = jobs + needs.waiting_bytes + 2 * needs.graph_bytes
+    writing = jobs + totals.waiting_bytes + 2 * totals.graph_bytes
     memory = base + _FIXED + max(writing, calibration.memory_bytes if calibration else 0)
-    digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files) + _WRITE * needs.data_bytes
-    disk = needs.data_bytes + needs.graph_bytes + sum(path.stat().st_size for path in copied)
+    digest = _DIGEST * sum(path.stat().st_size for path in checkpoint.files) + _WRITE * totals.data_bytes
+    disk = totals.data_bytes + totals.graph_bytes + sum(path.stat().st_size for path in copied)
     return Estimate(
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=machine_factor() * (needs.seconds + digest) / min(threads + _BESIDE, processors()),
+        seconds=machine_factor() * (totals.seconds + digest) / min(threads + _BESIDE, processors()),
         threads=threads,
         calibration_seconds=calibration.seconds if calibration else None,
     )

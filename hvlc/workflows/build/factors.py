@@ -70,9 +70,9 @@ def plan_factors(bundle: Bundle, plan: Plan, prepare: Preparation) -> "tuple[Sca
     return tuple(found)
 
 
-def awaited_factors(groups: "Sequence[ScaledGroup]", directory: Path) -> dict[tuple[str, str], Factors]:
+def pending_factors(groups: "Sequence[ScaledGroup]", directory: Path) -> dict[tuple[str, str], Factors]:
     """Factors that will be in a state's directory by the time that weights are evaluated, by component and value."""
-    return {(group.component, group.input): Factors(*group.awaited(directory)) for group in groups}
+    return {(group.component, group.input): Factors(*group.pending(directory)) for group in groups}
 
 
 def _roles(prepare: Preparation) -> tuple[Role, ...]:

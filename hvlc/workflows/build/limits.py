@@ -11,7 +11,7 @@ from hvlc.errors import TargetError, UserError, raise_all
 from hvlc.graphs.bundle import Bundle, Component
 from hvlc.graphs.placement import Placement
 from hvlc.graphs.shapes import dynamic_dims, infer_shapes
-from hvlc.lint.linting import lint_graph
+from hvlc.lint.engine import lint_graph
 from hvlc.manifest.manifest import Manifest
 from hvlc.results.build import Estimate
 from hvlc.targets import Operation, Target, target_for

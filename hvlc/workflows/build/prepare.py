@@ -22,17 +22,17 @@ from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe
 from hvlc.results.build import Estimate
 from hvlc.targets import Target, load_target, target_text
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.estimate import estimate, needs_of, processors
-from hvlc.workflows.build.factors import awaited_factors, check_stored, plan_factors
+from hvlc.workflows.build.estimate import estimate, processors, weight_totals
+from hvlc.workflows.build.factors import check_stored, pending_factors, plan_factors
 from hvlc.workflows.build.limits import check_compiler, check_disk, check_memory, check_target
 from hvlc.workflows.build.lowering import fix_for
 from hvlc.workflows.build.memory import current_memory
-from hvlc.workflows.build.prepared import Opened, Planned, Prepared
+from hvlc.workflows.build.prepared import BuildInputs, PlannedModel, PreparedBuild
 from hvlc.workflows.build.request import BuildRequest, Document
 from hvlc.workflows.build.requirements import require_compile, text_files
 from hvlc.workflows.build.scales import with_wide_scales
-from hvlc.workflows.build.steps import Stages
-from hvlc.workflows.calibrate.calibrating import calibration_inputs, cost_of, remove_finished
+from hvlc.workflows.build.steps import BuildSteps
+from hvlc.workflows.calibrate.build_calibration import calibration_inputs, cost_of, remove_finished
 from hvlc.workflows.calibrate.cost import CalibrationCost
 
 if TYPE_CHECKING:
@@ -43,18 +43,18 @@ _MOST_THREADS = 64
 
 def prepare(
     request: BuildRequest,
-    stages: Stages,
+    steps: BuildSteps,
     scratch: Path,
     opened: Callable[[Checkpoint], None] = lambda checkpoint: None,
     *,
     anywhere: bool = False,
     reads: bool = False,
-) -> Prepared:
+) -> PreparedBuild:
     """Decide everything that a build has to decide.
 
     Args:
         request: of the build.
-        stages: told of each.
+        steps: told of each.
         scratch: directory for what is read out of a checkpoint.
         opened: called with the checkpoint as soon as it is open.
         anywhere: the output is not settled yet; its disk is looked at, it is not.
@@ -64,27 +64,27 @@ def prepare(
         UserError, TargetError: whatever would stop the build, all of it at once.
     """
     found = Collector()
-    inputs = _open(request, stages, found, anywhere=anywhere)
+    inputs = _open(request, steps, found, anywhere=anywhere)
     opened(inputs.checkpoint)
     if inputs.recipe.budget is not None:
         found.raise_all()
-        inputs = _within_budget(request, inputs, inputs.recipe.budget, scratch, stages)
-    planned = _plan(inputs, stages, found, threads=_thread_counts(request)[0] if reads else 0)
-    lowered = _lower(request, inputs, planned, scratch, stages, found)
+        inputs = _within_budget(request, inputs, inputs.recipe.budget, scratch, steps)
+    planned = _plan(inputs, steps, found, threads=_thread_counts(request)[0] if reads else 0)
+    lowered = _lower(request, inputs, planned, scratch, steps, found)
     expected = _estimate(request, inputs, planned, lowered, found)
     planned = replace(planned, plan=replace(planned.plan, notes=_notes(inputs, lowered)))
-    return Prepared(inputs, planned, lowered.inputs, lowered.text, lowered.package_text, expected)
+    return PreparedBuild(inputs, planned, lowered.inputs, lowered.text, lowered.package_text, expected)
 
 
-def _notes(opened: Opened, lowered: "_Lowered") -> tuple[str, ...]:
+def _notes(opened: BuildInputs, lowered: "_Lowered") -> tuple[str, ...]:
     """What was decided about the checkpoint, its text and the calibration set, each once."""
     said = lowered.inputs.notes if lowered.inputs else ()
     return tuple(dict.fromkeys((*opened.checkpoint.notes, *lowered.package_text.notes, *said)))
 
 
-def _open(request: BuildRequest, stages: Stages, found: Collector, *, anywhere: bool) -> Opened:
+def _open(request: BuildRequest, steps: BuildSteps, found: Collector, *, anywhere: bool) -> BuildInputs:
     """Read recipe, target and the headers of the checkpoint."""
-    with stages.stage("open") as count:
+    with steps.step("open") as count:
         checkpoint = recipe = target = installed = None
         with found:
             require_compile("a build")
@@ -105,7 +105,7 @@ def _open(request: BuildRequest, stages: Stages, found: Collector, *, anywhere: 
         checkpoint, recipe, target = found.require(checkpoint), found.require(recipe), found.require(target)
         documents = documents_of(request, recipe, target)
         count(len(checkpoint.tensors))
-    return Opened(checkpoint, recipe, target, documents)
+    return BuildInputs(checkpoint, recipe, target, documents)
 
 
 def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
@@ -113,7 +113,9 @@ def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple
     return Document(recipe.name, recipe_text(request.recipe)), Document(target.name, target_text(request.target))
 
 
-def _within_budget(request: BuildRequest, opened: Opened, budget: BudgetSpec, scratch: Path, stages: Stages) -> Opened:
+def _within_budget(
+    request: BuildRequest, opened: BuildInputs, budget: BudgetSpec, scratch: Path, steps: BuildSteps
+) -> BuildInputs:
     """Give every weight a format; sensitivities are measured first, unless they are known.
 
     What is locked and digested is the recipe with these formats, so that a package can be made again without another
@@ -122,56 +124,56 @@ def _within_budget(request: BuildRequest, opened: Opened, budget: BudgetSpec, sc
     Raises:
         UserError, TargetError: the budget is too small, or the model cannot be measured.
     """
-    from hvlc.workflows.sensitivity.sensitivity import Measuring, measure
+    from hvlc.workflows.sensitivity.sensitivity import SensitivityOptions, measure
 
     checkpoint, recipe = opened.checkpoint, opened.recipe
     text = text_files(checkpoint, scratch)
     source = request.calibration or recipe.calibration.source
-    how = Measuring.of(budget, source, request.cache, _thread_counts(request)[0])
-    sensitivity = measure(checkpoint, text, recipe, opened.target, how, stages.measured)
+    how = SensitivityOptions.of(budget, source, request.cache, _thread_counts(request)[0])
+    sensitivity = measure(checkpoint, text, recipe, opened.target, how, steps.measured)
     chosen = explicit(recipe, sensitivity, allocate(sensitivity, budget))
     documents = (Document(chosen.name, dump_recipe(chosen)), opened.documents[1])
     return replace(opened, recipe=chosen, documents=documents, measured=True)
 
 
-def _plan(opened: Opened, stages: Stages, found: Collector, *, threads: int) -> Planned:
+def _plan(opened: BuildInputs, steps: BuildSteps, found: Collector, *, threads: int) -> PlannedModel:
     """Export, run the passes on the float model, and decide every weight's fate.
 
     Args:
         opened: what is read.
-        stages: told of each.
+        steps: told of each.
         found: problems so far.
         threads: that read weights to decide about their scales; 0: none are read.
     """
-    bundle, passes = _float_bundle(opened, stages, found)
-    with stages.stage("plan") as count:
+    bundle, passes = _float_bundle(opened, steps, found)
+    with steps.step("plan") as count:
         plan = found.require(_resolved(opened, bundle, found))
         if threads and not found.problems:
             plan = with_wide_scales(plan, bundle, threads)
         count(len(plan.assignments))
-    return Planned(bundle, passes, plan, plan_factors(bundle, plan, opened.recipe.prepare))
+    return PlannedModel(bundle, passes, plan, plan_factors(bundle, plan, opened.recipe.prepare))
 
 
-def _float_bundle(opened: Opened, stages: Stages, found: Collector) -> tuple[Bundle, PassList]:
+def _float_bundle(opened: BuildInputs, steps: BuildSteps, found: Collector) -> tuple[Bundle, PassList]:
     """The exported model after its first passes, and these."""
     from hvlc.export import export_bundle
 
     bundle = None
-    with stages.stage("export") as count:
+    with steps.step("export") as count:
         with found:
             bundle = export_bundle(opened.checkpoint)
-            bundle.journal = stages.journal
+            bundle.journal = steps.journal
             count(len(bundle.components))
         found.problems += opened.checkpoint.problems
     bundle = found.require(bundle)
-    with stages.stage("passes") as count:
+    with steps.step("passes") as count:
         passes = float_passes(bundle.facts, opened.target, opened.recipe.prepare)
         passes.run(bundle)
         count(len(passes.passes))
     return bundle, passes
 
 
-def _resolved(opened: Opened, bundle: Bundle, found: Collector) -> Plan | None:
+def _resolved(opened: BuildInputs, bundle: Bundle, found: Collector) -> Plan | None:
     """The recipe resolved for a bundle and a target; None: it cannot be."""
     from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
@@ -204,12 +206,17 @@ class _Lowered:
 
 
 def _lower(
-    request: BuildRequest, opened: Opened, planned: Planned, scratch: Path, stages: Stages, found: Collector
+    request: BuildRequest,
+    opened: BuildInputs,
+    planned: PlannedModel,
+    scratch: Path,
+    steps: BuildSteps,
+    found: Collector,
 ) -> _Lowered:
     """Perform the plan on the bundle, with lazy weights, and give the target what it wants of shapes and places."""
     bundle, plan, scaled = planned.bundle, planned.plan, planned.scaled
     inputs, text, package_text = None, opened.checkpoint.directory, PackageText()
-    with stages.stage("quantize") as count:
+    with steps.step("quantize") as count:
         with found:
             text = text_files(opened.checkpoint, scratch)
             package_text = settle_text(text, bundle.facts)
@@ -226,25 +233,27 @@ def _lower(
     return _Lowered(inputs, text, package_text, cost)
 
 
-def _quantities(planned: Planned, directory: Path) -> Quantities:
+def _quantities(planned: PlannedModel, directory: Path) -> Quantities:
     """The numbers that a plan is performed with, those of a calibration as they will be in the state's directory."""
     from hvlc.graphs.stored_levels import stored_levels
     from hvlc.solvers.registry import SOLVERS
-    from hvlc.workflows.calibrate.calibrate import Observed, awaited_matrices
+    from hvlc.workflows.calibrate.calibrate import PendingObservations, pending_matrices
 
     bundle, plan = planned.bundle, planned.plan
-    observed = Observed.awaited(bundle, plan, directory)
-    solved = {**stored_levels(plan, bundle), **awaited_matrices(plan, directory)}
-    factors = awaited_factors(planned.scaled, directory)
+    observed = PendingObservations.pending(bundle, plan, directory)
+    solved = {**stored_levels(plan, bundle), **pending_matrices(plan, directory)}
+    factors = pending_factors(planned.scaled, directory)
     return Quantities(SOLVERS, solved, observed.ranges, observed.magnitudes, factors)
 
 
-def _estimate(request: BuildRequest, opened: Opened, planned: Planned, lowered: _Lowered, found: Collector) -> Estimate:
+def _estimate(
+    request: BuildRequest, opened: BuildInputs, planned: PlannedModel, lowered: _Lowered, found: Collector
+) -> Estimate:
     """What the build takes, with as many threads as fit into memory; raises what was found until now."""
-    needs, base = needs_of(planned.bundle), current_memory().unshared
+    totals, base = weight_totals(planned.bundle), current_memory().unshared
     copied = tokenizer_files(lowered.text)
     expected = [
-        estimate(needs, opened.checkpoint, copied, threads, base, lowered.cost) for threads in _thread_counts(request)
+        estimate(totals, opened.checkpoint, copied, threads, base, lowered.cost) for threads in _thread_counts(request)
     ]
     with found:
         check_memory(expected[-1], request.max_memory)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class BuildInputs:
     """What a build reads.
 
     Attributes:
@@ -39,7 +39,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedModel:
     """A model in float, and what is to become of it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedBuild:
     """A build that is ready to be calibrated and written: every decision is made.
 
     Attributes:
@@ -68,8 +68,8 @@ class Prepared:
         estimate: what writing takes.
     """
 
-    opened: Opened
-    planned: Planned
+    opened: BuildInputs
+    planned: PlannedModel
     inputs: "CalibrationSet | None"
     text: Path
     package_text: PackageText

@@ -33,7 +33,7 @@ from hvlc.workflows.build.request import BuildRequest
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class RebuildResult:
     """A package that was made again.
 
     Attributes:
@@ -58,7 +58,7 @@ def rebuild(
     calibration: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Rebuilt:
+) -> RebuildResult:
     """Make a package again from its lock and hold every file against it.
 
     The second package lies beside the first while it is compared, and is removed in the end.
@@ -68,7 +68,7 @@ def rebuild(
         checkpoint: that it was built from.
         calibration: source of its calibration set; None where it was a built-in one, or none.
         threads: of the new build.
-        progress: told of the stages.
+        progress: told of the steps.
 
     Raises:
         UserError: the package is damaged, the checkpoint or the calibration set is another one, a byte differs, or the
@@ -116,7 +116,7 @@ def rebuild(
             "install the locked versions and try again" if tools else "report it: the same inputs gave other bytes",
         )
     same = {name: entry.bytes for name, entry in lock.outputs.items() if name not in (*chance, *(told - {LOCK}))}
-    return Rebuilt(len(same), sum(same.values()), changed, chance, bool(compilation and compilation.checks))
+    return RebuildResult(len(same), sum(same.values()), changed, chance, bool(compilation and compilation.checks))
 
 
 def _compiled(directory: Path, target: str, before: Compilation) -> Manifest:

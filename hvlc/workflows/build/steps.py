@@ -1,4 +1,4 @@
-"""The stages of a build: announced, timed, and what goes on beside them."""
+"""The steps of a build: announced, timed, and what goes on beside them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ from hvlc.errors import HvlcError, Progress
 from hvlc.graphs.bundle import JournalEntry
 from hvlc.weights.checkpoint import Checkpoint
 
-STAGES = ("open", "export", "passes", "plan", "quantize", "calibrate", "package", "compile")
+STEPS = ("open", "export", "passes", "plan", "quantize", "calibrate", "package", "compile")
 
 
-class Stages:
-    """Announces and times the stages, and keeps the journal that their passes write to."""
+class BuildSteps:
+    """Announces and times the steps, and keeps the journal that their passes write to."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress or (lambda what, done, total: None)
@@ -22,9 +22,9 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int], None]]:
-        """A stage; the yielded function takes the number of things it made or changed."""
-        self._progress(name, STAGES.index(name), len(STAGES))
+    def step(self, name: str) -> Iterator[Callable[[int], None]]:
+        """A step; the yielded function takes the number of things it made or changed."""
+        self._progress(name, STEPS.index(name), len(STEPS))
         started = time.perf_counter()
         counts: list[int] = []
         yield counts.append
@@ -32,7 +32,7 @@ class Stages:
         self.journal.append(JournalEntry(name, "*", sum(counts), (), self.seconds[name]))
 
     def calibrated(self, what: str, done: int, total: int) -> None:
-        """Progress inside the calibration of a component, in samples of its stretches."""
+        """Progress inside the calibration of a component, in samples of its segments."""
         self._progress(f"calibrate {what}", done, total)
 
     def measured(self, what: str, done: int, total: int) -> None:
@@ -40,11 +40,11 @@ class Stages:
         self._progress(f"sensitivity {what}", done, total)
 
     def compiled(self, what: str, done: int, total: int) -> None:
-        """Progress inside the last stage, in components."""
+        """Progress inside the last step, in components."""
         self._progress(what, done, total)
 
     def written(self, done: int, total: int) -> None:
-        """Progress inside the stage that writes, in bytes."""
+        """Progress inside the step that writes, in bytes."""
         self._progress("package (MB)", done // 1_000_000, -(-total // 1_000_000))
 
 

@@ -11,8 +11,8 @@ from hvlc.calibration.engine import Calibration, matrix_key
 from hvlc.calibration.factors import FactorSearch, ScaledGroup
 from hvlc.calibration.observation import Observation
 from hvlc.calibration.samples import CalibrationSet, TextSample
-from hvlc.calibration.state import State, awaited
-from hvlc.calibration.walking import Walk
+from hvlc.calibration.segments import Walk
+from hvlc.calibration.state import State, pending
 from hvlc.errors import Progress, UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.facts import Facts, Kind
@@ -21,7 +21,7 @@ from hvlc.passes.quantize.quantize_activations import calibrated_values, check_r
 from hvlc.passes.quantize.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
-from hvlc.weights.quantized import Dequantized, Quantization, Solved
+from hvlc.weights.quantized import Dequantized, Quantization, SolvedWeight
 from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, look, output_of, stitcher, text_feeds
 
 _TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
@@ -60,7 +60,7 @@ def default_source(facts: Facts) -> str:
     return _TEXT_SOURCE if facts.kind is Kind.LANGUAGE else _IMAGE_SOURCE
 
 
-def awaited_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solved]:
+def pending_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], SolvedWeight]:
     """What a calibration will have put into a state, by component and node; a tied table's is the head's."""
     heads = {(a.component, a.node): a for a in plan.assignments}
     found = {}
@@ -69,7 +69,7 @@ def awaited_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solve
         if assignment.action is Action.KEEP or owner.solver not in CALIBRATED or owner.format is None:
             continue
         key, shape = matrix_key(owner.component, owner.node), (owner.out_features, owner.in_features)
-        found[assignment.component, assignment.node] = awaited(directory, key, shape, owner.format)
+        found[assignment.component, assignment.node] = pending(directory, key, shape, owner.format)
     return found
 
 
@@ -93,7 +93,7 @@ def observations(bundle: Bundle, plan: Plan) -> dict[str, Observation]:
 
 
 @dataclass(frozen=True)
-class Observed:
+class PendingObservations:
     """What calibration will have found of a package's values, as lazy expressions.
 
     Attributes:
@@ -105,7 +105,7 @@ class Observed:
     magnitudes: dict[str, Expression]
 
     @classmethod
-    def awaited(cls, bundle: Bundle, plan: Plan, directory: Path) -> "Observed":
+    def pending(cls, bundle: Bundle, plan: Plan, directory: Path) -> "PendingObservations":
         """What a state will hold.
 
         Args:

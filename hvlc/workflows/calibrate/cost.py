@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 _FLOAT = 4  # bytes
 _GRAMS = 5  # the Gram matrix, damped, read backwards, its factor, and that read forwards
-_WEIGHTS = 2  # copies of a stretch's weights: dequantized, and as the graph reads them
+_WEIGHTS = 2  # copies of a segment's weights: dequantized, and as the graph reads them
 _SOLVING = 20  # bytes a weight: as given, padded, in order, the target, the levels twice
 _DOUBLE = 2  # times an operation of float32: one of float64, in which errors are summed
 _SEARCHING = 4  # copies of a group's weights: as given, with factors, rounded, the error
 _ROWS = 8192  # that are solved at a time
-_ALIVE = 3  # values that wait for later stretches: the residual stream, a norm of it, a product
+_ALIVE = 3  # values that wait for later segments: the residual stream, a norm of it, a product
 _SMALL = 1 << 20  # bytes of a value that stays in memory
 _CHANNELS = 3  # of an image
 _BETWEEN = 5  # values of a product's size in memory at once: activations of it, and what the allocator keeps

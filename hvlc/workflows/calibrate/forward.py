@@ -1,6 +1,6 @@
-"""A model's way from its inputs to its answers, one component after another.
+"""Forward passes of a float model for calibration and sensitivity, one component after another.
 
-A change in a component is followed through all that come behind it. Encoders take turns: each answers for the images
+A change in a component is followed through all components after it. Encoders take turns: each answers for the images
 whose turn it is, so a change in one costs nothing where the other looks.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
+from hvlc.calibration.segments import Walk, WalkCache, cut_segments, walk
 from hvlc.calibration.sensitivity import Answers, Feeds, in_float
-from hvlc.calibration.walking import Kept, Walk, stretches, walk
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import linear_groups, operand, values_of
@@ -27,8 +27,8 @@ _Tables = Mapping[tuple[str, str], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Leg:
-    """A component on the way.
+class ComponentForward:
+    """One component of a forward pass.
 
     Attributes:
         component: its graph.
@@ -36,7 +36,7 @@ class Leg:
         output: that the answers come from.
         answers: what the model says to it.
         sequences: those of the decoder's sequences that it has a part in, by number.
-        behind: weights of the products that come after this component.
+        weights_after: weights of the products that come after this component.
     """
 
     component: Component
@@ -44,37 +44,37 @@ class Leg:
     output: ir.Value
     answers: Answers
     sequences: tuple[int, ...]
-    behind: int
+    weights_after: int
 
 
 @dataclass(frozen=True)
-class Way:
-    """All of it.
+class ForwardPass:
+    """A forward pass over all calibration samples.
 
     Attributes:
-        legs: in order; the last is the decoder's.
+        components: in order; the last is the decoder's.
         scored: of each of the decoder's sequences, the positions whose answers count: all of a text's, and those that
             foretell a token after an image.
-        kept: what its walks share.
+        cache: what its walks share.
     """
 
-    legs: tuple[Leg, ...]
+    components: tuple[ComponentForward, ...]
     scored: tuple[slice, ...]
-    kept: Kept
+    cache: WalkCache
 
 
-def way_of(bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> Way:
-    """The way of a bundle whose decoder answers at all positions.
+def forward_pass_of(bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> ForwardPass:
+    """The forward pass of a bundle whose decoder gives logits at all positions.
 
     Raises:
         UserError: there are fewer images than encoders.
     """
     decoder = bundle.with_role(Role.DECODER)[0]
     if bundle.with_role(Role.VISION_ENCODER):
-        return _Sight.open(bundle, inputs, threads, spool).way()
+        return _VisionForward.open(bundle, inputs, threads, spool).forward_pass()
     feeds = list(text_feeds(decoder, inputs, _BATCH_TOKENS))
-    leg = Leg(decoder, lambda _: feeds, output_of(decoder, "logits"), iter, tuple(range(len(feeds))), 0)
-    return Way((leg,), (slice(None),) * len(feeds), Kept())
+    only = ComponentForward(decoder, lambda _: feeds, output_of(decoder, "logits"), iter, tuple(range(len(feeds))), 0)
+    return ForwardPass((only,), (slice(None),) * len(feeds), WalkCache())
 
 
 def weights_of(component: Component) -> int:
@@ -83,20 +83,20 @@ def weights_of(component: Component) -> int:
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """A model that sees.
+class _VisionForward:
+    """Builds the forward pass of a vision-language model.
 
     Attributes:
         bundle: its components.
         threads: of onnxruntime.
         spool: directory for large values.
-        turns: for each encoder, the numbers of the images that it looks at.
+        turns: for each encoder, the numbers of the images that it encodes.
         tiles: feeds of an encoder, for each image.
         grids: int64 `[2]` of each image.
         ids: int64 `[n]` of each sequence, those with an image first.
         scored: positions of each sequence whose answers count.
         stitch: features of an image's tiles, and its grid, to features of its visual tokens.
-        kept: what walks share.
+        cache: what walks share.
     """
 
     bundle: Bundle
@@ -108,10 +108,10 @@ class _Sight:
     ids: list[np.ndarray]
     scored: list[slice]
     stitch: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    kept: Kept = field(default_factory=Kept)
+    cache: WalkCache = field(default_factory=WalkCache)
 
     @classmethod
-    def open(cls, bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> "_Sight":
+    def open(cls, bundle: Bundle, inputs: CalibrationSet, threads: int, spool: Path) -> "_VisionForward":
         """Run the front graph over the images and count their tokens."""
         images = inputs.images
         encoders = [c.name for c in bundle.with_role(Role.VISION_ENCODER)]
@@ -138,18 +138,18 @@ class _Sight:
             stitcher(bundle, threads),
         )
 
-    def way(self) -> Way:
+    def forward_pass(self) -> ForwardPass:
         """Encoders, then the decoder on what they make of the images in float."""
         features: dict[int, np.ndarray] = {}
         for name, turn in self.turns.items():
-            walked = Walk([self.tiles[i] for i in turn], self.threads, self.spool, self.kept)
+            walked = Walk([self.tiles[i] for i in turn], self.threads, self.spool, self.cache)
             output = self._features_of(name)
-            walk(stretches(self.bundle.components[name].graph, [], [output]), walked, in_float)
+            walk(cut_segments(self.bundle.components[name].graph, [], [output]), walked, in_float)
             features |= {i: self.stitch(walked.value(output, at), self.grids[i]) for at, i in enumerate(turn)}
         every = tuple(range(len(self.ids)))
         behind = weights_of(self._decoder)
-        legs = [
-            Leg(
+        components = [
+            ComponentForward(
                 self.bundle.components[name],
                 lambda _, turn=turn: [self.tiles[i] for i in turn],  # type: ignore[misc]
                 self._features_of(name),
@@ -163,8 +163,8 @@ class _Sight:
         def fed(changed: _Tables) -> Sequence[Mapping[str, np.ndarray]]:
             return self._decoder_feeds([(i, features.get(i)) for i in every], changed)
 
-        legs.append(Leg(self._decoder, fed, output_of(self._decoder, "logits"), iter, every, 0))
-        return Way(tuple(legs), tuple(self.scored), self.kept)
+        components.append(ComponentForward(self._decoder, fed, output_of(self._decoder, "logits"), iter, every, 0))
+        return ForwardPass(tuple(components), tuple(self.scored), self.cache)
 
     @property
     def _decoder(self) -> Component:
@@ -195,8 +195,8 @@ class _Sight:
             for at, features in enumerate(outputs)
         ]
         logits = output_of(self._decoder, "logits")
-        path = stretches(self._decoder.graph, [g.input for g in linear_groups(self._decoder.graph)], [logits])
-        walked = Walk(self._decoder_feeds(sequences, {}), self.threads, self.spool, self.kept)
+        path = cut_segments(self._decoder.graph, [g.input for g in linear_groups(self._decoder.graph)], [logits])
+        walked = Walk(self._decoder_feeds(sequences, {}), self.threads, self.spool, self.cache)
         walk(path[:-1], walked, in_float)
         for (answer,) in walked.results(path[-1], in_float):
             yield answer

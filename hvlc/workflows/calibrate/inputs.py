@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
-from hvlc.calibration.walking import Walk, Weights, stretches, walk
+from hvlc.calibration.segments import Walk, Weights, cut_segments, walk
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle, Component
 from hvlc.runtime.vision import Seen
@@ -48,7 +48,7 @@ def embedded(
 ) -> list[np.ndarray]:
     """float32 `[1, n, hidden]` of each sequence of ids and its visual tokens."""
     output = output_of(embedding, "inputs_embeds")
-    steps = stretches(embedding.graph, [], [output])
+    steps = cut_segments(embedding.graph, [], [output])
     walked = Walk([{"input_ids": ids[None], "image_features": features} for ids, features in sequences], threads)
     walk(steps, walked, weights)
     return [walked.value(output, i) for i in range(len(sequences))]

@@ -22,14 +22,14 @@ from hvlc.package.settings import changed_settings, changed_tokenizer
 from hvlc.report.comparison import comparison_markdown
 from hvlc.report.comparison_page import write_comparison_page
 from hvlc.results import Evaluation, Interval, Measured, TextEvaluation, read_evaluation, write_whole
-from hvlc.results.comparison import Comparison, Contestant, RunScores, StageError
+from hvlc.results.comparison import Comparison, ModelSummary, RunScores, StageError
 from hvlc.results.difference import ValueChange
 from hvlc.results.files import UNWRITABLE
 from hvlc.results.measures import MEASURES
 from hvlc.results.trace_points import Question
-from hvlc.workflows.evaluate.evaluate import Against, evaluate_directory, require_sight, settings_of
+from hvlc.workflows.evaluate.evaluate import ReferenceModel, evaluate_directory, require_vision, settings_of
 from hvlc.workflows.evaluate.evaluation_store import Store
-from hvlc.workflows.evaluate.layerwise import Weighed, trace, weigh
+from hvlc.workflows.evaluate.layerwise import WeightDifferences, trace, weigh
 from hvlc.workflows.evaluate.model import open_subject, require_one_vocabulary
 from hvlc.workflows.evaluate.perplexity import TOKENS, evaluate_texts
 
@@ -40,7 +40,7 @@ _NOTHING: tuple[list[StageError], list[str]] = ([], [])
 
 
 @dataclass(frozen=True)
-class Asking:
+class EvaluationRequest:
     """What packages are evaluated on.
 
     Attributes:
@@ -72,11 +72,11 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedModel:
     """A package, or the evaluations of one model.
 
     Attributes:
-        name: unique among the contenders.
+        name: unique among the models.
         package: where it is; None for what was read from reports.
         evaluations: that were read, or made for the comparison.
     """
@@ -87,7 +87,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonResult:
     """A comparison with what it was made from.
 
     Attributes:
@@ -101,7 +101,7 @@ class Compared:
     task: Task | None
 
 
-def open_contenders(paths: Sequence[Path], reference: str | None = None) -> list[Contender]:
+def open_models(paths: Sequence[Path], reference: str | None = None) -> list[ComparedModel]:
     """Packages and reports with names that tell them apart, the reference first.
 
     Args:
@@ -111,23 +111,23 @@ def open_contenders(paths: Sequence[Path], reference: str | None = None) -> list
     Raises:
         UserError: one is none of these or damaged, there are fewer than two, or none has the reference's name.
     """
-    found = [contender for path in paths for contender in _opened(path)]
+    found = [model for path in paths for model in _opened(path)]
     if len(found) < 2:
         cause = f"{len(found)} model is not a comparison: {', '.join(map(str, paths))}"
         raise UserError("compare.few", cause, "name two packages or reports, or more")
     named = _told_apart(found)
     if reference is None:
         return named
-    first = [contender for contender in named if contender.name == reference]
+    first = [model for model in named if model.name == reference]
     if not first:
-        hint = nearest(reference, [contender.name for contender in named])
+        hint = nearest(reference, [model.name for model in named])
         raise UserError("compare.reference", f"nothing here is called {reference!r}: {hint}", "name one of them")
-    return [*first, *(contender for contender in named if contender.name != reference)]
+    return [*first, *(model for model in named if model.name != reference)]
 
 
-def _opened(path: Path) -> list[Contender]:
+def _opened(path: Path) -> list[ComparedModel]:
     if is_file(path / MANIFEST):
-        return [Contender(path.resolve().name, path)]
+        return [ComparedModel(path.resolve().name, path)]
     if is_file(path):
         files = [path]
     else:
@@ -139,36 +139,36 @@ def _opened(path: Path) -> list[Contender]:
     evaluations = [read_evaluation(file) for file in files]
     for evaluation in sorted(evaluations, key=lambda e: e.agreement is not None):  # a reference has none
         by_name.setdefault(evaluation.name, []).append(evaluation)
-    return [Contender(name, None, tuple(found)) for name, found in by_name.items()]
+    return [ComparedModel(name, None, tuple(found)) for name, found in by_name.items()]
 
 
-def _told_apart(contenders: Sequence[Contender]) -> list[Contender]:
+def _told_apart(models: Sequence[ComparedModel]) -> list[ComparedModel]:
     """The same with a number behind names that are there already."""
     taken: set[str] = set()
     named = []
-    for contender in contenders:
-        name, count = contender.name, 1
+    for model in models:
+        name, count = model.name, 1
         while name in taken:
             count += 1
-            name = f"{contender.name} ({count})"
+            name = f"{model.name} ({count})"
         taken.add(name)
-        evaluations = tuple(e.model_copy(update={"name": name}) for e in contender.evaluations)
-        named.append(replace(contender, name=name, evaluations=evaluations))
+        evaluations = tuple(e.model_copy(update={"name": name}) for e in model.evaluations)
+        named.append(replace(model, name=name, evaluations=evaluations))
     return named
 
 
 def compare_models(
-    contenders: Sequence[Contender],
-    asking: Asking,
+    models: Sequence[ComparedModel],
+    asking: EvaluationRequest,
     *,
     work: Path | None = None,
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
-) -> Compared:
+) -> ComparisonResult:
     """Compare packages and reports; packages are evaluated.
 
     Args:
-        contenders: two or more, the reference first.
+        models: two or more, the reference first.
         asking: what packages are evaluated on.
         work: keeps evaluations, so that a later comparison takes them from there and one that was killed goes on.
         progress: told after each example, component and question.
@@ -177,14 +177,14 @@ def compare_models(
     Raises:
         UserError: a package, the task or the store is wrong, or evaluations answered different examples.
     """
-    task = None if asking.text else _task(contenders, asking)
-    evaluated = _evaluated(contenders, asking, task, work, progress, announce)
+    task = None if asking.text else _task(models, asking)
+    evaluated = _evaluated(models, asking, task, work, progress, announce)
     runs, pairs, notes = _against_reference(evaluated)
     first, *others = evaluated
     tests = paired_tests(pairs)
     settings = _settings(first, others)
     packages = {c.name: c.package for c in evaluated if c.package} if first.package else {}
-    weighed, traced = Weighed(), _NOTHING
+    weighed, traced = WeightDifferences(), _NOTHING
     if len(packages) > 1 and asking.traces:
         weighed = weigh(packages, settings, progress)
         traced = trace(packages, _questions(task, asking, runs[0]), progress)
@@ -192,7 +192,7 @@ def compare_models(
         notes.append("weights, values and settings are compared among packages alone, with a package as reference")
     comparison = Comparison(
         reference=first.name,
-        contestants=tuple(_contestant(contender) for contender in evaluated),
+        contestants=tuple(_summary(model) for model in evaluated),
         runs=tuple(_scores(c.name, e) for c in evaluated for e in c.evaluations),
         tests=tuple(tests),
         flips=tuple(
@@ -207,10 +207,10 @@ def compare_models(
         settings=settings,
         notes=(*notes, *weighed.notes, *traced[1]),
     )
-    return Compared(comparison, tuple(runs), _with_images(task, runs))
+    return ComparisonResult(comparison, tuple(runs), _with_images(task, runs))
 
 
-def _questions(task: Task | None, asking: Asking, run: Measured) -> list[Question]:
+def _questions(task: Task | None, asking: EvaluationRequest, run: Measured) -> list[Question]:
     """What layers are compared on: the first examples in the first run's setting, or the beginning of the text."""
     if asking.text:
         return [Question(read_text(asking.text, "task.text", limit=TEXT)[:_PROMPT])]
@@ -223,14 +223,14 @@ def _questions(task: Task | None, asking: Asking, run: Measured) -> list[Questio
     ]
 
 
-def _task(contenders: Sequence[Contender], asking: Asking) -> Task | None:
+def _task(models: Sequence[ComparedModel], asking: EvaluationRequest) -> Task | None:
     """The questions; None where only reports are compared and their task has no name here."""
-    if any(contender.package for contender in contenders):
+    if any(model.package for model in models):
         return open_task(asking.task, asking.count)
-    asked = contenders[0].evaluations[0]
+    asked = models[0].evaluations[0]
     if isinstance(asked, TextEvaluation):
         return None
-    if asking.task != Asking.task or asked.task not in NAMED_TASKS:
+    if asking.task != EvaluationRequest.task or asked.task not in NAMED_TASKS:
         return open_task(asking.task) if asking.task.endswith(".jsonl") else None
     return open_task(asked.task, asked.summary.n)
 
@@ -244,30 +244,30 @@ def _with_images(task: Task | None, runs: Sequence[Measured]) -> Task | None:
 
 
 def _evaluated(
-    contenders: Sequence[Contender],
-    asking: Asking,
+    models: Sequence[ComparedModel],
+    asking: EvaluationRequest,
     task: Task | None,
     work: Path | None,
     progress: Progress,
     announce: Callable[[str], None],
-) -> list[Contender]:
-    """The contenders with the evaluations of all packages."""
-    packages = [contender for contender in contenders if contender.package]
+) -> list[ComparedModel]:
+    """The models with the evaluations of all packages."""
+    packages = [model for model in models if model.package]
     if not packages:
-        return list(contenders)
+        return list(models)
     with Store(work, announce) as store:
         if asking.text:
-            made = _read_texts(contenders, packages, asking.text, asking, store, progress)
+            made = _read_texts(models, packages, asking.text, asking, store, progress)
         elif task is not None:
-            made = _asked(contenders[0], packages, task, asking, store, progress, reuse=work is not None)
-    return [replace(c, evaluations=made[c.name]) if c.package else c for c in contenders]
+            made = _asked(models[0], packages, task, asking, store, progress, reuse=work is not None)
+    return [replace(c, evaluations=made[c.name]) if c.package else c for c in models]
 
 
 def _asked(
-    first: Contender,
-    packages: Sequence[Contender],
+    first: ComparedModel,
+    packages: Sequence[ComparedModel],
     task: Task,
-    asking: Asking,
+    asking: EvaluationRequest,
     store: Store,
     progress: Progress,
     *,
@@ -277,71 +277,71 @@ def _asked(
     subjects = [open_subject(c.package, c.name) for c in packages if c.package]
     settings = settings_of(subjects[0], asking.encoders, vrc=asking.vrc)
     for subject in subjects:  # before the long work
-        require_sight(subject, task)
+        require_vision(subject, task)
         settings_of(subject, [setting.encoder for setting in settings if setting.encoder])
     if asking.fidelity and first.package:
         require_one_vocabulary(subjects)
     made: dict[str, tuple[Measured, ...]] = {}
     references: list[Evaluation] = []
-    for contender in packages:
-        if contender.package is None:
+    for model in packages:
+        if model.package is None:
             continue
-        against = Against(first.package, references, asking.fidelity) if first.package and references else None
+        against = ReferenceModel(first.package, references, asking.fidelity) if first.package and references else None
         found = evaluate_directory(
-            contender.package,
+            model.package,
             task,
             settings,
             count=asking.count,
             max_new_tokens=asking.max_new_tokens,
             store=store,
             reuse=reuse,
-            name=contender.name,
+            name=model.name,
             against=against,
             progress=progress,
         )
-        made[contender.name] = tuple(found)
-        references = references or (found if contender is first else [])
+        made[model.name] = tuple(found)
+        references = references or (found if model is first else [])
     return made
 
 
 def _read_texts(
-    contenders: Sequence[Contender],
-    packages: Sequence[Contender],
+    models: Sequence[ComparedModel],
+    packages: Sequence[ComparedModel],
     text: Path,
-    asking: Asking,
+    asking: EvaluationRequest,
     store: Store,
     progress: Progress,
 ) -> dict[str, tuple[Measured, ...]]:
     """How packages read a text."""
     found = evaluate_texts(
-        [contender.package for contender in packages if contender.package],
+        [model.package for model in packages if model.package],
         text,
-        against_first=contenders[0].package is not None,
+        against_first=models[0].package is not None,
         fidelity=asking.fidelity,
         tokens=asking.tokens,
         window=asking.window,
         store=store,
-        names=[contender.name for contender in packages],
+        names=[model.name for model in packages],
         progress=progress,
     )
-    return {contender.name: (evaluation,) for contender, evaluation in zip(packages, found, strict=True)}
+    return {model.name: (evaluation,) for model, evaluation in zip(packages, found, strict=True)}
 
 
 def _against_reference(
-    contenders: Sequence[Contender],
+    models: Sequence[ComparedModel],
 ) -> tuple[list[Measured], list[tuple[Measured, Measured]], list[str]]:
     """Every run with its agreement with the reference's run in the same setting, the pairs of the two, and notes.
 
     Raises:
         UserError: two runs of one setting answered different examples, or no run has a counterpart.
     """
-    first, *others = contenders
+    first, *others = models
     alone = {"agreement": None, "fidelity": None}
     references = {_setting(e): e.model_copy(update=alone) for e in first.evaluations}
     runs: list[Measured] = list(references.values())
     pairs: list[tuple[Measured, Measured]] = []
     notes: list[str] = []
-    for run in (evaluation for contender in others for evaluation in contender.evaluations):
+    for run in (evaluation for model in others for evaluation in model.evaluations):
         reference = references.get(_setting(run))
         held = run.fidelity is not None and reference is not None and run.fidelity.reference == reference.label
         if run.fidelity is not None and not held:
@@ -369,22 +369,22 @@ def _setting(evaluation: Measured) -> tuple[object, ...]:
     return evaluation.kind, evaluation.task
 
 
-def _contestant(contender: Contender) -> Contestant:
+def _summary(model: ComparedModel) -> ModelSummary:
     """Record of a candidate, with what is known of how it was made."""
-    if contender.package is None:
-        last = contender.evaluations[-1]
+    if model.package is None:
+        last = model.evaluations[-1]
         facts = {name: _short(value) for name, value in last.provenance.items()}
-        return Contestant(
-            name=contender.name,
+        return ModelSummary(
+            name=model.name,
             source="report",
             size_bytes=last.size_bytes,
             bits_per_weight=last.bits_per_weight,
             facts=facts,
         )
-    manifest = open_package(contender.package).manifest
+    manifest = open_package(model.package).manifest
     sources = manifest.sources
-    return Contestant(
-        name=contender.name,
+    return ModelSummary(
+        name=model.name,
         source="package",
         size_bytes=manifest.total_bytes,
         bits_per_weight=manifest.bits_per_decoder_weight,
@@ -419,7 +419,7 @@ def _scores(contestant: str, evaluation: Measured) -> RunScores:
     )
 
 
-def _settings(first: Contender, others: Sequence[Contender]) -> dict[str, dict[str, tuple[ValueChange, ...]]]:
+def _settings(first: ComparedModel, others: Sequence[ComparedModel]) -> dict[str, dict[str, tuple[ValueChange, ...]]]:
     """What packages were made from and say otherwise than the reference."""
     if first.package is None:
         return {}
@@ -434,7 +434,7 @@ def _settings(first: Contender, others: Sequence[Contender]) -> dict[str, dict[s
     return {name: changes for name, changes in found.items() if changes}
 
 
-def write_comparison(output: Path, compared: Compared, title: str) -> None:
+def write_comparison(output: Path, compared: ComparisonResult, title: str) -> None:
     """comparison.json, comparison.md and comparison.html.
 
     Raises:

@@ -30,7 +30,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Against:
+class ReferenceModel:
     """What a model is held against.
 
     Attributes:
@@ -137,7 +137,7 @@ def encoders_of(directory: Path) -> tuple[str, ...]:
     return open_subject(directory).encoders
 
 
-def require_sight(subject: Subject, task: Task) -> None:
+def require_vision(subject: Subject, task: Task) -> None:
     """Refuse questions about images for a model without eyes.
 
     Raises:
@@ -160,7 +160,7 @@ def evaluate_directory(
     store: Store | None = None,
     reuse: bool = False,
     name: str | None = None,
-    against: Against | None = None,
+    against: ReferenceModel | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[Evaluation]:
     """Evaluate a package or checkpoint under several settings.
@@ -181,7 +181,7 @@ def evaluate_directory(
         UserError: something is wrong with the model, the task, the reference or the store.
     """
     subject = open_subject(directory, name)
-    require_sight(subject, task)
+    require_vision(subject, task)
     work = Work(subject, task, require_count(task, count), max_new_tokens, store or Store(None), progress)
     digest = examples_digest(task, count) if reuse else None
     with ExitStack() as stack:
@@ -198,7 +198,7 @@ def hold_against(
     directory: Path,
     evaluations: Sequence[Evaluation],
     task: Task,
-    against: Against,
+    against: ReferenceModel,
     *,
     store: Store | None = None,
     name: str | None = None,
@@ -247,7 +247,7 @@ def _has_fidelity(evaluation: Evaluation, expected: Evaluation, reference: Subje
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """A model, and what it was held against.
 
     Attributes:
@@ -277,7 +277,7 @@ def evaluate_questions(
     store: Store | None = None,
     reuse: bool = False,
     progress: Progress = lambda *_: None,
-) -> Evaluated:
+) -> EvaluationResult:
     """Evaluate a model with every encoder, then its reference, if there is one, and compare them.
 
     The model goes first: what a reference leaves in memory would count as the model's.
@@ -301,7 +301,7 @@ def evaluate_questions(
     subject, other = open_subject(directory), open_subject(reference) if reference else None
     settings = settings_of(subject, encoders, vrc=vrc)
     for one in (subject, *([other] if other else [])):  # before the long work
-        require_sight(one, task)
+        require_vision(one, task)
         settings_of(one, [setting.encoder for setting in settings if setting.encoder])
     if other and fidelity:
         require_one_vocabulary([subject, other])
@@ -319,11 +319,11 @@ def evaluate_questions(
     )
     found = evaluated(directory)
     if reference is None or other is None:
-        return Evaluated(found, [])
+        return EvaluationResult(found, [])
     name = f"{other.label} (reference)" if other.label == subject.label else other.label
     references = evaluated(reference, name=name)
-    against = Against(reference, references, fidelity)
-    return Evaluated(hold_against(directory, found, task, against, store=store, progress=step), references)
+    against = ReferenceModel(reference, references, fidelity)
+    return EvaluationResult(hold_against(directory, found, task, against, store=store, progress=step), references)
 
 
 class _Steps:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlc.errors import Progress, UserError
-from hvlc.evaluation.deviation import deviation, spread
+from hvlc.evaluation.deviation import centered_logits, deviation
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED, layer_errors, paired, plan_changes, unique_weights
 from hvlc.package.weights import stored_weights
@@ -29,7 +29,7 @@ _NAMED = 3  # weights in a note
 
 
 @dataclass(frozen=True)
-class Weighed:
+class WeightDifferences:
     """How the weights of packages differ.
 
     Attributes:
@@ -45,7 +45,7 @@ class Weighed:
 
 def weigh(
     packages: Mapping[str, Path], settings: Mapping[str, Mapping[str, Sequence[ValueChange]]], progress: Progress
-) -> Weighed:
+) -> WeightDifferences:
     """Compare the weights of packages with the first one's.
 
     Args:
@@ -74,7 +74,7 @@ def weigh(
         why = f"{COMPILED} ({' and '.join(hidden)})" if hidden else "without counterpart"
         notes += [f"{name}: {len(alone)} weights are not compared: {why}: {_some(alone)}"] if alone else []
         notes += [f"{name}: not finite, or 0 everywhere in {reference}: {_some(without)}"] if without else []
-    return Weighed(tuple(layers), tuple(plan_changes(weights, compiled)), tuple(notes))
+    return WeightDifferences(tuple(layers), tuple(plan_changes(weights, compiled)), tuple(notes))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -133,5 +133,5 @@ def _errors(contestant: str, found: Sequence[Values], expected: Sequence[Values]
 
 def _relative(stage: str, found: np.ndarray, expected: np.ndarray) -> float | None:
     if stage == trace_points.HEAD:
-        found, expected = spread(found), spread(expected)
+        found, expected = centered_logits(found), centered_logits(expected)
     return deviation(found, expected).relative

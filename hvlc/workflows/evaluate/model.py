@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from hvlc import __version__
 from hvlc.errors import UserError
-from hvlc.evaluation.answerer import Answerer, Forced
+from hvlc.evaluation.answerer import Answerer, TeacherForced
 from hvlc.files.reading import is_directory, is_file
 from hvlc.files.scratch import temporary_directory
 from hvlc.graphs.facts import Kind
@@ -30,7 +30,7 @@ from hvlc.workflows.build.requirements import require_compile
 _CPU_FACTS = Path("/proc/cpuinfo")
 
 
-class Model(Answerer, Forced, Protocol):
+class Model(Answerer, TeacherForced, Protocol):
     """A model that answers, and says what it expects along a given answer."""
 
 

@@ -15,15 +15,15 @@ from hvlc.files.reading import is_directory, is_file, shown, state_of
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.inputs.onnx_data import check_tensors, external_path, locations_of
 from hvlc.inputs.onnx_model import open_model
+from hvlc.lint.engine import lint_graph
 from hvlc.lint.graphs import symbolic_dims
-from hvlc.lint.linting import lint_graph
 from hvlc.manifest.lock import LOCK
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.opening.package import open_package
 from hvlc.package.atomic import atomic_directory, check_output
-from hvlc.passes.lists import Refused, fixing_passes
-from hvlc.results.lint import GraphLint, Lint, Weight
-from hvlc.targets import Target
+from hvlc.passes.lists import RefusedNodes, fixing_passes
+from hvlc.results.lint import GraphLint, Lint
+from hvlc.targets import Severity, Target
 from hvlc.workflows.lint.probing import probed, require_compiler
 
 #: Operators that are written in those of a later opset.
@@ -188,17 +188,17 @@ def _fix_graph(path: Path, found: GraphLint, target: Target) -> Iterator[tuple[s
         onnx.save(ir.to_proto(model), path)
 
 
-def _refused(found: GraphLint, target: Target) -> Refused:
+def _refused(found: GraphLint, target: Target) -> RefusedNodes:
     """What a target refuses, by what can be done about it."""
     rules = {f"rules.{name}": rule for name, rule in target.rules.items()}
     asked = [(f.node, operand) for f in found.findings if f.rule in rules for operand in rules[f.rule].when.inputs]
-    return Refused(
+    return RefusedNodes(
         late=any(finding.operator in _LATE for finding in found.findings),
         products=frozenset(finding.node for finding in found.findings if finding.rule not in _SHAPE_LIMITS),
         wide=frozenset(f.node for f in found.findings if f.rule in rules and rules[f.rule].is_about("int64")),
         no_zero_points=frozenset(node for node, operand in asked if operand.gives_zero_point is False),
         negative_scales=frozenset(node for node, operand in asked if operand.scale_below == 0),
-        norms=any(f.operator in _NORMS and f.weight is Weight.HAZARD for f in found.findings),
+        norms=any(f.operator in _NORMS and f.weight is Severity.HAZARD for f in found.findings),
     )
 
 

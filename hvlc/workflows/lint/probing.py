@@ -6,8 +6,8 @@ from hvlc.errors import UserError
 from hvlc.qnn.compiler import CompileOptions
 from hvlc.qnn.isolation import is_installed
 from hvlc.qnn.probing import Probe, probe_graph
-from hvlc.results.lint import Disagreement, GraphLint, Probed, Weight
-from hvlc.targets import Target
+from hvlc.results.lint import CompilerAnswer, Disagreement, GraphLint
+from hvlc.targets import Severity, Target
 
 
 def require_compiler(target: Target) -> None:
@@ -31,9 +31,9 @@ def probed(graph: GraphLint, target: Target) -> GraphLint:
     return graph.model_copy(update={"probed": disagreements(graph, said)})
 
 
-def disagreements(graph: GraphLint, said: Probe) -> Probed:
+def disagreements(graph: GraphLint, said: Probe) -> CompilerAnswer:
     """What the compiler said, beside what the rules say."""
-    refused = {finding.node for finding in graph.findings if finding.weight is Weight.REFUSAL}
+    refused = {finding.node for finding in graph.findings if finding.weight is Severity.REFUSAL}
     found = [
         Disagreement(
             node=name,
@@ -51,7 +51,7 @@ def disagreements(graph: GraphLint, said: Probe) -> Probed:
                 node="", operator="", rules_take=not graph.refused, compiler_takes=said.taken, reason=said.error
             )
         ]
-    return Probed(
+    return CompilerAnswer(
         compiler=f"onnxruntime-qnn {said.version}".strip(),
         taken=said.taken,
         error=said.error,

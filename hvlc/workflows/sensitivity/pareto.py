@@ -19,7 +19,7 @@ from hvlc.results.sensitivity import Front, FrontPoint, Sensitivity
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
-from hvlc.workflows.sensitivity.sensitivity import Measuring, Opened, check_results, measure
+from hvlc.workflows.sensitivity.sensitivity import SensitivityInputs, SensitivityOptions, check_results, measure
 
 FRONT = "front.json"
 
@@ -44,8 +44,8 @@ class Scoring:
 
 
 def pareto(
-    opened: Opened,
-    how: Measuring,
+    opened: SensitivityInputs,
+    how: SensitivityOptions,
     output: Path,
     *,
     count: int,
@@ -158,7 +158,9 @@ def _exact_match(model: Path, count: int) -> float:
     return sum(evaluation.summary.exact_match.value for evaluation in found) / len(found)
 
 
-def _measured(front: Front, opened: Opened, output: Path, score: tuple[Scored, Score], progress: Progress) -> Front:
+def _measured(
+    front: Front, opened: SensitivityInputs, output: Path, score: tuple[Scored, Score], progress: Progress
+) -> Front:
     """The front with what packages of its points score."""
     what, measured = score
     total, points = len(front.points) + 1, []

@@ -27,11 +27,11 @@ from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.factors import check_stored
 
 if TYPE_CHECKING:
-    from hvlc.calibration.ledger import Ledger
     from hvlc.calibration.samples import CalibrationSet
-    from hvlc.calibration.sensitivity import Damage, Spoken, Trial
+    from hvlc.calibration.sensitivity import Damage, FloatLogits, Trial
+    from hvlc.calibration.trial_cache import TrialCache
     from hvlc.passes.order import PassList
-    from hvlc.workflows.calibrate.forward import Way
+    from hvlc.workflows.calibrate.forward import ForwardPass
 
 _STEPS = 1000  # of the progress
 
@@ -43,7 +43,7 @@ def cache_directory() -> Path:
 
 
 @dataclass(frozen=True)
-class Measuring:
+class SensitivityOptions:
     """How to measure.
 
     Attributes:
@@ -72,7 +72,7 @@ class Measuring:
     threads: int = 1
 
     @classmethod
-    def of(cls, budget: BudgetSpec, source: str | None, cache: Path | None, threads: int) -> "Measuring":
+    def of(cls, budget: BudgetSpec, source: str | None, cache: Path | None, threads: int) -> "SensitivityOptions":
         """What a budget asks for."""
         return cls(
             budget.formats,
@@ -87,7 +87,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Opened:
+class SensitivityInputs:
     """What is measured.
 
     Attributes:
@@ -108,7 +108,7 @@ class Opened:
 
 
 @contextmanager
-def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
+def opened(directory: Path, recipe: str, target: str) -> Iterator[SensitivityInputs]:
     """Open a checkpoint, a recipe and a target; what is read out of a GGUF file on the way goes in the end.
 
     Raises:
@@ -128,7 +128,7 @@ def opened(directory: Path, recipe: str, target: str) -> Iterator[Opened]:
     checkpoint, rules, device = found.require(checkpoint), found.require(rules), found.require(device)
     with temporary_directory("sensitivity") as scratch:
         text = text_files(checkpoint, scratch)
-        yield Opened(directory, checkpoint, text, rules, device, target)
+        yield SensitivityInputs(directory, checkpoint, text, rules, device, target)
 
 
 def check_results(output: Path, names: Iterable[str], *, force: bool) -> None:
@@ -154,7 +154,7 @@ def measure(
     text: Path,
     recipe: Recipe,
     target: Target,
-    how: Measuring,
+    how: SensitivityOptions,
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Sensitivity:
@@ -173,8 +173,8 @@ def measure(
         UserError: the recipe quantizes nothing, the model does not speak, the calibration set is wrong.
         TargetError: the target does not take one of the formats.
     """
-    from hvlc.calibration.ledger import Ledger
     from hvlc.calibration.sources import Model, open_set
+    from hvlc.calibration.trial_cache import TrialCache
     from hvlc.passes.lists import walked_passes
     from hvlc.workflows.calibrate.calibrate import default_source
 
@@ -192,15 +192,15 @@ def measure(
     source = how.source or recipe.calibration.source or default_source(bundle.facts)
     model = Model(text, bundle.facts, sees)
     inputs = open_set(source, model, samples=how.samples, tokens=how.tokens, shorten=True)
-    ledger = Ledger.open(how.cache or cache_directory(), _fingerprint(checkpoint, recipe, target, inputs, how))
-    missing = {part: [t for t in part.trials if not ledger.knows(part.key(t), loss=t.listen)] for part in parts}
+    cache = TrialCache.open(how.cache or cache_directory(), _fingerprint(checkpoint, recipe, target, inputs, how))
+    missing = {part: [t for t in part.trials if not cache.knows(part.key(t), loss=t.compare)] for part in parts}
     tokens = _scored_tokens(inputs) if how.loss else 0
     if any(missing.values()):
         if how.loss:
-            _check_room(ledger.path.parent, bundle, inputs)
-        with scratch_directory(ledger.path.parent, "values-") as spool:
+            _check_room(cache.path.parent, bundle, inputs)
+        with scratch_directory(cache.path.parent, "values-") as spool:
             wanted = {part: trials for part, trials in missing.items() if trials}
-            _try_all(bundle, inputs, wanted, ledger, how, spool, progress, announce)
+            _try_all(bundle, inputs, wanted, cache, how, spool, progress, announce)
     return Sensitivity(
         checkpoint=checkpoint.digest,
         recipe=recipe.name,
@@ -210,8 +210,8 @@ def measure(
         calibration_digest=inputs.digest,
         tokens=tokens,
         scaled=how.loss and how.scaled,
-        fixed_bytes=plans[0].stored_bytes - sum(part.candidates(ledger, loss=False)[0].package_bytes for part in parts),
-        parts=tuple(part.record(ledger, loss=how.loss) for part in parts),
+        fixed_bytes=plans[0].stored_bytes - sum(part.candidates(cache, loss=False)[0].package_bytes for part in parts),
+        parts=tuple(part.record(cache, loss=how.loss) for part in parts),
     )
 
 
@@ -251,7 +251,7 @@ def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> No
         raise UserError("sensitivity.disk", cause, "name another directory with --cache, or take --no-loss")
 
 
-def _plans(recipe: Recipe, bundle: Bundle, target: Target, how: Measuring) -> list[Plan]:
+def _plans(recipe: Recipe, bundle: Bundle, target: Target, how: SensitivityOptions) -> list[Plan]:
     """What a build would do if all parts had one format, for each of them."""
     from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
@@ -286,17 +286,17 @@ class _Part:
         return self.trials[0].products[0].node
 
     def key(self, trial: "Trial") -> str:
-        """In a ledger: the part in a format."""
+        """In a cache: the part in a format."""
         nodes = "+".join(a.node for a in (*trial.products, *trial.tables))
         return f"{self.component.name}:{nodes} {trial.products[0].format}"
 
-    def candidates(self, ledger: "Ledger", *, loss: bool) -> tuple[Candidate, ...]:
+    def candidates(self, cache: "TrialCache", *, loss: bool) -> tuple[Candidate, ...]:
         """What is known of each format; what was not listened to is scaled by what was."""
-        heard = [ledger.damages[self.key(trial)] for trial in self.trials if trial.listen]
-        factor = heard[0]["loss"] / heard[0]["output_error"] if loss and heard[0]["output_error"] else 0.0
+        compared = [cache.damages[self.key(trial)] for trial in self.trials if trial.compare]
+        factor = compared[0]["loss"] / compared[0]["output_error"] if loss and compared[0]["output_error"] else 0.0
         found = []
         for trial, tables in zip(self.trials, self.tables, strict=True):
-            damage = ledger.damages[self.key(trial)]
+            damage = cache.damages[self.key(trial)]
             format = trial.products[0].format
             if format is None:
                 raise ValueError(f"{self.first} has no format")
@@ -307,12 +307,12 @@ class _Part:
                     stored_bytes=sum(a.stored_bytes for a in trial.products),
                     table_bytes=sum(a.stored_bytes for a in tables),
                     output_error=damage["output_error"],
-                    loss=(damage["loss"] if trial.listen else factor * damage["output_error"]) if loss else None,
+                    loss=(damage["loss"] if trial.compare else factor * damage["output_error"]) if loss else None,
                 )
             )
         return tuple(found)
 
-    def record(self, ledger: "Ledger", *, loss: bool) -> Part:
+    def record(self, cache: "TrialCache", *, loss: bool) -> Part:
         """The part with what is known of it."""
         products = self.trials[0].products
         return Part(
@@ -320,18 +320,18 @@ class _Part:
             role=self.component.role,
             weights=tuple(a.weight for a in products),
             elements=sum(a.elements for a in products),
-            candidates=self.candidates(ledger, loss=loss),
+            candidates=self.candidates(cache, loss=loss),
         )
 
 
-def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: Measuring) -> list[_Part]:
+def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: SensitivityOptions) -> list[_Part]:
     """Every group of linears that shares an input, as far as a budget chooses its format."""
     from hvlc.calibration.sensitivity import Trial
     from hvlc.graphs.linears import linear_groups
 
     sharing = {(a.component, a.node): a.shares for plan in plans for a in plan.assignments if a.shares}
     coarsest = min(how.formats, key=lambda format: (format.bits, -format.block_size))
-    heard = [how.loss and (not how.scaled or format == coarsest) for format in how.formats]
+    compared = [how.loss and (not how.scaled or format == coarsest) for format in how.formats]
     found = []
     for component in bundle.components.values():
         if component.role not in (Role.DECODER, Role.VISION_ENCODER):
@@ -345,15 +345,15 @@ def _parts(bundle: Bundle, recipe: Recipe, plans: Sequence[Plan], how: Measuring
             owned = {place for place, owner in sharing.items() if owner[0] == component.name and owner[1] in chosen}
             tables = [tuple(a for a in plan.assignments if (a.component, a.node) in owned) for plan in plans]
             trials = [
-                Trial(tuple(plan[n] for n in chosen), tuple(t for t in shared if t.action is Action.TIE), listen)
-                for plan, shared, listen in zip(mine, tables, heard, strict=True)
+                Trial(tuple(plan[n] for n in chosen), tuple(t for t in shared if t.action is Action.TIE), compare)
+                for plan, shared, compare in zip(mine, tables, compared, strict=True)
             ]
             found.append(_Part(component, tuple(trials), tuple(tables)))
     return found
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, recipe: Recipe, target: Target, inputs: "CalibrationSet", how: Measuring
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, inputs: "CalibrationSet", how: SensitivityOptions
 ) -> dict[str, str]:
     """Digests of all that a damage depends on besides its part and format."""
     return {
@@ -385,40 +385,49 @@ def _try_all(
     bundle: Bundle,
     inputs: "CalibrationSet",
     missing: Mapping[_Part, Sequence["Trial"]],
-    ledger: "Ledger",
-    how: Measuring,
+    cache: "TrialCache",
+    how: SensitivityOptions,
     spool: Path,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> None:
     """Try every part in every format that is missing, and enter what is found."""
     from hvlc.calibration.sensitivity import Probe
-    from hvlc.workflows.calibrate.forward import way_of
+    from hvlc.workflows.calibrate.forward import forward_pass_of
 
-    listening = any(trial.listen for trials in missing.values() for trial in trials)
-    way = way_of(bundle, inputs, how.threads, spool)
+    compares = any(trial.compare for trials in missing.values() for trial in trials)
+    forward = forward_pass_of(bundle, inputs, how.threads, spool)
     progress("the float model", 0, _STEPS)
-    spoken, rate = _listen(way, _scored_tokens(inputs), how.threads, spool) if listening else (None, 0.0)
+    float_logits, rate = _float_logits(forward, _scored_tokens(inputs), how.threads, spool) if compares else (None, 0.0)
     work: list[tuple[Probe, dict[str, Sequence[Trial]]]] = []
     costs: dict[tuple[str, str], list[int]] = {}
-    for leg in way.legs:
-        trials = {part.first: tried for part, tried in missing.items() if part.component is leg.component}
-        heard = spoken and spoken.of(leg.sequences)
-        probe = Probe(leg.component, leg.feeds, leg.output, leg.answers, heard, how.threads, spool, way.kept)
+    for current in forward.components:
+        trials = {part.first: tried for part, tried in missing.items() if part.component is current.component}
+        compared = float_logits and float_logits.of(current.sequences)
+        probe = Probe(
+            current.component,
+            current.feeds,
+            current.output,
+            current.answers,
+            compared,
+            how.threads,
+            spool,
+            forward.cache,
+        )
         if trials:
             work.append((probe, trials))
             for name, cost in probe.costs(trials):
-                costs[leg.component.name, name] = [c and c + leg.behind for c in cost]
+                costs[current.component.name, name] = [c and c + current.weights_after for c in cost]
     total = sum(sum(cost) for cost in costs.values())
     count = sum(len(trials) for trials in missing.values())
-    announce(f"{count} trials on {len(inputs.samples)} samples{_duration(rate * total) if listening else ''}")
+    announce(f"{count} trials on {len(inputs.samples)} samples{_duration(rate * total) if compares else ''}")
     owners = {id(trial): part for part, trials in missing.items() for trial in trials}
     done = tried = 0
 
     def found(trial: "Trial", damage: "Damage") -> None:
         nonlocal done, tried
         part = owners[id(trial)]
-        ledger.put(part.key(trial), damage)
+        cache.put(part.key(trial), damage)
         done, tried = done + costs[part.component.name, part.first].pop(0), tried + 1
         progress(part.first, _STEPS * done // total if total else _STEPS * tried // count, _STEPS)
 
@@ -426,21 +435,21 @@ def _try_all(
         probe.run(trials, found)
 
 
-def _listen(way: "Way", tokens: int, threads: int, spool: Path) -> tuple["Spoken", float]:
+def _float_logits(forward: "ForwardPass", tokens: int, threads: int, spool: Path) -> tuple["FloatLogits", float]:
     """What the float model answers, and how many seconds that takes for a weight of the decoder's products."""
-    from hvlc.calibration.sensitivity import Spoken, in_float
-    from hvlc.calibration.walking import Walk, stretches, walk
+    from hvlc.calibration.segments import Walk, cut_segments, walk
+    from hvlc.calibration.sensitivity import FloatLogits, in_float
     from hvlc.graphs.linears import linear_groups
     from hvlc.workflows.calibrate.forward import weights_of
 
-    decoder = way.legs[-1]
+    decoder = forward.components[-1]
     graph = decoder.component.graph
-    walked = Walk(decoder.feeds({}), threads, spool, way.kept)
+    walked = Walk(decoder.feeds({}), threads, spool, forward.cache)
     started = time.perf_counter()
-    walk(stretches(graph, [g.input for g in linear_groups(graph)], [decoder.output]), walked, in_float)
+    walk(cut_segments(graph, [g.input for g in linear_groups(graph)], [decoder.output]), walked, in_float)
     seconds = time.perf_counter() - started
     logits = [walked.value(decoder.output, i) for i in range(len(walked))]
-    return Spoken(logits, way.scored, tokens), seconds / weights_of(decoder.component)
+    return FloatLogits(logits, forward.scored, tokens), seconds / weights_of(decoder.component)
 
 
 def _duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from hvlc.passes.quantize.add_middles import add_middles
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
 from hvlc.weights.lazy import Constant
-from hvlc.weights.quantized import Quantization, Solved, Solver
+from hvlc.weights.quantized import Quantization, SolvedWeight, Solver
 from tests.helpers.checks import check_model
 from tests.helpers.sessions import run
 from tests.helpers.solvers import FLOAT_SCALES
@@ -105,5 +105,5 @@ def test_a_solver_may_choose_float_zero_points(checked: None, bits: int, scale_t
     assert np.abs(found - expected).max() <= QUANTIZED_PRODUCT * np.abs(expected).max()
     quantization = Quantization(Constant(weight), format, solver)
     stored = tuple(quantization.stream(stream) for stream in quantization.streams)
-    assert np.allclose(Solved(weight.shape, format, stored).dequantize(), dequantized, rtol=1e-5, atol=1e-6)
+    assert np.allclose(SolvedWeight(weight.shape, format, stored).dequantize(), dequantized, rtol=1e-5, atol=1e-6)
     assert sum(np.asarray(part.read()).nbytes for part in stored) == format.bytes(OUT, WIDTH)

@@ -17,7 +17,7 @@ from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, weight_format
 from hvlc.weights.lazy import Constant
-from hvlc.weights.quantized import Solved, Solver
+from hvlc.weights.quantized import SolvedWeight, Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.solvers import FLOAT_SCALES
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
@@ -172,7 +172,7 @@ def with_levels(bundle: Bundle, weight: np.ndarray, levels: Levels) -> ir.Model:
     """The only graph of a bundle, its weight replaced by given levels."""
     stored = tuple(Constant(array) for array in levels.streams.values())
     shape = (weight.shape[0], weight.shape[1])
-    solved = {("graph", "product"): Solved(shape, levels.format, stored)}
+    solved = {("graph", "product"): SolvedWeight(shape, levels.format, stored)}
     QuantizeWeights(Plan("recipe", "cpu", (assignment(weight, levels.format),)), SOLVERS, solved).run(bundle)
     return bundle.components["graph"].model
 

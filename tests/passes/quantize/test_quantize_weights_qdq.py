@@ -20,7 +20,7 @@ from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import ScaleType, Stream, WeightFormat, weight_format
 from hvlc.weights.lazy import Box, Constant, Expression, LazyTensor
-from hvlc.weights.quantized import Solved
+from hvlc.weights.quantized import SolvedWeight
 from tests.helpers.sessions import OPTIMIZATIONS, run, session
 from tests.helpers.solvers import FLOAT_SCALES, LPBQ
 from tests.helpers.tolerances import QUANTIZED_LOOKUP, QUANTIZED_PRODUCT
@@ -35,7 +35,9 @@ FORMATS = [
 ]
 
 
-def quantize(bundle: Bundle, *assignments: Assignment, solved: dict[tuple[str, str], Solved] | None = None) -> ir.Graph:
+def quantize(
+    bundle: Bundle, *assignments: Assignment, solved: dict[tuple[str, str], SolvedWeight] | None = None
+) -> ir.Graph:
     QuantizeWeightsQDQ(Plan("recipe", "npu", assignments), SOLVERS, solved or {}).run(bundle)
     return bundle.components["graph"].graph
 
@@ -85,7 +87,7 @@ def test_levels_are_those_of_the_weight_only_form(form: str) -> None:
     weight, format = matrix(24, COLUMNS), weight_format(4, 32)
     levels = round_to_nearest(weight, format)
     stored = tuple(Constant(levels.stored(stream)) for stream in format.streams)
-    solved = {("graph", "product"): Solved((24, COLUMNS), format, stored)} if form == "solved" else {}
+    solved = {("graph", "product"): SolvedWeight((24, COLUMNS), format, stored)} if form == "solved" else {}
     graph = quantize(product(weight), assignment(weight, format), solved=solved)
     kept = graph.initializers["w.int4"].const_value.numpy().astype(np.int8)
     np.testing.assert_array_equal(kept, levels.levels.reshape(24, COLUMNS).astype(np.int8) - 8)
@@ -226,11 +228,11 @@ def lpbq_component(
     solver = "rtn" if drawn is None else "minmax"
     planned = Assignment("model", Role.DECODER, "product", "w", *weight.shape, Action.QUANTIZE, "", format, solver)
     plan = Plan("recipe", "npu", (planned,), activations=ActivationFormat())
-    known: dict[tuple[str, str], Solved] = {}
+    known: dict[tuple[str, str], SolvedWeight] = {}
     if solved:
         levels = round_to_nearest(weight, format)
         stored = tuple(Constant(levels.stored(s)) for s in format.streams)
-        known["model", "product"] = Solved(weight.shape, format, stored)
+        known["model", "product"] = SolvedWeight(weight.shape, format, stored)
     if drawn is not None:
         bundle.components["model"].graph.initializers["w"].const_value = LazyTensor("w", drawn.transpose())
     QuantizeWeightsQDQ(plan, SOLVERS, known, direct=direct).run(bundle)

@@ -1,8 +1,8 @@
 """What a host must know of a decoder of fixed shapes, as onnxruntime-genai 0.18 runs it (`decoder.pipeline`).
 
-The prompt runs in windows, the last one padded. Found by running (tests/runtime/test_windows.py): padding counts as
-sequence, so a prompt takes whole windows of the context; the end of the prompt is where the first padding token is, so
-a prompt must not hold one; and the length of the search must be that of the cache.
+The prompt runs in chunks (genai's "windows"), the last one padded. Found by running (tests/runtime/test_chunks.py):
+padding counts as sequence, so a prompt takes whole chunks of the context; the end of the prompt is where the first
+padding token is, so a prompt must not hold one; and the length of the search must be that of the cache.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from hvlc.opening.configuration import Configuration
 
 
 @dataclass(frozen=True)
-class Windows:
+class PromptChunks:
     """How a prompt is cut.
 
     Attributes:
-        size: tokens of a window.
+        size: tokens of a chunk.
         context: positions of the KV cache.
-        padding: token id that fills the last window.
+        padding: token id that fills the last chunk.
     """
 
     size: int
@@ -54,7 +54,7 @@ class Windows:
 def force(generator: og.Generator, token: int) -> None:
     """Let a generator choose this token and run it, as if it had generated it.
 
-    Where shapes are fixed, a token that is appended would run as a padded window of its own.
+    Where shapes are fixed, a token that is appended would run as a padded chunk of its own.
     """
     logits = np.full_like(np.array(generator.get_logits()), -np.inf)
     logits[..., token] = 0

@@ -7,31 +7,31 @@ from pathlib import Path
 from hvlc.lint import operators
 from hvlc.lint.graphs import Node, read_graph
 from hvlc.lint.partitions import count_partitions
-from hvlc.results.lint import GraphLint, NodeFinding, Weight
+from hvlc.results.lint import GraphLint, NodeFinding
 from hvlc.targets import Evidence, Finding, Severity, Target
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedNode:
     """A node and what the target has against it; nothing against one that is computed before."""
 
     node: Node
     findings: tuple[Finding, ...]
 
     @property
-    def weights(self) -> set[Weight]:
-        """What was found."""
-        return {Weight(finding.severity) for finding in self.findings}
+    def severities(self) -> set[Severity]:
+        """Severities of the findings."""
+        return {finding.severity for finding in self.findings}
 
     @property
     def taken(self) -> bool:
         """Whether the target takes the node, right numbers or not."""
-        return Weight.REFUSAL not in self.weights
+        return Severity.REFUSAL not in self.severities
 
 
-def judge(nodes: Sequence[Node], target: Target) -> tuple[Judged, ...]:
+def judge(nodes: Sequence[Node], target: Target) -> tuple[JudgedNode, ...]:
     """Every node with what speaks against it."""
-    return tuple(Judged(node, _findings(node, target)) for node in nodes)
+    return tuple(JudgedNode(node, _findings(node, target)) for node in nodes)
 
 
 def _findings(node: Node, target: Target) -> tuple[Finding, ...]:
@@ -82,7 +82,7 @@ def lint_graph(
         nodes=len(asked),
         folded=len(judged) - len(asked),
         refused=sum(not one.taken for one in asked),
-        hazards=sum(one.taken and Weight.HAZARD in one.weights for one in asked),
+        hazards=sum(one.taken and Severity.HAZARD in one.severities for one in asked),
         partitions=count_partitions([one.node for one in outer], [one.taken for one in outer]),
         unknown_shapes=sum(any(o.shape is None for o in one.node.operation.operands) for one in asked),
         findings=tuple(_record(one.node, finding) for one in asked for finding in one.findings),
@@ -94,7 +94,7 @@ def _record(node: Node, finding: Finding) -> NodeFinding:
         node=node.name,
         operator=node.operation.operator,
         rule=finding.rule,
-        weight=Weight(finding.severity),
+        weight=finding.severity,
         reason=finding.reason,
         fix=finding.fix,
         evidence=finding.evidence.value if finding.evidence else None,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hvlc.calibration.prompts import Prompts
 from hvlc.calibration.samples import ImageSample, Sample, StoredPicture, TextSample
-from hvlc.calibration.windows import spread
+from hvlc.calibration.text_windows import evenly_spaced
 from hvlc.errors import Collector, UserError
 from hvlc.files.reading import shown
 from hvlc.inputs.jsonl import ImageLine, JsonLines, Line, Words, image_beside
@@ -72,7 +72,7 @@ _KINDS: dict[str, type[_Text] | type[_Prompt] | type[_Chat] | type[_Image]] = {
 }
 
 
-class LineSamples:
+class JsonlSamples:
     """The lines of a file, checked.
 
     Args:
@@ -108,7 +108,7 @@ class LineSamples:
         found: Collector = Collector()
         samples: list[Sample] = []
         cut = 0
-        for at in spread(len(self), count):
+        for at in evenly_spaced(len(self), count):
             number, line = self._lines.read(at)
             with found:
                 sample = self._sample(line, number, prompts, picture)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.chat.settling import Settled, settle
+from hvlc.chat.package_template import PackageTemplate, package_template
 from hvlc.errors import UserError
 from tests.chat.templates import CHATML, FAMILIES
 
@@ -13,8 +13,8 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 PLACE = Path("checkpoint")
 
 
-def settled(template: str, *, images: bool = False) -> Settled:
-    return settle(template, TOKENS, PLACE, images=images)
+def settled(template: str, *, images: bool = False) -> PackageTemplate:
+    return package_template(template, TOKENS, PLACE, images=images)
 
 
 def refusal(template: str) -> UserError:
@@ -36,7 +36,7 @@ def test_templates_of_public_families_are_taken(family: str) -> None:
 @pytest.mark.parametrize("family", ["chatml", "qwen 2.5", "hermes 3", "internvl"])
 def test_a_template_that_both_engines_read_alike_stays_to_the_byte(family: str) -> None:
     template, images = FAMILIES[family]
-    assert settled(template, images=images) == Settled(template, (), settled(template, images=images).left_out)
+    assert settled(template, images=images) == PackageTemplate(template, (), settled(template, images=images).left_out)
 
 
 #: What onnxruntime-genai 0.18 renders otherwise as written, and why.
@@ -164,7 +164,7 @@ def test_the_samples_see_a_template_that_drops_the_images() -> None:
     )
     assert settled(kept, images=True).changes == ()
     with pytest.raises(UserError) as found:
-        settle(kept.replace("'<image>'", "p.missing.it"), TOKENS, PLACE, images=True)
+        package_template(kept.replace("'<image>'", "p.missing.it"), TOKENS, PLACE, images=True)
     assert "a question about an image" in found.value.cause
 
 

@@ -22,7 +22,7 @@ _TOKENIZER = json.dumps(
 
 
 @dataclass(frozen=True)
-class Settled:
+class PackageTemplate:
     """A template as the package has it.
 
     Attributes:
@@ -36,9 +36,9 @@ class Settled:
     left_out: tuple[str, ...] = ()
 
 
-def settle(
+def package_template(
     source: str, specials: Mapping[str, str], directory: Path, *, images: bool, renderer: Renderer | None = None
-) -> Settled:
+) -> PackageTemplate:
     """Find the text with which the runtime renders what transformers renders from `source`.
 
     A source that both read alike stays as it is; else it is translated, and compared on sample chats either way.
@@ -71,7 +71,9 @@ def _files(specials: Mapping[str, str], template: str) -> dict[str, Path | str]:
     }
 
 
-def _settled(renderer: Renderer, source: str, specials: Mapping[str, str], directory: Path, images: bool) -> Settled:
+def _settled(
+    renderer: Renderer, source: str, specials: Mapping[str, str], directory: Path, images: bool
+) -> PackageTemplate:
     expected = _expected(renderer, source, specials, directory, images)
     left_out = tuple(chat.name for chat, text in expected if isinstance(text, Refusal))
     translated = renderer.translated(source, specials)
@@ -86,7 +88,7 @@ def _settled(renderer: Renderer, source: str, specials: Mapping[str, str], direc
         renderer.use(_files(specials, candidate))
         difference = _difference(renderer, expected)
         if difference is None:
-            return Settled(candidate, why, left_out)
+            return PackageTemplate(candidate, why, left_out)
     cause = f"onnxruntime-genai renders the chat template of {directory} otherwise than transformers: {difference}"
     raise UserError(CODE, cause, "simplify the template")
 

@@ -1,4 +1,4 @@
-"""Walking a graph in stretches gives what running it at once gives, and leaves nothing behind."""
+"""Walking a graph in segments gives what running it at once gives, and leaves nothing behind."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.calibration import walking
-from hvlc.calibration.walking import Walk, stretches, walk
+from hvlc.calibration import segments
+from hvlc.calibration.segments import Walk, cut_segments, walk
 from hvlc.export import export_bundle
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
@@ -28,7 +28,7 @@ Feeds = list[dict[str, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Bundle]:
-    directory = tmp_path_factory.mktemp("walking")
+    directory = tmp_path_factory.mktemp("segments")
     checkpoints = {family: save_text(directory / family, family) for family in TEXT}
     checkpoints |= {f: save_vision(directory / f, f) for f in ("siglip_vision_model", "siglip2_vision_model")}
     made = {}
@@ -79,11 +79,11 @@ CUTS = {
 def test_stretches_compute_what_the_graph_computes(
     bundles: dict[str, Bundle], cut: str, spooled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walking, "_ON_DISK", 1)
+    monkeypatch.setattr(segments, "_ON_DISK", 1)
     for name, component in components(bundles).items():
         feeds, wanted = feeds_of(component), component.graph.outputs
         ends = [g.input for g in linear_groups(component.graph)][CUTS[cut]]
-        steps = stretches(component.graph, ends, wanted)
+        steps = cut_segments(component.graph, ends, wanted)
         assert len(steps) == len(ends) + 1
         walked = Walk(feeds, 1, tmp_path if spooled else None)
         walk(steps, walked, lambda weight: None)
@@ -97,7 +97,7 @@ def test_stretches_compute_what_the_graph_computes(
 def test_every_node_runs_once_and_in_order(bundles: dict[str, Bundle]) -> None:
     for component in components(bundles).values():
         groups = linear_groups(component.graph)
-        steps = stretches(component.graph, [g.input for g in groups], component.graph.outputs)
+        steps = cut_segments(component.graph, [g.input for g in groups], component.graph.outputs)
         ran = [node for step in steps for node in [*step.lookups, *step.nodes]]
         assert sorted(map(id, ran)) == sorted(id(n) for n in component.graph)
         for group, step, after in zip(groups, steps, steps[1:], strict=False):
@@ -109,7 +109,7 @@ def test_what_a_stretch_ends_with_is_there_before_its_readers_run(bundles: dict[
     component = components(bundles)["llama model"]
     groups = linear_groups(component.graph)
     walked = Walk(feeds_of(component), 1)
-    for group, step in zip(groups, stretches(component.graph, [g.input for g in groups]), strict=True):
+    for group, step in zip(groups, cut_segments(component.graph, [g.input for g in groups]), strict=True):
         walked.run(step, lambda weight: None)
         assert [walked.value(group.input, s).shape[-1] for s in range(len(walked))] == [
             64 if "down" not in str(group.nodes[0].name) else 96
@@ -120,7 +120,7 @@ def test_what_nothing_reads_any_more_is_dropped(bundles: dict[str, Bundle]) -> N
     component = components(bundles)["qwen3 model"]
     nodes = list(component.graph)
     groups = linear_groups(component.graph)
-    steps = stretches(component.graph, [g.input for g in groups])
+    steps = cut_segments(component.graph, [g.input for g in groups])
     walked = Walk(feeds_of(component), 1)
     for group, step in zip(groups, steps, strict=True):
         walked.run(step, lambda weight: None)
@@ -150,7 +150,7 @@ def chain(*, extra: bool = False) -> tuple[ir.Graph, dict[str, ir.Value]]:
 def test_a_value_made_long_before_its_cut_is_still_there(extra: bool) -> None:
     graph, values = chain(extra=extra)
     data = np.array([[1, -2, 3, -4]], np.float32)
-    steps = stretches(graph, [values["w"], values["early"]], [values["y"], values["out"]])
+    steps = cut_segments(graph, [values["w"], values["early"]], [values["y"], values["out"]])
     ran = [str(n.name) for step in steps for n in step.nodes]
     assert len(ran) == len(set(ran)) == len(graph)
     walked = Walk([{"x": data, "w": data}], 1)
@@ -167,7 +167,7 @@ def test_an_observer_sees_every_value_once_a_sample_and_nothing_is_kept_for_it(e
     graph, values = chain(extra=True)
     watched = {str(v.name): v for v in [values["x"], *(v for node in graph for v in node.outputs)]}
     del watched["out"]
-    steps = stretches(graph, [values[name] for name in ends], [], watched.values())
+    steps = cut_segments(graph, [values[name] for name in ends], [], watched.values())
     assert "out" not in {str(node.name) for step in steps for node in step.nodes}
     random = np.random.default_rng(0)
     feeds = [{n: random.normal(size=(2, 4)).astype(np.float32) for n in "xw"} for _ in range(3)]
@@ -175,7 +175,7 @@ def test_an_observer_sees_every_value_once_a_sample_and_nothing_is_kept_for_it(e
     walked = Walk(feeds, 1)
     for step in steps:
         walked.run(step, lambda weight: None, observe=lambda name, found: seen[name].append(found))
-        assert all(set(left) <= step.kept for left in walked._values)
+        assert all(set(left) <= step.live for left in walked._values)
     for sample, feed in enumerate(feeds):
         early = feed["x"].clip(0)
         expected = {"x": feed["x"], "early:0": early, "used:0": -early, "y:0": 2 * feed["w"], "z:0": 3 * early}
@@ -189,7 +189,7 @@ def test_an_observer_sees_every_value_once_a_sample_and_nothing_is_kept_for_it(e
 def test_the_last_end_is_kept_without_anything_wanted() -> None:
     graph, values = chain()
     walked = Walk([dict.fromkeys("xw", np.ones((2, 4), np.float32))], 1)
-    walk(stretches(graph, [values["w"], values["early"]]), walked, lambda weight: None)
+    walk(cut_segments(graph, [values["w"], values["early"]]), walked, lambda weight: None)
     assert walked.value(values["early"], 0).shape == (2, 4)
 
 
@@ -202,14 +202,14 @@ def test_weights_are_asked_for_and_may_be_others() -> None:
         return np.zeros((4, 4), np.float32) if weight.name == "a" else None
 
     walked = Walk([dict.fromkeys("xw", np.ones((2, 4), np.float32))], 1)
-    walk(stretches(graph, [], [values["out"]]), walked, weights)
+    walk(cut_segments(graph, [], [values["out"]]), walked, weights)
     np.testing.assert_array_equal(walked.value(values["out"], 0), np.full((2, 4), 4.0, np.float32))
     assert sorted(asked) == ["a", "b"]
 
 
 def test_no_sample_is_no_work() -> None:
     graph, values = chain()
-    walk(stretches(graph, [], [values["out"]]), Walk([], 1), lambda weight: None)
+    walk(cut_segments(graph, [], [values["out"]]), Walk([], 1), lambda weight: None)
 
 
 class CountingTable(Computed):
@@ -234,7 +234,7 @@ def test_tables_are_looked_up_row_by_row(whole: bool) -> None:
     assert isinstance(rows.const_value, LazyTensor)
     builder.output(builder.op("Gather", rows, ids, name="look"), "found", ir.DataType.FLOAT, ["batch", "n", 3])
     wanted = builder.graph.outputs
-    steps = stretches(builder.graph, [], wanted)
+    steps = cut_segments(builder.graph, [], wanted)
     samples = [np.array([[3, 3, 19], [0, 3, 7]]), np.array([[5]]), np.empty((1, 0), np.int64)]
     walked = Walk([{"ids": s} for s in samples], 1)
     walk(steps, walked, lambda weight: None)
@@ -248,16 +248,16 @@ def test_progress_is_told_for_each_sample(bundles: dict[str, Bundle]) -> None:
     component = components(bundles)["llama model"]
     told: list[int] = []
     walked = Walk(feeds_of(component), 1)
-    steps = stretches(component.graph, [linear_groups(component.graph)[0].input])
+    steps = cut_segments(component.graph, [linear_groups(component.graph)[0].input])
     walked.run(steps[0], lambda weight: None, lambda: told.append(1))
     assert len(told) == 3
 
 
 def test_spooled_values_are_no_files_and_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walking, "_ON_DISK", 1)
+    monkeypatch.setattr(segments, "_ON_DISK", 1)
     graph, values = chain()
     walked = Walk([dict.fromkeys("xw", np.ones((2, 4), np.float32))], 1, tmp_path)
-    walk(stretches(graph, [], [values["out"]]), walked, lambda weight: None)
+    walk(cut_segments(graph, [], [values["out"]]), walked, lambda weight: None)
     found = walked.value(values["out"], 0)
     assert isinstance(found, np.memmap)
     assert not found.flags.writeable

@@ -9,7 +9,7 @@ import pytest
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import DECODER, Manifest
 from hvlc.opening.package import open_package
-from hvlc.runtime.windows import Windows, force
+from hvlc.runtime.chunks import PromptChunks, force
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import BuildRequest
 from tests.export.tiny_families import CONTEXT, save_text
@@ -18,7 +18,7 @@ from tests.helpers.fixed_shapes import CHUNK, write_target
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("windows")
+    root = tmp_path_factory.mktemp("chunks")
     checkpoint = save_text(root / "checkpoint", "llama")
     return build(BuildRequest(checkpoint, write_target(root / "npu.toml"), "float32", root / "package")).output
 
@@ -45,18 +45,18 @@ IDS = np.arange(60, 60 + CHUNK + 5)
 
 def test_padding_counts_as_sequence(model: og.Model, package: Path) -> None:
     configuration = open_package(package).configuration
-    windows = Windows.of(configuration)
-    assert windows == Windows(CHUNK, CONTEXT, configuration.model.pad_token_id)
-    assert generator(model, IDS).token_count() == windows.padded(len(IDS)) == 2 * CHUNK
-    assert [windows.padded(n) for n in (1, CHUNK, CHUNK + 1)] == [CHUNK, CHUNK, 2 * CHUNK]
+    chunks = PromptChunks.of(configuration)
+    assert chunks == PromptChunks(CHUNK, CONTEXT, configuration.model.pad_token_id)
+    assert generator(model, IDS).token_count() == chunks.padded(len(IDS)) == 2 * CHUNK
+    assert [chunks.padded(n) for n in (1, CHUNK, CHUNK + 1)] == [CHUNK, CHUNK, 2 * CHUNK]
 
 
 def test_the_first_padding_token_ends_a_prompt(model: og.Model, package: Path) -> None:
     """Why a prompt must not hold one: the answer goes on as if nothing came after it."""
-    windows = Windows.of(open_package(package).configuration)
-    assert windows is not None
+    chunks = PromptChunks.of(open_package(package).configuration)
+    assert chunks is not None
     inside = IDS.copy()
-    inside[3] = windows.padding
+    inside[3] = chunks.padding
     other = inside.copy()
     other[5:] += 1
     answers = []
@@ -66,8 +66,8 @@ def test_the_first_padding_token_ends_a_prompt(model: og.Model, package: Path) -
         answers.append(logits(made))
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
     with pytest.raises(UserError, match=r"request\.padding"):
-        windows.check(inside)
-    windows.check(IDS)
+        chunks.check(inside)
+    chunks.check(IDS)
 
 
 def test_a_forced_token_runs_as_if_it_was_in_the_prompt_and_an_appended_one_does_not(model: og.Model) -> None:
@@ -80,7 +80,7 @@ def test_a_forced_token_runs_as_if_it_was_in_the_prompt_and_an_appended_one_does
 
 
 def test_other_packages_have_no_windows(tiny_float32: Path) -> None:
-    assert Windows.of(open_package(tiny_float32).configuration) is None
+    assert PromptChunks.of(open_package(tiny_float32).configuration) is None
 
 
 def test_work_that_needs_the_whole_decoder_says_where_there_is_one(package: Path, tiny_float32: Path) -> None:

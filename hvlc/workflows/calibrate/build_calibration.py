@@ -14,8 +14,8 @@ from hvlc.manifest.manifest import MANIFEST, Manifest, Sources
 from hvlc.passes.lists import walked_passes
 from hvlc.passes.prepare.scale_channels import Factors
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.factors import awaited_factors
-from hvlc.workflows.build.prepared import Opened, Planned, Prepared
+from hvlc.workflows.build.factors import pending_factors
+from hvlc.workflows.build.prepared import BuildInputs, PlannedModel, PreparedBuild
 from hvlc.workflows.build.request import BuildRequest
 from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, search_cost
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from hvlc.calibration.state import State
 
 
-def calibration_inputs(request: BuildRequest, opened: Opened, planned: Planned, text: Path) -> "CalibrationSet | None":
+def calibration_inputs(
+    request: BuildRequest, opened: BuildInputs, planned: PlannedModel, text: Path
+) -> "CalibrationSet | None":
     """What the plan's solvers are calibrated on, factors found and ranges taken; None when nothing needs data.
 
     A measurement for a budget has used the set already, so it is not refused for want of use.
@@ -95,26 +97,26 @@ def remove_finished(request: BuildRequest) -> None:
         State.remove_finished(request.state_directory, fingerprint_of(sources))
 
 
-def calibrate_plan(prepared: Prepared, inputs: "CalibrationSet", state: "State", progress: Progress) -> int:
+def calibrate_plan(prepared: PreparedBuild, inputs: "CalibrationSet", state: "State", progress: Progress) -> int:
     """Find factors on the float model, then let the plan's solvers and observers see data: walks through graphs of
     their own, into the state that the package reads.
 
     Returns:
         The number of places that have calibrated levels, and of groups that have factors.
     """
-    from hvlc.workflows.calibrate.calibrate import awaited_matrices, calibrate, find_factors, needs_data
+    from hvlc.workflows.calibrate.calibrate import calibrate, find_factors, needs_data, pending_matrices
 
     planned, threads = prepared.planned, prepared.estimate.threads
     plan, scaled, checkpoint = planned.plan, planned.scaled, prepared.opened.checkpoint
     find_factors(_walked_bundle(checkpoint, planned), scaled, inputs, state, threads, progress)
     if needs_data(plan):
-        factors = awaited_factors(scaled, state.directory)
+        factors = pending_factors(scaled, state.directory)
         calibrate(_walked_bundle(checkpoint, planned, factors), plan, inputs, state, threads, progress)
-    return len(awaited_matrices(plan, state.directory)) + len(scaled)
+    return len(pending_matrices(plan, state.directory)) + len(scaled)
 
 
 def _walked_bundle(
-    checkpoint: Checkpoint, planned: Planned, factors: Mapping[tuple[str, str], Factors] | None = None
+    checkpoint: Checkpoint, planned: PlannedModel, factors: Mapping[tuple[str, str], Factors] | None = None
 ) -> Bundle:
     """The float model as a calibration walks through it, exported again; with factors of a state folded in."""
     from hvlc.export import export_bundle

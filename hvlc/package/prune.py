@@ -16,7 +16,7 @@ _BLOCK = 1 << 24
 _Range = tuple[int, int]  # offset and length
 
 
-def retain_data(directory: Path, graphs: Iterable[str], sources: Iterable[str]) -> None:
+def prune_data(directory: Path, graphs: Iterable[str], sources: Iterable[str]) -> None:
     """Keep in data files what some graphs read, and remove the files that none reads.
 
     Args:

@@ -1,7 +1,7 @@
-"""Runs a graph over many samples stretch by stretch, so that only one stretch's weights are in memory.
+"""Runs a graph over many samples segment by segment, so that only one segment's weights are in memory.
 
-A stretch ends where a group of linears reads its input: by then everything before has been run with the weights that
-it will have in the package, and the input's statistics can be taken. What later stretches read is kept for every
+A segment ends where a group of linears reads its input: by then everything before has been run with the weights that
+it will have in the package, and the input's statistics can be taken. What later segments read is kept for every
 sample, on disk where there is much of it.
 """
 
@@ -30,15 +30,15 @@ Observer = Callable[[str, np.ndarray], None]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Consecutive nodes of a graph.
 
     Attributes:
         nodes: in order.
-        inputs: what they read of earlier stretches and of the graph's inputs.
+        inputs: what they read of earlier segments and of the graph's inputs.
         weights: lazy and large initializers that they read; they are given to a session, not held by it.
-        outputs: what later stretches, the caller or an observer reads of what they make.
-        kept: names of all values that are still read when it has run: its own outputs and earlier ones.
+        outputs: what later segments, the caller or an observer reads of what they make.
+        live: names of all values that are still read when it has run: its own outputs and earlier ones.
         lookups: rows of large tables that are looked up by graph inputs, which is done beside the graph: a few rows
             are read instead of the table.
         observed: values that an observer is shown when it has run, among its outputs, its lookups' and, at the
@@ -49,19 +49,19 @@ class Stretch:
     inputs: tuple[ir.Value, ...]
     weights: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
-    kept: frozenset[str]
+    live: frozenset[str]
     lookups: tuple[ir.Node, ...] = ()
     observed: tuple[ir.Value, ...] = ()
 
 
-def stretches(
+def cut_segments(
     graph: ir.Graph, ends: Iterable[ir.Value], wanted: Iterable[ir.Value] = (), observed: Iterable[ir.Value] = ()
-) -> list[Stretch]:
-    """Cut a graph's nodes so that each of `ends` is known when its stretch has run, before the readers that matter.
+) -> list[Segment]:
+    """Cut a graph's nodes so that each of `ends` is known when its segment has run, before the readers that matter.
 
     Args:
         graph: nodes in topological order, without subgraphs that read its values.
-        ends: values, in the order in which the readers that matter come; graph inputs make an empty first stretch.
+        ends: values, in the order in which the readers that matter come; graph inputs make an empty first segment.
         wanted: values that the caller reads at the end; nodes behind the last that anything wanted, anything observed
             or any end's reader needs are left out.
         observed: values that an observer is shown on the way; they are not kept for it.
@@ -72,7 +72,7 @@ def stretches(
     cuts = list(accumulate((min(position[node] for node in value.consumers()) for value in ends), max))
     last = max([*(position[p] + 1 for v in {*wanted, *observed} if (p := v.producer())), *cuts, 0])
     bounds = [0, *cuts, last] if wanted or observed else [0, *cuts]
-    made: list[Stretch] = []
+    made: list[Segment] = []
     for index, (start, stop) in enumerate(pairwise(bounds)):
         lookups = [node for node in nodes[start:stop] if _is_lookup(node)]
         inside = [node for node in nodes[start:stop] if node not in lookups]
@@ -82,7 +82,7 @@ def stretches(
         looked_up = [v for node in lookups for v in node.outputs]
         known = [*(graph.inputs if index == 0 else ()), *looked_up, *(v for node in inside for v in node.outputs)]
         made.append(
-            Stretch(
+            Segment(
                 tuple(inside),
                 tuple(v for v in read if v.const_value is None and v not in produced),
                 tuple(v for v in read if _is_given(v)),
@@ -127,27 +127,27 @@ def _look_up(node: ir.Node, rows: np.ndarray, weights: Weights) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Kept:
+class WalkCache:
     """What many walks over the same graphs share.
 
     Attributes:
-        sessions: of stretches; they hold no lazy weights.
+        sessions: of segments; they hold no lazy weights.
         weights: as the checkpoint gives them and graphs read them, with the values of a spool on disk.
     """
 
-    sessions: dict[Stretch, ort.InferenceSession] = field(default_factory=dict)
+    sessions: dict[Segment, ort.InferenceSession] = field(default_factory=dict)
     weights: dict[ir.Value, np.ndarray] = field(default_factory=dict)
 
 
 class Walk:
-    """The values of all samples, as far as the stretches have been run."""
+    """The values of all samples, as far as the segments have been run."""
 
     def __init__(
         self,
         feeds: Sequence[Mapping[str, np.ndarray]],
         threads: int,
         spool: Path | None = None,
-        kept: Kept | None = None,
+        cache: WalkCache | None = None,
     ) -> None:
         """Begin.
 
@@ -155,91 +155,91 @@ class Walk:
             feeds: the graph's inputs by name, for each sample (or batch of samples).
             threads: of onnxruntime.
             spool: directory for large values; None keeps them in memory. Nothing is left in it, even after a kill.
-            kept: for stretches that are run again; None keeps nothing.
+            cache: for segments that are run again; None keeps nothing.
         """
         self._values: list[dict[str, np.ndarray]] = [dict(feed) for feed in feeds]
         self._threads = threads
         self._spool = spool
-        self._kept = kept
+        self._cache = cache
 
     def branch(self) -> "Walk":
         """A walk that goes on from here by itself; the values so far are shared, not copied."""
-        return Walk(self._values, self._threads, self._spool, self._kept)
+        return Walk(self._values, self._threads, self._spool, self._cache)
 
     @staticmethod
     def joined(walks: Sequence["Walk"]) -> "Walk":
         """One walk over the samples of several branches, one branch after another."""
         first = walks[0]
         values = [sample for walk in walks for sample in walk._values]
-        return Walk(values, first._threads, first._spool, first._kept)
+        return Walk(values, first._threads, first._spool, first._cache)
 
     def __len__(self) -> int:
         return len(self._values)
 
     def value(self, value: ir.Value, sample: int) -> np.ndarray:
-        """A value of a sample that the last stretch left."""
+        """A value of a sample that the last segment left."""
         return self._values[sample][str(value.name)]
 
     def run(
         self,
-        stretch: Stretch,
+        segment: Segment,
         weights: Weights,
         done: Callable[[], None] = lambda: None,
         observe: Observer = lambda name, values: None,
     ) -> None:
-        """Run a stretch over every sample, then drop what nothing reads any more.
+        """Run a segment over every sample, then drop what nothing reads any more.
 
         Args:
-            stretch: the next one.
+            segment: the next one.
             weights: asked for every weight.
             done: called after each sample.
-            observe: shown the stretch's observed values of each sample.
+            observe: shown the segment's observed values of each sample.
         """
-        names = [str(v.name) for v in stretch.outputs]
-        for values, results in zip(self._values, self.results(stretch, weights), strict=True):
+        names = [str(v.name) for v in segment.outputs]
+        for values, results in zip(self._values, self.results(segment, weights), strict=True):
             made = dict(zip(names, results, strict=True))
-            for value in stretch.observed:
+            for value in segment.observed:
                 name = str(value.name)
                 observe(name, made[name] if name in made else values[name])
-            values |= {name: self._put(result) for name, result in made.items() if name in stretch.kept}
-            for name in values.keys() - stretch.kept:
+            values |= {name: self._put(result) for name, result in made.items() if name in segment.live}
+            for name in values.keys() - segment.live:
                 del values[name]
             done()
 
-    def results(self, stretch: Stretch, weights: Weights) -> Iterator[list[np.ndarray]]:
-        """Run a stretch without keeping what it makes: its outputs, sample after sample; none of one that only looks
+    def results(self, segment: Segment, weights: Weights) -> Iterator[list[np.ndarray]]:
+        """Run a segment without keeping what it makes: its outputs, sample after sample; none of one that only looks
         up rows.
 
         Args:
-            stretch: the next one.
+            segment: the next one.
             weights: asked for every weight.
         """
-        for node in stretch.lookups:
+        for node in segment.lookups:
             for values in self._values:
                 values[str(node.outputs[0].name)] = self._put(_look_up(node, values[str(node.inputs[1].name)], weights))  # type: ignore[union-attr]
-        if not stretch.nodes or not self._values:
+        if not segment.nodes or not self._values:
             yield from ([] for _ in self._values)
             return
-        constants = {str(v.name): self._constant(v, weights) for v in stretch.weights}
-        session = self._session(stretch)
-        names = [str(v.name) for v in stretch.outputs]
+        constants = {str(v.name): self._constant(v, weights) for v in segment.weights}
+        session = self._session(segment)
+        names = [str(v.name) for v in segment.outputs]
         for values in self._values:
-            feeds = {str(v.name): values[str(v.name)] for v in stretch.inputs}
+            feeds = {str(v.name): values[str(v.name)] for v in segment.inputs}
             yield session.run(names, feeds | constants) if names else []
 
-    def _session(self, stretch: Stretch) -> ort.InferenceSession:
-        sessions = self._kept.sessions if self._kept else {}
-        if stretch not in sessions:
-            sessions[stretch] = _session(stretch, self._values[0], self._threads)
-        return sessions[stretch]
+    def _session(self, segment: Segment) -> ort.InferenceSession:
+        sessions = self._cache.sessions if self._cache else {}
+        if segment not in sessions:
+            sessions[segment] = _session(segment, self._values[0], self._threads)
+        return sessions[segment]
 
     def _constant(self, weight: ir.Value, weights: Weights) -> np.ndarray:
         chosen = weights(weight)
         if chosen is not None:
             return np.ascontiguousarray(chosen)
-        known = self._kept.weights if self._kept else {}
+        known = self._cache.weights if self._cache else {}
         if weight not in known:
-            known[weight] = self._put(_stored(weight)) if self._kept else _stored(weight)
+            known[weight] = self._put(_stored(weight)) if self._cache else _stored(weight)
         return known[weight]
 
     def _put(self, array: np.ndarray) -> np.ndarray:
@@ -253,10 +253,10 @@ class Walk:
             return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
-def walk(graph_stretches: Sequence[Stretch], walk: Walk, weights: Weights) -> None:
-    """Run all stretches; what the caller wanted remains."""
-    for stretch in graph_stretches:
-        walk.run(stretch, weights)
+def walk(path: Sequence[Segment], walk: Walk, weights: Weights) -> None:
+    """Run all segments; what the caller wanted remains."""
+    for segment in path:
+        walk.run(segment, weights)
 
 
 def _stored(weight: ir.Value) -> np.ndarray:
@@ -270,31 +270,31 @@ def _stored(weight: ir.Value) -> np.ndarray:
     return values
 
 
-def _session(stretch: Stretch, example: Mapping[str, np.ndarray], threads: int) -> ort.InferenceSession:
-    """The stretch as a model of its own; weights are inputs of it."""
-    inputs = {v: _placeholder(v, example[str(v.name)].dtype, example[str(v.name)].ndim) for v in stretch.inputs}
-    inputs |= {v: _typed(v) for v in stretch.weights}
+def _session(segment: Segment, example: Mapping[str, np.ndarray], threads: int) -> ort.InferenceSession:
+    """The segment as a model of its own; weights are inputs of it."""
+    inputs = {v: _placeholder(v, example[str(v.name)].dtype, example[str(v.name)].ndim) for v in segment.inputs}
+    inputs |= {v: _typed(v) for v in segment.weights}
     known = dict(inputs)
     initializers = []
-    for v in dict.fromkeys(v for node in stretch.nodes for v in node.inputs if v is not None):
+    for v in dict.fromkeys(v for node in segment.nodes for v in node.inputs if v is not None):
         if v not in known and v.const_value is not None:
             known[v] = ir.Value(name=v.name, const_value=v.const_value)
             initializers.append(known[v])
     nodes = []
-    for node in stretch.nodes:
+    for node in segment.nodes:
         outputs = [ir.Value(name=v.name, type=v.type) for v in node.outputs]
         known |= dict(zip(node.outputs, outputs, strict=True))
         arguments = [None if v is None else known[v] for v in node.inputs]
         attributes = list(node.attributes.values())
         nodes.append(ir.Node(node.domain, node.op_type, arguments, attributes, outputs=outputs, name=node.name))
-    outputs = [known[v] for v in stretch.outputs]
+    outputs = [known[v] for v in segment.outputs]
     graph = ir.Graph(
         list(inputs.values()), outputs, nodes=nodes, initializers=initializers, opset_imports={"": OPSET, MICROSOFT: 1}
     )
     model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = False  # stretches of all sizes follow one another; nothing is to be held back
+    options.enable_cpu_mem_arena = False  # segments of all sizes follow one another; nothing is to be held back
     options.log_severity_level = 3
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

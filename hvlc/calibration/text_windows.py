@@ -1,4 +1,4 @@
-"""Plain texts, cut into windows of equal length that are spread evenly."""
+"""Plain texts, cut into windows of equal length that are evenly spaced."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _SPACES = " \n"
 _MOST_TEXT = 1 << 26
 
 
-def spread(available: int, wanted: int) -> list[int]:
+def evenly_spaced(available: int, wanted: int) -> list[int]:
     """Up to `wanted` of the positions 0 to `available - 1`, at even distances."""
     if wanted >= available:
         return list(range(available))
@@ -43,7 +43,7 @@ def windows(text: str, encode: Callable[[str], Sequence[int]], length: int, coun
         if all(len(window) == length for window in found):
             return found
     ids = tokenized(text, encode)
-    return [ids[at * length : (at + 1) * length] for at in spread(len(ids) // length, count)]
+    return [ids[at * length : (at + 1) * length] for at in evenly_spaced(len(ids) // length, count)]
 
 
 def _begun(text: str, start: int, end: int) -> str:

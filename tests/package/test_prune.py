@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hvlc.errors import UserError
-from hvlc.package.retaining import data_files, retain_data
+from hvlc.package.prune import data_files, prune_data
 
 LARGE = 300_000  # values of a tensor that starts a page
 
@@ -59,29 +59,29 @@ def package(tmp_path: Path) -> Path:
 
 def test_what_other_graphs_read_is_kept(package: Path) -> None:
     before = (package / "both.data").stat().st_size
-    retain_data(package, ["kept.onnx", "own.onnx"], ["both.data"])
+    prune_data(package, ["kept.onnx", "own.onnx"], ["both.data"])
     assert answer(package, "kept.onnx") == 5
     assert answer(package, "own.onnx") == 4
     assert (package / "both.data").stat().st_size < 0.51 * before
 
 
 def test_a_file_that_nobody_reads_goes(package: Path) -> None:
-    retain_data(package, ["kept.onnx", "own.onnx"], ["lone.data", "both.data"])
+    prune_data(package, ["kept.onnx", "own.onnx"], ["lone.data", "both.data"])
     assert not (package / "lone.data").exists()
     assert (package / "own.data").exists()
 
 
 def test_a_second_run_changes_nothing(package: Path) -> None:
-    retain_data(package, ["kept.onnx"], ["both.data"])
+    prune_data(package, ["kept.onnx"], ["both.data"])
     files = {path.name: path.read_bytes() for path in package.iterdir()}
-    retain_data(package, ["kept.onnx"], ["both.data"])
+    prune_data(package, ["kept.onnx"], ["both.data"])
     assert files == {path.name: path.read_bytes() for path in package.iterdir()}
 
 
 def test_graphs_that_share_a_tensor_keep_one_copy(package: Path) -> None:
     model = onnx.load(package / "kept.onnx", load_external_data=False)
     onnx.save(model, package / "copy.onnx")
-    retain_data(package, ["kept.onnx", "copy.onnx"], ["both.data"])
+    prune_data(package, ["kept.onnx", "copy.onnx"], ["both.data"])
     assert answer(package, "copy.onnx") == answer(package, "kept.onnx") == 5
     assert (package / "both.data").stat().st_size < 4 * LARGE + 10_000
 
@@ -90,7 +90,7 @@ def test_data_that_is_not_there_is_refused(package: Path) -> None:
     content = (package / "both.data").read_bytes()
     (package / "both.data").write_bytes(content[:-8])
     with pytest.raises(UserError, match=r"package\.graph"):
-        retain_data(package, ["kept.onnx"], ["both.data"])
+        prune_data(package, ["kept.onnx"], ["both.data"])
     assert (package / "both.data").read_bytes() == content[:-8]
 
 

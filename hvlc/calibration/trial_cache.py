@@ -23,7 +23,7 @@ _PATIENCE = 10  # seconds for another measurement to enter what it found
 
 
 @dataclass(frozen=True)
-class Ledger:
+class TrialCache:
     """Damages that are known, in a file that grows with every one that is found.
 
     Attributes:
@@ -37,11 +37,11 @@ class Ledger:
     damages: dict[str, dict[str, Any]]
 
     @classmethod
-    def open(cls, directory: Path, fingerprint: Mapping[str, str]) -> "Ledger":
+    def open(cls, directory: Path, fingerprint: Mapping[str, str]) -> "TrialCache":
         """Go on with a measurement, or begin one; what the file holds that is not a damage is found again.
 
         Args:
-            directory: of all ledgers, made if it is not there.
+            directory: of all trial caches, made if it is not there.
             fingerprint: of all that the damages depend on besides part and format, by the name of each input.
 
         Raises:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvlc.calibration import windows as module
-from hvlc.calibration.windows import builtin_text, read_texts, spread, tokenized, windows
+from hvlc.calibration import text_windows as module
+from hvlc.calibration.text_windows import builtin_text, evenly_spaced, read_texts, tokenized, windows
 from hvlc.errors import UserError
 
 MANY = st.integers(1, 400)
@@ -16,7 +16,7 @@ MANY = st.integers(1, 400)
 
 @given(MANY, MANY)
 def test_positions_are_spread_evenly(available: int, wanted: int) -> None:
-    found = spread(available, wanted)
+    found = evenly_spaced(available, wanted)
     assert len(found) == min(available, wanted)
     assert found == sorted(set(found))
     assert 0 <= found[0] <= found[-1] < available
