@@ -47,15 +47,15 @@ def front_measure(facts: Mapping[str, Any]) -> Callable[[np.ndarray], VisualSize
     if facts["kind"] != Kind.VISION_LANGUAGE:
         return None
     import onnx_ir as ir
-    import onnxruntime as ort
 
+    from hvlc.graphs.sessions import open_session
     from hvlc.passes.vision.tile_images import TileImages
 
     front = Bundle("front")
     mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
     TileImages(facts["tile_size"], facts["cell_size"], mean, std).run(front)
     model = ir.to_proto(front.components["front"].model).SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = open_session(model)
     limit = np.array([facts["max_visual_tokens"]], np.int64)
 
     def measure(image: np.ndarray) -> VisualSize:
