@@ -48,6 +48,9 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "onnxruntime_qnn": ("hvlc.qnn.worker", "hvlc.runtime.providers"),
 }
 
+#: The modules that may open a session of onnxruntime; the second runs in a process of its own.
+SESSIONS = ("hvlc.graphs.sessions", "hvlc.qnn.worker")
+
 #: The parts that may call print.
 PRINTERS = ("hvlc.cli", "hvlc.__main__")
 
@@ -133,6 +136,10 @@ def violations(root: Path) -> list[str]:
         if not any(within(own, place) for place in PRINTERS):
             calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
             found += [f"{where}:{call.lineno}: print is for the CLI" for call in calls if _is_print(call.func)]
+        if own not in SESSIONS:
+            calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+            opened = (call for call in calls if _called(call.func) in ("InferenceSession", "SessionOptions"))
+            found += [f"{where}:{call.lineno}: sessions are opened by {SESSIONS[0]}" for call in opened]
     return list(dict.fromkeys(found))
 
 
@@ -170,6 +177,11 @@ def _module_of(name: str, sources: dict[str, ast.Module]) -> str | None:
             if module in sources:
                 return module
     return None
+
+
+def _called(function: ast.expr) -> str:
+    """The name of what is called, without the module that it is taken from."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def _is_print(function: ast.expr) -> bool:
@@ -227,6 +239,8 @@ def test_the_root_holds_rooms_alone() -> None:
         ("weights/a.py", "from safetensors.torch import load_file", "safetensors.torch is for hvlc.export"),
         ("export/a.py", "import neural_compressor", "neural_compressor is for hvlc.solvers.neural_compressor"),
         ("report/a.py", "def f():\n    print('x')", "print is for the CLI"),
+        ("runtime/a.py", "import onnxruntime as ort\nort.InferenceSession('x')", "sessions are opened by hvlc.graphs"),
+        ("lint/a.py", "from onnxruntime import SessionOptions\no = SessionOptions()", "sessions are opened by"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, message: str) -> None:
@@ -243,6 +257,8 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, me
         ("passes/a.py", "from .b import x\nfrom hvlc.passes import c\nfrom hvlc.inputs.documents import y"),
         ("runtime/a.py", "import torchlight\nfrom safetensors.numpy import load_file"),
         ("report/a.py", "console.print('x')"),
+        ("graphs/sessions.py", "import onnxruntime as ort\nort.InferenceSession('x', ort.SessionOptions())"),
+        ("runtime/a.py", "def f(options: ort.SessionOptions) -> ort.InferenceSession: ..."),
     ],
 )
 def test_a_downward_import_passes(tmp_path: Path, path: str, source: str) -> None:

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from hvlc.files.scratch import nameless_file
 from hvlc.files.writing import writing
 from hvlc.graphs.builder import IR_VERSION, MICROSOFT, OPSET
+from hvlc.graphs.sessions import open_session, session_options
 from hvlc.weights.lazy import LazyTensor, expression_of
 
 _ON_DISK = 1 << 20  # bytes from which a value is kept in a file
@@ -292,11 +293,8 @@ def _session(segment: Segment, example: Mapping[str, np.ndarray], threads: int) 
         list(inputs.values()), outputs, nodes=nodes, initializers=initializers, opset_imports={"": OPSET, MICROSOFT: 1}
     )
     model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = False  # segments of all sizes follow one another; nothing is to be held back
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # Segments of all sizes follow one another; nothing is to be held back.
+    return open_session(model, session_options(threads, arena=False))
 
 
 def _placeholder(value: ir.Value, dtype: np.dtype, rank: int) -> ir.Value:

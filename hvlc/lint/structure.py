@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from functools import cache
 
 import onnx
-import onnxruntime as ort
 from onnx import helper
-from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import Collector, UserError
 from hvlc.files.reading import shown
+from hvlc.graphs.sessions import REFUSALS, SILENT, open_session, session_options
 from hvlc.inputs.onnx_functions import version_of
 from hvlc.inputs.onnx_graph import check_names, label
 from hvlc.inputs.onnx_model import domain_of, subgraphs, versions_of
@@ -20,7 +19,6 @@ from hvlc.lint import operators
 
 _EXPORT = "export the model again"
 _LARGEST = 9999  # version of a domain; no domain has had a hundred
-_REFUSALS = (failures.Fail, failures.InvalidArgument, failures.InvalidGraph, failures.NotImplemented)
 
 
 def check_structure(model: onnx.ModelProto) -> None:
@@ -75,11 +73,9 @@ def _loads(ir_version: int, domain: str, version: int) -> bool:
     opsets = [helper.make_opsetid("", 17)] * bool(domain) + [helper.make_opsetid(domain, version)]
     made = helper.make_model(helper.make_graph([], "g", [value], [value]), opset_imports=opsets)
     made.ir_version = ir_version
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     try:
-        ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except _REFUSALS:
+        open_session(made.SerializeToString(), session_options(log=SILENT))
+    except REFUSALS:
         return False
     return True
 

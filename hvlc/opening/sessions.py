@@ -7,31 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hvlc.errors import UserError
+from hvlc.graphs import sessions
 from hvlc.manifest.manifest import FLOAT_PRODUCTS
 
 #: What onnxruntime raises: its own errors, and Python's where it is given other types than it takes.
-_FAILURES = (
-    failures.DeviceReset,
-    failures.EPFail,
-    failures.EngineError,
-    failures.Fail,
-    failures.InvalidArgument,
-    failures.InvalidGraph,
-    failures.InvalidProtobuf,
-    failures.ModelLoadCanceled,
-    failures.ModelRequiresCompilation,
-    failures.NoModel,
-    failures.NoSuchFile,
-    failures.NotFound,
-    failures.NotImplemented,
-    failures.RuntimeException,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_FAILURES = (*sessions.REFUSALS, RuntimeError, TypeError, ValueError)
 
 _FIX = "build or copy the package again"
 
@@ -81,9 +63,7 @@ class PackageSession:
     ) -> None:
         self.file = file
         with running(file):
-            # Its fallback prints to stdout; what stands in for a provider is decided before.
-            found = ort.InferenceSession(model, options, providers=list(providers) or None, enable_fallback=0)
-            self._session: ort.InferenceSession = found
+            self._session = found = sessions.open_session(model, options, providers)
             self._inputs, self._outputs = found.get_inputs(), found.get_outputs()
 
     def get_inputs(self) -> list[ort.NodeArg]:
@@ -120,11 +100,7 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     Args:
         threads: of the session; 0 lets onnxruntime choose.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what it refuses is raised, and said once
-    options.add_session_config_entry(*FLOAT_PRODUCTS)
-    return options
+    return sessions.session_options(threads, log=sessions.SILENT, entries=dict([FLOAT_PRODUCTS]))
 
 
 def _fits(value: Any, stated: Sequence[Any] | None) -> bool:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from hvlc.errors import TargetError
 from hvlc.files.scratch import temporary_directory
+from hvlc.graphs.sessions import open_session, session_options
 from hvlc.manifest.manifest import FLOAT_PRODUCTS
 from hvlc.qnn.compiler import Compiled, require_npu
 from hvlc.qnn.isolation import Failure, Graph, Isolation, Request
@@ -65,7 +65,7 @@ def check_compiled(
         TargetError: the binary cannot be emulated, or an output is not finite where the CPU's is, or has more noise
             than is tolerated.
     """
-    session = _cpu_session(compiled.source)
+    session = open_session(compiled.source, session_options(entries=dict([FLOAT_PRODUCTS])))
     names = [output.name for output in session.get_outputs()]
     sums = {name: _Sums() for name in names}
     with temporary_directory("emulation") as directory:
@@ -153,13 +153,6 @@ def emulate_file(
     for number in range(len(samples)):
         with np.load(scratch / f"{number}.npz", allow_pickle=False) as arrays:
             yield {name.removeprefix("output."): arrays[name] for name in arrays.files}
-
-
-def _cpu_session(model: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(*FLOAT_PRODUCTS)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class _Sums:

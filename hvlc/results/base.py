@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+#: 97.5 % quantile of the normal distribution: standard errors of a 95 % interval.
+Z = 1.959963984540054
 
 
 class Record(BaseModel):
@@ -58,13 +59,18 @@ def exact(value: float) -> Interval:
     return Interval(value=value, low=value, high=value, n=1, method="exact")
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Ends of Wilson's 95 % interval of a share of `n`, 0 to 1.
+def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
+    """Ends of Wilson's interval of a share of `n`, 0 to 1.
 
     Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+
+    Args:
+        share: that was observed.
+        n: number of observations.
+        z: standard errors to either side; the default gives 95 %.
     """
-    spread = _Z * _Z / n
+    spread = z * z / n
     centre = (share + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     # The ends are exactly 0 and 1 there; in floats they miss by an ulp.
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))

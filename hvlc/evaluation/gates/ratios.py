@@ -12,9 +12,9 @@ import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.results import Evaluation, ExampleResult, Interval, Measured, ScoredWindow, TextEvaluation
+from hvlc.results.base import Z, wilson
 from hvlc.results.gates import Ratio
 
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _RESAMPLES = 2000
 _TAIL = 0.025
 _SEED = 0
@@ -134,18 +134,12 @@ def bonett_price(both: float, won: float, lost: float, n: int) -> Ratio:
     ours, theirs, counted = both + won, both + lost, both + won + lost
     shift = [math.sqrt((1 - (right + 1) / (counted + 2)) / (right + 1)) for right in (ours, theirs)]
     spread = math.sqrt((won + lost + 2) / ((ours + 1) * (theirs + 1)))
-    z = _Z * spread / sum(shift)
-    (low, high), (their_low, their_high) = (_wilson(right, counted, z) for right in (ours, theirs))
+    z = Z * spread / sum(shift)
+    (low, high), (their_low, their_high) = (wilson(right / counted, counted, z) for right in (ours, theirs))
     value = ours / theirs
     return Ratio(
         value=value, low=min(value, low / their_high), high=max(value, high / their_low), n=n, method="Bonett-Price"
     )
-
-
-def _wilson(right: float, n: float, z: float) -> tuple[float, float]:
-    """Ends of Wilson's interval of a share, at a level of its own."""
-    centre, half = 2 * right + z * z, z * math.sqrt(z * z + 4 * right * max(0.0, 1 - right / n))
-    return max(0.0, centre - half) / (2 * (n + z * z)), (centre + half) / (2 * (n + z * z))
 
 
 def _bootstrap(total: Callable[[np.ndarray], float], mine: np.ndarray, other: np.ndarray, value: float) -> Ratio:

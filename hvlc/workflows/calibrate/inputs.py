@@ -11,6 +11,7 @@ from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.segments import Walk, Weights, cut_segments, walk
 from hvlc.errors import HvlcError
 from hvlc.graphs.bundle import Bundle, Component
+from hvlc.graphs.sessions import open_session, session_options
 from hvlc.runtime.vision import Seen
 
 BATCH_TOKENS = 2048  # of text that run at once
@@ -91,8 +92,4 @@ def output_of(component: Component, name: str) -> ir.Value:
 
 
 def _session(component: Component, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    model = ir.to_proto(component.model).SerializeToString()
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return open_session(ir.to_proto(component.model).SerializeToString(), session_options(threads))

@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from hvlc.graphs.facts import ImageFacts
+from hvlc.graphs.sessions import open_session
 from hvlc.results.calibration_set import VisualSize
 
 
@@ -17,7 +17,7 @@ def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
     Args:
         image: facts of the model that sees it.
     """
-    session = ort.InferenceSession(_sizing(image.rule.front()), providers=["CPUExecutionProvider"])
+    session = open_session(_sizing(image.rule.front()))
     limit, full = np.array([image.max_visual_tokens], np.int64), np.ones(1, np.float32)
 
     @cache
