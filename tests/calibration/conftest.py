@@ -1,24 +1,18 @@
 """Checkpoints whose tokenizers are known, and what `open_set` is told of them."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hvlc.calibration.sources import Model
-from hvlc.graphs.facts import Kind
+from hvlc.graphs.facts import Facts, Kind
 from hvlc.training.tokenizer import build_nano_tokenizer, special_token_id
+from tests.helpers.facts import facts_of, text_facts
 
 END = special_token_id("<|im_end|>")
-SEES: dict[str, Any] = {
-    "kind": Kind.VISION_LANGUAGE,
-    "eos_token_id": END,
-    "image_token_id": special_token_id("<|image_pad|>"),
-    "row_token_id": special_token_id("<|vision_pad|>"),
-    "context_length": 1024,
-}
-READS: dict[str, Any] = {"kind": Kind.LANGUAGE, "eos_token_id": [256, END], "context_length": 1024}
-LOOKS: dict[str, Any] = {"kind": Kind.VISION}
+SEES = facts_of(Kind.VISION_LANGUAGE)
+READS = Facts(text=text_facts(eos_token_id=[256, END]))
+LOOKS = facts_of(Kind.VISION)
 
 
 @pytest.fixture(scope="session")

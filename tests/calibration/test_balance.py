@@ -9,7 +9,7 @@ from hvlc.calibration.samples import CalibrationSet, ImagePrompt, ImageSample, S
 from hvlc.results.calibration_set import Spread, VisualSize
 from tests.helpers.tiny import picture
 
-PROMPT = ImagePrompt(np.zeros(3, np.int64), np.zeros(4, np.int64), 7, 8)
+PROMPT = ImagePrompt(np.zeros(3, np.int64), np.zeros(4, np.int64))
 
 
 def text(length: int, kind: str = "text") -> TextSample:
@@ -26,10 +26,10 @@ def images(tmp_path: Path) -> list[ImageSample]:
     return found
 
 
-def measure(image: np.ndarray) -> VisualSize:
-    """Tiles of 32 pixels, visual tokens of 10."""
-    height, width = image.shape[:2]
-    return VisualSize(-(-height // 32) * -(-width // 32), -(-height // 10), -(-width // 10))
+def measure(height: int, width: int) -> VisualSize:
+    """Tiles of 32 pixels, visual tokens of 10, rows of them ended by a token."""
+    tiles, rows, columns = -(-height // 32) * -(-width // 32), -(-height // 10), -(-width // 10)
+    return VisualSize(tiles, rows * columns, rows * (columns + 1), tiles * 32**2)
 
 
 def warnings(samples: Sequence[TextSample | ImageSample]) -> tuple[str, ...]:

@@ -50,10 +50,11 @@ def test_an_image_question_is_what_a_package_is_fed(
     tiny_checkpoint: Path, tiny_float32: Path, height: int, width: int, question: str
 ) -> None:
     model = VisionLanguageModel(tiny_float32)
-    tiled = model._vision.tile(np.asarray(picture(height, width)), compress=False)
-    fed = model.prompt_ids(question, [tiled])
+    seen = model._vision.see(np.asarray(picture(height, width)), compress=False)
+    fed = model.prompt_ids(question, [seen])
     prompt = Prompts(tiny_checkpoint, SEES).image(question, None)
-    assert prompt.ids(tiled.rows, tiled.columns).tolist() == fed.tolist()
+    assert prompt.ids(seen.ids).tolist() == fed.tolist()
+    assert prompt.length + len(seen.ids) == len(fed)
 
 
 def test_a_text_question_is_what_a_package_is_fed(tiny_checkpoint: Path, tiny_float32: Path) -> None:
@@ -69,12 +70,12 @@ def test_an_answer_follows_and_is_ended(tokenizer_files: Path) -> None:
     assert prompts.prompt("a", "b").tolist() == [*prompts.prompt("a", None).tolist(), *b"b", END]
 
 
-def test_placeholders_stand_for_rows_of_visual_tokens(tokenizer_files: Path) -> None:
+def test_what_the_front_graph_says_stands_in_the_place_of_the_placeholder(tokenizer_files: Path) -> None:
     names = ("<|user|>", "<|vision_start|>", "<|image_pad|>", "<|vision_pad|>", "<|vision_end|>", "<|assistant|>")
     user, start, image, row, end, assistant = map(special_token_id, names)
-    ids = Prompts(tokenizer_files, SEES).image("a", "b").ids(2, 3)
-    line = [image, image, image, row]
-    assert ids.tolist() == [user, start, *line, *line, end, *b"a", END, assistant, *b"b", END]
+    seen = [image, image, image, row] * 2
+    ids = Prompts(tokenizer_files, SEES).image("a", "b").ids(np.array(seen, np.int64))
+    assert ids.tolist() == [user, start, *seen, end, *b"a", END, assistant, *b"b", END]
     assert ids.dtype == np.int64
 
 
@@ -95,7 +96,7 @@ def test_chats_are_rendered_as_transformers_renders_them(tmp_path: Path, message
 
 
 def test_the_end_is_the_one_that_the_template_writes(tmp_path: Path) -> None:
-    prompts = Prompts(saved(tmp_path / "checkpoint", CHATML), {**READS, "eos_token_id": [256, END]})
+    prompts = Prompts(saved(tmp_path / "checkpoint", CHATML), READS)
     assert prompts.prompt("a", "b").tolist()[-1] == END
     assert Prompts(saved(tmp_path / "bare", None), READS).prompt("a", "b").tolist()[-1] == 256
 

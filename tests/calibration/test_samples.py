@@ -20,7 +20,7 @@ def ids(values: list[int]) -> np.ndarray:
 TEXT = st.builds(lambda values: TextSample("text", ids(values)), IDS)
 SHOWN = st.builds(
     lambda before, after, sha: ImageSample(
-        "other", DrawnPicture("train", 0, 1, 1, sha), "q", None, ImagePrompt(ids(before), ids(after), 7, 8)
+        "other", DrawnPicture("train", 0, 1, 1, sha), "q", None, ImagePrompt(ids(before), ids(after))
     ),
     IDS,
     IDS,
@@ -65,18 +65,28 @@ def test_the_shape_of_an_image_counts() -> None:
     assert DrawnPicture.of("train", 0, image).sha256 != DrawnPicture.of("train", 0, turned).sha256
 
 
-def test_placeholders_count() -> None:
-    prompt = ImagePrompt(ids([1]), ids([2]), 7, 8)
+def test_prompts_around_an_image_count() -> None:
+    prompt = ImagePrompt(ids([1]), ids([2]))
     sample = ImageSample("other", DrawnPicture("train", 0, 1, 1, "ab"), "q", None, prompt)
     variants = [sample, replace(sample, prompt=None)]
     variants += [
-        replace(sample, prompt=ImagePrompt(prompt.before, prompt.after, *tokens)) for tokens in ((7, 9), (9, 8))
+        replace(sample, prompt=ImagePrompt(ids(before), ids(after))) for before, after in (([7], [2]), ([1], [9]))
     ]
     assert len({CalibrationSet("a", (v,)).digest for v in variants}) == len(variants)
 
 
+@given(IDS, IDS, IDS)
+def test_a_sequence_is_what_stands_before_an_image_the_image_and_what_follows(
+    before: list[int], image: list[int], after: list[int]
+) -> None:
+    prompt = ImagePrompt(ids(before), ids(after))
+    assert prompt.ids(ids(image)).tolist() == before + image + after
+    assert prompt.ids(ids(image)).dtype == np.int64
+    assert prompt.length == len(before) + len(after)
+
+
 def test_where_one_field_ends_counts() -> None:
     picture = DrawnPicture("train", 0, 1, 1, "ab")
-    cuts = [ImagePrompt(ids([1, 2, 3][:at]), ids([1, 2, 3][at:]), 7, 8) for at in range(4)]
+    cuts = [ImagePrompt(ids([1, 2, 3][:at]), ids([1, 2, 3][at:])) for at in range(4)]
     sets = [CalibrationSet("a", (ImageSample("other", picture, "q", None, cut),)) for cut in cuts]
     assert len({s.digest for s in sets}) == 4

@@ -31,12 +31,12 @@ def test_documents_are_counted_as_the_package_counts_them(
     code, out, _ = show(tmp_path, "--checkpoint", tiny_checkpoint, "--json")
     found = json.loads(out)
     model = VisionLanguageModel(tiny_float32)
-    tiled = [model._vision.tile(to_array(picture(40 + 30 * n, 60)), compress=False) for n in range(3)]
+    seen = [model._vision.see(to_array(picture(40 + 30 * n, 60)), compress=False) for n in range(3)]
     assert code == 0
     assert found["samples"] == 3
-    assert found["tiles"]["total"] == sum(len(t.tiles) for t in tiled)
-    assert found["visual_tokens"]["total"] == sum(t.visual_tokens for t in tiled)
-    prompts = [len(model.prompt_ids("Describe the image.", [t])) for t in tiled]
+    assert found["tiles"]["total"] == sum(len(s.pieces) for s in seen)
+    assert found["visual_tokens"]["total"] == sum(s.visual_tokens for s in seen)
+    prompts = [len(model.prompt_ids("Describe the image.", [s])) for s in seen]
     assert found["tokens"]["total"] == sum(prompts)
 
 

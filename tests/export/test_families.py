@@ -360,8 +360,8 @@ def test_every_family_is_here() -> None:
 
 def test_the_first_of_a_long_context_is_exported_and_said(tmp_path: Path) -> None:
     directory = save_text(tmp_path / "checkpoint", "qwen3", max_position_embeddings=CONTEXT_LIMIT + 8)
-    facts = exported(directory).facts
-    assert (facts["context_length"], facts["trained_context_length"]) == (CONTEXT_LIMIT, CONTEXT_LIMIT + 8)
+    facts = exported(directory).facts.speaks
+    assert (facts.context_length, facts.trained_context_length) == (CONTEXT_LIMIT, CONTEXT_LIMIT + 8)
 
 
 PAPER: dict[str, Callable[[Path], Path]] = {
@@ -605,8 +605,9 @@ def test_what_the_image_processor_says(tmp_path: Path, settings: Any, expected: 
             exported(directory)
         assert error.value.code == "checkpoint.config"
     else:
-        facts = exported(directory).facts
-        assert tuple(facts[name] for name in ("image_mean", "image_std", "rescale_factor", "resample")) == expected
+        tower = exported(directory).facts.tower
+        assert tower is not None
+        assert (tower.mean, tower.std, tower.rescale_factor, tower.resample) == expected
 
 
 def test_a_pooling_head_that_is_not_stored_is_missed(tmp_path: Path) -> None:

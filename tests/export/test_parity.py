@@ -77,7 +77,7 @@ class Decoder:
 
     def __init__(self, bundle: Bundle, optimization: str) -> None:
         self.session: ort.InferenceSession = session(bundle.components["model"].model, optimization)
-        heads, size = bundle.facts["num_kv_heads"], bundle.facts["head_size"]
+        heads, size = bundle.facts.speaks.num_kv_heads, bundle.facts.speaks.head_size
         names = [i.name for i in self.session.get_inputs() if i.name.startswith("past")]
         self.cache = {name: np.zeros((1, heads, 0, size), np.float32) for name in names}
         self.total = 0
@@ -120,5 +120,5 @@ def test_query_and_key_norms_are_in_the_graph(pair) -> None:
     _, bundle = pair
     weights = bundle.components["model"].graph.initializers
     norms = [name for name in weights if "q_norm" in name or "k_norm" in name]
-    assert len(norms) == 2 * int(bundle.facts["num_layers"])
+    assert len(norms) == 2 * bundle.facts.speaks.num_layers
     assert not np.allclose(weights[norms[0]].const_value.numpy(), 1)

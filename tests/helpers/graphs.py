@@ -5,6 +5,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import IR_VERSION, OPSET
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.facts import Facts
 
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}, "com.microsoft" : 1]>'
 
@@ -22,8 +23,8 @@ def component(text: str, role: Role = Role.DECODER, name: str = "graph") -> Comp
     return Component(name, role, model, name)
 
 
-def bundle(*components: Component, **facts: object) -> Bundle:
-    made = Bundle("test", facts=dict(facts))
+def bundle(*components: Component, facts: Facts | None = None) -> Bundle:
+    made = Bundle("test", facts=facts or Facts())
     for one in components:
         made.add(one)
     return made

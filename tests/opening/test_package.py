@@ -132,7 +132,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "spec.invalid",
     ),
     "sizes that are divided by": (
-        lambda p: changed_json(p / MANIFEST, lambda m: m["tiles"].update(cell_size=0)),
+        lambda p: changed_json(p / MANIFEST, lambda m: m["images"].update(tokens_per_piece=0)),
         "spec.invalid",
     ),
     "a provider that is not one": (

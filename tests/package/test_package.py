@@ -184,7 +184,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "a component without digest": (lambda p: _edit(p, lambda m: m["files"].pop("front.onnx")), "spec.invalid"),
     "an unknown encoder": (lambda p: _edit(p, lambda m: m["policy"].update(default="huge")), "spec.invalid"),
-    "another schema": (lambda p: _edit(p, lambda m: m.update(schema_version=2)), "spec.invalid"),
+    "another schema": (lambda p: _edit(p, lambda m: m.update(schema_version=3)), "spec.invalid"),
     "an unknown key": (lambda p: _edit(p, lambda m: m.update(colour="red")), "spec.invalid"),
     "no JSON": (lambda p: (p / MANIFEST).write_text("{"), "package.manifest"),
     "no manifest": (lambda p: (p / MANIFEST).unlink(), "package.missing"),

@@ -1,21 +1,19 @@
 """What fills the last window of a prompt."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hvlc.errors import UserError
+from hvlc.graphs.facts import Facts
 from hvlc.package.staged import padding_token
+from tests.helpers.facts import image_facts, text_facts
 
-FACTS: dict[str, Any] = {
-    "vocab_size": 8,
-    "eos_token_id": [5],
-    "bos_token_id": 4,
-    "pad_token_id": 4,
-    "image_token_id": 6,
-}
+TEXT = text_facts(vocab_size=8, eos_token_id=[5], bos_token_id=4, pad_token_id=4)
+FACTS = Facts(text=TEXT, image=image_facts(image_token_id=6, special_ids=frozenset({6})))
 ADDED = {4: "<begin>", 5: "<end>", 6: "<image>", 7: "<user>"}
 
 
@@ -52,10 +50,10 @@ def opening(token: int) -> dict[str, Any]:
 def test_the_padding_is_no_token_of_a_prompt(
     tmp_path: Path, facts: dict[str, Any], written: dict[str, Any], padding: int
 ) -> None:
-    changed = {**FACTS, **facts}
+    changed = replace(TEXT, **facts)
     if len(written["added"]) < len(ADDED):
-        changed["vocab_size"] = 7
-    assert padding_token(write(tmp_path, **written), changed) == padding
+        changed = replace(changed, vocab_size=7)
+    assert padding_token(write(tmp_path, **written), replace(FACTS, text=changed)) == padding
 
 
 @pytest.mark.parametrize("content", ['{"added_tokens": [{"id": "x"}]}', "[]", "nothing"])

@@ -18,6 +18,7 @@ from hvlc.models.hypervl.processing import cap_scale, scaled_size
 from hvlc.passes.lists import structural_passes
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
+from tests.helpers.facts import IMAGE, ROW
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tiny import CELL, HIDDEN, PROXY, TILE, picture
 from tests.helpers.tolerances import PIXELS, PIXELS_EXTREME
@@ -35,8 +36,9 @@ class Front(NamedTuple):
             "scale": np.array([scale], np.float32),
             "max_visual_tokens": np.array([bound], np.int64),
         }
-        outputs = ["pixel_values", "grid", "used_scale"]
-        tiles, grid, used = self.sessions[optimization].run(outputs, feeds)
+        outputs = ["pixel_values", "image_ids", "grid", "used_scale"]
+        tiles, ids, grid, used = self.sessions[optimization].run(outputs, feeds)
+        assert ids.tolist() == ([IMAGE] * int(grid[1]) + [ROW]) * int(grid[0])
         return tiles, grid.tolist(), used[0]
 
     def predicted(self, image) -> float:
@@ -107,14 +109,14 @@ def sizes() -> ort.InferenceSession:
     import onnx_ir as ir
 
     from hvlc.graphs.builder import GraphBuilder
-    from hvlc.passes.vision import tile_images
+    from hvlc.imaging import arithmetic, raster_tiles
 
     b = GraphBuilder("sizes")
     side = b.input("side", ir.DataType.FLOAT, [2])
     scale = b.input("scale", ir.DataType.FLOAT, [1])
     limit = b.input("max_visual_tokens", ir.DataType.INT64, [1])
-    used = tile_images._capped(b, side, scale, limit, CELL)
-    size = tile_images.scaled_size(b, side, used)
+    used = raster_tiles.capped_scale(b, side, scale, limit, CELL)
+    size = arithmetic.scaled_size(b, side, used)
     b.output(used, "used", ir.DataType.FLOAT, [1])
     b.output(size, "size", ir.DataType.INT64, [2])
     return session(b.model())

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,24 +41,11 @@ from hvlc.recipes.schema import Preparation, Recipe, RotateSpec
 from hvlc.solvers import SOLVERS
 from hvlc.targets import Target, load_target, shipped_targets
 from hvlc.weights.lazy import Constant
+from tests.helpers.facts import facts_of
 
-FACTS: dict[str, Any] = {
-    "tile_size": 32,
-    "cell_size": 16,
-    "hidden_size": 64,
-    "proxy_size": 64,
-    "min_scale": 0.1,
-    "scale_step": 0.1,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
 ONES = Constant(np.ones(4, np.float32))
 FACTORS = {("decoder", "x"): Factors(ONES, ONES)}
 SIZES = Sizes(context=1024, padding=0)
-
-
-def facts_of(kind: Kind) -> dict[str, Any]:
-    return {"kind": kind, **(FACTS if kind is Kind.VISION_LANGUAGE else {})}
 
 
 def plan_of(recipe: Recipe, target: Target) -> Plan:
@@ -209,7 +195,7 @@ class Breaks(BundlePass):
         ((Reads(), Tiles()), "which Tiles promises only after it"),
         ((Tiles(), Breaks(), Reads()), "which Breaks ends before it"),
         ((Tiles(), Reads(), Breaks(), Tiles(), Breaks(), Reads()), "which Breaks ends before it"),
-        ((Reads(),), "which TileImages or Tiles promises, and no pass before it"),
+        ((Reads(),), "which AddFront or Tiles promises, and no pass before it"),
     ],
 )
 def test_the_error_names_the_pass_the_trait_and_where_to_look(passes: tuple[Pass, ...], cause: str) -> None:

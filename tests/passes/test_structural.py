@@ -20,12 +20,13 @@ from hvlc.recipes.resolve import resolve
 from hvlc.solvers import SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
+from tests.helpers.facts import raster_tiles
 from tests.helpers.sessions import session
 from tests.helpers.tiny import CELL, HIDDEN, TILE
 from tests.helpers.tolerances import GRAPH_FLOAT32
 
 CPU = load_target("cpu")
-SELECT = SelectEncoder(cells_per_side=TILE // CELL, hidden_size=HIDDEN)
+SELECT = SelectEncoder(raster_tiles(tile_size=TILE, cell_size=CELL), HIDDEN)
 
 
 def structured(checkpoint: Path) -> Bundle:
@@ -60,7 +61,7 @@ def test_the_fused_graph_equals_each_encoder(tiny_checkpoint: Path, recipe: str)
     grid = np.array([3, 5], np.int64)
     fused, stitch = session(bundle.components["vision_fused"].model), session(bundle.components["stitch"].model)
     answers = []
-    for index, name in enumerate(bundle.facts["encoders"]):
+    for index, name in enumerate(bundle.facts.sees.encoders):
         (features,) = session(bundle.components[f"vision_{name}"].model).run(None, {"pixel_values": pixels})
         (expected,) = stitch.run(None, {"tile_features": features, "grid": grid})
         feeds = {"pixel_values": pixels, "grid": grid, "encoder_id": np.array([index], np.int64)}

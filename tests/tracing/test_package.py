@@ -46,9 +46,9 @@ def test_the_stages_of_a_package_add_up_to_its_graphs(
     values = tracer.trace(question(tracer, encoder=encoder))
     assert list(values) == list(trace_points.in_order(values))
     vision = Vision(package, tracer.manifest)
-    tiled = vision.tile(IMAGE, compress=True)
-    np.testing.assert_array_equal(values[trace_points.PREPROCESSING], tiled.tiles)
-    features = vision.encode(tiled, encoder)
+    seen = vision.see(IMAGE, compress=True)
+    np.testing.assert_array_equal(values[trace_points.PREPROCESSING], seen.pieces)
+    features = vision.encode(seen, encoder)
     np.testing.assert_allclose(values[trace_points.STITCHING], features, atol=1e-5)
     ids = trace_points.read_ids(values)[None]
     embeds = whole(package, "embedding.onnx", {"input_ids": ids, "image_features": features}, "inputs_embeds")
@@ -73,7 +73,7 @@ def test_the_answer_is_the_engines(tiny_float32: Path) -> None:
     tokens = np.array(answered.tokens)
     values = tracer.trace(asked)
     assert values[trace_points.ANSWER].tolist() == tokens.tolist()
-    kept = trace_points.before_placeholder(tokens, tracer.manifest.tokens.image)  # type: ignore[union-attr]
+    kept = trace_points.before_placeholder(tokens, tracer.manifest.images.token)  # type: ignore[union-attr]
     assert values[trace_points.SAMPLING].tolist() == kept.tolist()
 
 
@@ -111,7 +111,7 @@ def test_several_images_keep_their_places(tiny_float32: Path) -> None:
     images = (IMAGE, np.asarray(picture(33, 20, seed=1)))
     values = tracer.trace(question(tracer, images=images, encoder="base", max_new_tokens=0))
     vision = Vision(tiny_float32, tracer.manifest)
-    features = [vision.encode(vision.tile(image, compress=True), "base") for image in images]
+    features = [vision.encode(vision.see(image, compress=True), "base") for image in images]
     np.testing.assert_allclose(values[trace_points.STITCHING], np.concatenate(features), atol=1e-5)
     assert len(values[trace_points.SAMPLING]) == 0
 
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_graph_says_so(tiny_float32: Path, tmp_path: Path) -> 
 
 def test_a_vision_package_answers_nothing(tiny_float32: Path, tmp_path: Path) -> None:
     manifest = json.loads((tiny_float32 / "hvlc.json").read_text("utf-8"))
-    for name in ("encoders", "policy", "tiles", "tokens", "context_length", "trained_context_length"):
+    for name in ("encoders", "policy", "images", "variants", "context_length", "trained_context_length"):
         manifest.pop(name)
     settings = {"image_size": 32, "patch_size": 8, "mean": None, "std": None, "rescale_factor": None, "resample": None}
     manifest |= {"kind": "vision", "preprocessing": settings}

@@ -31,7 +31,7 @@ def test_every_stage_is_announced_in_order_and_has_a_line_in_the_journal(request
     assert [entry.step for entry in result.journal if entry.step in STEPS] == steps
     assert set(result.seconds) == set(steps)
     steps = [entry.step for entry in result.journal]
-    assert steps.index("TileImages") < steps.index("passes") < steps.index("QuantizeWeights") < steps.index("quantize")
+    assert steps.index("AddFront") < steps.index("passes") < steps.index("QuantizeWeights") < steps.index("quantize")
 
 
 def test_a_package_is_current_until_an_input_or_the_code_changes(

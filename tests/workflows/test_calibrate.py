@@ -255,14 +255,14 @@ def test_both_encoders_are_driven_and_the_decoder_sees_both(
     for index, sample in enumerate(inputs.samples):
         assert isinstance(sample, ImageSample)
         assert sample.prompt is not None
-        tiled = vision.tile(sample.picture.pixels(), compress=True)
+        image = vision.see(sample.picture.pixels(), compress=True)
         for name in ("vision_base", "vision_large"):
-            np.testing.assert_allclose(fed[name][index]["pixel_values"], tiled.tiles, atol=1e-6)
-        ids = sample.prompt.ids(tiled.rows, tiled.columns)
+            np.testing.assert_allclose(fed[name][index]["pixel_values"], image.pieces, atol=1e-6)
+        ids = sample.prompt.ids(image.ids)
         embeds = fed["model"][index]["inputs_embeds"]
         assert embeds.shape[:2] == (1, len(ids))
-        seen = embeds[0, ids == sample.prompt.image]
-        by_encoder = {name: vision.encode(tiled, name) for name in ("base", "large")}
+        seen = embeds[0, ids == vision.images.token]
+        by_encoder = {name: vision.encode(image, name) for name in ("base", "large")}
         mine, other = ("base", "large") if index % 2 == 0 else ("large", "base")
         np.testing.assert_allclose(seen, by_encoder[mine], atol=1e-3)
         assert np.abs(seen - by_encoder[other]).max() > 0.1

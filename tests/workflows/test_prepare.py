@@ -296,7 +296,7 @@ def test_factors_of_an_encoder_are_those_of_all_images(
     vision = Vision(tiny_float32, Manifest.load(tiny_float32), tile_batch=99, threads=1)
     peaks = {name: np.zeros(1, np.float32) for name in normed}
     for image in inputs.images:
-        tiles = vision.tile(image.picture.pixels(), compress=True).tiles
+        tiles = vision.see(image.picture.pixels(), compress=True).pieces
         made = running.run([str(v.name) for v in normed.values()], {"pixel_values": tiles})
         for name, values in zip(normed, made, strict=True):
             peaks[name] = np.maximum(peaks[name], np.abs(values).reshape(-1, values.shape[-1]).max(0))

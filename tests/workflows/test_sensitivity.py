@@ -104,13 +104,13 @@ def say_images(bundle: Bundle, checkpoint: Path) -> list[np.ndarray]:
         asked = {
             "image": sample.picture.pixels(),
             "scale": np.zeros(1, np.float32),
-            "max_visual_tokens": np.array([bundle.facts["max_visual_tokens"]]),
+            "max_visual_tokens": np.array([bundle.facts.sees.max_visual_tokens]),
         }
-        tiles, grid = running["front"].run(["pixel_values", "grid"], asked)
+        tiles, image_ids, grid = running["front"].run(["pixel_values", "image_ids", "grid"], asked)
         features = running[encoders[number % 2]].run(["tile_features"], {"pixel_values": tiles})[0]
         seen = running["stitch"].run(["image_features"], {"tile_features": features, "grid": grid})[0]
         prompt = sample.prompt
-        ids = prompt.ids(int(grid[0]), int(grid[1]))
+        ids = prompt.ids(image_ids)
         embeds = running["embedding"].run(["inputs_embeds"], {"input_ids": ids[None], "image_features": seen})[0]
         logits = speak(running[bundle.with_role(Role.DECODER)[0].name], {"inputs_embeds": embeds})
         first = len(ids) - len(prompt.after)

@@ -6,8 +6,10 @@ import pytest
 
 from hvlc.errors import HvlcError, TargetError
 from hvlc.graphs.bundle import Bundle, Role, Wire
+from hvlc.graphs.facts import Facts
 from hvlc.passes.static.split_decoder import SplitDecoder
 from hvlc.weights.lazy import LazyTensor
+from tests.helpers.facts import text_facts
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 
@@ -59,7 +61,7 @@ def headless(text: str) -> str:
 
 
 def whole(text: str = BEFORE) -> Bundle:
-    return bundle(component(text, name="model"), hidden_size=4)
+    return bundle(component(text, name="model"), facts=Facts(text=text_facts(hidden_size=4)))
 
 
 def feeds(made: Bundle, **dims: int) -> dict[str, np.ndarray]:
