@@ -49,6 +49,9 @@ _COMPONENTS: Mapping[Kind, tuple[str, ...]] = {
     Kind.VISION: ("vision",),
 }
 
+#: Facts of images in manifests of schema version 1.
+_OLD_FACTS = ("tiles", "tokens")
+
 #: Facts that a package of a kind must have; it may not have the others'.
 _FACTS: Mapping[Kind, tuple[str, ...]] = {
     Kind.VISION_LANGUAGE: ("encoders", "policy", "images", "context_length", "trained_context_length"),
@@ -336,9 +339,11 @@ class Manifest(StrictModel):
         content: Any = read_json(path, "package.manifest", unique=True)
         for name in _foreign_names(content):
             raise _escape(name)
-        if isinstance(content, dict) and ("kind" not in content or "tiles" in content):
-            cause = f"{path} is of a form that an older hvlc wrote"
-            raise UserError("package.manifest", cause, "build the package again")
+        if isinstance(content, dict):
+            if "kind" not in content or (_is_first(content) and content["kind"] == Kind.VISION_LANGUAGE):
+                cause = f"{shown(path)} is of a form that an older hvlc wrote"
+                raise UserError("package.manifest", cause, "build the package again")
+            content = _without_old_facts(content) if _is_first(content) else content
         return cls.parse(content, str(path))
 
     def component_in(self, file: str) -> ComponentEntry:
@@ -392,6 +397,16 @@ def variants_of(encoders: Mapping[str, str], images: Images | None) -> dict[str,
     """What a request can choose: an encoder where there are several, the compressor where there is one."""
     found: dict[str, tuple[str, ...]] = {"encoder": tuple(encoders)} if len(encoders) > 1 else {}
     return found | ({"vrc": ("on", "off")} if images is not None and images.resolution_compressor else {})
+
+
+def _is_first(content: Mapping[str, Any]) -> bool:
+    """Whether a manifest, not yet validated, is of schema version 1."""
+    return content.get("schema_version") == 1
+
+
+def _without_old_facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of schema version 1 of a package that sees no images: null stands in it for what is no more."""
+    return {name: value for name, value in content.items() if name not in _OLD_FACTS or value is not None}
 
 
 def _foreign_names(content: Any) -> Iterator[str]:
