@@ -25,7 +25,7 @@ import onnxruntime as ort
 import onnxruntime_genai as og
 from PIL import Image, ImageOps
 
-TILE_BATCH = 4  # tiles per encoder run: peak memory is set by one batch, whatever the image
+PIECE_BATCH = 4  # pieces of an image per encoder run: peak memory is set by one batch, whatever the image
 
 
 def session(package: Path, file: str) -> ort.InferenceSession:
@@ -43,21 +43,23 @@ def load_pixels(path: Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def visual_tokens(
-    package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None
-) -> tuple[np.ndarray, int, int]:
-    """Features [rows * columns, hidden] of a uint8 [height, width, 3] image, and its rows and columns."""
+def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [visual tokens, hidden] of a uint8 [height, width, 3] image, and its token ids in a prompt."""
     files = {name: entry["file"] for name, entry in manifest["components"].items()}
-    limit = np.array([manifest["tiles"]["max_visual_tokens"]], np.int64)
-    ask_compressor = np.array([0], np.float32)  # a scale above 0 would be used as it is
-    feeds = {"image": pixels, "scale": ask_compressor, "max_visual_tokens": limit}
-    tiles, grid = session(package, files["front"]).run(["pixel_values", "grid"], feeds)
-    rows, columns = (int(side) for side in grid)
-    vision = session(package, manifest["encoders"][encoder or choose_encoder(manifest, rows * columns)])
-    starts = range(0, len(tiles), TILE_BATCH)
-    parts = [vision.run(None, {"pixel_values": tiles[i : i + TILE_BATCH]})[0] for i in starts]
-    stitched = session(package, files["stitch"]).run(None, {"tile_features": np.concatenate(parts), "grid": grid})
-    return stitched[0], rows, columns
+    images = manifest["images"]
+    scale = 0 if images["resolution_compressor"] else 1  # 0 asks the compressor, a scale above 0 is used as it is
+    feeds = {
+        "image": pixels,
+        "scale": np.array([scale], np.float32),
+        "max_visual_tokens": np.array([images["max_visual_tokens"]], np.int64),
+    }
+    pieces, ids, grid = session(package, files["front"]).run(["pixel_values", "image_ids", "grid"], feeds)
+    tokens = int((ids == images["token"]).sum())
+    vision = session(package, manifest["encoders"][encoder or choose_encoder(manifest, tokens)])
+    starts = range(0, len(pieces), PIECE_BATCH)
+    parts = [vision.run(None, {"pixel_values": pieces[i : i + PIECE_BATCH]})[0] for i in starts]
+    merged = session(package, files["stitch"]).run(None, {"tile_features": np.concatenate(parts), "grid": grid})
+    return merged[0], ids
 
 
 def choose_encoder(manifest: dict, tokens: int) -> str:
@@ -67,15 +69,16 @@ def choose_encoder(manifest: dict, tokens: int) -> str:
     return fitting[0] if fitting else policy["default"]
 
 
-def prompt_ids(tokenizer: og.Tokenizer, manifest: dict, question: str, rows: int, columns: int) -> np.ndarray:
-    """Token ids of the chat prompt, the image placeholder expanded to rows of visual tokens."""
+def prompt_ids(tokenizer: og.Tokenizer, manifest: dict, question: str, image_ids: np.ndarray) -> np.ndarray:
+    """Token ids of the chat prompt, what stands for the image in the place of its placeholder."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": content}]), add_generation_prompt=True)
     form = manifest.get("text", {}).get("normalization")  # what the tokenizer leaves to its host
     text = unicodedata.normalize(form, text) if form else text
-    before, after = text.split(manifest["tokens"]["image_text"])
-    image = ([manifest["tokens"]["image"]] * columns + [manifest["tokens"]["row"]]) * rows
-    return np.array([*tokenizer.encode(before), *image, *tokenizer.encode(after)], np.int32)
+    images = manifest["images"]
+    before, after = text.split(images["placeholder"])
+    ends = tokenizer.encode(before + images["before"]), tokenizer.encode(images["after"] + after)
+    return np.array([*ends[0], *image_ids, *ends[1]], np.int32)
 
 
 def main() -> None:
@@ -90,14 +93,14 @@ def main() -> None:
 
     manifest = json.loads((arguments.package / "hvlc.json").read_text("utf-8"))
     pixels = load_pixels(arguments.image)
-    features, rows, columns = visual_tokens(arguments.package, manifest, pixels, arguments.encoder)
+    features, image_ids = see(arguments.package, manifest, pixels, arguments.encoder)
 
     model = og.Model(str(arguments.package))
     tokenizer = og.Tokenizer(model)
-    ids = prompt_ids(tokenizer, manifest, arguments.question, rows, columns)
+    ids = prompt_ids(tokenizer, manifest, arguments.question, image_ids)
     inputs = og.NamedTensors()
     inputs["input_ids"] = ids[None]
-    inputs["num_image_tokens"] = np.array([rows * columns], np.int64)
+    inputs["num_image_tokens"] = np.array([len(features)], np.int64)
     inputs["host_image_features"] = features
 
     parameters = og.GeneratorParams(model)
