@@ -1,15 +1,19 @@
 """A package answers with the tokens of the torch model, however the image, the encoder and the batch are chosen."""
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from hvlc.errors import UserError
@@ -17,6 +21,7 @@ from hvlc.manifest.manifest import MANIFEST
 from hvlc.models.hypervl.reference import Reference
 from hvlc.results import Answered
 from hvlc.runtime.generation import VisionLanguageModel
+from tests.helpers.packages import changed_graph, renewed
 from tests.helpers.tiny import CONTEXT, picture
 
 SIZES = [(100, 150), (33, 20), (1, 1), (16, 16), (200, 60), (31, 300), (10_000, 50)]
@@ -141,6 +146,87 @@ def test_a_package_whose_template_drops_images_says_so(tiny_float32: Path, tmp_p
     with pytest.raises(UserError, match="shows 0 of 1 images") as error:
         model.start("What?", [picture(30, 30)])
     assert error.value.code == "package.template"
+
+
+def rewritten(package: Path, copy: Path, **images: Any) -> VisionLanguageModel:
+    """A copy whose manifest says something else of images."""
+    copied = Path(shutil.copytree(package, copy))
+    manifest = json.loads((copied / MANIFEST).read_text("utf-8"))
+    manifest["images"] |= images
+    (copied / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    return VisionLanguageModel(copied, threads=1)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("\n\n", ""), ("", "\n\n"), ("Grüße <|im_end|>", " b")])
+def test_texts_that_join_an_image_are_encoded_with_the_text_around_it(
+    tiny_float32: Path, tmp_path: Path, images: int, before: str, after: str
+) -> None:
+    model = rewritten(tiny_float32, tmp_path / "package", before=before, after=after)
+    seen = [model._vision.see(np.asarray(picture(20 + 30 * i, 40)), compress=False) for i in range(images)]
+    content = [{"type": "image"}] * images + [{"type": "text", "text": "What?"}]
+    parts = model._tokenizer.templated(content).split("<|image_pad|>")
+    assert len(parts) == images + 1
+    expected: list[int] = []
+    for index, part in enumerate(parts):
+        expected += model._tokenizer.encode(after * (index > 0) + part + before * (index < images))
+        expected += seen[index].ids.tolist() if index < images else []
+    assert model.prompt_ids("What?", seen).tolist() == expected
+    text = [model._tokenizer.encode(joined) for joined in (before, after) if joined]
+    assert len(expected) == len(rewritten(tiny_float32, tmp_path / "plain").prompt_ids("What?", seen)) + images * sum(
+        map(len, text)
+    )
+
+
+def test_texts_that_join_an_image_are_not_read_without_one(tiny_float32: Path, tmp_path: Path, package) -> None:
+    model = rewritten(tiny_float32, tmp_path / "package", before="\n\n", after="\n\n")
+    assert model.prompt_ids("What?").tolist() == package.prompt_ids("What?").tolist()
+
+
+def unbounded(model: onnx.ModelProto) -> None:
+    """A front graph that does not obey the caller's bound, as a rule of one form of an image does not."""
+    bound = numpy_helper.from_array(np.array([10_000], np.int64), "own_bound")
+    model.graph.initializer.append(bound)
+    for node in model.graph.node:
+        node.input[:] = ["own_bound" if name == "max_visual_tokens" else name for name in node.input]
+
+
+def test_an_image_that_makes_more_visual_tokens_than_are_allowed_is_refused(tiny_float32: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_float32, tmp_path / "package"))
+    changed_graph(copied / "front.onnx", unbounded)
+    model = VisionLanguageModel(renewed(copied), threads=1)
+    asked = {"images": [picture(100, 60)], "vrc": False, "max_new_tokens": 1}
+    made = model.start("What?", **asked, max_visual_tokens=28).images[0].visual_tokens
+    assert made == 7 * 4
+    with pytest.raises(UserError, match="makes at least 28 visual tokens, and 27 are allowed") as error:
+        model.start("What?", **asked, max_visual_tokens=27)
+    assert error.value.code == "request.max_visual_tokens"
+
+
+def more_ids(model: onnx.ModelProto) -> None:
+    """A front graph that says every token twice."""
+    maker = next(node for node in model.graph.node if "image_ids" in node.output)
+    maker.output[:] = ["ids" if name == "image_ids" else name for name in maker.output]
+    model.graph.node.append(helper.make_node("Concat", ["ids", "ids"], ["image_ids"], axis=0))
+
+
+def no_ids(model: onnx.ModelProto) -> None:
+    """A front graph that has another token in the place of every placeholder."""
+    maker = next(node for node in model.graph.node if "image_ids" in node.output)
+    maker.output[:] = ["ids" if name == "image_ids" else name for name in maker.output]
+    model.graph.node.append(helper.make_node("Sub", ["ids", "ids"], ["image_ids"]))
+
+
+@pytest.mark.parametrize(("change", "size"), [(more_ids, (32, 32)), (no_ids, (32, 32)), (more_ids, (40, 40))])
+def test_a_front_graph_whose_tokens_are_not_those_of_its_pieces_is_refused(
+    tiny_float32: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], size: tuple[int, int]
+) -> None:
+    copied = Path(shutil.copytree(tiny_float32, tmp_path / "package"))
+    changed_graph(copied / "front.onnx", change)
+    model = VisionLanguageModel(renewed(copied), threads=1)
+    with pytest.raises(UserError, match="visual tokens of") as error:
+        model.start("What?", [picture(*size)], vrc=False, max_new_tokens=1)
+    assert error.value.code == "package.graph"
 
 
 def test_the_context_can_be_filled_to_the_last_token(package) -> None:
