@@ -4,7 +4,7 @@ A pass along one axis is a product with a matrix of weights: for every output ro
 as the filter or, antialiased, as the step between two outputs where that is wider; normalized, and rounded to 22 bits
 after the point (Pillow's `Resample.c`). The products of bytes and weights are summed in float64, which holds them
 exactly, in whatever order a runtime sums; so every platform finds the same bytes. Only a band of the matrix is not
-zero. Output rows are therefore made in blocks, each from the input rows that its weights reach, in a `Loop` that keeps
+zero. Output rows are therefore made in blocks, each from the input rows that its weights reach, in a `Scan` that keeps
 whole images as bytes.
 """
 
@@ -135,8 +135,8 @@ def _changed_rows(
     outputs = b.op("Min", _range(b, b.op("Mul", blocks, block)), b.op("Sub", target, b.ints(1)))
     taps = _taps(b, resampling, source, target, b.op("Unsqueeze", outputs, b.ints(1)))
     starts, bands = _bands(b, taps, source, blocks, block)
-    body = _block_of_rows(f"{name}_block", b.op("Reshape", image, b.ints(0, -1)), starts, bands)
-    made = b.op("Loop", b.op("Squeeze", blocks), None, body=body)
+    body = _block_of_rows(f"{name}_block", b.op("Reshape", image, b.ints(0, -1)))
+    made = b.op("Scan", starts, bands, body=body, num_scan_inputs=2)
     shape = b.op("Concat", b.ints(-1), b.op("Shape", image, start=1, end=3), axis=0)
     return b.op("Slice", b.op("Reshape", made, shape), b.ints(0), target, b.ints(0))
 
@@ -201,18 +201,16 @@ def _bands(
     return b.op("Squeeze", starts, b.ints(1)), bands
 
 
-def _block_of_rows(name: str, rows: ir.Value, starts: ir.Value, bands: ir.Value) -> ir.Graph:
-    """The body of the loop: one block of output rows, uint8 `[block, n]`."""
+def _block_of_rows(name: str, rows: ir.Value) -> ir.Graph:
+    """The body of the scan: the first input row and the weights of a block to its output rows, uint8 `[block, n]`."""
     b = GraphBuilder(name, subgraph=True)
-    number = b.input(f"{name}/number", ir.DataType.INT64, [])
-    b.input(f"{name}/go_on", ir.DataType.BOOL, [])
-    weights = b.op("Gather", bands, number)
-    start = b.op("Unsqueeze", b.op("Gather", starts, number), b.ints(0))
+    first = b.input(f"{name}/first", ir.DataType.INT64, [])
+    weights = b.input(f"{name}/weights", ir.DataType.DOUBLE, ["block", "length"])
+    start = b.op("Unsqueeze", first, b.ints(0))
     end = b.op("Add", start, b.op("Shape", weights, start=1, end=2))
     window = b.op("Cast", b.op("Slice", rows, start, end, b.ints(0)), to=DOUBLE)
     sums = b.op("Add", b.op("MatMul", weights, window), f64(b, 0.5))
     levels = b.op("Cast", b.op("Clip", sums, f64(b, 0.0), f64(b, 255.0)), to=UINT8)
-    b.output(b.op("Identity", b.constant(np.array(True))), f"{name}/goes_on", ir.DataType.BOOL, [])
     b.output(levels, f"{name}/levels", ir.DataType.UINT8, ["block", "row_bytes"])
     return b.graph
 
