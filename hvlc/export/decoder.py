@@ -1,18 +1,55 @@
-"""Decoders of the Llama shape (Llama, Qwen2, Qwen3, SmolLM3): pre-norm, GQA, gated MLP, rotary positions.
+"""Decoders of the Llama shape: pre-norm, GQA, gated MLP, rotary positions.
 
 Which parts a decoder has (query/key norms, biases) is said by its configuration and held against the parameters
 it stores. Attention is onnxruntime's GroupQueryAttention, which keeps the KV cache in place and rotates queries
-and keys.
+and keys. What a family stores otherwise (fused projections, neighbours that rotate together, multipliers) is brought
+to this shape where weights are read, so that every pass knows the graph.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from hvlc.export.settings import refuse_surplus
 from hvlc.graphs.builder import LAST_POSITION, MICROSOFT, GraphBuilder
+from hvlc.weights.lazy import Constant, Expression
+
+_ROTATED = ("q_proj", "k_proj")
+_ADDED = ("o_proj", "down_proj")  # what is added to the residual stream
+
+
+@dataclass(frozen=True)
+class FusedRows:
+    """Where a projection is stored inside a fused one.
+
+    Attributes:
+        name: of the fused projection.
+        start: first row of this one.
+        total: rows of all of it.
+    """
+
+    name: str
+    start: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constant factors in a decoder (Granite).
+
+    Attributes:
+        embedding: of what enters the first layer.
+        residual: of what attention and MLP add to the residual stream.
+        attention: of the products of queries and keys; None: one by the root of the head's width.
+        logits: divisor of the logits.
+    """
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    attention: float | None = None
+    logits: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +70,9 @@ class DecoderShape:
         windows: for each layer, how many positions a token sees, itself included; None for all before it.
         biases: names of the projections that add a bias.
         head_norms: whether queries and keys are normalized per head (Qwen3).
+        fused: for each projection that is stored in a fused one, where (Phi3).
+        neighbours: whether channels 2i and 2i + 1 of a stored head rotate together, not i and i + half (ERNIE).
+        multipliers: constant factors (Granite).
     """
 
     layers: int
@@ -48,6 +88,9 @@ class DecoderShape:
     windows: tuple[int | None, ...]
     biases: frozenset[str] = frozenset()
     head_norms: bool = False
+    fused: Mapping[str, FusedRows] = field(default_factory=dict)
+    neighbours: bool = False
+    multipliers: Multipliers = Multipliers()
 
 
 def _rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: float) -> ir.Value:
@@ -56,11 +99,38 @@ def _rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: floa
 
 def _linear(b: GraphBuilder, x: ir.Value, path: str, into: int, out: int, shape: DecoderShape) -> ir.Value:
     """The projection at `path`, with a bias exactly where the configuration has one."""
+    weight = b.initializer(f"{path}.weight", _values(b, path, "weight", (out, into), shape).transpose())
+    y = b.op("MatMul", x, weight, name=path)
     if path.rpartition(".")[2] not in shape.biases:
-        refuse_surplus(b, f"{path}.bias")
-        return b.linear(x, path, into, out, bias=False)
-    b.parameter(f"{path}.bias", (out,))  # a missing one is a problem, not a projection without bias
-    return b.linear(x, path, into, out)
+        refuse_surplus(b, f"{_stored_at(path, shape)}.bias")
+        return y
+    bias = b.initializer(f"{path}.bias", _values(b, path, "bias", (out,), shape))  # a missing one is a problem
+    return b.op("Add", y, bias, name=f"{path}.bias_add")
+
+
+def _stored_at(path: str, shape: DecoderShape) -> str:
+    """The dotted name under which the projection at `path` is stored."""
+    module, _, name = path.rpartition(".")
+    return f"{module}.{shape.fused[name].name}" if name in shape.fused else path
+
+
+def _values(b: GraphBuilder, path: str, leaf: str, dims: tuple[int, ...], shape: DecoderShape) -> Expression:
+    """Weight float `[out, in]` or bias float `[out]` of the projection at `path`, as the graph computes with it."""
+    name = path.rpartition(".")[2]
+    whole = shape.fused.get(name, FusedRows(name, 0, dims[0]))
+    stored = b.parameter(f"{_stored_at(path, shape)}.{leaf}", (whole.total, *dims[1:]))
+    found = stored.narrow(0, whole.start, whole.start + dims[0])
+    if shape.neighbours and name in _ROTATED:  # the score of a query and a key is a sum: its order is free
+        pairs = found.reshape(dims[0] // shape.head_size, shape.head_size // 2, 2, *dims[1:])
+        found = pairs.transpose(0, 2, 1, *range(3, 2 + len(dims))).reshape(*dims)
+    if shape.multipliers.residual != 1 and name in _ADDED:
+        found = _scaled(found, shape.multipliers.residual)
+    return found
+
+
+def _scaled(values: Expression, factor: float) -> Expression:
+    """Everything times one factor."""
+    return values.scale(Constant(np.full(values.shape[0], factor, np.float32)), 0)
 
 
 def _head_norm(b: GraphBuilder, x: ir.Value, path: str, heads: int, shape: DecoderShape) -> ir.Value:
@@ -105,7 +175,7 @@ def _attention(
         name=path,
         num_heads=shape.heads,
         kv_num_heads=shape.kv_heads,
-        scale=shape.head_size**-0.5,
+        scale=shape.head_size**-0.5 if shape.multipliers.attention is None else shape.multipliers.attention,
         do_rotary=int(rotates),
         rotary_interleaved=0,
         **limited,
@@ -144,7 +214,7 @@ def decoder(
         prefix: dotted name of the decoder in the checkpoint.
         head: dotted name of the parameter of the language-model head (the embedding when tied).
         shape: dimensions and parts.
-        rotary: cosine and sine tables, float32 `[context, head_size / 2]`.
+        rotary: cosine and sine tables, float32 `[context, rotated / 2]`, for the first `rotated` channels of a head.
         table: dotted name of the embedding to look tokens up in; None when another graph does that.
 
     Returns:
@@ -162,6 +232,9 @@ def decoder(
     else:
         ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
         x = _look_up(b, table, ids, shape.vocabulary, shape.hidden)
+    if shape.multipliers.embedding != 1:  # not in the table: a tied head reads that, and image features pass it by
+        factor = b.constant(np.array(shape.multipliers.embedding, np.float32))
+        x = b.op("Mul", x, factor, name=f"{prefix}.embedding_multiplier")
     mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
     past = [
         tuple(b.input(f"past_key_values.{i}.{part}", ir.DataType.FLOAT, cache) for part in ("key", "value"))
@@ -185,7 +258,7 @@ def decoder(
         x = b.op("Add", x, _mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")
         present.append(kv)
     refuse_surplus(b, f"{prefix}.layers.{shape.layers}.input_layernorm.weight")
-    x = _rms_norm(b, x, f"{prefix}.norm", shape.hidden, shape.epsilon)
+    x = _last_norm(b, x, f"{prefix}.norm", shape)
     logits = b.op("MatMul", x, _head_weight(b, head, table, shape), name="lm_head")
     b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
     grown = ["batch", shape.kv_heads, "total", shape.head_size]
@@ -193,6 +266,15 @@ def decoder(
         for part, value in zip(("key", "value"), kv, strict=True):
             b.output(value, f"present.{index}.{part}", ir.DataType.FLOAT, grown)
     return b.model()
+
+
+def _last_norm(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
+    """The norm before the head, which divides the logits too: the head stays equal to the table that it is tied to."""
+    gain = b.parameter(f"{path}.weight", (shape.hidden,))
+    if shape.multipliers.logits != 1:
+        gain = _scaled(gain, 1 / shape.multipliers.logits)
+    weight = b.initializer(f"{path}.weight", gain)
+    return b.op("RMSNormalization", x, weight, axis=-1, epsilon=shape.epsilon, name=path)
 
 
 def _head_weight(b: GraphBuilder, head: str, table: str | None, shape: DecoderShape) -> ir.Value:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from optimum.utils import NormalizedConfigManager
 from transformers import PreTrainedConfig
 
 from hvlc.errors import HvlcError, UserError
 from hvlc.export.activations import activation_name
-from hvlc.export.decoder import DecoderShape, decoder
+from hvlc.export.decoder import DecoderShape, FusedRows, Multipliers, decoder
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
@@ -33,8 +32,9 @@ _HEAD = "lm_head.weight"
 #: Longest context that is exported: the rotary tables of more positions are larger than the layers of a small model.
 CONTEXT_LIMIT = 32768
 
-#: Frequencies that do not change with the length of the sequence, so that tables can hold them.
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+#: Frequencies that tables can hold: they do not change with the length of the sequence, those of longrope up to the
+#: length that the model was first trained on.
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn", "longrope")
 
 _DIMENSIONS = (
     "num_hidden_layers",
@@ -46,7 +46,12 @@ _DIMENSIONS = (
     "max_position_embeddings",
 )
 
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+#: Every projection of a layer.
+PROJECTIONS = (*_ATTENTION, *_MLP)
+
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_ROTARY_MULTIPLE = 16  # "rotary_dim must be a multiple of 16", onnxruntime 1.31's GroupQueryAttention
 
 #: Settings that change what a decoder computes, and the values with which they do not. Some belong to other
 #: families: transformers would ignore them here, and the checkpoint would not be what it says.
@@ -62,10 +67,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "logit_scale": (None, 1),
-    "logits_scaling": (None, 1),
-    "embedding_multiplier": (None, 1),
-    "residual_multiplier": (None, 1),
-    "attention_multiplier": (None,),
     "scale_emb": (None, 1),
     "scale_depth": (None,),
     "clip_qkv": (None,),
@@ -80,6 +81,11 @@ _NEUTRAL_ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (None, False),
     "sliding_window": (None,),
     "no_rope_layers": (None,),
+    "use_bias": (None, False),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "attention_multiplier": (None,),
+    "logits_scaling": (None, 1),
 }
 
 
@@ -93,6 +99,10 @@ class Family:
         biases: names of the projections that have a bias, by configuration.
         head_norms: whether queries and keys are normalized per head.
         rotates: for each layer, whether it rotates queries and keys; every layer does when None.
+        fused: for each projection that is stored in a fused one, where; None: none is.
+        neighbours: whether neighbouring channels of a stored head rotate together, not those of its halves.
+        partial: whether `partial_rotary_factor` is read: the first channels of a head rotate.
+        multipliers: constant factors, by configuration; None: there are none.
     """
 
     config: type[PreTrainedConfig]
@@ -100,12 +110,21 @@ class Family:
     biases: Callable[[Any], frozenset[str]]
     head_norms: bool = False
     rotates: Callable[[Any], tuple[bool, ...]] | None = None
+    fused: Callable[[Any], Mapping[str, FusedRows]] | None = None
+    neighbours: bool = False
+    partial: bool = False
+    multipliers: Callable[[Any], Multipliers] | None = None
+
+
+def no_biases(config: Any) -> frozenset[str]:
+    """No projection has a bias, whatever the configuration says."""
+    return frozenset()
 
 
 def configured_biases(config: Any) -> frozenset[str]:
     """Biases as `attention_bias` and `mlp_bias` switch them; a family without one of them never has it."""
-    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if config.attention_bias else ()
-    mlp = ("gate_proj", "up_proj", "down_proj") if getattr(config, "mlp_bias", False) else ()
+    attention = _ATTENTION if config.attention_bias else ()
+    mlp = _MLP if getattr(config, "mlp_bias", False) else ()
     return frozenset((*attention, *mlp))
 
 
@@ -156,7 +175,7 @@ def with_table(checkpoint: Checkpoint, config: Any, table: str) -> Checkpoint:
 
 
 def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], problems: list[HvlcError]) -> DecoderShape:
-    """Dimensions and parts of a decoder, through optimum's normalized view of whatever the architecture calls them.
+    """Dimensions and parts of a decoder.
 
     Args:
         config: transformers' configuration.
@@ -168,29 +187,52 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
         UserError: a dimension is not a whole number above 0.
     """
     require_positive(config, *_DIMENSIONS)
-    normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
-    heads, layers = normalized.num_attention_heads, normalized.num_layers
-    head_size = getattr(config, "head_dim", None) or normalized.hidden_size // heads
-    if head_size < 1 or not (getattr(config, "head_dim", None) or normalized.hidden_size % heads == 0):
-        raise _refusal("checkpoint.config", f"{heads} heads do not share a width of {normalized.hidden_size}")
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    head_size = head_width(config)
+    if head_size < 1 or not (getattr(config, "head_dim", None) or config.hidden_size % heads == 0):
+        raise _refusal("checkpoint.config", f"{heads} heads do not share a width of {config.hidden_size}")
     shape = DecoderShape(
         layers=layers,
-        hidden=normalized.hidden_size,
+        hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         heads=heads,
-        kv_heads=normalized.num_key_value_heads,
+        kv_heads=config.num_key_value_heads,
         head_size=head_size,
-        vocabulary=normalized.vocab_size,
+        vocabulary=config.vocab_size,
         epsilon=config.rms_norm_eps,
-        context=min(config.max_position_embeddings, CONTEXT_LIMIT),
+        context=_context(config, problems),
         rotary=_rotations(config, family, layers, problems),
         windows=_windows(config, layers, problems),
         biases=family.biases(config),
         head_norms=family.head_norms,
+        fused=family.fused(config) if family.fused else {},
+        neighbours=family.neighbours,
+        multipliers=family.multipliers(config) if family.multipliers else Multipliers(),
     )
     _refuse_unread(config, stored, problems)
     _refuse_dimensions(shape, problems)
     return shape
+
+
+def head_width(config: Any) -> int:
+    """Channels of one head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _context(config: Any, problems: list[HvlcError]) -> int:
+    """How many positions are exported: all, up to `CONTEXT_LIMIT` and to where a sequence would be computed otherwise.
+
+    A longer sequence has other frequencies from its first position on (longrope), or other queries (Ministral 3).
+    """
+    longest = min(config.max_position_embeddings, CONTEXT_LIMIT)
+    settings = config.rope_parameters or {}
+    if settings.get("rope_type") != "longrope" and not settings.get("llama_4_scaling_beta"):
+        return longest
+    first = settings.get("original_max_position_embeddings")
+    if type(first) is not int or first < 1:
+        problems.append(_refusal("checkpoint.config", f"original_max_position_embeddings is {first!r:.80}"))
+        return longest
+    return min(longest, first)
 
 
 def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcError]) -> tuple[bool, ...]:
@@ -204,17 +246,20 @@ def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcErro
 
 
 def _windows(config: Any, layers: int, problems: list[HvlcError]) -> tuple[int | None, ...]:
-    """How many positions each layer's tokens see."""
+    """How many positions each layer's tokens see; a class that knows no kinds of layers has its window in all."""
+    typed = hasattr(type(config), "layer_types")
     kinds = getattr(config, "layer_types", None) or [_FULL] * layers
     window = getattr(config, "sliding_window", None)
-    known = {_FULL, _SLIDING} if hasattr(type(config), "layer_types") else {_FULL}
+    known = {_FULL, _SLIDING} if typed else {_FULL}
     unknown = sorted({str(kind) for kind in kinds} - known)
     if unknown:
         problems.append(_refusal("export.attention", f"layer_types holds {', '.join(unknown)}"))
     if len(kinds) < layers:
         problems.append(_refusal("checkpoint.config", f"layer_types names {len(kinds)} of {layers} layers"))
         kinds = [_FULL] * layers
-    if _SLIDING not in known & set(kinds):
+    if not typed and window is not None and hasattr(type(config), "sliding_window"):
+        kinds = [_SLIDING] * layers
+    elif _SLIDING not in known & set(kinds):
         return (None,) * layers
     if not (isinstance(window, int) and window > 0):
         problems.append(_refusal("checkpoint.config", f"sliding attention with a sliding_window of {window}"))
@@ -254,7 +299,7 @@ def _refusal(code: str, cause: str) -> UserError:
 def rotary_tables(
     config: Any, family: Family, shape: DecoderShape, problems: list[HvlcError]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine tables float32 `[context, head_size / 2]`, with transformers' own frequencies.
+    """Cosine and sine tables float32 `[context, rotated / 2]`, with transformers' own frequencies.
 
     Args:
         config: transformers' configuration.
@@ -268,11 +313,16 @@ def rotary_tables(
     settings = config.rope_parameters or {}
     kind = settings.get("rope_type")
     partial = settings.get("partial_rotary_factor") or 1
+    rotated = int(shape.head_size * partial)
+    causes = []
     if kind not in _STATIC_ROPE:
-        problems.append(_refusal("export.rope", f"rope_type {kind!r} is none of {', '.join(_STATIC_ROPE)}"))
-    if partial != 1:
-        problems.append(_refusal("export.rope", f"partial_rotary_factor is {partial}, exported is 1"))
-    if kind not in _STATIC_ROPE or partial != 1:
+        causes.append(f"rope_type {kind!r} is none of {', '.join(_STATIC_ROPE)}")
+    if partial != 1 and not family.partial:
+        causes.append(f"partial_rotary_factor is {partial}, exported is 1")
+    elif partial != 1 and (rotated < _ROTARY_MULTIPLE or rotated % _ROTARY_MULTIPLE):
+        causes.append(f"{rotated} of {shape.head_size} channels rotate, onnxruntime takes multiples of 16")
+    if causes:
+        problems += [_refusal("export.rope", cause) for cause in causes]
         empty = np.zeros((shape.context, shape.head_size // 2), np.float32)
         return empty, empty
     try:

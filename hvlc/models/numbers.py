@@ -48,6 +48,7 @@ def _side(value: Any) -> Any:
     return value
 
 
+Factors = Annotated[list[Positive], Field(max_length=1024)]
 Tokens = Annotated[Any, AfterValidator(_tokens)]
 Side = Annotated[Any, AfterValidator(_side)]
 
@@ -75,6 +76,9 @@ class RopeNumbers(Numbers):
     rope_type: str | None = None
     type: str | None = None
     truncate: bool | None = None
+    llama_4_scaling_beta: Annotated[float, Field(ge=0, le=1e30)] | None = None
+    short_factor: Factors | None = None
+    long_factor: Factors | None = None
 
     @model_validator(mode="after")
     def _frequencies_are_a_range(self) -> Self:
@@ -99,6 +103,12 @@ class LanguageNumbers(Numbers):
     hidden_act: str | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
+    use_bias: bool | None = None
+    embedding_multiplier: Positive | None = None
+    residual_multiplier: Positive | None = None
+    attention_multiplier: Positive | None = None
+    logits_scaling: Positive | None = None
+    original_max_position_embeddings: Positions | None = None
     tie_word_embeddings: bool | None = None
     use_sliding_window: bool | None = None
     sliding_window: Annotated[int, Field(ge=0, le=1 << 40)] | None = None

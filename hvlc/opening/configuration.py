@@ -36,8 +36,20 @@ _CODE = "package.configuration"
 _FIX = "do not trust this package, or build it again"
 #: Types of onnxruntime-genai: of a model that sees and of text alone, each in one graph and in stages.
 _SEES, _SEES_IN_STAGES, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipeline"
-#: Of a text decoder in one graph: its family, as the checkpoint calls it.
-TEXT_TYPES = ("llama", "qwen2", "qwen3", "smollm3")
+#: Of a text decoder in one graph, by its family as the checkpoint calls it. onnxruntime-genai knows no Ministral, and
+#: computes the whole sequence of a "phi3" again at its 4,097th token, for a long rope that is not exported.
+TEXT_TYPES = {
+    "ernie4_5": "ernie4_5",
+    "granite": "granite",
+    "llama": "llama",
+    "ministral": "mistral",
+    "ministral3": "mistral",
+    "mistral": "mistral",
+    "phi3": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+}
 
 #: Some checkpoints say -1 where they have no such token.
 _Id = Annotated[int, Field(ge=-1, lt=2**31)]
@@ -134,7 +146,18 @@ class _Embedding(StrictModel):
 
 
 class _Model(StrictModel):
-    type: Literal["gemma3", "qwen2_5_vl", "decoder-pipeline", "llama", "qwen2", "qwen3", "smollm3"]
+    type: Literal[
+        "gemma3",
+        "qwen2_5_vl",
+        "decoder-pipeline",
+        "ernie4_5",
+        "granite",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    ]
     bos_token_id: _Id
     eos_token_id: _Id | Annotated[tuple[_Id, ...], Field(min_length=1, max_length=1000)]
     pad_token_id: _Id
@@ -287,7 +310,7 @@ def _providers(entry: ComponentEntry) -> list[dict[str, dict[str, str]]]:
 def _type_of(manifest: Manifest) -> str:
     if manifest.kind is Kind.VISION_LANGUAGE:
         return _SEES_IN_STAGES if manifest.is_staged else _SEES
-    return _READS_IN_STAGES if manifest.is_staged else manifest.sources.model_type
+    return _READS_IN_STAGES if manifest.is_staged else TEXT_TYPES.get(manifest.sources.model_type, "")
 
 
 def _file(part: _Vision | _Embedding | None) -> str | None:

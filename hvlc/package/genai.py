@@ -1,8 +1,8 @@
 """genai_config.json of a package (onnxruntime-genai 0.18).
 
 With host-run vision encoders, `type: gemma3` selects the plain vision state: one run, one-dimensional positions,
-rewind works, and no token id is baked in. A text decoder has the type of its family. Unknown keys below the root
-are errors there; unknown scalars at the root are not.
+rewind works, and no token id is baked in. A text decoder has the type of its family (`TEXT_TYPES`). Unknown keys below
+the root are errors there; unknown scalars at the root are not.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from hvlc.graphs.bundle import Component, Role
 from hvlc.graphs.facts import Facts
 from hvlc.graphs.placement import Provider
 from hvlc.manifest.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST
+from hvlc.opening.configuration import TEXT_TYPES
 
 _VISION_TYPE = "gemma3"
 
@@ -53,7 +54,7 @@ def genai_config(
         "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries, provider),
         **(_vision(facts, files) if sees else {}),
     }
-    return configuration(_VISION_TYPE if sees else model_type, facts, model)
+    return configuration(_VISION_TYPE if sees else TEXT_TYPES[model_type], facts, model)
 
 
 def configuration(kind: str, facts: Facts, model: Mapping[str, Any]) -> dict[str, Any]:

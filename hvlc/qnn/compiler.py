@@ -15,7 +15,7 @@ from hvlc.files.scratch import scratch_directory
 from hvlc.qnn.context import Context, read_context
 from hvlc.qnn.isolation import Answer, Failure, Graph, Isolation, Request, require_qnn
 from hvlc.results.compilation import CompiledGraph, FailedAttempt
-from hvlc.targets import Target
+from hvlc.targets import Compiler, Target
 
 PROVIDER = "QNNExecutionProvider"
 _MODE = "htp_graph_finalization_optimization_mode"
@@ -57,11 +57,14 @@ class CompileOptions:
         """What a target's file says.
 
         Raises:
-            UserError: it names no chip.
+            UserError: its compiler is another one, or it names no chip.
         """
+        if target.compiler is not Compiler.QNN:
+            cause = f"{target.name} is not a target of Qualcomm's compiler: its `compiler` is {target.compiler.value!r}"
+            raise UserError("target.chip", cause, "choose one of qnn-*, or extend one")
         if target.soc_model is None or target.htp_arch is None:
-            cause = f"{target.name} is not a target that Qualcomm's compiler knows: it names no soc_model and htp_arch"
-            raise UserError("target.chip", cause, "choose one of qnn-*, or name both in the target's file")
+            cause = f"{target.name} names no soc_model and htp_arch, which Qualcomm's compiler needs"
+            raise UserError("target.chip", cause, 'name both in the target\'s file, or set compiler = "none"')
         asked = int(target.provider_options.get(_MODE, cls.modes[0]))
         return cls(
             target.soc_model,

@@ -3,10 +3,11 @@
 from hvlc.targets.loading import load_target, shipped_targets, target_for, target_path, target_text
 from hvlc.targets.operation import Grain, Operand, Operation, Quantized
 from hvlc.targets.rules import Condition, Evidence, Known, OperandIs, Operators, Product, Rule, Severity
-from hvlc.targets.schema import BlockFormat, Finding, SupportAnswer, Target, Tried
+from hvlc.targets.schema import BlockFormat, Compiler, Finding, SupportAnswer, Target, Tried
 
 __all__ = [
     "BlockFormat",
+    "Compiler",
     "Condition",
     "Evidence",
     "Finding",

@@ -27,6 +27,13 @@ class Tried(StrEnum):
     RULES = "rules only"
 
 
+class Compiler(StrEnum):
+    """What compiles a target's graphs on another machine than the device."""
+
+    NONE = "none"
+    QNN = "qnn"
+
+
 @dataclass(frozen=True)
 class SupportAnswer:
     """Yes, or no with the reason."""
@@ -92,6 +99,8 @@ class Target(StrictModel):
         description: one line.
         execution_provider: onnxruntime's name of the provider.
         provider_name: the provider that packages name to sessions (`hvlc.graphs.placement.Provider`). None: no name.
+        compiler: what compiles its graphs here, before they reach the device: "qnn" is onnxruntime-qnn, which needs
+            `soc_model` and `htp_arch`. "none": the runtime on the device compiles them, if anything does.
         tried: how far packages for it were tried.
         evidence: how the target as a whole is known.
         contrib_ops: com.microsoft operators that run on it.
@@ -133,6 +142,7 @@ class Target(StrictModel):
     description: str
     execution_provider: str
     provider_name: str | None = None
+    compiler: Compiler = Compiler.NONE
     tried: Tried = Tried.RULES
     evidence: Evidence
     contrib_ops: tuple[str, ...] = ()

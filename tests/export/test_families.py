@@ -4,9 +4,11 @@ Graphs run with onnxruntime's own rewrites off, prefill and two decoding steps w
 each family also with them on.
 """
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,13 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 
 from hvlc.errors import UserError, raise_all
 from hvlc.export import export_bundle, known_families
-from hvlc.export.language import CONTEXT_LIMIT
+from hvlc.export.decoder import decoder
+from hvlc.export.language import CONTEXT_LIMIT, decoder_shape, head_parameter, rotary_tables
+from hvlc.export.settings import read_config
+from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Action
+from hvlc.models.numbers import LanguageNumbers
 from hvlc.results.build import BuildResult
 from hvlc.runtime.generation import LanguageModel
 from hvlc.solvers import SOLVERS
@@ -62,7 +68,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class Decoder:
-    """A decoder graph from tokens to logits, its cache carried from call to call."""
+    """A decoder graph from tokens or embeddings to logits, its cache carried from call to call."""
 
     def __init__(self, graph: ort.InferenceSession) -> None:
         self.session = graph
@@ -70,9 +76,13 @@ class Decoder:
         self.cache = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in past}
         self.total = 0
 
-    def __call__(self, ids: torch.Tensor) -> np.ndarray:
-        self.total += ids.shape[1]
-        feeds = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, self.total), np.int64), **self.cache}
+    def __call__(self, given: torch.Tensor) -> np.ndarray:
+        self.total += given.shape[1]
+        feeds = {
+            self.session.get_inputs()[0].name: given.numpy(),
+            "attention_mask": np.ones((1, self.total), np.int64),
+            **self.cache,
+        }
         outputs = dict(zip([o.name for o in self.session.get_outputs()], self.session.run(None, feeds), strict=True))
         logits = outputs.pop("logits")
         self.cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
@@ -98,6 +108,30 @@ def logits_difference(model: torch.nn.Module, graph: ort.InferenceSession) -> fl
     return float(max(differences))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", TEXT)
+@torch.no_grad()
+def test_a_decoder_is_the_text_half_of_a_model_that_sees(tmp_path: Path, family: str, tied: bool) -> None:
+    """It has a prefix and takes embeddings, some of which are not of a token."""
+    directory = save_text(tmp_path / "checkpoint", family, tie_word_embeddings=tied)
+    opened = Checkpoint.open(directory)
+    renamed = {name.replace("model.", "model.text_model.", 1): t for name, t in opened.tensors.items()}
+    checkpoint = replace(opened, tensors=renamed)
+    record = importlib.import_module(f"hvlc.export.families.{family}").FAMILY
+    config = read_config(record.config, checkpoint, LanguageNumbers)
+    shape = decoder_shape(config, record, checkpoint.config, checkpoint.problems)
+    b = GraphBuilder("decoder", checkpoint)
+    head = head_parameter(b, config, "model.text_model.embed_tokens.weight")
+    tables = rotary_tables(config, record, shape, checkpoint.problems)
+    decode = Decoder(session(decoder(b, "model.text_model", head, shape, tables)))
+    raise_all(checkpoint.problems)
+    model, cache = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(), DynamicCache()
+    for length in (11, 1, 1):
+        embeds = torch.randn(1, length, shape.hidden, generator=generator(length))
+        expected = model(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[:, -1:].numpy()
+        assert np.abs(decode(embeds) - expected).max() < GRAPH_FLOAT32
+
+
 SCALED = {"factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": CONTEXT // 4}
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
@@ -105,9 +139,51 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", **SCALED},
     "yarn with its own scaling": {"rope_type": "yarn", "attention_factor": 1.7, "beta_fast": 16.0, **SCALED},
 }
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0],
+    "long_factor": [float(i) for i in range(8, 16)],
+    "original_max_position_embeddings": CONTEXT // 2,
+}
+PART_OF_LONG_ROPE = LONG_ROPE | {"original_max_position_embeddings": CONTEXT}
+QUERIES = {"rope_type": "yarn", "llama_4_scaling_beta": 0.1, **SCALED}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0625,
+    "logits_scaling": 3.0,
+}
 WINDOW = {"use_sliding_window": True, "sliding_window": 4}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ernie4_5 untied": ("ernie4_5", {"tie_word_embeddings": False}),
+    "ernie4_5 biases, wide heads": ("ernie4_5", {"use_bias": True, "head_dim": 32}),
+    "ernie4_5 yarn": ("ernie4_5", {"rope_parameters": ROPES["yarn"]}),
+    "granite tied": ("granite", GRANITE | {"tie_word_embeddings": True}),
+    "granite biases": ("granite", GRANITE | {"attention_bias": True, "mlp_bias": True}),
+    "granite without multipliers": ("granite", dict.fromkeys(GRANITE, 1.0)),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama long rope": ("llama", {"rope_parameters": LONG_ROPE}),
+    "ministral tied": ("ministral", {"tie_word_embeddings": True}),
+    "ministral without windows": ("ministral", {"layer_types": ["full_attention"] * 2}),
+    "ministral windows everywhere, wide heads": ("ministral", {"layer_types": None, "head_dim": 32}),
+    "ministral yarn": ("ministral", {"rope_parameters": ROPES["yarn with its own scaling"]}),
+    "ministral3 tied": ("ministral3", {"tie_word_embeddings": True}),
+    "ministral3 queries and windows": ("ministral3", {"rope_parameters": QUERIES, "sliding_window": 6}),
+    "mistral tied": ("mistral", {"tie_word_embeddings": True, "head_dim": 48}),
+    "mistral without windows": ("mistral", {"sliding_window": None}),
+    "mistral window of one": ("mistral", {"sliding_window": 1}),
+    "mistral llama3": ("mistral", {"rope_parameters": ROPES["llama3"]}),
+    "phi3 tied": ("phi3", {"tie_word_embeddings": True}),
+    "phi3 window": ("phi3", {"sliding_window": 5}),
+    "phi3 one kv head": ("phi3", {"num_key_value_heads": 1}),
+    "phi3 multi-head": ("phi3", {"num_key_value_heads": None}),
+    "phi3 long rope": ("phi3", {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": CONTEXT // 2}),
+    "phi3 first channels": ("phi3", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
+    "phi3 first channels of a long rope": (
+        "phi3",
+        {"hidden_size": 256, "rope_parameters": LONG_ROPE, "partial_rotary_factor": 0.25},
+    ),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama heads of their own width": ("llama", {"head_dim": 48}),
     "llama multi-head": ("llama", {"num_key_value_heads": 4}),
@@ -239,15 +315,27 @@ def test_the_parity_checks_fail_for_other_weights(tmp_path: Path) -> None:
     assert min(np.abs(value - expected).max() for value, expected in outputs) > 100 * GRAPH_FLOAT32
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("family", TEXT)
 def test_what_sets_a_family_apart_is_in_the_graph(tmp_path: Path, family: str) -> None:
     """So the parity above holds it too."""
     graph = exported(save_text(tmp_path / "checkpoint", family)).components["model"].graph
-    rotations = [n.attributes["do_rotary"].as_int() for n in graph if n.op_type == "GroupQueryAttention"]
+    attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    rotations = [node.attributes["do_rotary"].as_int() for node in attentions]
+    windows = [node.attributes.get_int("local_window_size", 0) for node in attentions]
+    scales = {node.attributes["scale"].as_float() for node in attentions}
     biases = [name for name in graph.initializers if name.endswith(".bias")]
     norms = [name for name in graph.initializers if name.endswith(("q_norm.weight", "k_norm.weight"))]
-    expected = {"qwen2": (6, 0, [1, 1]), "qwen3": (0, 4, [1, 1]), "smollm3": (0, 0, [1, 0])}
-    assert (len(biases), len(norms), rotations) == expected[family]
+    expected = {
+        "granite": (0, 0, [1, 1], [0, 0], {0.125}),
+        "ministral": (0, 0, [1, 1], [8, 0], {0.25}),
+        "mistral": (0, 0, [1, 1], [8, 8], {0.25}),
+        "qwen2": (6, 0, [1, 1], [0, 0], {0.25}),
+        "qwen3": (0, 4, [1, 1], [0, 0], {0.25}),
+        "smollm3": (0, 0, [1, 0], [0, 0], {0.25}),
+    }
+    found = len(biases), len(norms), rotations, windows, scales
+    assert found == expected.get(family, (0, 0, [1, 1], [0, 0], {0.25}))
+    assert [n.op_type for n in graph].count("Mul") == 2 * 2 + (family == "granite")  # activation and gate
 
 
 INT4 = """
@@ -279,6 +367,21 @@ def dequantized(result: BuildResult, weights: dict[str, torch.Tensor]) -> None:
         weights[a.weight].copy_(torch.from_numpy(levels.dequantize(a.in_features)))
 
 
+def weights_by_projection(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A decoder's parameters under the names that a plan has for them; fused ones as views."""
+    weights, config = dict(model.state_dict()), model.config
+    for name in [name for name in weights if "qkv_proj" in name or "gate_up_proj" in name]:
+        fused = weights.pop(name)
+        if "qkv_proj" in name:
+            keys = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+            sizes, parts = [fused.shape[0] - 2 * keys, keys, keys], ("q_proj", "k_proj", "v_proj")
+        else:
+            sizes, parts = [fused.shape[0] // 2] * 2, ("gate_proj", "up_proj")
+        views = zip(parts, fused.split(sizes), strict=True)
+        weights |= {name.replace(name.split(".")[-2], part): view for part, view in views}
+    return weights
+
+
 def opened(result: BuildResult, component: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -296,7 +399,7 @@ def test_a_text_decoder_in_four_bits_is_that_of_the_dequantized_weights(
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     graph = opened(result, "model")
     assert logits_difference(model, graph) > 100 * GRAPH_FLOAT32
-    dequantized(result, model.state_dict())
+    dequantized(result, weights_by_projection(model))
     assert logits_difference(model, graph) < GRAPH_FLOAT32
     proto = onnx.load(result.output / "model.onnx", load_external_data=False)
     kinds = [node.op_type for node in proto.graph.node]
@@ -327,6 +430,12 @@ def test_a_vision_tower_in_four_bits_is_that_of_the_dequantized_weights(tmp_path
 
 
 GENERATED: dict[str, dict[str, Any]] = {
+    "ernie4_5": {"use_bias": True},
+    "granite": GRANITE | {"residual_multiplier": 0.7, "embedding_multiplier": 1.5},
+    "ministral": {},
+    "ministral3": {"rope_parameters": QUERIES | {"original_max_position_embeddings": CONTEXT}},
+    "mistral": {"rope_parameters": ROPES["llama3"]},
+    "phi3": {"hidden_size": 128, "partial_rotary_factor": 0.5, "rope_parameters": PART_OF_LONG_ROPE},
     "llama": {"rope_parameters": ROPES["llama3"]},
     "qwen2": WINDOW | {"max_window_layers": 1},
     "qwen3": {"tie_word_embeddings": True},
@@ -362,6 +471,24 @@ def test_the_first_of_a_long_context_is_exported_and_said(tmp_path: Path) -> Non
     directory = save_text(tmp_path / "checkpoint", "qwen3", max_position_embeddings=CONTEXT_LIMIT + 8)
     facts = exported(directory).facts.speaks
     assert (facts.context_length, facts.trained_context_length) == (CONTEXT_LIMIT, CONTEXT_LIMIT + 8)
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"), [("phi3", LONG_ROPE), ("ministral3", QUERIES), ("llama", QUERIES | {"rope_type": "yarn"})]
+)
+def test_positions_end_where_longer_sequences_are_computed_otherwise(
+    tmp_path: Path, family: str, rope: dict[str, Any]
+) -> None:
+    first = rope["original_max_position_embeddings"]
+    settings = {"original_max_position_embeddings": first} if family == "phi3" else {}  # which wins there
+    directory = save_text(tmp_path / "checkpoint", family, rope_parameters=rope, **settings)
+    facts = exported(directory).facts
+    assert (facts["context_length"], facts["trained_context_length"]) == (first, CONTEXT)
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    ids = torch.randint(0, 256, (1, first + 1), generator=generator())
+    with torch.no_grad():
+        whole, within = model(ids).logits[:, :first], model(ids[:, :first]).logits
+    assert bool((whole - within).abs().max() > 100 * GRAPH_FLOAT32) is (family == "phi3")
 
 
 PAPER: dict[str, Callable[[Path], Path]] = {
@@ -425,19 +552,42 @@ REFUSED: dict[str, tuple[str, Callable[[Config], Any], str]] = {
         lambda c: c.update(rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
         "export.rope",
     ),
-    "longrope": (
+    "a long rope of fewer factors": (
         "llama",
-        lambda c: c.update(
-            rope_parameters={
-                "rope_type": "longrope",
-                "factor": 2.0,
-                "short_factor": [1.0] * 8,
-                "long_factor": [2.0] * 8,
-                "original_max_position_embeddings": 48,
-            }
-        ),
+        lambda c: c.update(rope_parameters={**LONG_ROPE, "short_factor": [1.0] * 4}),
+        "checkpoint.config",
+    ),
+    "a long rope of no length": (
+        "llama",
+        lambda c: c.update(rope_parameters={**LONG_ROPE, "original_max_position_embeddings": 0}),
+        "checkpoint.config",
+    ),
+    "queries that grow from no length on": (
+        "ministral3",
+        lambda c: c.update(rope_parameters={"rope_type": "default", "llama_4_scaling_beta": 0.1}),
+        "checkpoint.config",
+    ),
+    "a rope that Phi-3 has not": ("phi3", lambda c: c.update(rope_parameters={"rope_type": "linear"}), None),
+    "few channels rotated": (
+        "phi3",
+        lambda c: c["rope_parameters"].update(partial_rotary_factor=0.5),
         "export.rope",
     ),
+    "a window of nothing for all": ("mistral", lambda c: c.update(sliding_window=0), "checkpoint.config"),
+    "layer types that Mistral has not": (
+        "mistral",
+        lambda c: c.update(layer_types=["sliding_attention", "full_attention"]),
+        "export.attention",
+    ),
+    "multipliers that Llama has not": ("llama", lambda c: c.update(residual_multiplier=0.22), "export.config"),
+    "a multiplier that is not a number": ("granite", lambda c: c.update(logits_scaling=0), "checkpoint.config"),
+    "biases that are not stored, by ERNIE's switch": (
+        "ernie4_5",
+        lambda c: c.update(use_bias=True),
+        "checkpoint.weights",
+    ),
+    "a switch for biases that Llama has not": ("llama", lambda c: c.update(use_bias=True), "export.config"),
+    "fused rows of another number": ("phi3", lambda c: c.update(num_key_value_heads=1), "checkpoint.weights"),
     "a rope nobody knows": ("qwen2", lambda c: c.update(rope_parameters={"rope_type": "spiral"}), "export.rope"),
     "a part of the head rotated": ("llama", lambda c: c.update(partial_rotary_factor=0.5), "export.rope"),
     "yarn without factor": ("qwen3", lambda c: c.update(rope_parameters={"rope_type": "yarn"}), "checkpoint.config"),

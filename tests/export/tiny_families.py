@@ -1,6 +1,7 @@
 """Small checkpoints of every family, random and with nothing left at zero or one, saved as transformers saves them."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    Ernie4_5Config,
+    GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
+    MinistralConfig,
+    MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -24,13 +31,35 @@ from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, speci
 from tests.helpers.tiny import randomize
 
 TEXT: dict[str, type[PreTrainedConfig]] = {
+    "ernie4_5": Ernie4_5Config,
+    "granite": GraniteConfig,
     "llama": LlamaConfig,
+    "ministral": MinistralConfig,
+    "ministral3": Ministral3Config,
+    "mistral": MistralConfig,
+    "phi3": Phi3Config,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
     "smollm3": SmolLM3Config,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONTEXT = 96
+#: What sets a family apart where its class leaves it off, so that it is in every check.
+APART: dict[str, dict[str, Any]] = {
+    "ernie4_5": {"head_dim": 16},
+    # powers of two: scales that are rounded to float16 are rounded alike
+    "granite": {
+        "embedding_multiplier": 4.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.125,
+        "logits_scaling": 2.0,
+    },
+    "ministral": {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": {"head_dim": 16},
+    "mistral": {"sliding_window": 8},
+    "qwen3": {"head_dim": 16},
+    "smollm3": {"no_rope_layers": [1, 0]},
+}
 IMAGE, PATCH, SIDE = 32, 8, 4
 
 
@@ -47,11 +76,9 @@ def text_config(family: str, **changes: Any) -> PreTrainedConfig:
         "eos_token_id": special_token_id("<|im_end|>"),
         "pad_token_id": end,
         "bos_token_id": end,
-        **({"head_dim": 16} if family == "qwen3" else {}),
-        # rotated and plain layers, so that both are in every check
-        **({"no_rope_layers": [1, 0]} if family == "smollm3" else {}),
+        **APART.get(family, {}),
     }
-    return TEXT[family](**(settings | changes))
+    return TEXT[family](**deepcopy(settings | changes))  # classes fill defaults into dictionaries that they are given
 
 
 def save_text(directory: Path, family: str, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:

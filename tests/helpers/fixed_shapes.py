@@ -16,6 +16,7 @@ def write_target(path: Path, **changes: Any) -> str:
     content = {
         "schema_version": 1,
         "extends": "qnn-htp",
+        "compiler": "none",
         "name": path.stem,
         "description": "a stand-in for an NPU",
         "prompt_chunk": CHUNK,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
+from PIL import Image
 
 from hvlc.imaging.rule import ImageRule
 from tests.helpers.sessions import session
@@ -25,7 +26,7 @@ class Front:
         self.session: ort.InferenceSession = session(rule.front(), optimization)
         self.rule = rule
 
-    def run(self, image: np.ndarray, scale: float = 1.0, bound: int | None = None) -> Seen:
+    def run(self, image: np.ndarray | Image.Image, scale: float = 1.0, bound: int | None = None) -> Seen:
         """See an image uint8 `[height, width, 3]`; without a bound the rule's own."""
         feeds = {
             "image": np.asarray(image),

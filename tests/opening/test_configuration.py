@@ -4,13 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import MANIFEST, Manifest
-from hvlc.opening.configuration import CONFIGURATION, TEXT_TYPES, read_configuration
+from hvlc.opening.configuration import CONFIGURATION, TEXT_TYPES, Configuration, read_configuration
 from hvlc.opening.options import check_options
 from hvlc.targets import load_target
 from tests.helpers.packages import changed_json, renewed
@@ -145,3 +145,8 @@ def test_types_of_text_decoders_are_the_families_that_are_exported() -> None:
     assert families - set(TEXT_TYPES) - {"__init__", "__pycache__", "hypervl"} == {
         name for name in families if name.startswith("siglip")
     }
+
+
+def test_types_that_are_written_are_read() -> None:
+    kinds = get_args(Configuration.model_fields["model"].annotation.model_fields["type"].annotation)  # type: ignore[union-attr]
+    assert set(TEXT_TYPES.values()) <= set(kinds)

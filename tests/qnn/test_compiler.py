@@ -18,7 +18,7 @@ from hvlc.qnn.compiler import (
 )
 from hvlc.qnn.context import read_context
 from hvlc.qnn.isolation import Answer, Failure, Graph, Isolation, Request
-from hvlc.targets import load_target
+from hvlc.targets import Compiler, load_target
 from tests.qnn import graphs
 from tests.qnn.conftest import CHIPS, needs_qnn, noise, options
 from tests.qnn.test_context import wrapper
@@ -257,6 +257,12 @@ def test_refused_nodes_without_a_trace_are_read_from_the_log(tmp_path: Path) -> 
     assert refused_nodes(tmp_path / "trace.json", "it went wrong") == ()
 
 
-def test_a_target_without_a_chip_is_refused() -> None:
-    with pytest.raises(UserError, match=r"target\.chip"):
+def test_a_target_of_another_compiler_or_without_a_chip_is_refused() -> None:
+    with pytest.raises(UserError, match=r"target\.chip.*`compiler` is 'none'"):
         CompileOptions.of(load_target("cpu"))
+    snapdragon = load_target("qnn-sm8750")
+    assert CompileOptions.of(snapdragon).soc_model == 69
+    with pytest.raises(UserError, match=r"target\.chip.*names no soc_model"):
+        CompileOptions.of(snapdragon.model_copy(update={"htp_arch": None}))
+    with pytest.raises(UserError, match="`compiler` is 'none'"):  # what else it says of Qualcomm does not count
+        CompileOptions.of(snapdragon.model_copy(update={"compiler": Compiler.NONE}))

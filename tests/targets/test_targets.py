@@ -6,6 +6,7 @@ import pytest
 
 from hvlc.errors import UserError
 from hvlc.targets import (
+    Compiler,
     Condition,
     Evidence,
     Grain,
@@ -63,6 +64,12 @@ def test_the_snapdragons_differ_in_chip_and_architecture_alone(name: str, number
     assert target.model_dump(exclude=own) == first.model_dump(exclude=own)
 
 
+def test_the_snapdragons_alone_have_a_compiler_here() -> None:
+    compiled = {name for name in shipped_targets() if load_target(name).compiler is Compiler.QNN}
+    assert compiled == set(SNAPDRAGONS)
+    assert all(load_target(name).compiler is Compiler.NONE for name in set(shipped_targets()) - compiled)
+
+
 def test_a_file_extends_a_shipped_target_without_code(tmp_path: Path) -> None:
     mine = written(
         tmp_path,
@@ -104,6 +111,7 @@ def test_a_circle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ('colour = "red"', "colour: unknown key"),
         ('tried = "perhaps"', "tried: Input should be"),
+        ('compiler = "qairt"', "compiler: Input should be 'none' or 'qnn'"),
         ("max_rank = 0", "max_rank"),
         ('[operators.a]\nnames = ["Relu"]\nevidence = "run"', "operators.a.source: Field required"),
         ('[operators.a]\nnames = ["Relu"]\ntaken = false\nevidence = "run"\nsource = "x"', "need a reason"),

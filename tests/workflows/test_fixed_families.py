@@ -38,6 +38,10 @@ TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "windows": ("qwen2", {"use_sliding_window": True, "sliding_window": CONTEXT, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "smollm3": ("smollm3", {"head_dim": 128}),
+    "mistral": ("mistral", {"sliding_window": CONTEXT}),
+    "ernie4_5": ("ernie4_5", {"use_bias": True}),
+    "granite": ("granite", {"residual_multiplier": 0.22, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
 }
 VISION = ("siglip", "siglip2", "siglip_vision_model", "siglip2_vision_model")
 

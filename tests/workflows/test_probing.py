@@ -9,7 +9,7 @@ from hvlc.errors import UserError
 from hvlc.lint.engine import lint_graph
 from hvlc.qnn.probing import Probe
 from hvlc.results.lint import GraphLint
-from hvlc.targets import load_target
+from hvlc.targets import Compiler, load_target
 from hvlc.workflows.lint import probing
 from hvlc.workflows.lint.probing import disagreements, probed, require_compiler
 from tests.lint.corpus import corpus
@@ -29,6 +29,8 @@ def test_it_is_asked_only_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         require_compiler(load_target("webgpu"))
     monkeypatch.setattr(probing, "is_installed", lambda: True)
     require_compiler(NPU)
+    with pytest.raises(UserError, match="no compiler that runs on this host"):
+        require_compiler(NPU.model_copy(update={"compiler": Compiler.NONE}))
     with pytest.raises(UserError, match="names no soc_model"):
         require_compiler(NPU.model_copy(update={"soc_model": None}))
     monkeypatch.setattr(probing, "is_installed", lambda: False)

@@ -14,9 +14,9 @@ from hvlc.package.atomic import KeptError, atomic_directory
 from hvlc.package.writer import write_package
 from hvlc.recipes.loading import load_recipe
 from hvlc.results.build import BuildResult
-from hvlc.targets import Target, load_target
+from hvlc.targets import Compiler, Target, load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.limits import check_written, is_compiled_for
+from hvlc.workflows.build.limits import check_written
 from hvlc.workflows.build.memory import MemoryWatch
 from hvlc.workflows.build.prepare import documents_of, prepare
 from hvlc.workflows.build.prepared import PreparedBuild
@@ -81,7 +81,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 )
                 check_written(partial, manifest, opened.target)
                 count(len(manifest.files))
-            if request.aot and is_compiled_for(opened.target):
+            if request.aot and opened.target.compiler is not Compiler.NONE:
                 manifest = _compiled(partial, opened.target, steps)
     return BuildResult(
         request.output, manifest, prepared.plan, tuple(steps.journal), steps.seconds, memory.peak, estimate

@@ -14,7 +14,7 @@ from hvlc.graphs.shapes import dynamic_dims, infer_shapes
 from hvlc.lint.engine import lint_graph
 from hvlc.manifest.manifest import Manifest
 from hvlc.results.build import Estimate
-from hvlc.targets import Operation, Target, target_for
+from hvlc.targets import Compiler, Operation, Target, target_for
 
 _OTHER = "choose another target"
 _CPU = "cpu"  # the execution provider that no package needs to name
@@ -33,22 +33,19 @@ def check_target(bundle: Bundle, target: Target) -> None:
     _raise(target, problems)
 
 
-def is_compiled_for(target: Target) -> bool:
-    """Whether there is a compiler for the target on other machines than itself: it is Qualcomm's, and wants a chip."""
-    return target.soc_model is not None
-
-
 def check_compiler(target: Target, *, aot: bool) -> None:
     """Refuse before the work what would have to be compiled in the end, where the compiler is not installed.
 
     Raises:
-        UserError: onnxruntime-qnn is not installed.
+        UserError: onnxruntime-qnn is not installed, or the target names no chip.
     """
-    if not (aot and is_compiled_for(target)):
+    if not aot or target.compiler is Compiler.NONE:
         return
+    from hvlc.qnn.compiler import CompileOptions
     from hvlc.qnn.isolation import require_qnn
 
     try:
+        CompileOptions.of(target)
         require_qnn()
     except UserError as missing:
         raise UserError(missing.code, missing.cause, f"{missing.fix}, or leave it to others: --no-aot") from missing

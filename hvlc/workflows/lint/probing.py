@@ -7,7 +7,7 @@ from hvlc.qnn.compiler import CompileOptions
 from hvlc.qnn.isolation import is_installed
 from hvlc.qnn.probing import Probe, probe_graph
 from hvlc.results.lint import CompilerAnswer, Disagreement, GraphLint
-from hvlc.targets import Severity, Target
+from hvlc.targets import Compiler, Severity, Target
 
 
 def require_compiler(target: Target) -> None:
@@ -16,7 +16,7 @@ def require_compiler(target: Target) -> None:
     Raises:
         UserError: the compiler is not installed, or the target has none that runs here, or names no chip.
     """
-    if target.execution_provider != "qnn":
+    if target.compiler is Compiler.NONE:
         cause = f"{target.name} has no compiler that runs on this host"
         raise UserError("lint.probe", cause, "leave --probe out: its rules need no compiler")
     if not is_installed():
