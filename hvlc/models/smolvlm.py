@@ -12,8 +12,19 @@ from transformers import AutoTokenizer, SmolVLMImageProcessorPil, SmolVLMProcess
 from transformers.processing_utils import ProcessorMixin
 
 #: What the full processor wants to know of videos: frames are prepared as images are.
-_SHARED = ("do_convert_rgb", "do_normalize", "do_pad", "do_rescale", "do_resize", "image_mean", "image_std")
-_SHARED += ("max_image_size", "resample", "rescale_factor", "size")
+_SHARED = (
+    "do_convert_rgb",
+    "do_normalize",
+    "do_pad",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "max_image_size",
+    "resample",
+    "rescale_factor",
+    "size",
+)
 
 
 class SmolVLMImageTextProcessor(SmolVLMProcessor):
