@@ -1,5 +1,6 @@
-"""Training of the shipped checkpoint, on the command line."""
+"""Training of the shipped checkpoints, on the command line."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,71 @@ from hvlc.cli.streams import say
 from hvlc.errors import UserError
 
 
-@click.group(short_help="Train the shipped checkpoint.")
+@click.group(short_help="Train a shipped checkpoint.")
 def train() -> None:
-    """Train the project's own reference checkpoint."""
+    """Train one of the project's own reference checkpoints."""
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every training asks for."""
+    for option in (
+        json_option,
+        click.option("--seed", type=SEED, default=0, show_default=True),
+        click.option("--work", type=PLACE, required=True, help="Directory for resumable state."),
+        click.option("-o", "--output", type=PLACE, required=True, help="Directory for the checkpoint."),
+    ):
+        command = option(command)
+    return command
 
 
 @train.command(short_help="Train hypervl-nano from scratch.")
-@click.option("-o", "--output", type=PLACE, required=True, help="Directory for the checkpoint.")
-@click.option("--work", type=PLACE, required=True, help="Directory for resumable state.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
-@json_option
+@_options
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
-    from hvlc.workflows.build.requirements import require_compile
-
-    require_compile("training")
+    _require(output)
     from hvlc.training.nano import MINUTES
     from hvlc.training.nano import train as train_nano
 
+    _show(output, train_nano(output, work, seed=seed, progress=_progress(MINUTES)), as_json)
+
+
+@train.command(short_help="Train smolvlm-nano from hypervl-nano.")
+@_options
+def smolvlm_nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
+    """Train smolvlm-nano, which starts from hypervl-nano (one to two hours on one core); resumes from WORK."""
+    _require(output)
+    from hvlc.training.smolvlm_nano import MINUTES
+    from hvlc.training.smolvlm_nano import train as train_smolvlm
+
+    _show(output, train_smolvlm(output, work, seed=seed, progress=_progress(MINUTES)), as_json)
+
+
+def _require(output: Path) -> None:
+    """Look at what a training needs before it starts.
+
+    Raises:
+        UserError: packages that training needs are missing, or the output exists.
+    """
+    from hvlc.workflows.build.requirements import require_compile
+
+    require_compile("training")
     if output.exists():
         raise UserError("output.exists", f"{output} exists", "choose another output")
-    stages = list(MINUTES)
+
+
+def _progress(minutes: dict[str, float]) -> Callable[[Any], None]:
+    """Says where a recipe stands whose stages, in order, take so many minutes."""
+    stages = list(minutes)
 
     def report(update: Any) -> None:
-        left = (1 - update.over) * MINUTES[update.stage] + sum(
-            MINUTES[s] for s in stages[stages.index(update.stage) + 1 :]
-        )
+        later = sum(minutes[stage] for stage in stages[stages.index(update.stage) + 1 :])
+        left = (1 - update.over) * minutes[update.stage] + later
         values = " ".join(f"{name} {value:.3f}" for name, value in update.values.items())
         say(f"{update.stage} {update.over:4.0%} {values} | about {left:.0f} min left", error=True)
 
-    scores = train_nano(output, work, seed=seed, progress=report)
+    return report
+
+
+def _show(output: Path, scores: dict[str, Any], as_json: bool) -> None:
     data = {"checkpoint": str(output), "scores": scores}
     show(data, as_json, lambda console: console.print(f"checkpoint: {output} (scores in its README.md)"))

@@ -193,7 +193,8 @@ class BudgetSpec(StrictModel):
         solver: who chooses the levels while the damage is measured; the build's solvers are the rules'.
         samples: calibration samples of the measurement.
         tokens: of a text sample of the measurement.
-        scaled: measure the loss of the coarsest format alone (`hvlc.workflows.sensitivity.sensitivity.Measuring`).
+        scaled: measure the loss of the coarsest format alone
+            (`hvlc.workflows.sensitivity.sensitivity.SensitivityOptions`).
     """
 
     bits_per_weight: float | None = Field(default=None, gt=0, le=MOST_BITS)

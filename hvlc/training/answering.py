@@ -8,10 +8,11 @@ prefix, so that each segment is computed exactly as if it were alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
@@ -22,6 +23,8 @@ from hvlc.zoo.documents import Document, render
 
 #: What the model is asked when it shall write down all text.
 TRANSCRIBE = "Read."
+
+Sample = tuple[Page, list[tuple[str, str]]]
 
 #: Positions without a target.
 IGNORED = -100
@@ -50,29 +53,59 @@ class Batch:
     targets: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Chat:
+    """How a checkpoint's chat spells an image, a question and an answer, in token ids.
+
+    Attributes:
+        prefix: The prompt up to and including the image, by the image's grid.
+        turn: What stands between a question and its answer.
+        end: Ends an answer.
+        padding: Fills sequences up.
+    """
+
+    prefix: Callable[[tuple[int, int]], list[int]]
+    turn: tuple[int, ...]
+    end: int
+    padding: int
+
+
 def visual_prefix(grid: tuple[int, int]) -> list[int]:
-    """Token ids up to and including the end of the image, as the processor expands them."""
+    """Token ids up to and including the end of the image, as HyperVL's processor expands them."""
     rows, columns = grid
     image, row = tokens.special_token_id(tokens.IMAGE), tokens.special_token_id(tokens.ROW)
     start = [tokens.special_token_id(t) for t in (tokens.USER, tokens.VISION_START)]
     return [*start, *([image] * columns + [row]) * rows, tokens.special_token_id(tokens.VISION_END)]
 
 
-def segment(question: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids of a question with its answer, and the target at each position."""
-    end = tokens.special_token_id(tokens.END_OF_TURN)
-    asked = [*question.encode(), end, tokens.special_token_id(tokens.ASSISTANT)]
-    answered = [*answer.encode(), end]
+#: The chat of HyperVL's reference checkpoint.
+HYPERVL = Chat(
+    prefix=visual_prefix,
+    turn=(tokens.special_token_id(tokens.END_OF_TURN), tokens.special_token_id(tokens.ASSISTANT)),
+    end=tokens.special_token_id(tokens.END_OF_TURN),
+    padding=tokens.special_token_id(tokens.END_OF_TEXT),
+)
+
+
+def segment(question: str, answer: str, chat: Chat = HYPERVL) -> tuple[list[int], list[int]]:
+    """Token ids of a question with its answer, and the target at each position; a token is a byte."""
+    asked = [*question.encode(), *chat.turn]
+    answered = [*answer.encode(), chat.end]
     ids = asked + answered[:-1]
     return ids, [IGNORED] * (len(asked) - 1) + answered
 
 
-def pack(pages: Sequence[Page], segments: Sequence[Sequence[tuple[str, str]]], length_multiple: int = 16) -> Batch:
+def pack(
+    pages: Sequence[Page],
+    segments: Sequence[Sequence[tuple[str, str]]],
+    chat: Chat = HYPERVL,
+    length_multiple: int = 16,
+) -> Batch:
     """Joins documents with their (question, answer) pairs into one batch."""
-    rows = [_pack_row(p.grid, pairs) for p, pairs in zip(pages, segments, strict=True)]
+    rows = [_pack_row(p.grid, pairs, chat) for p, pairs in zip(pages, segments, strict=True)]
     longest = max(len(ids) for ids, *_ in rows)
     length = -(-longest // length_multiple) * length_multiple
-    fills = (tokens.special_token_id(tokens.END_OF_TEXT), 0, -1, IGNORED)
+    fills = (chat.padding, 0, -1, IGNORED)
     columns = [torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in rows]) for k, fill in enumerate(fills)]
     return Batch(
         torch.cat([p.tiles for p in pages]),
@@ -83,13 +116,13 @@ def pack(pages: Sequence[Page], segments: Sequence[Sequence[tuple[str, str]]], l
 
 
 def _pack_row(
-    grid: tuple[int, int], pairs: Sequence[tuple[str, str]]
+    grid: tuple[int, int], pairs: Sequence[tuple[str, str]], chat: Chat
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    ids = visual_prefix(grid)
+    ids = chat.prefix(grid)
     prefix = len(ids)
     positions, numbers, targets = list(range(prefix)), [0] * prefix, [IGNORED] * prefix
     for number, (question, answer) in enumerate(pairs, start=1):
-        own, wanted = segment(question, answer)
+        own, wanted = segment(question, answer, chat)
         ids, targets = ids + own, targets + wanted
         positions += range(prefix, prefix + len(own))
         numbers += [number] * len(own)
@@ -156,15 +189,20 @@ def run(
             patches = part.tower(batch.tiles).last_hidden_state
         visual = part.projector(pixel_shuffle(patches, part.shuffle_factor))
         embeds = model.model.merge(batch.input_ids, model.model.stitch(visual, batch.grids))
-        hidden = model.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask={"full_attention": attention_mask(batch.segments)},
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        asked = batch.targets != IGNORED
-        logits = model.lm_head(hidden[asked])
-    return Answers(logits.float(), batch.targets[asked], patches, visual)
+        logits = answer_logits(model.model.language_model, model.lm_head, embeds, batch)
+    return Answers(logits, batch.targets[batch.targets != IGNORED], patches, visual)
+
+
+def answer_logits(language: nn.Module, head: nn.Module, embeds: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Logits float32 `[targets, vocabulary]` of a packed batch, its tokens embedded: `[documents, length, hidden]`."""
+    hidden = language(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(batch.segments),
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    logits: torch.Tensor = head(hidden[batch.targets != IGNORED])
+    return logits.float()
 
 
 def pairs(document: Document) -> list[tuple[str, str]]:
@@ -178,50 +216,57 @@ class Diet:
     """Which documents a stage sees.
 
     Attributes:
-        shrunk: Probability that a document is shrunk by a random legible amount.
-        cells: Documents with more visual tokens are shrunk further, or left out.
+        cells: Documents whose grid has more cells are left out.
         tokens: Bound of documents times padded length in a batch.
         documents: Most documents in a batch.
     """
 
-    shrunk: float = 0.5
     cells: int = 400
     tokens: int = 4096
     documents: int = 16
 
 
-def batches(seed: str, processor: HyperVLImageProcessor, patch: int, diet: Diet, pool: int = 96) -> Iterator[Batch]:
+def batches(
+    seed: str,
+    look: Callable[[Document, random.Random], Page],
+    diet: Diet,
+    chat: Chat = HYPERVL,
+    pool: int = 96,
+) -> Iterator[Batch]:
     """Endless packed batches of train documents, of similar length each.
 
     Args:
         seed: Chooses documents, scales and the order.
-        processor: The product's image processor.
-        patch: Side of a patch in pixels.
+        look: Makes a page of a document, at a scale of its choice.
         diet: Which documents.
+        chat: How image, question and answer are spelled.
         pool: Documents that are sorted by length before they are cut into batches.
     """
     rng = random.Random(seed)
     while True:
-        samples: list[tuple[Page, Sequence[tuple[str, str]]]] = []
+        samples: list[Sample] = []
         while len(samples) < pool:
             document = render("train", rng.getrandbits(40))
-            seen = page(document, random_scale(document, rng, diet.shrunk), processor, patch)
+            seen = look(document, rng)
             if seen.grid[0] * seen.grid[1] <= diet.cells:
                 samples.append((seen, pairs(document)))
         samples.sort(key=lambda s: s[0].tiles.shape[0] * 1000 + s[0].grid[0] * s[0].grid[1])
-        groups = list(_groups(samples, diet))
+        groups = list(_groups(samples, diet, chat))
         rng.shuffle(groups)
         for group in groups:
-            yield pack([p for p, _ in group], [q for _, q in group])
+            yield pack([p for p, _ in group], [q for _, q in group], chat)
 
 
-def _groups(
-    samples: Sequence[tuple[Page, list[tuple[str, str]]]], diet: Diet
-) -> Iterator[list[tuple[Page, list[tuple[str, str]]]]]:
-    group: list[tuple[Page, list[tuple[str, str]]]] = []
+def look_at(processor: HyperVLImageProcessor, patch: int, shrunk: float) -> Callable[[Document, random.Random], Page]:
+    """Pages by HyperVL's image processor, shrunk by a random legible amount with probability `shrunk`."""
+    return lambda document, rng: page(document, random_scale(document, rng, shrunk), processor, patch)
+
+
+def _groups(samples: Sequence[Sample], diet: Diet, chat: Chat) -> Iterator[list[Sample]]:
+    group: list[Sample] = []
     longest = 0
     for sample in samples:
-        length = len(_pack_row(sample[0].grid, sample[1])[0])
+        length = len(_pack_row(sample[0].grid, sample[1], chat)[0])
         full = len(group) == diet.documents or max(longest, length) * (len(group) + 1) > diet.tokens
         if group and full:
             yield group

@@ -1,17 +1,18 @@
-"""Writes the trained checkpoint with its model card."""
+"""Writes a trained checkpoint with its model card."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.models.hypervl.processing import HyperVLProcessor
 from hvlc.training import stages
-from hvlc.training.measuring import Score, measure
+from hvlc.training.measuring import BranchScore, Score, measure
 from hvlc.training.resolution import Setting
 from hvlc.zoo.documents import SPLITS, split_digest
 
@@ -24,12 +25,12 @@ DIGESTED = 256
 ORDER = ("read-large", "read-base", "answer", "imitate", "align", "size", "resolution")
 
 
-def save(model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, output: Path) -> None:
+def save(model: Any, save_processor: Callable[[Path], None], output: Path) -> None:
     """Writes weights, configuration, tokenizer and processor; the directory appears complete."""
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
+    save_processor(temporary)
     for path in temporary.glob("*.safetensors"):
         path.chmod(0o644)  # written for the owner alone
     if output.exists():
@@ -37,7 +38,7 @@ def save(model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, ou
     temporary.replace(output)
 
 
-def scores(model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, count: int = 256) -> list[Score]:
+def scores(model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, count: int = 256) -> list[BranchScore]:
     """Both branches, with and without the compressor, on held-out documents."""
     found = []
     for branch in ("large", "base"):
@@ -56,29 +57,33 @@ def write(
     count: int = 256,
 ) -> dict[str, Any]:
     """Saves, loads what was saved, measures it, and adds `README.md` and `scores.json`."""
-    save(model, processor, output)
+    save(model, processor.save_pretrained, output)
     loaded = HyperVLForConditionalGeneration.from_pretrained(output)
     found = scores(loaded, HyperVLProcessor.from_pretrained(output), count)
-    record = {
-        "scores": [score.as_dict() for score in found],
-        "compressor": {"offset": setting.offset, "kept": setting.kept, "saved": setting.saved},
-        "digests": {
-            split: {
-                "text": split_digest(split, DIGESTED),
-                "pixels": split_digest(split, DIGESTED, pixels=True),
-            }
-            for split in SPLITS
-        },
-        "stages": _stages(work),
-    }
-    (output / "scores.json").write_text(json.dumps(record, indent=1) + "\n")
-    (output / "README.md").write_text(render_card(record, model.num_parameters()))
+    compressor = {"offset": setting.offset, "kept": setting.kept, "saved": setting.saved}
+    record = {**measured(found, work, ORDER), "compressor": compressor}
+    write_record(record, render_card(record, model.num_parameters()), output)
     return record
 
 
-def _stages(work: Path) -> list[dict[str, Any]]:
+def measured(found: Sequence[Score], work: Path, order: Sequence[str]) -> dict[str, Any]:
+    """What `scores.json` holds: scores, digests of the documents, and the stages of `order` with their curves."""
+    digests = {
+        split: {"text": split_digest(split, DIGESTED), "pixels": split_digest(split, DIGESTED, pixels=True)}
+        for split in SPLITS
+    }
+    return {"scores": [score.as_dict() for score in found], "digests": digests, "stages": _stages(work, order)}
+
+
+def write_record(record: dict[str, Any], text: str, output: Path) -> None:
+    """Writes `scores.json` and the model card."""
+    (output / "scores.json").write_text(json.dumps(record, indent=1) + "\n")
+    (output / "README.md").write_text(text)
+
+
+def _stages(work: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     found = []
-    for name in ORDER:
+    for name in order:
         path = work / f"{name}.pt"
         if path.exists():
             state = stages.load(path)
@@ -90,14 +95,19 @@ def _stages(work: Path) -> list[dict[str, Any]]:
 
 
 def render_card(record: dict[str, Any], parameters: int) -> str:
-    """The model card."""
+    """The model card of `hypervl-nano`."""
+    return assemble(_HEAD.format(millions=parameters / 1e6), _score_lines(record["scores"]), _TRAINING, record)
+
+
+def assemble(head: str, scores: Sequence[str], training: str, record: dict[str, Any]) -> str:
+    """A model card: `head`, the table of scores, how it was trained, the stages' curves and the data's digests."""
     return "\n".join(
         [
-            *_HEAD.format(millions=parameters / 1e6).splitlines(),
-            *_score_lines(record["scores"]),
+            *head.splitlines(),
+            *scores,
             "",
             "## Training",
-            *_TRAINING.splitlines(),
+            *training.splitlines(),
             *_curve_lines(record["stages"]),
             "",
             "## Data",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +25,12 @@ from hvlc.models.hypervl.processing import HyperVLImageProcessor, HyperVLProcess
 from hvlc.training import attention, card, resolution
 from hvlc.training import tokenizer as tokens
 from hvlc.training.alignment import dual_consistency_loss
-from hvlc.training.answering import Answers, Batch, Diet, batches, run
+from hvlc.training.answering import Answers, Batch, Diet, batches, look_at, run
 from hvlc.training.optimizing import Optimizer
 from hvlc.training.reading import ReadingHead, initialize_positions, reading_loss, windows
 from hvlc.training.resolution import Setting, Tolerance
-from hvlc.training.stages import Reporter, Stage
+from hvlc.training.stages import Reporter
+from hvlc.training.trainer import Loss, Trainer, Windows, reading_of, train_answering, train_reading
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +77,6 @@ LABELLED = {"train": 1200, "calibration": 320}
 #: calibration documents; more than the 98.7 % that is asked of held-out ones.
 TOLERANCE = Tolerance()
 KEEP = 0.995
-
-Windows = tuple[torch.Tensor, torch.Tensor]
-Loss = tuple[torch.Tensor, dict[str, float]]
-T = TypeVar("T")
 
 
 def nano_config() -> HyperVLConfig:
@@ -153,8 +150,8 @@ class Recipe:
         progress: Reporter | None = None,
         workers: int = 1,
     ) -> None:
-        self.work, self.seed, self.progress, self.workers = work, seed, progress, workers
-        self.minutes = {**MINUTES, **(minutes or {})}
+        self.work, self.seed = work, seed
+        self.trainer = Trainer(work, {**MINUTES, **(minutes or {})}, progress, workers)
         work.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
         self.config = nano_config()
@@ -180,6 +177,11 @@ class Recipe:
         return self.fit_resolution()
 
     @property
+    def images(self) -> HyperVLImageProcessor:
+        """The product's image processor."""
+        return self.processor.image_processor
+
+    @property
     def patch(self) -> int:
         """Side of a patch in pixels."""
         return self.config.base_vision_config.patch_size
@@ -187,20 +189,9 @@ class Recipe:
     def read(self, branch: str) -> None:
         """A tower learns which character is under each patch."""
         tower, head = self.model.model.branches[branch].tower, self.heads[branch]
+        name = f"read-{branch}"
         seed = f"{self.seed} read {branch}"
-        pages = windows(seed, self.processor.image_processor, self.patch, BATCH.windows)
-
-        def loss(batch: Windows, _: float) -> Loss:
-            tiles, targets = batch
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = head(tower(tiles).last_hidden_state)
-            seen = targets > 0
-            right = (logits.argmax(-1) == targets)[seen].float().mean()
-            total = reading_loss(logits, targets)
-            return total, {"loss": total.item(), "characters": right.item()}
-
-        optimizer = Optimizer([tower], 3e-3, plain=[head], floor=0.1)
-        self._run(f"read-{branch}", {"tower": tower, "head": head}, optimizer, lambda _: next(pages), loss)
+        train_reading(self.trainer, name, tower, head, windows(seed, self.images, self.patch, BATCH.windows))
 
     def answer(self) -> None:
         """The large branch and the language model learn to transcribe and to answer."""
@@ -214,24 +205,17 @@ class Recipe:
         def draw(over: float) -> Batch:
             return next(easy if rng.random() > over / 0.25 else full)
 
-        def loss(batch: Batch, over: float) -> Loss:
-            frozen = over < FROZEN
-            answers = run(self.model, batch, "large", frozen=frozen)
-            values = {"loss": answers.loss.item(), "tokens": answers.accuracy}
-            if frozen:
-                return answers.loss, values
-            reading = self._reading(batch, answers, "large")
-            return answers.loss + 0.5 * reading, {**values, "reading": reading.item()}
+        def forward(batch: Batch, frozen: bool) -> Answers:
+            return run(self.model, batch, "large", frozen=frozen)
 
-        optimizer = Optimizer([branch, language], 2e-3, plain=[head])
         modules = {"branch": branch, "language": language, "head": head}
-        self._run("answer", modules, optimizer, draw, loss)
+        train_answering(self.trainer, modules, [branch, language], head, draw, forward, FROZEN)
 
     def imitate(self) -> None:
         """The base branch learns the visual tokens of the (frozen) large branch."""
         large, base = self.model.model.branches["large"], self.model.model.branches["base"]
         head = self.heads["base"]
-        pages = windows(f"{self.seed} imitate", self.processor.image_processor, self.patch, BATCH.windows, sheets=0.3)
+        pages = windows(f"{self.seed} imitate", self.images, self.patch, BATCH.windows, sheets=0.3)
 
         def loss(batch: Windows, _: float) -> Loss:
             tiles, targets = batch
@@ -246,7 +230,7 @@ class Recipe:
             return distance + 0.5 * reading, values
 
         optimizer = Optimizer([base], 1.5e-3, plain=[head], floor=0.25)
-        self._run("imitate", {"branch": base, "head": head}, optimizer, lambda _: next(pages), loss)
+        self.trainer.run("imitate", {"branch": base, "head": head}, optimizer, lambda _: next(pages), loss)
 
     def align(self) -> None:
         """Dual Consistency Learning of both branches and the language model."""
@@ -266,11 +250,11 @@ class Recipe:
         parts = [*self.model.model.branches.values(), self.model.model.language_model]
         optimizer = Optimizer(parts, 1e-3, plain=[self.heads], warmup=50)
         modules = {"model": self.model, "heads": self.heads}
-        self._run("align", modules, optimizer, lambda _: next(full), loss)
+        self.trainer.run("align", modules, optimizer, lambda _: next(full), loss)
 
     def size_text(self) -> None:
         """The compressor learns the size of the text, which the renderer knows."""
-        proxies = resolution.size_batches(f"{self.seed} size", self.processor.image_processor, BATCH.proxies)
+        proxies = resolution.size_batches(f"{self.seed} size", self.images, BATCH.proxies)
         self._fit("size", proxies, quantile=0.5, rate=3e-3)
 
     def label(self, share: tuple[int, int] = (0, 1)) -> None:
@@ -284,7 +268,7 @@ class Recipe:
             path = self.work / f"labels-{split}-{number}of{count}.pt"
             labels = _load_labels(path)
             for index in range(number + count * len(labels), documents, count):
-                labels.append(resolution.label(self.model, self.processor.image_processor, split, index))
+                labels.append(resolution.label(self.model, self.images, split, index))
                 if len(labels) % 50 == 0:
                     _save_labels(path, labels)
             _save_labels(path, labels)
@@ -292,7 +276,7 @@ class Recipe:
     def fit_resolution(self) -> Setting:
         """The compressor learns the labels of train documents; calibration documents set its offset."""
         labels = {split: self._labels(split) for split in LABELLED}
-        processor = self.processor.image_processor
+        processor = self.images
         proxies = resolution.label_batches(f"{self.seed} fit", processor, labels["train"], TOLERANCE, BATCH.proxies)
         self._fit("resolution", proxies, quantile=0.7, rate=1e-3)
         compressor = self.model.model.resolution_compressor
@@ -318,26 +302,15 @@ class Recipe:
             return resolution.quantile_loss(predicted, batch[1], quantile), {"error": error.item()}
 
         optimizer = Optimizer([compressor], rate, muon=False, warmup=50)
-        self._run(name, {"compressor": compressor}, optimizer, lambda _: next(proxies), loss)
+        self.trainer.run(name, {"compressor": compressor}, optimizer, lambda _: next(proxies), loss)
 
     def _batches(self, seed: str, shrunk: float, cells: int = 400) -> Iterator[Batch]:
-        diet = Diet(shrunk, cells, BATCH.tokens, BATCH.documents)
-        return batches(seed, self.processor.image_processor, self.patch, diet, BATCH.pool)
+        diet = Diet(cells, BATCH.tokens, BATCH.documents)
+        look = look_at(self.images, self.patch, shrunk)
+        return batches(seed, look, diet, pool=BATCH.pool)
 
     def _reading(self, batch: Batch, answers: Answers, branch: str) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return reading_loss(self.heads[branch](answers.patches), batch.reading)
-
-    def _run(
-        self,
-        name: str,
-        modules: dict[str, nn.Module],
-        optimizer: Optimizer,
-        draw: Callable[[float], T],
-        loss: Callable[[T, float], Loss],
-    ) -> None:
-        seconds = 60 * self.minutes[name]
-        Stage(name, modules, optimizer, draw, loss, seconds, self.work, self.progress, self.workers).run()
+        return reading_of(self.trainer, batch, answers, self.heads[branch])
 
 
 def train(

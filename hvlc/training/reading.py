@@ -70,7 +70,11 @@ def reading_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def patch_targets(
-    glyphs: Sequence[Glyph], scale: float, offset: tuple[float, float], shape: tuple[int, int], patch: int
+    glyphs: Sequence[Glyph],
+    scale: tuple[float, float],
+    offset: tuple[float, float],
+    shape: tuple[int, int],
+    patch: int,
 ) -> np.ndarray:
     """The character under each point.
 
@@ -79,7 +83,7 @@ def patch_targets(
 
     Args:
         glyphs: Boxes in pixels of the original image.
-        scale: Factor from the original to the image that is seen.
+        scale: Factors from the original to the image that is seen, of x and of y.
         offset: x and y of the seen window in the scaled image, in pixels.
         shape: Rows and columns of patches in the window.
         patch: Side of a patch in pixels.
@@ -92,8 +96,8 @@ def patch_targets(
     centres = (np.arange(columns)[:, None] + np.array(POINTS)).ravel() * patch
     edges = np.arange(rows) * patch
     for glyph in glyphs:
-        x0, x1 = glyph.x0 * scale - offset[0], glyph.x1 * scale - offset[0]
-        y0, y1 = glyph.y0 * scale - offset[1], glyph.y1 * scale - offset[1]
+        x0, x1 = (x * scale[0] - offset[0] for x in (glyph.x0, glyph.x1))
+        y0, y1 = (y * scale[1] - offset[1] for y in (glyph.y0, glyph.y1))
         left, right = np.searchsorted(centres, (x0, x1))
         shared = np.minimum(edges + patch, y1) - np.maximum(edges, y0)
         targets[shared >= min(3.0, (y1 - y0) / 2), left:right] = ord(glyph.char) - 32
@@ -113,7 +117,7 @@ def page(document: Document, scale: float, processor: HyperVLImageProcessor, pat
     height, width = scaled_size(document.image.height, document.image.width, scale)
     side = processor.tile_size // patch
     shape = (-(-height // processor.tile_size) * side, -(-width // processor.tile_size) * side)
-    raster = patch_targets(document.glyphs, scale, (0.0, 0.0), shape, patch)
+    raster = patch_targets(document.glyphs, (scale, scale), (0.0, 0.0), shape, patch)
     return Page(tiles, torch.from_numpy(to_tiles(raster, side)), grid)
 
 
@@ -128,7 +132,7 @@ def window(document: Document, scale: float, rng: random.Random, processor: Hype
     seen = pixels[..., top : top + tile, left : left + tile]
     tiles = F.pad(seen, (0, tile - seen.shape[-1], 0, tile - seen.shape[-2]))
     side = tile // patch
-    targets = patch_targets(document.glyphs, scale, (left, top), (side, side), patch)
+    targets = patch_targets(document.glyphs, (scale, scale), (left, top), (side, side), patch)
     return Page(tiles, torch.from_numpy(targets.reshape(1, side * side, -1)), (0, 0))
 
 

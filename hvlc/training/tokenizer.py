@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -40,23 +42,37 @@ def special_token_id(token: str) -> int:
 
 
 def build_nano_tokenizer() -> PreTrainedTokenizerFast:
-    """A BPE without merges over the 256 byte symbols: byte b has id b, special tokens follow."""
+    """A byte tokenizer with `SPECIAL_TOKENS`."""
+    return build_byte_tokenizer(SPECIAL_TOKENS, END_OF_TURN, CHAT_TEMPLATE, list(SPECIAL_TOKENS[2:]))
+
+
+def build_byte_tokenizer(
+    special: Sequence[str], end: str, chat_template: str, extra: Sequence[str] | dict[str, str]
+) -> PreTrainedTokenizerFast:
+    """A BPE without merges over the 256 byte symbols: byte b has id b, special tokens follow.
+
+    Args:
+        special: Special tokens in the order of their ids, `END_OF_TEXT` among them.
+        end: The one that ends an answer.
+        chat_template: Jinja.
+        extra: Those that are named in the configuration besides, with the names of their attributes if they have any.
+    """
     symbols = _byte_symbols()
     vocabulary = {symbol: byte for byte, symbol in enumerate(symbols)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        eos_token=END_OF_TURN,
-        additional_special_tokens=list(SPECIAL_TOKENS[2:]),
+        eos_token=end,
+        extra_special_tokens=extra,
         clean_up_tokenization_spaces=False,
         padding_side="left",
         model_max_length=2048,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

@@ -1,4 +1,4 @@
-"""The reference checkpoint that hvlc ships, and the documents it was trained on."""
+"""The reference checkpoints that hvlc ships, and the documents they were trained on."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ from pathlib import Path
 def nano_checkpoint() -> Path:
     """Directory of `hypervl-nano`: safetensors, configuration, tokenizer, processor, model card."""
     return Path(__file__).parent / "hypervl-nano"
+
+
+def smolvlm_checkpoint() -> Path:
+    """Directory of `smolvlm-nano`, of a public architecture: the same files."""
+    return Path(__file__).parent / "smolvlm-nano"

@@ -14,19 +14,19 @@ from hvlc.zoo.documents import Glyph, render, render_sheet  # noqa: E402
 
 def test_points_between_the_sides_take_the_character():
     glyphs = [Glyph("A", 0, 0, 8, 8), Glyph("b", 8, 0, 13, 16)]
-    targets = reading.patch_targets(glyphs, 1.0, (0, 0), (2, 2), 8)
+    targets = reading.patch_targets(glyphs, (1.0, 1.0), (0, 0), (2, 2), 8)
     a, b = ord("A") - 32, ord("b") - 32
     assert targets.tolist() == [[[a, a], [b, 0]], [[0, 0], [b, 0]]]
 
 
 def test_scale_and_offset_move_the_boxes():
     glyph = [Glyph("A", 32, 32, 48, 48)]
-    targets = reading.patch_targets(glyph, 0.5, (8.0, 16.0), (1, 2), 8)
+    targets = reading.patch_targets(glyph, (0.5, 0.5), (8.0, 16.0), (1, 2), 8)
     assert (targets > 0).tolist() == [[[False, False], [True, True]]]
 
 
 def test_a_sliver_of_a_character_does_not_count():
-    targets = reading.patch_targets([Glyph("A", 0, 6, 8, 16)], 1.0, (0, 0), (2, 1), 8)
+    targets = reading.patch_targets([Glyph("A", 0, 6, 8, 16)], (1.0, 1.0), (0, 0), (2, 1), 8)
     assert (targets > 0).any(-1).ravel().tolist() == [False, True]
 
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hvlc.training import attention, card, nano, resolution, stages  # noqa: E402
-from hvlc.training.measuring import Score  # noqa: E402
+from hvlc.training.measuring import BranchScore  # noqa: E402
 from hvlc.training.optimizing import Optimizer  # noqa: E402
 from hvlc.training.stages import Stage  # noqa: E402
 
@@ -120,7 +120,7 @@ def test_every_stage_runs_and_moves_its_part(tmp_path, monkeypatch):
 
 
 def test_card_tells_scores_and_digests():
-    score = Score("large", False, 256, 0.9375, (0.901, 0.961), 100.0, 1.0)
+    score = BranchScore(256, 0.9375, (0.901, 0.961), 100.0, "large", False, 1.0)
     record = {
         "scores": [score.as_dict()],
         "digests": {"heldout": {"text": "ab" * 32, "pixels": "cd" * 32}},
