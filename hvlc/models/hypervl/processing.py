@@ -1,7 +1,7 @@
 """Images and prompts for HyperVL: scale, resize, pad to whole tiles, expand placeholders.
 
 Every size is computed in float32 with the same operations, in the same order, as the front graph
-of a package (`hvlc/passes/vision/tile_images.py`), so both agree to the pixel.
+of a package (`hvlc/imaging/raster_tiles.py`), so both agree to the pixel.
 """
 
 from collections.abc import Sequence
