@@ -43,6 +43,7 @@ from tests.export.tiny_families import (
     PATCH,
     SIDE,
     TEXT,
+    VISION_LANGUAGE,
     hollow_text,
     hollow_vision,
     save_text,
@@ -464,7 +465,7 @@ def test_a_built_package_generates_the_tokens_of_transformers(tmp_path: Path, fa
 
 
 def test_every_family_is_here() -> None:
-    assert set(known_families()) == {*TEXT, *VISION, "hypervl"}
+    assert set(known_families()) == {*TEXT, *VISION, *VISION_LANGUAGE}
 
 
 def test_the_first_of_a_long_context_is_exported_and_said(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from transformers import (
 from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, special_token_id
 from tests.helpers.tiny import randomize
 
+#: Families that see and speak; `tests.helpers.tiny` and `tests.helpers.tiny_vision_language` save them.
+VISION_LANGUAGE = ("hypervl", "idefics3", "smolvlm")
 TEXT: dict[str, type[PreTrainedConfig]] = {
     "ernie4_5": Ernie4_5Config,
     "granite": GraniteConfig,

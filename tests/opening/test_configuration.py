@@ -13,6 +13,7 @@ from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.opening.configuration import CONFIGURATION, TEXT_TYPES, Configuration, read_configuration
 from hvlc.opening.options import check_options
 from hvlc.targets import load_target
+from tests.export.tiny_families import VISION_LANGUAGE
 from tests.helpers.packages import changed_json, renewed
 
 
@@ -142,7 +143,7 @@ def test_types_of_text_decoders_are_the_families_that_are_exported() -> None:
 
     families = {path.name.removesuffix(".py") for path in resources.files("hvlc.export.families").iterdir()}
     assert {name for name in families if name in TEXT_TYPES} == set(TEXT_TYPES)
-    assert families - set(TEXT_TYPES) - {"__init__", "__pycache__", "hypervl"} == {
+    assert families - set(TEXT_TYPES) - {"__init__", "__pycache__", *VISION_LANGUAGE} == {
         name for name in families if name.startswith("siglip")
     }
 
