@@ -483,8 +483,8 @@ def test_positions_end_where_longer_sequences_are_computed_otherwise(
     first = rope["original_max_position_embeddings"]
     settings = {"original_max_position_embeddings": first} if family == "phi3" else {}  # which wins there
     directory = save_text(tmp_path / "checkpoint", family, rope_parameters=rope, **settings)
-    facts = exported(directory).facts
-    assert (facts["context_length"], facts["trained_context_length"]) == (first, CONTEXT)
+    facts = exported(directory).facts.speaks
+    assert (facts.context_length, facts.trained_context_length) == (first, CONTEXT)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     ids = torch.randint(0, 256, (1, first + 1), generator=generator())
     with torch.no_grad():
