@@ -33,8 +33,9 @@ def show_inputs(
     from hvlc.calibration.sources import Model, open_set
     from hvlc.export import export_bundle
 
-    facts = export_bundle(Checkpoint.open(directory)).facts
-    inputs = open_set(source, Model(directory, facts), samples=samples, tokens=tokens)
+    checkpoint = Checkpoint.open(directory)
+    facts = export_bundle(checkpoint).facts
+    inputs = open_set(source, Model(checkpoint.directory, facts), samples=samples, tokens=tokens)
     return balance_of(inputs, front_measure(facts), progress)
 
 
