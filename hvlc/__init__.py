@@ -30,7 +30,7 @@ def build(
     """Build a package.
 
     Args:
-        checkpoint: a checkpoint directory or a GGUF file. None: the shipped hypervl-nano.
+        checkpoint: a directory, a GGUF file, or an id on the Hugging Face hub. None: the shipped hypervl-nano.
         output: directory to write.
         recipe: name of a recipe, or a YAML file.
         target: name of a target, or a TOML file.

@@ -42,6 +42,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "transformers": ("hvlc.export", "hvlc.models", "hvlc.training", "hvlc.solvers.neural_compressor"),
     "optimum": ("hvlc.export", "hvlc.models", "hvlc.training"),
     "neural_compressor": ("hvlc.solvers.neural_compressor",),
+    "huggingface_hub": ("hvlc.weights.hub", "hvlc.models"),
     "numba": ("hvlc.solvers.kernels",),
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
     "psutil": ("hvlc.workflows.build.memory",),

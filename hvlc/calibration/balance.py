@@ -1,4 +1,4 @@
-"""What a calibration set is like, and what is lopsided about it."""
+"""Describe a calibration set: counts by kind and shape, with warnings about an imbalance."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

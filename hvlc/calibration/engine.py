@@ -1,8 +1,8 @@
-"""Calibration layer by layer: every product is solved on the inputs that it will have in the package.
+"""Calibrate layer by layer: each product is solved on the inputs that it will have in the package.
 
-The walk goes once through a component. Where a group of linears reads its input, everything before has been run with
-its final levels, so that a solver sees, and makes good, what the layers before it have lost (GPTQ's "true sequential"
-order); then the group is solved and the walk goes on through the result.
+One walk goes through a component. When it reaches a group of linears, everything before has run with its final levels,
+so that the solver sees and compensates the quantization error of earlier layers (GPTQ's "true sequential" order); then
+the group is solved and the walk continues with the quantized weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence

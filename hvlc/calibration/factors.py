@@ -1,6 +1,6 @@
-"""Factors of input channels, found on the float model: a walk of its own, before any matrix is solved.
+"""Find channel factors (AWQ, SmoothQuant) on the float model, in a walk of its own before any matrix is solved.
 
-What calibrated solvers and data-free ones are given afterwards is the model with the factors folded in.
+All solvers get the model with the factors folded in afterwards.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
-"""What a package reads of a component's values: ranges of its static activations, magnitudes of its int8 cache.
+"""Observe a component's values: ranges of static activations, and magnitudes of an int8 KV cache.
 
-A calibration shows a component's values to the observers on its way, and keeps what they found beside the solved
-matrices. The package reads it from there when it is written, so that graphs are made, and their cost is told, before
-anything was observed.
+Calibration passes values to observers during its walk, and stores their results beside the solved matrices. The package
+reads them from there when it is written, so graphs are made, and costs estimated, before anything was observed.
 """
 
 from collections.abc import Mapping

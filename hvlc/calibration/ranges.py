@@ -1,10 +1,10 @@
-"""Ranges of activations, gathered sample by sample, and the magnitudes of a KV cache.
+"""Estimate ranges of activations from samples, and the magnitudes of a KV cache.
 
-Which range an integer activation gets is a choice: everything that was seen ("minmax"), all but a share of the values
-("percentile"), or the range whose expected squared error is least ("mse"). Decoders have massive activations: single
-values in the stream of the first token, hundreds of times the median, that attention depends on (Sun et al. 2024,
-"Massive Activations in Large Language Models"). A percentile cuts them off whatever they are worth; the squared error
-keeps them as long as the levels are fine enough, which 16 bits are.
+The method is a choice: all values ("minmax"), all but a share of the values ("percentile"), or the range with the
+smallest expected squared error ("mse"). Decoders have massive activations: single values in the stream of the first
+token, hundreds of times the median, that attention depends on (Sun et al. 2024, "Massive Activations in Large Language
+Models"). A percentile cuts them off whatever they are worth; the squared error keeps them as long as the levels are
+fine enough, which 16 bits are.
 
 Histograms have fixed bins, the leading bits of a float32 (sign, exponent and 5 bits of mantissa: 3 % wide), so that
 the order of the samples does not matter and nothing is binned again.

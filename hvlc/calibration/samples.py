@@ -1,4 +1,4 @@
-"""What a model is calibrated on: token sequences, and images that are loaded when they are needed."""
+"""Calibration samples: token sequences, and images that are loaded on demand."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""Runs a graph over many samples segment by segment, so that only one segment's weights are in memory.
+"""Run a graph over many samples segment by segment, so that only one segment's weights are in memory.
 
-A segment ends where a group of linears reads its input: by then everything before has been run with the weights that
-it will have in the package, and the input's statistics can be taken. What later segments read is kept for every
-sample, on disk where there is much of it.
+A segment ends where a group of linears reads its input: everything before has run with the weights of the package, so
+the input's statistics can be collected. Values that later segments read are kept for every sample, large ones on disk.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
-"""What quantizing one part of a model alone does: to the part's own output, and to the model's answers.
+"""Measure how quantizing one part of a model alone changes the part's output and the model's logits.
 
 One walk goes through the float model. Where a part reads its input, the walk branches: the part is quantized, and the
-rest of the graph runs from the values that are there, in float. That is half a run of the model for a part in a format,
-and only one segment's weights are in memory, read once for all formats.
+rest of the graph runs in float from there. A trial thus costs half a forward pass on average, and only one segment's
+weights are in memory, read once for all formats.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

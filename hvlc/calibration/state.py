@@ -1,4 +1,4 @@
-"""What a calibration has found so far, on disk: it goes on where it was stopped, with the same inputs only."""
+"""State of a calibration on disk, from which a stopped one continues if its inputs are the same."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What trials have found, kept so that a killed measurement goes on and a finished one is not done again."""
+"""Results of sensitivity trials on disk: a killed measurement continues, and a finished one is not repeated."""
 
 import contextlib
 import hashlib

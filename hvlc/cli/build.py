@@ -54,7 +54,7 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--output", type=PLACE, required=True, help="Directory to write.")
 @json_option
 def build(output: Path, as_json: bool, **options: Any) -> None:
-    """Turn CHECKPOINT (a directory or a GGUF file; default: the shipped hypervl-nano) into a package."""
+    """Turn CHECKPOINT (a directory, a GGUF file or a model of the hub; default: hypervl-nano) into a package."""
     from hvlc.report.builds import build_record, build_tables
     from hvlc.workflows.build.build import build as run_build
     from hvlc.workflows.build.steps import STEPS

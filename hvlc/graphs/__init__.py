@@ -1,1 +1,1 @@
-"""The model as graphs: components, wires, a builder, the plan for every weight. Knows no recipe and no target."""
+"""The model as ONNX graphs: components, wires, a builder and the plan for weights. It knows no recipes or targets."""

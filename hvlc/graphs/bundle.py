@@ -1,4 +1,4 @@
-"""The bundle: a model as named components, the wires between them, and the journal of what was done."""
+"""The bundle: a model as named components, the wires between them, and the journal of the passes."""
 
 import time
 from collections.abc import Callable, Iterator

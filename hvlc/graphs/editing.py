@@ -1,8 +1,8 @@
-"""Surgery on a graph: nodes and values replaced, initializers added and dropped.
+"""Edit a graph: replace nodes and values, add and remove initializers.
 
 Where onnx_ir has an operation, passes take it from there: `replace_all_uses_with`, `replace_nodes_and_values` and
-`extract` of `onnx_ir.convenience`, `RemoveUnusedNodesPass`. What stands here adds what those leave open: lazy weights,
-initializers that exist once under a name, and outputs that are optional.
+`extract` of `onnx_ir.convenience`, `RemoveUnusedNodesPass`. These functions add what is missing there: lazy weights,
+initializers that are unique by name, and optional outputs.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence

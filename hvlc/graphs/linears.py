@@ -1,6 +1,6 @@
-"""Products by a constant matrix, gathered by the value that they read.
+"""Find linear layers (MatMul by a constant matrix) and group them by their input.
 
-What reads one value is calibrated, scaled and rotated together.
+Linears that share an input are calibrated, scaled and rotated together.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Where a component runs, and when."""
+"""Placement of a component: its processor and execution provider, and the phase of an answer in which it runs."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""The plan: what happens to every weight, decided before the first byte changes."""
+"""The plan: the action, format and solver of every weight, complete before the first edit."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,11 +1,11 @@
-"""What makes the channels of a group of linears, and could make each of them smaller or mix them.
+"""Find the producer of a linear group's input channels, into which factors or a rotation can be folded.
 
 - a norm: its weight and bias;
 - the value projection before an attention, whose output is a mixture of values, channel by channel, by weights that do
   not depend on the values;
 - a linear factor of a gated product.
 
-An activation function lets no factor through, so what follows one is declined.
+A factor does not pass through an activation function, so a group that follows one is declined.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
-"""Types and shapes of every value of a graph, com.microsoft's operators included.
+"""Infer types and shapes of every value of a graph, including the com.microsoft operators that hvlc writes.
 
-ONNX's own inference stops at operators that it does not know. Here it is asked node by node, so that the few contrib
-operators that hvlc writes can be answered for in between (onnxruntime docs/ContribOperators.md).
+ONNX's own inference stops at operators that it does not know. Here it runs node by node, and the shapes of contrib
+operators are computed in between (onnxruntime docs/ContribOperators.md).
 """
 
 import math

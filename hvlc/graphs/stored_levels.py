@@ -1,4 +1,4 @@
-"""The levels that a plan takes from the checkpoint, for the pass that performs it."""
+"""Levels that a plan keeps from a pre-quantized checkpoint, for the pass that performs the plan."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Small constants of a graph: scales, zero points, indices, and what follows from them. Large ones are never read."""
+"""Read small constants of a graph (scales, zero points, indices) and constants folded from them; never large ones."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Holds the nodes of a graph against a target."""
+"""Check the nodes of a graph against the rules of a target."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

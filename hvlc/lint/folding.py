@@ -1,7 +1,7 @@
-"""Small values that follow from constants and static shapes, as onnxruntime folds them when it loads a model.
+"""Fold small values that depend on constants and static shapes, as onnxruntime does when it loads a model.
 
-Exporters write sizes as chains of Shape, Slice, Gather, Concat and arithmetic; what reads them has a static shape only
-for who follows the chain. Opsets differ in where axes and limits stand: as attributes first, later as inputs.
+Exporters compute sizes by chains of Shape, Slice, Gather, Concat and arithmetic; shapes that depend on such a chain are
+static only after folding it. Opsets differ in where axes and limits stand: as attributes first, later as inputs.
 """
 
 import math

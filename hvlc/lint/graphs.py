@@ -1,4 +1,4 @@
-"""A graph as the operations that a target is asked about."""
+"""Read a graph as the list of operations that a target judges."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping

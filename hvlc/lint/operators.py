@@ -1,4 +1,4 @@
-"""Operators as the installed onnxruntime knows them: their schemas, and the types that its CPU has kernels for.
+"""Operators of the installed onnxruntime: their schemas, and the dtypes that its CPU kernels take.
 
 Read from onnxruntime's own registries; nothing of a model is run or loaded.
 """

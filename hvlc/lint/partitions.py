@@ -1,8 +1,8 @@
-"""Into how many pieces a target's nodes are cut by those that it does not take.
+"""Count the partitions into which unsupported nodes cut a graph.
 
-onnxruntime's way (`CreateSupportedPartitionNodeGroups`, core/providers/partitioning_utils.cc): nodes are visited as
-they become ready; a piece grows as long as taken nodes are ready without one of the nodes that it feeds and that are
-not taken; those wait until the piece is closed.
+The algorithm is onnxruntime's (`CreateSupportedPartitionNodeGroups`, core/providers/partitioning_utils.cc): nodes are
+visited as they become ready; a piece grows as long as taken nodes are ready without one of the nodes that it feeds and
+that are not taken; those wait until the piece is closed.
 """
 
 from collections import defaultdict, deque

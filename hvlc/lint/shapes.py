@@ -1,7 +1,7 @@
-"""Types and shapes of every value of a graph, without its weights.
+"""Infer types and shapes of every value of a graph, without reading its weights.
 
-ONNX knows no operator of onnxruntime, and what follows one would stay unknown. So inference runs on a copy in which
-standard operators with the same types and shapes stand in for those.
+ONNX's inference does not know onnxruntime's contrib operators, and stops there. So it runs on a copy in which standard
+operators with the same types and shapes replace them.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
-"""What a graph has to be before a rule reads it: versions that onnxruntime knows, sound names, nodes as schemas say.
+"""Validate a graph before rules read it: supported versions, valid names, nodes that match their schemas.
 
-Rules and folding rely on what is held here: counts of inputs and outputs, the types of attributes, required operands.
+Rules and folding rely on what is checked here: counts of inputs and outputs, the types of attributes, required
+operands.
 """
 
 from collections.abc import Iterator

@@ -26,12 +26,14 @@ class Provenance:
         checkpoint: bytes and hex SHA-256 of every file of the checkpoint that is read.
         recipe: text of the recipe.
         target: text of the target.
+        origin: id and commit of the checkpoint on the Hugging Face hub; None: it is not from its cache.
     """
 
     sources: Sources
     checkpoint: Mapping[str, tuple[int, str]]
     recipe: str
     target: str
+    origin: str | None = None
 
 
 class Lock(StrictModel):
@@ -46,6 +48,8 @@ class Lock(StrictModel):
         code: hex SHA-256 of hvlc's own code, recipes and targets.
         versions: of the tools that shape a package.
         outputs: every file of the package but the lock and the manifest.
+        origin: id and commit of the checkpoint on the Hugging Face hub, "organization/name@commit"; None: it was not
+            in its cache. No digest depends on it: the same files from elsewhere make the same package.
     """
 
     schema_version: int = Field(ge=1, le=1)
@@ -56,6 +60,7 @@ class Lock(StrictModel):
     code: str
     versions: dict[str, str]
     outputs: dict[str, FileEntry]
+    origin: str | None = Field(None, max_length=500)
 
     @classmethod
     def of(cls, provenance: Provenance, outputs: Mapping[str, FileEntry]) -> Self:
@@ -76,6 +81,7 @@ class Lock(StrictModel):
             code=sources.code,
             versions=sources.versions,
             outputs=dict(outputs),
+            origin=provenance.origin,
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from hvlc.models.numbers import LanguageNumbers, Numbers
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.hub import name_of
 from hvlc.weights.prequantized.settings import read_quantization
 
 
@@ -45,7 +46,7 @@ class LanguageTracer:
             raise UserError("bisect.reference", cause, "name the checkpoint that it was made from, or a package of it")
         check_config(checkpoint.config, self.numbers)
         logging.disable_progress_bar()  # the caller has its own
-        self.directory, self.name = directory, directory.resolve().name
+        self.directory, self.name = directory, name_of(directory)
         self.model_type = checkpoint.model_type
 
     @cached_property

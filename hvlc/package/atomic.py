@@ -1,4 +1,4 @@
-"""Output directories that appear whole or not at all, and replace an older package without losing it.
+"""Write an output directory atomically: it appears complete or not at all, and an older package is never lost.
 
 The package is made in a hidden sibling (`hvlc.files.scratch`). What others put at the output meanwhile is never removed
 or replaced: a rename onto a directory that is not empty fails, and an older package that gives way is looked at again

@@ -1,4 +1,4 @@
-"""Graphs without the names of their nodes and values: what makes two of them the same, and where they part.
+"""Compare graphs regardless of the names of nodes and values: match equal nodes, and find the differing ones.
 
 Each node has three hashes: its label (operator, attributes, and shape and dtype of the constants that it reads), what
 flows into it (the labels of everything upstream, a Merkle tree), and what it flows into (the same downstream). Nodes

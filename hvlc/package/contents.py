@@ -1,6 +1,6 @@
-"""Where every byte of a package goes, read from its graphs alone.
+"""Account for every byte of a package, from its graphs alone.
 
-The graphs may come from anywhere: what they say of external data is held against the files before it is believed.
+The graphs are untrusted: their references to external data are checked against the files first.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""In what two packages differ, from the files' bytes down to single weights.
+"""Compare two packages, from the files' bytes down to single weights.
 
-What has the same bytes is not opened. One tensor of each package is in memory at a time.
+Files with equal bytes are not opened. One tensor of each package is in memory at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How far apart two arrays are, a stretch at a time."""
+"""Distance between two arrays, computed piece by piece."""
 
 import math
 from dataclasses import dataclass

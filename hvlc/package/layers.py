@@ -1,4 +1,4 @@
-"""How far the weights of a package are from another's, layer by layer."""
+"""Errors between the weights of two packages, layer by layer."""
 
 import math
 import re

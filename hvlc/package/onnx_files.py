@@ -1,4 +1,4 @@
-"""Components to ONNX files with external data: the layout first, then the graphs, then the bytes."""
+"""Write components as ONNX files with external data: first the layout, then the graphs, then the bytes."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Data files cut down to what graphs still read, after other graphs of the package have got files of their own."""
+"""Prune data files to the ranges that graphs still read, after other graphs have got data files of their own."""
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator

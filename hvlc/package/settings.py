@@ -1,4 +1,4 @@
-"""What configurations and tokenizers of two packages say otherwise, key by key."""
+"""Compare configurations and tokenizers of two packages key by key."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

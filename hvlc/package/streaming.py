@@ -1,4 +1,4 @@
-"""Lazy weights to bytes: worker threads evaluate some rows at a time, one writer puts them down in order.
+"""Write lazy weights: worker threads evaluate some rows at a time, one writer writes them in file order.
 
 A data file's layout is settled before anything is evaluated, because every shape is known. Writing in file order
 makes the bytes, and the digest that is taken on the way, independent of the number of threads.

@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template of a package: the checkpoint's, as the runtime has to find them."""
+"""Tokenizer and chat template of a package: the checkpoint's, in the form that the runtime reads."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Every weight of a package by its parameter's name, as the float32 values that its graphs compute with.
+"""Read the weights of a package by parameter name, dequantized to the float32 values that its graphs compute with.
 
 A weight is what an operator reads as a matrix, a table, a kernel or a vector: a float initializer, or the levels,
 scales and zero points of com.microsoft.MatMulNBits, com.microsoft.GatherBlockQuantized or DequantizeLinear. Matrices

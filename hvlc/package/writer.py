@@ -1,4 +1,4 @@
-"""Fills a directory with a package: graphs, weights and manifest; tokenizer and configuration where text is."""
+"""Write a package into a directory: graphs, weights and manifest, and for text models tokenizer and configuration."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""What every pass is: a frozen dataclass that changes a bundle and says what it did and declined."""
+"""Base classes of passes: frozen dataclasses that transform a bundle and report changes and refusals."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Which passes run, and in what order: one list a phase.
+"""The order of passes: one list a phase.
 
-A new pass is entered here, where its turn is, with the condition on which it runs. What it requires and promises stands
-in its class; a list whose passes are in a wrong order cannot be made.
+Enter a new pass here at its turn, with the condition on which it runs. Its class names the traits that it requires and
+promises; a list in a wrong order raises an error when it is made.
 """
 
 from collections.abc import Mapping

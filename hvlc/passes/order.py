@@ -1,4 +1,4 @@
-"""Lists of passes that know their order: each pass's requirements are checked before any of them runs."""
+"""Lists of passes that check the order: every required trait must hold before any pass runs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What one pass makes true of a bundle and another relies on, by name."""
+"""Traits: named properties of a bundle that one pass establishes and another requires."""
 
 from enum import StrEnum
 

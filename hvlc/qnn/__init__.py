@@ -1,4 +1,4 @@
-"""Compiles static ONNX graphs with Qualcomm's compiler, and holds what it made against the graphs.
+"""Compile static ONNX graphs with Qualcomm's compiler, and compare the binaries with the graphs.
 
 `onnxruntime-qnn` is an extra (`hvlc[qnn]`) with a licence of its own. It is loaded by `hvlc.qnn.worker` alone,
 in processes of its own, because it can crash, hang or take all memory.

@@ -1,4 +1,4 @@
-"""Runs compiled graphs in emulation and holds them against the graphs that they were made of.
+"""Run compiled graphs in emulation and compare their outputs with those of the source graphs.
 
 Emulation shows what a binary computes. It shows no speed, no memory limit of a device and not its last bit; and it
 cannot load binaries whose graphs share weights (QAIRT 2.51 crashes), so those are refused here and checked unshared.

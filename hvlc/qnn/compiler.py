@@ -1,4 +1,4 @@
-"""Compiles static graphs for one chip: everything on the NPU and proved to be, or an error that says why not."""
+"""Compile static graphs for one chip. Either every node runs on the NPU, which is checked, or an error says why not."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Reads what a compiler wrote, without running it: an ONNX file with one EPContext node, and its binary.
+"""Read a compiled graph without running it: an ONNX file with one EPContext node, and its binary.
 
 A session proves nothing here. On x86-64 the emulation runs binaries of any chip on settings of any other, so the chip
 is read twice: from the metadata that onnxruntime writes into the ONNX file, and from the binary's own text.

@@ -1,4 +1,4 @@
-"""Runs the compiler in processes of its own and tells how they ended."""
+"""Run the compiler in separate processes and report how they ended."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What Qualcomm's compiler itself says of a graph: whether it takes it whole, and which nodes it does not take."""
+"""Ask Qualcomm's compiler which nodes of a graph it supports, and whether it takes the graph as a whole."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Sessions with Qualcomm's execution provider, in a process of their own, because it can end that process.
+"""Open sessions with Qualcomm's execution provider in a separate process, because it can end that process.
 
-Run as a script, `worker.py REQUEST ANSWER` (both JSON files), by `hvlc.qnn.isolation`; it imports nothing of
-hvlc. It catches nothing: whoever runs it reads its last words.
+Run as a script, `worker.py REQUEST ANSWER` (both JSON files), by `hvlc.qnn.isolation`; it imports nothing of hvlc. It
+catches nothing: the caller reads its standard error.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Quantization recipes: schema, resolver, and the shipped *.yaml."""
+"""Quantization recipes: the schema, the resolver that makes a plan of them, and the shipped *.yaml files."""

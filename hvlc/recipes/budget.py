@@ -1,9 +1,9 @@
-"""Formats within a budget: for every part of a model the one that makes the summed damage least.
+"""Choose a format for every part of a model so that the total damage is least within a size budget.
 
 Damages add up: each part's loss is of second order in its error, and the errors of different parts are nearly
 independent (Malinovskii et al., "Pushing the Limits of LLM Quantization via the Linearity Theorem", arXiv 2411.17525).
-What remains is a multiple-choice knapsack (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter 11),
-solved by dynamic programming over sizes.
+The choice is a multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, chapter
+11), solved by dynamic programming over sizes.
 """
 
 import glob

@@ -1,7 +1,6 @@
-"""Recipes by name or file, with what they extend.
+"""Load recipes by name or file, and resolve `extends`.
 
-A recipe extends a shipped one, never a file of the user, as targets do: so its resolved document is all that a package
-must remember of it.
+A recipe extends a shipped recipe, never a user's file: so the resolved document is all that a package has to record.
 """
 
 from collections.abc import Mapping

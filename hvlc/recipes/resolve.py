@@ -1,4 +1,4 @@
-"""A recipe against a bundle and a target: the plan, or every problem at once."""
+"""Resolve a recipe against a bundle and a target: return the plan, or report every problem at once."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace

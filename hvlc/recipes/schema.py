@@ -1,4 +1,4 @@
-"""Recipes: strict, versioned YAML that says which weights become what."""
+"""Schema of a recipe: strict, versioned YAML that assigns a format and a solver to weights."""
 
 import fnmatch
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where a package departs from its reference, for a terminal and as Markdown."""
+"""Bisection results as terminal tables and as Markdown: the first stage that departs from the reference."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How balanced calibration inputs are, as terminal tables and as a record."""
+"""Description of a calibration set, as terminal tables and as JSON values."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""How a measurement reads: the columns and number formats that every report shares."""
+"""Columns and number formats of evaluations, shared by all reports."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Models side by side, for the terminal and as Markdown."""
+"""Comparison of models, for the terminal and as Markdown."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

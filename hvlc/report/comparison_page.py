@@ -1,4 +1,4 @@
-"""The page of a comparison: what is worse first, where it comes from, and every example that changed sides."""
+"""HTML page of a comparison: regressions first, their sources, and every example that only one model got right."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a compiler made of a package and how far that was checked, as tables; no figure is a device's."""
+"""Compilation results and their checks as tables. None of the figures was measured on a device."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

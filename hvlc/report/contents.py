@@ -1,4 +1,4 @@
-"""Where every byte of a package goes, as tables and as JSON values."""
+"""Bytes of a package by component, file and weight, as tables and as JSON values."""
 
 from collections import defaultdict
 from typing import Any

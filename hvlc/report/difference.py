@@ -1,4 +1,4 @@
-"""In what two packages differ, as terminal tables: the summary, and on demand every difference."""
+"""Differences of two packages as terminal tables: a summary, and on request every difference."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Plots of sensitivities and fronts as image files; the same numbers give the same bytes."""
+"""Plots of sensitivities and Pareto fronts as image files; equal numbers give equal bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Gates for people: what broke first, then every gate."""
+"""Gate results as tables: broken gates first, then every gate."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""Where the marks of a plot of errors by layer lie, as shares of its size; comparison.html.j2 draws them."""
+"""Geometry of the plot of errors by layer, in shares of its size; comparison.html.j2 draws it."""
 
 import math
 from collections.abc import Mapping, Sequence

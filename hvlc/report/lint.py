@@ -1,4 +1,4 @@
-"""What a target has against a model, as tables and as SARIF; a target's limits with how each is known."""
+"""Lint findings as tables and as SARIF, and the limits of a target with their evidence."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""One HTML page with everything in it: tables, plots, every example, no request to anywhere.
+"""Self-contained HTML page of evaluations: tables, plots and every example, without network requests.
 
-Questions and answers are text that nobody vouches for: the template escapes all of it, and the page's own
-content security policy forbids any script but the one hashed there, and any request.
+Questions and answers are untrusted text: the template escapes all of it, and the page's own content security policy
+forbids any script but the one hashed there, and any request.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Where each component of a package runs and why, what it was compiled for, and whether anybody ran that."""
+"""Placement of each component as a table: provider, reason, compiled target, and whether it was run."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Where the marks of a page's plots lie, as shares of the plot's width and height; page.html.j2 draws them."""
+"""Geometry of a page's plots, in shares of the plot's width and height; page.html.j2 draws them."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where it hurts, and what size buys, as terminal tables."""
+"""Sensitivities and Pareto fronts as terminal tables."""
 
 from rich import box
 from rich.console import Group

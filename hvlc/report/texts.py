@@ -1,4 +1,4 @@
-"""How evaluations on a text read: the columns and notes that terminal, Markdown and page share."""
+"""Columns and notes of evaluations on a text, shared by terminal, Markdown and page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Images small enough to put hundreds into one page."""
+"""Thumbnails, small enough to put hundreds into one page."""
 
 import base64
 import bisect

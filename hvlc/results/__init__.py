@@ -1,7 +1,7 @@
-"""What was measured: the records that evaluation makes, reports show and JSON files keep.
+"""Records of measurements, which evaluation makes, reports show and JSON files keep.
 
-Evaluation and report never import each other; these records are what passes between them. Each is frozen,
-refuses unknown keys and any number that is not finite: what was not measured is absent (`None`), never 0 or NaN.
+Evaluation and report never import each other; these records are what passes between them. Each is frozen, refuses
+unknown keys and non-finite numbers: what was not measured is absent (`None`), never 0 or NaN.
 """
 
 from hvlc.results.answering import Answered, ExampleResult

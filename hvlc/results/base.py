@@ -1,4 +1,4 @@
-"""What every record is made of: strictness, and numbers with the interval they are known within."""
+"""Base class of records, which are strict, and numbers with their confidence intervals."""
 
 import math
 from typing import Literal, Self

@@ -1,4 +1,4 @@
-"""Where a model departs from its reference, stage by stage (`hvlc.results.trace_points`)."""
+"""Records of a bisection: errors against a reference, stage by stage (`hvlc.results.trace_points`)."""
 
 from typing import Final, Literal, Self
 

@@ -1,4 +1,4 @@
-"""What a build made."""
+"""Records of a build: estimate, journal, times and memory, and what the package's bytes are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What calibration inputs are like: how many, how long, of which shapes and kinds."""
+"""Records that describe a calibration set: numbers, lengths, shapes and kinds of samples."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Models side by side: what differs, and what of it is noise."""
+"""Records of a comparison of models: differences, and which of them are significant."""
 
 from typing import Final, Literal, Self
 

@@ -1,4 +1,4 @@
-"""What a compiler for an NPU made of a package, and how far it was checked."""
+"""Records of a compilation for an NPU, and of the checks of its result."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,4 +1,4 @@
-"""In what two packages differ: files, graphs, weights, settings."""
+"""Records of the differences of two packages: files, graphs, weights, settings."""
 
 from typing import Final, Literal
 

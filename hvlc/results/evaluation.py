@@ -1,4 +1,4 @@
-"""One model on one task of questions, and how it agrees with a reference."""
+"""Record of one model on one question-answering task, and its agreement with a reference."""
 
 from typing import Literal, Self
 

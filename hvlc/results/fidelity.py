@@ -1,4 +1,4 @@
-"""How close a model's distribution over the next token is to a reference's."""
+"""Fidelity records: divergence of a model's next-token distributions from a reference's."""
 
 import math
 from typing import Self

@@ -1,4 +1,4 @@
-"""Gates, and what came of them: the records that checking makes, and that tables, JUnit and SARIF files show."""
+"""Gates and their outcomes, which tables, JUnit and SARIF files show."""
 
 from enum import StrEnum
 from typing import Final, Literal

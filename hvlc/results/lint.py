@@ -1,4 +1,4 @@
-"""What a target's rules say of a model, node by node, and what its compiler said where it was asked."""
+"""Lint records: findings of a target's rules, node by node, and the compiler's answers where it was asked."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What every evaluation says, whatever was asked of the model."""
+"""Fields that evaluations of all kinds have in common."""
 
 from typing import Final, Literal
 

@@ -1,4 +1,4 @@
-"""Every number of an evaluation by name: what gates, comparisons and tables ask for."""
+"""Measures: the numbers of an evaluation by name, for gates, comparisons and tables."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

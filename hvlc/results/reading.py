@@ -1,4 +1,4 @@
-"""How a model read a text."""
+"""Records of an evaluation on a text: negative log-likelihoods and perplexity."""
 
 import math
 from statistics import stdev

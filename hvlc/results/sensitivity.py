@@ -1,4 +1,4 @@
-"""Where it hurts: what quantizing each part of a model, and nothing else, does to its answers.
+"""Sensitivity records: the effect of quantizing one part of a model, and nothing else, on its logits.
 
 Records that calibration makes, recipes spend and reports show.
 """

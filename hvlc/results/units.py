@@ -1,4 +1,4 @@
-"""Quantities as people write and read them: "40MB", "98%", "12.3 ms"."""
+"""Parse and format quantities with units: "40MB", "98%", "12.3 ms"."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Solvers choose the levels of a weight matrix: from the weights alone, or knowing what the product is given."""
+"""Solvers choose the levels of a weight matrix: data-free, or with statistics of the product's inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""AdaRound: up or down for every weight, by what it does to the layer's output.
+"""AdaRound: round every weight up or down so that the error of the layer's output is small.
 
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv 2004.10568), solved as in AutoRound
 (Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent", arXiv 2309.05516): descent by the sign of the

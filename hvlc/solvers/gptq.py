@@ -1,4 +1,4 @@
-"""GPTQ: levels chosen column by column, every error made good by the columns that are still to come.
+"""GPTQ: choose levels column by column, and compensate each column's error in the columns after it.
 
 Frantar et al., "GPTQ" (arXiv 2210.17323), in the form of LDLQ (Chee et al., "QuIP", arXiv 2307.13304, theorem 6: the
 two are the same): with the Gram matrix `G = M D M^T`, `M` unit upper triangular, column `k` is rounded from

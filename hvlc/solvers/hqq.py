@@ -1,8 +1,8 @@
-"""HQQ: scales by half-quadratic splitting, which lets a block's outliers be wrong.
+"""HQQ: fit zero points and scales by half-quadratic splitting, which tolerates large errors of a block's outliers.
 
-Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (Mobius Labs, 2023). An l_p norm with
-`p < 1` of the error is minimized by turns: errors are shrunk by the norm's proximal operator (generalized soft
-thresholding), then the grid is fitted to the weights without what was shrunk. Three things differ from the paper:
+Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (Mobius Labs, 2023). An l_p norm of
+the error with `p < 1` is minimized by alternation: errors are shrunk by the norm's proximal operator (generalized
+soft thresholding), then the grid is fitted to the weights minus those errors. Three things differ from the paper:
 
 - Errors are counted in steps of the scale, so that the answer does not depend on the weights' magnitude.
 - `p` is 3/4, not 0.7: square roots alone, which every processor rounds alike.

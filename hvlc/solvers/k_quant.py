@@ -1,4 +1,4 @@
-"""k-quants: scales (and zero points) fitted to roundings by weighted least squares.
+"""k-quants: fit scales and zero points to rounded weights by weighted least squares.
 
 After `make_qx_quants` and `make_qkx2_quants` of llama.cpp (ggml/src/ggml-quants.c), which onnxruntime's `k_quant`
 follows too: weights are rounded on slightly stretched and squeezed grids, each rounding gets the grid that fits it

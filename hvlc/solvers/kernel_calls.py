@@ -1,4 +1,4 @@
-"""Kernels called for a format of weights: the room that they fill, and which kernel fits its zero points."""
+"""Call the kernels for a weight format: allocate the outputs, and choose the kernel by its zero points."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""Compiled kernels of the data-free solvers (numba): one pass over a matrix that stays in the cache.
+"""Numba kernels of the data-free solvers: one cache-friendly pass over a matrix.
 
-Blocks are worked on side by side: a group of them is laid out with the block as the last axis, so that every loop
-runs over neighbouring blocks, becomes vector instructions, and adds up each block's error in one fixed order. No
-fast-math: the bytes are the same on every processor and thread count. The kernels run without the GIL.
+Blocks are processed side by side: a group of them is laid out with the block as the last axis, so that every loop runs
+over neighbouring blocks, is vectorized, and sums each block's error in one fixed order. No fast-math: the bytes are the
+same on every processor and thread count. The kernels run without the GIL.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Compiled kernels of the solvers that fit a block's scale and zero point instead of trying a list of them.
+"""Numba kernels of the solvers that fit a block's scale and zero point instead of trying a list of them.
 
 They keep the rules of `kernels`: neighbouring blocks side by side, no fast-math, one fixed order of additions, no GIL.
 Sums are taken in steps of a scale, so that no magnitude of weights overflows; errors are those of what is stored.

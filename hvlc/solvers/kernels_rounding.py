@@ -1,4 +1,4 @@
-"""Compiled kernel that flips roundings one at a time (numba)."""
+"""Numba kernel that flips roundings one at a time, always the one that lowers the row's error most."""
 
 import numpy as np
 

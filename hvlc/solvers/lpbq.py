@@ -1,8 +1,8 @@
-"""LPBQ: scales of blocks that are whole numbers times a float of their row, for every solver.
+"""LPBQ for every solver: block scales that are integer multiples of a float scale per row.
 
-A solver finds a float scale for each block first. The largest of a row becomes `LPBQ_LARGEST` times the row's float;
-each block then has the whole number next to its scale, below or above, that leaves the smaller squared error, and its
-levels are chosen under that. AIMET ("low power blockwise quantization") rounds to the nearest number instead.
+A solver finds a float scale for each block first. The largest of a row becomes `LPBQ_LARGEST` times the row's scale;
+each block then takes the integer below or above its own scale that gives the smaller squared error, and its levels are
+chosen with that. AIMET ("low power blockwise quantization") rounds to the nearest number instead.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""neural-compressor's weight-only solvers on one matrix at a time, to be compared with our own in one run.
+"""Adapter for neural-compressor's weight-only solvers, one matrix at a time, to compare them with hvlc's own.
 
 Recipes name them `inc/...`. What they choose is neural-compressor 3.10's own choice, with its default settings; the
 levels are its integers, so they dequantize to what its layers hold. One difference: formats with float16 scales round

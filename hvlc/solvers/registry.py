@@ -1,4 +1,4 @@
-"""Every solver that a recipe may name: hvlc's own and neural-compressor's."""
+"""Registry of the solvers that a recipe may name: hvlc's own and neural-compressor's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Round to nearest: levels without data."""
+"""Round to nearest, data-free."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a calibrated solver knows of the inputs of a product: their second moments, averages and peaks."""
+"""Statistics of a product's inputs for calibrated solvers: second moments, means of magnitudes and peaks."""
 
 from dataclasses import dataclass
 

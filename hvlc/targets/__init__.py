@@ -1,4 +1,4 @@
-"""Targets: frozen data about a device or runtime; code asks questions and never the name."""
+"""Targets: immutable descriptions of a device or runtime. Code asks them questions and never branches on a name."""
 
 from hvlc.targets.loading import load_target, shipped_targets, target_for, target_path, target_text
 from hvlc.targets.operation import Grain, Operand, Operation, Quantized

@@ -1,4 +1,4 @@
-"""Target files: the shipped ones, a user's own, and families that share facts."""
+"""Load target files: shipped targets, a user's own TOML file, and the family files that they extend."""
 
 from functools import cache
 from importlib import resources

@@ -1,4 +1,4 @@
-"""What a target is asked about: one operator with the types, shapes and quantization of what it reads and writes."""
+"""An operation as targets judge it: one operator with dtypes, shapes and quantization of its inputs and outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Limits of a target as data: which operators it takes, and under which conditions it refuses them or errs."""
+"""Rules of a target as data: supported operators, and conditions under which it refuses one or computes it wrong."""
 
 import math
 from enum import StrEnum

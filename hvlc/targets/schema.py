@@ -1,4 +1,4 @@
-"""One device or runtime: what its file says, and the questions that code may ask."""
+"""Schema of a target file, and the support questions that code may ask a target."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

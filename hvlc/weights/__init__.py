@@ -1,1 +1,1 @@
-"""Weights: bytes in, lazy expressions out. Knows no graph."""
+"""Weights: read checkpoints and return lazy expressions. This package does not know graphs."""

@@ -18,9 +18,6 @@ from hvlc.errors import Collector, HvlcError, UserError, raise_all
 from hvlc.files.digests import digest_file
 from hvlc.files.links import leads_outside
 from hvlc.files.reading import (
-    DOCUMENT,
-    TEMPLATE,
-    TOKENIZER,
     is_directory,
     is_file,
     map_file,
@@ -30,8 +27,10 @@ from hvlc.files.reading import (
 )
 from hvlc.inputs.documents import parse_json, read_json
 from hvlc.inputs.foreign_code import check_code
+from hvlc.weights.checkpoint_files import INDEX, SETTINGS, SINGLE
 from hvlc.weights.gguf.file import GgufEntry, GgufFile, is_gguf, read_gguf
 from hvlc.weights.gguf.names import derived_config, interleaved_heads, parameter_name
+from hvlc.weights.hub import located, origin_of
 
 _DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -48,19 +47,6 @@ _DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-#: Every file that a build reads besides the weights, and the most bytes that it may have.
-_SETTINGS = {
-    "config.json": DOCUMENT,
-    "generation_config.json": DOCUMENT,
-    "quantize_config.json": DOCUMENT,
-    "quant_config.json": DOCUMENT,
-    "tokenizer.json": TOKENIZER,
-    "tokenizer_config.json": DOCUMENT,
-    "special_tokens_map.json": DOCUMENT,
-    "chat_template.jinja": TEMPLATE,
-    "processor_config.json": DOCUMENT,
-    "preprocessor_config.json": DOCUMENT,
-}
 #: Those besides config.json that transformers looks for code in.
 _NAMING_CODE = (
     "generation_config.json",
@@ -71,7 +57,6 @@ _NAMING_CODE = (
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _HEAD = "lm_head.weight"  # indices name it also where it is tied, and not stored
 _GGUF_DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16", "I8": "I8", "I32": "I32", "I64": "I64"}  # not in blocks
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _GGUF = ".gguf"
 _PREFIX = 8  # bytes of a safetensors file before its header: the header's length
 _HEADER_LIMIT = 32_000_000  # room for 200,000 tensors; the format's own bound takes gigabytes to parse
@@ -231,18 +216,21 @@ class Checkpoint:
 
         Args:
             directory: of config.json and safetensors; of one GGUF file, with config.json and tokenizer beside it or
-                not; or a GGUF file, whose neighbours are not looked at.
+                not; or a GGUF file, whose neighbours are not looked at; or an id on the Hugging Face hub
+                (`hvlc.weights.hub`).
 
         Raises:
-            UserError: no directory, no config, no weights, or a damaged file.
+            UserError: no directory, no config, no weights, or a damaged file; or the hub does not give it.
         """
+        directory = located(directory)
         _check_settings(directory)
         gguf = _gguf_file(directory)
         if gguf is not None:
             return _open_gguf(directory, gguf)
         if not is_directory(directory):
             cause = f"{shown(directory)} is not a directory"
-            raise UserError("checkpoint.missing", cause, "name a checkpoint directory or a .gguf file")
+            fix = "name a checkpoint directory, a .gguf file, or a model of the hub as organization/name"
+            raise UserError("checkpoint.missing", cause, fix)
         config = _read_config(directory)
         files, index = _weight_files(directory)
         found: dict[str, dict[str, StoredTensor]] = {}
@@ -260,12 +248,19 @@ class Checkpoint:
             raise UserError("checkpoint.weights", cause, "fetch the checkpoint again")
         tensors = {name: tensor for some in found.values() for name, tensor in some.items()}
         tensors |= {name: found[file][name] for name, file in index.items() if name in found[file]}
-        return cls(directory, config, tensors, files)
+        origin = origin_of(directory)
+        notes = [f"the checkpoint is {origin} on the Hugging Face hub"] if origin else []
+        return cls(directory, config, tensors, files, notes=notes)
 
     @property
     def gguf(self) -> Path | None:
         """The GGUF file that it is, if it is one."""
         return next((path for path in self.files if is_gguf(path)), None)
+
+    @property
+    def origin(self) -> str | None:
+        """Id and commit on the Hugging Face hub of a snapshot in its cache; None for other checkpoints."""
+        return origin_of(self.directory)
 
     @property
     def model_type(self) -> str:
@@ -283,7 +278,7 @@ class Checkpoint:
     @cached_property
     def file_digests(self) -> dict[str, tuple[int, str]]:
         """Bytes and hex SHA-256 of every file that the build reads, by name."""
-        paths = [p for p in (self.directory / n for n in _SETTINGS) if is_file(p)] + list(self.files)
+        paths = [p for p in (self.directory / n for n in SETTINGS) if is_file(p)] + list(self.files)
         return {p.name: (p.stat().st_size, digest_file(p, self.given_up)) for p in paths}
 
     @property
@@ -301,7 +296,7 @@ def _check_settings(directory: Path) -> None:
             them at once.
     """
     found = Collector()
-    for name, limit in _SETTINGS.items():
+    for name, limit in SETTINGS.items():
         path = directory / name
         if not is_directory(directory) or state_of(path) is None:
             continue
@@ -334,7 +329,7 @@ def _gguf_file(given: Path) -> Path | None:
     """
     if is_file(given):
         return given if is_gguf(given) else None
-    if not is_directory(given) or any(is_file(given / name) for name in (_SINGLE, _INDEX)):
+    if not is_directory(given) or any(is_file(given / name) for name in (SINGLE, INDEX)):
         return None
     found = sorted(path for path in given.iterdir() if path.suffix.lower() == _GGUF and is_file(path))
     if len(found) > 1:
@@ -368,7 +363,7 @@ def _gguf_tensor(file: GgufFile, name: str, entry: GgufEntry) -> GgufTensor:
 
 def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """The safetensors files of a checkpoint, single or sharded, and which shard the index says holds a tensor."""
-    single, index = directory / _SINGLE, directory / _INDEX
+    single, index = directory / SINGLE, directory / INDEX
     if state_of(single) is not None:
         return (single,), {}
     if state_of(index) is None:

@@ -1,8 +1,8 @@
 """Lazy weights: expressions over stored tensors, evaluated box by box when they are written.
 
-An expression knows its shape and dtype and computes any box (a slice of every axis) of its value from boxes of
-what it is made of. Nothing is kept, so the memory of a build is that of the boxes in flight, whatever the size of
-the model. Expressions are values: two that are equal have equal bytes and are stored once.
+An expression knows its shape and dtype and computes any box (a slice of every axis) of its value from boxes of its
+operands. Results are not cached, so a build's memory is that of the boxes in flight, whatever the size of the model.
+Expressions compare by value: equal expressions have equal bytes and are stored once.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Quantized matrices as lazy expressions: solved when they are written, or before."""
+"""Quantized matrices as lazy expressions, whose levels a solver chooses on writing, or has chosen before."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Orthogonal changes of basis that spread outliers: randomized Hadamard transforms, applied to lazy weights.
+"""Rotations that spread outliers: randomized Hadamard transforms, applied to lazy weights.
 
 A rotation is `R = diag(signs) @ H / sqrt(n)` with `H` of Hadamard type (QuaRot, arXiv 2404.00456; QuIP#, arXiv
 2402.04396): Sylvester's doubling as often as the size can be halved, around a core of Paley's. Sizes for which that

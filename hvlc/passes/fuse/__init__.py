@@ -1,1 +1,1 @@
-"""Passes that join operators."""
+"""Passes that fuse operators."""

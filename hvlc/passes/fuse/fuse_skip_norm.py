@@ -1,4 +1,4 @@
-"""Residual Add followed by a norm, as onnxruntime's one-kernel contrib operators.
+"""Fuse a residual Add and the norm after it into onnxruntime's contrib operators.
 
 `Add -> RMSNormalization` becomes SkipSimplifiedLayerNormalization and `Add -> LayerNormalization`
 SkipLayerNormalization, which also give the sum: exact up to the order of the additions.

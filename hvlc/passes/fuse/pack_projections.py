@@ -1,4 +1,4 @@
-"""Query, key and value projections joined into one product.
+"""Pack the query, key and value projections into one product.
 
 The weights are stacked lazily, quantized or not: each matrix keeps the levels that its own assignment gave it, and
 only equal formats are joined. GroupQueryAttention takes the joined result as it is (packed QKV); where head norms

@@ -1,1 +1,1 @@
-"""Passes that write operators as a target takes them."""
+"""Passes that rewrite operators which a target does not support into operators which it does."""

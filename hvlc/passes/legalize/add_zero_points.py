@@ -1,4 +1,4 @@
-"""Zero points of 0 written down where DequantizeLinear leaves them out.
+"""Add the zero point of 0 that a DequantizeLinear omits.
 
 ONNX says that a missing zero point is 0, so nothing changes. Qualcomm's compiler (onnxruntime-qnn 2.7) reads 4-bit
 integers with one scale for a channel or the whole tensor as others without one, and says nothing; LPBQ weights

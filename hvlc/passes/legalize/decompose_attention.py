@@ -1,4 +1,4 @@
-"""Attention of opset 23 written out for targets that have no such operator.
+"""Decompose the Attention operator of opset 23 for targets that do not support it.
 
 `softmax(Q K^T * scale) V` by Reshape, Transpose, MatMul and Softmax, which providers have taken for years. The query is
 scaled before the product, not the scores after it: the same numbers but for rounding, and the scores stay within

@@ -1,4 +1,4 @@
-"""Grouped-query attention over a cache of fixed length, written out in standard operators.
+"""Decompose GroupQueryAttention over a KV cache of fixed length into standard operators.
 
 com.microsoft.GroupQueryAttention rotates, writes the cache and attends in one node. Some compilers of NPUs have no such
 node, and Qualcomm's has it for a float cache alone (onnxruntime-qnn 2.7; with `k_scale` and `v_scale` it is refused).

@@ -1,7 +1,7 @@
-"""onnxruntime's residual norms, taken apart into the addition and the norm where a target has no such operator.
+"""Decompose onnxruntime's SkipLayerNormalization operators into Add and a norm where a target does not support them.
 
-The inverse of `hvlc.passes.fuse.fuse_skip_norm`, for models that anyone fused: SkipSimplifiedLayerNormalization becomes
-`Add -> RMSNormalization` and SkipLayerNormalization `Add -> LayerNormalization`, exact up to the order of the
+The inverse of `hvlc.passes.fuse.fuse_skip_norm`, for models that any tool fused: SkipSimplifiedLayerNormalization
+becomes `Add -> RMSNormalization` and SkipLayerNormalization `Add -> LayerNormalization`, exact up to the order of the
 additions. Qualcomm's compiler (onnxruntime-qnn 2.7, tried on one-node models) rejects both fused operators.
 """
 

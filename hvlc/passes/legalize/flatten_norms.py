@@ -1,4 +1,4 @@
-"""Norms over heads on a tensor of three dimensions: every row in one of them.
+"""Flatten the rows of an RMSNormalization over heads into one axis.
 
 Qualcomm's compiler computes garbage from an RMSNormalization over a last axis of up to 32 where the rows before it lie
 in several dimensions (onnxruntime-qnn 2.7, run in emulation: errors of 1e5 from the 17th row on; rows in one dimension

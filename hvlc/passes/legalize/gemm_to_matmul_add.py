@@ -1,8 +1,8 @@
-"""Gemm as MatMul and Add, which some targets take where they refuse Gemm or err in it.
+"""Replace Gemm by MatMul and Add, for targets that refuse Gemm or compute it wrong.
 
-`A @ B + C` with nothing transposed or scaled is what MatMul and Add compute of it: exact up to the order of the
-additions. Qualcomm's compiler (onnxruntime-qnn 2.7) refuses weights with two levels of scales (LPBQ) in Gemm without
-a float bias, and with one it computes wrong numbers and says nothing; in MatMul they are right.
+Only a Gemm `A @ B + C` without transposition or scaling is replaced: exact up to the order of the additions. Qualcomm's
+compiler (onnxruntime-qnn 2.7) refuses weights with two levels of scales (LPBQ) in Gemm without a float bias, and with
+one it computes wrong numbers and says nothing; in MatMul they are right.
 """
 
 from dataclasses import dataclass

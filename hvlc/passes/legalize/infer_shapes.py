@@ -1,4 +1,4 @@
-"""Types and shapes of all values, for passes that read them in a model of others."""
+"""Infer types and shapes of all values of a model that hvlc did not export, for passes that read them."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Negative scales of constant integers turned positive together with their levels.
+"""Make negative scales of constant weights positive by negating their levels too.
 
 Exact: -s times q is s times -q, where -q is a level too. The lowest level of a signed integer has no positive twin, so
 a channel with one stays. Qualcomm's compiler (onnxruntime-qnn 2.7) computes wrong numbers with negative scales for a

@@ -1,4 +1,4 @@
-"""Reshapes with every dimension of their target written out.
+"""Materialize the target shape of every Reshape: no 0 and no -1.
 
 A 0 ("as before") or -1 ("what is left") in the target of a Reshape is read by onnxruntime, which joins two Reshapes in
 a row into one with the same signs; Qualcomm's compiler then refuses it (onnxruntime-qnn 2.7, "_new_reshape"). Where

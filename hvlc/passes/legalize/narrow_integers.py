@@ -1,4 +1,4 @@
-"""Constant int64 indices as int32 where the operator takes both, for targets that have no int64.
+"""Narrow constant int64 indices to int32 where the operator takes both, for targets without int64.
 
 Proven from ONNX's schemas: an input's type must be free to be int32, and no other input or output may share it.
 Values outside int32 stay. What the model's own inputs and outputs are is not changed.

@@ -1,7 +1,7 @@
-"""A later opset for a model whose operators mean the same there.
+"""Raise the opset of a model whose operators have the same semantics in the later one.
 
 From opset 21 to 23 ONNX only let most operators take more types; the test is made on ONNX's own schemas: the same
-inputs, outputs and attributes, and no type less. What differs in anything else keeps the model where it is.
+inputs, outputs and attributes, and no type less. Any other difference keeps the model at its opset.
 """
 
 from dataclasses import dataclass

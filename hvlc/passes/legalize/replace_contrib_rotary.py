@@ -1,8 +1,8 @@
-"""onnxruntime's RotaryEmbedding as the standard operator of opset 23, where a target takes only that.
+"""Replace com.microsoft.RotaryEmbedding by the standard operator of opset 23, where a target supports only that.
 
-Both turn pairs of features by angles that tables give for each position; inputs come in another order, and the
-standard operator has neither a scale nor packed batches. Qualcomm's compiler (onnxruntime-qnn 2.7) rejects the
-contrib operator, which its documentation lists, and constant positions: their rows of the tables are looked up here.
+Both rotate pairs of features by angles that tables give for each position; inputs come in another order, and the
+standard operator has neither a scale nor packed batches. Qualcomm's compiler (onnxruntime-qnn 2.7) rejects the contrib
+operator, which its documentation lists, and constant positions: their rows of the tables are looked up here.
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Passes that change the float model exactly, so that it is easier to quantize."""
+"""Passes that make the float model easier to quantize without changing what it computes."""

@@ -1,8 +1,8 @@
-"""Values of an attention, rotated within each head (R2 of SpinQuant, arXiv 2405.16406; QuaRot, arXiv 2404.00456).
+"""Rotate the values of an attention within each head (R2 of SpinQuant, arXiv 2405.16406; QuaRot, arXiv 2404.00456).
 
-The output of an attention is a mixture of values, so rotating what the value projection writes turns what the output
-projection reads, and the two cancel. It costs nothing when the graph runs, and spreads outliers of the output
-projection's input and of the value cache.
+The output of an attention is a weighted mean of values, so rotating the value projection's output rotates the output
+projection's input, and the inverse rotation folded into the latter cancels it. It costs nothing when the graph runs,
+and spreads outliers of the output projection's input and of the value cache.
 """
 
 from dataclasses import dataclass

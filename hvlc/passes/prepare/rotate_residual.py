@@ -1,4 +1,4 @@
-"""The residual stream of a decoder in a rotated basis (R1 of SpinQuant, arXiv 2405.16406; QuaRot, arXiv 2404.00456).
+"""Rotate the residual stream of a decoder (R1 of SpinQuant, arXiv 2405.16406; QuaRot, arXiv 2404.00456).
 
 An RMS norm without gain commutes with a rotation. So gains move into the linears that read the norms; what writes to
 the stream (table, attention and MLP outputs, visual tokens) is rotated on its output side, and what reads it on its

@@ -1,7 +1,7 @@
-"""Factors of input channels, folded into what makes the channels: `x @ W == (x / s) @ (s * W)`.
+"""Scale input channels of linears and fold the inverse into their producer: `x @ W == (x / s) @ (s * W)`.
 
-Exact in real numbers; it moves what is hard to quantize between activations and weights (SmoothQuant, arXiv
-2211.10438; AWQ, arXiv 2306.00978).
+Exact in real numbers; it moves quantization difficulty between activations and weights (SmoothQuant, arXiv 2211.10438;
+AWQ, arXiv 2306.00978).
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Float zero points as a second, thin product.
+"""Implement float zero points as a second, thin product.
 
 Over a block `sum(scale * (level - zero) * x)` is `scale * sum((level - middle) * x)` and, for the middle level alone,
 `(middle - zero) * scale * sum(x)`: a product without zero points, and one by the sums of each block's inputs, which has

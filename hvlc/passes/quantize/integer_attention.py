@@ -1,4 +1,4 @@
-"""Both products of a written-out attention in integers, where queries and cache are integers already.
+"""Quantize both products of a decomposed attention whose KV cache is uint8.
 
 Compilers of NPUs read `DequantizeLinear -> MatMul -> QuantizeLinear` as one integer product, and want 16 bits on the
 left and 8 on the right of a product of two activations: Qualcomm's narrows 16 bits on the right by itself, with a range

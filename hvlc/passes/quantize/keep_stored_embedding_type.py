@@ -1,7 +1,7 @@
-"""Embedding tables that stay in float keep the type that the checkpoint stores.
+"""Keep unquantized embedding tables in the checkpoint's dtype, and cast after the look-up.
 
-A look-up copies rows, so a bfloat16 or float16 table may stay as it is and its rows be widened after: exact, and half
-the bytes. onnxruntime's CPU provider gathers every element type
+A Gather copies rows, so a bfloat16 or float16 table can stay as it is and only the gathered rows be cast to float32:
+exact, and half the bytes. onnxruntime's CPU provider gathers every element type
 (tests/passes/quantize/test_keep_stored_embedding_type.py runs it).
 """
 

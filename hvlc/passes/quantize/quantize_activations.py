@@ -1,4 +1,4 @@
-"""Static 16-bit activations: QuantizeLinear and DequantizeLinear around everything that computes in integers.
+"""Quantize activations statically to 16 bits: insert QuantizeLinear and DequantizeLinear around integer operators.
 
 Compilers of NPUs read `DequantizeLinear -> operator -> QuantizeLinear` as one integer operator. So every value that
 such an operator reads or writes gets one pair, with scale and zero point from calibration: the quantized products of a

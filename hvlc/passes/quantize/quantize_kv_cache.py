@@ -1,4 +1,4 @@
-"""The KV cache in int8: GroupQueryAttention quantizes keys and values as it stores them.
+"""Quantize the KV cache to int8, which GroupQueryAttention does as it stores keys and values.
 
 com.microsoft.GroupQueryAttention has its own quantized cache (onnxruntime docs/ContribOperators.md: `k_scale`,
 `v_scale`, `k_quant_type`, `v_quant_type`, `kv_cache_bit_width`). onnxruntime 1.31's CPU provider stores

@@ -1,6 +1,6 @@
-"""Performs a plan: weight matrices become com.microsoft.MatMulNBits, tied tables GatherBlockQuantized.
+"""Quantize weights as the plan says: matrices to com.microsoft.MatMulNBits, tied tables to GatherBlockQuantized.
 
-The pass has no opinions; it does what the plan says, lazily: levels are computed when they are written.
+The pass decides nothing. Levels are lazy: they are computed when they are written.
 """
 
 import math

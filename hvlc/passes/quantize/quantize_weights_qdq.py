@@ -1,11 +1,11 @@
-"""Performs a plan in QDQ form: levels behind DequantizeLinear, which compilers of NPUs read as an integer product.
+"""Quantize weights as the plan says, in QDQ form, which compilers of NPUs read as an integer product.
 
-A matrix keeps the order `[out, in]`, two's complement and low nibble first, and is transposed behind its
+A matrix keeps the order `[out, in]`, two's complement and low nibble first, and is transposed after its
 DequantizeLinear: so it is still solved and written some rows at a time, and a tied table reads the very bytes of the
 head (com.microsoft.GatherBlockQuantized takes int4). A block as long as a row is one scale for an output channel. LPBQ
-scales have a DequantizeLinear of their own, of a block's whole number by its row's factor.
-Qualcomm's compiler wants the DequantizeLinear right before the product (onnxruntime-qnn 2.7: "does not support a
-standalone DQ op with per-channel quantization"): for such targets the matrix is stored `[in, out]`, scales as float32.
+scales have a DequantizeLinear of their own, of a block's whole number by its row's factor. Qualcomm's compiler wants
+the DequantizeLinear right before the product (onnxruntime-qnn 2.7: "does not support a standalone DQ op with
+per-channel quantization"): for such targets the matrix is stored `[in, out]`, scales as float32.
 
 onnxruntime 1.31's CPU provider dequantizes the matrix in every run: the form is for devices that compile it. Where a
 DequantizeLinear of 8 bits and one scale a channel feeds a product with float output, its optimizer makes a MatMulNBits

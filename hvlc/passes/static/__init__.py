@@ -1,1 +1,1 @@
-"""Passes for targets that compile graphs of fixed shapes."""
+"""Passes for targets that compile graphs with static shapes."""

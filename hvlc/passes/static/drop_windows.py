@@ -1,7 +1,7 @@
-"""Attention windows that a KV cache of fixed length fits into hide nothing, and go.
+"""Remove sliding windows that are at least as long as the KV cache, since they mask nothing.
 
-Qwen2 and SmolLM3 may have layers that see the last so many positions, often more than a phone's cache has. Qualcomm's
-compiler takes no window (onnxruntime-qnn 2.7).
+Qwen2 and SmolLM3 may have layers with a sliding window, often longer than a phone's cache. Qualcomm's compiler takes no
+window (onnxruntime-qnn 2.7).
 """
 
 from dataclasses import dataclass

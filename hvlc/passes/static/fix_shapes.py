@@ -1,4 +1,4 @@
-"""One number for every dimension, for targets that compile graphs before they see a request.
+"""Fix every dimension, for targets that compile graphs ahead of time.
 
 A part of a decoder becomes two graphs over the same weights: one runs over `chunk` tokens of the prompt at a time,
 the other over one token of the answer. Their KV cache has room for the whole context from the start. A vision encoder

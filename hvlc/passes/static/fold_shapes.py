@@ -1,7 +1,7 @@
-"""Shapes that are read where they are known become numbers, and copies along axes that stay as long as they are go.
+"""Fold statically known shapes to constants, and remove Expands that copy nothing.
 
-A compiler of fixed shapes takes neither `Shape` nor what follows from it: the pooling head of a SigLIP asks for the
-number of images, and copies the query of its probe for each. With one image that is a constant, and no copy.
+A compiler of static shapes takes neither `Shape` nor what is computed from it: SigLIP's pooling head reads the number
+of images and repeats its probe for each. With one image the number is a constant, and nothing is repeated.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""A head that answers for the last token of the prompt alone, where the prompt runs in padded chunks.
+"""Gather the last token's hidden state before the head, where the prompt runs in padded chunks.
 
-onnxruntime-genai (0.18) wants the logits of one position, and takes them as `[1, 1, vocabulary]` where the head's file
-says so (run: tests/workflows/test_fixed.py). Which row that is, its lengths do not tell: they count the padding.
-The tokens do, because nothing but padding follows the last one. So the embedding, which runs on the CPU and reads them,
+onnxruntime-genai (0.18) reads the logits of one position, and takes them as `[1, 1, vocabulary]` where the head's file
+says so (run: tests/workflows/test_fixed.py). Which row that is, its lengths do not tell: they count the padding. The
+tokens do, because nothing but padding follows the last one. So the embedding, which runs on the CPU and reads them,
 counts, and the head computes one row instead of a chunk's.
 """
 

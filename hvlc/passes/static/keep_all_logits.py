@@ -1,6 +1,6 @@
-"""A decoder that answers for every position, where packages keep the last one's logits only.
+"""Remove the slice to the last position, so that a decoder returns logits at every position.
 
-Calibration and perplexity read what the last layer is given and says at every position.
+Calibration and perplexity read the last layer's inputs and logits at all positions.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Sequence lengths from the host instead of an attention mask.
+"""Replace the attention mask by sequence lengths that the host computes.
 
-com.microsoft.GroupQueryAttention wants two numbers: the position of the last token (`seqlens_k`) and the longest
+com.microsoft.GroupQueryAttention takes two numbers: the position of the last token (`seqlens_k`) and the longest
 sequence (`total_sequence_length`). Where shapes are fixed, a mask that grows cannot be an input, and onnxruntime-genai
 hands both numbers to the stages of a `decoder.pipeline` (src/models/io/input_ids.cpp, WindowedInputIDs).
 """

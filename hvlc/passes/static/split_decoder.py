@@ -1,9 +1,9 @@
-"""A decoder in parts: token embedding, transformer parts, head, each a component with its own graph.
+"""Split a decoder into components: token embedding, transformer parts, head.
 
 An NPU maps a graph and its weights into a small address space, so a decoder is compiled in parts, and what an NPU has
 no use for (the look-up of a table) stays outside. Parts are cut at the residual stream, before the first norm of a
-layer and before the last norm of all: one value goes from part to part. Where that value is rounded there, its levels
-go, so that both parts see an integer operator at the cut.
+layer and before the last norm of all: one value goes from part to part. Where that value is quantized, its levels are
+passed on, so that both parts see an integer operator at the cut.
 """
 
 import re

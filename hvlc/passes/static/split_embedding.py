@@ -1,4 +1,4 @@
-"""A token embedding that only looks up: visual tokens are put into place by the host.
+"""Split the merge of visual tokens off the token embedding: the host merges them.
 
 In a `decoder.pipeline` onnxruntime-genai itself copies the rows of `image_features` over the image placeholders of what
 the first stage gives (src/models/qwen_vl_model.cpp), so that stage must not merge them. It hands tokens over as int32.

@@ -1,4 +1,4 @@
-"""Rotary tables as long as the KV cache: positions behind its end never come.
+"""Trim rotary tables to the length of the KV cache: later positions never occur.
 
 A checkpoint's tables have a row for each position of its context, 32,768 of them in many; a cache of fixed length ends
 far before.

@@ -1,4 +1,4 @@
-"""Formats of quantized weights, one class each; `weight_format` chooses the class, and no other code asks for it."""
+"""Formats of quantized weights, one class each. `weight_format` chooses the class; no other code tests for one."""
 
 from enum import StrEnum
 

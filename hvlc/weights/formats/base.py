@@ -1,4 +1,4 @@
-"""What every format of quantized weights has: levels in blocks, a scale for each, and the arrays that are stored."""
+"""Base class of quantized weight formats: levels in blocks, scales, and the arrays that are stored."""
 
 from abc import ABC
 from collections.abc import Mapping

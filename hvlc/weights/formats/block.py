@@ -1,4 +1,4 @@
-"""Formats whose blocks have a float scale each: symmetric, and with integer zero points."""
+"""Block-wise formats with a float scale per block: symmetric, or asymmetric with integer zero points."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One scale for all weights of an output channel."""
+"""Per-channel format: one scale for all weights of an output channel."""
 
 from dataclasses import dataclass
 

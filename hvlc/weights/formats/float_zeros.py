@@ -1,6 +1,6 @@
-"""Float zero points, stored as what they make of the middle level.
+"""Block-wise format with float zero points, stored as the dequantized value of the middle level.
 
-A product without zero points is added `(2**(bits - 1) - zero) * scale` times the sum of the block's inputs
+The graph adds `(2**(bits - 1) - zero) * scale` times the sum of each block's inputs to a product without zero points
 (`hvlc.passes.quantize.add_middles`), which is fast everywhere. onnxruntime's own float zero points dequantize the whole
 matrix at every product (1.31, one core, 2048 x 2048, one token: 18 ms, here 0.8 ms).
 """

@@ -1,7 +1,7 @@
-"""LPBQ, AIMET's "low power blockwise quantization".
+"""LPBQ, AIMET's "low power blockwise quantization": two levels of scales.
 
-A whole number from 1 to `LARGEST` is stored for each block and a float32 for each row; a block's scale is their
-product. An NPU multiplies levels by the whole number and is left with 8-bit integers that have one scale a row.
+Each block stores an integer from 1 to `LARGEST` and each row a float32; a block's scale is their product. An NPU
+multiplies levels by the integer, which leaves 8-bit integers with one scale per row.
 """
 
 from collections.abc import Mapping

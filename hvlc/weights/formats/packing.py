@@ -1,4 +1,4 @@
-"""Integers of 4 and 8 bits as bytes: two nibbles in a byte, the low one first, as onnxruntime and ONNX store them."""
+"""Pack 4- and 8-bit integers into bytes: two nibbles a byte, low nibble first, as onnxruntime and ONNX store them."""
 
 import numpy as np
 

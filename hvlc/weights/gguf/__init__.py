@@ -1,1 +1,1 @@
-"""GGUF files: what their header says, and what transformers calls the things in it."""
+"""GGUF files: their header, and transformers' names for its configuration and tensors."""

@@ -1,9 +1,9 @@
-"""The header of a GGUF file, checked against the file before anything in it is believed.
+"""Read the header of a GGUF file and check it against the file's size before using any value.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. The gguf package
-knows what a type's blocks look like, and is asked; its reader is not used: an array that claims 2**60 elements keeps
-it busy for ever, and a vocabulary of 49,152 tokens takes it seconds. Metadata is walked over and decoded when somebody
-asks for it, so that what nobody reads cannot be wrong, large or in another encoding.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Block sizes come
+from the gguf package; its reader is not used, because an array that claims 2**60 elements keeps it busy for ever, and a
+vocabulary of 49,152 tokens takes it seconds. Metadata is skipped over and decoded on request, so that unused keys
+cannot fail, be large or have another encoding.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What llama.cpp calls things, and what transformers calls them: configuration and parameters of text decoders.
+"""Map llama.cpp's names to transformers': configuration keys and parameters of text decoders.
 
-Only what the exported families need, and strictly: a key that changes the numbers and that nobody here reads is
-refused. Sources: llama.cpp's gguf-py/gguf/constants.py and convert_hf_to_gguf.py.
+Only the exported families are covered, strictly: an unknown key that changes the numbers is refused. Sources:
+llama.cpp's gguf-py/gguf/constants.py and convert_hf_to_gguf.py.
 """
 
 import math

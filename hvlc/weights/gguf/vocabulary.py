@@ -1,7 +1,7 @@
 """The vocabulary of a GGUF file as llama.cpp reads it: tokens, merges, and the tokens that begin and end texts.
 
-Source: `llama_vocab::impl::load` in llama.cpp's src/llama-vocab.cpp (2026). What it takes from elsewhere than the file
-(defaults by kind of tokenizer, ends of an answer by their texts) is written down here.
+Source: `llama_vocab::impl::load` in llama.cpp's src/llama-vocab.cpp (2026). What llama.cpp does not take from the file
+(defaults by tokenizer type, end-of-generation tokens by their text) is written down here.
 """
 
 from collections.abc import Mapping, Sequence

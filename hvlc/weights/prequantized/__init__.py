@@ -1,1 +1,1 @@
-"""Checkpoints that another tool has quantized: their levels are taken as they are, where a format allows."""
+"""Checkpoints that another tool has quantized: their levels are kept as they are where a format can store them."""

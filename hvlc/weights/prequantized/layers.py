@@ -1,6 +1,6 @@
-"""The matrices of a GPTQ or AWQ checkpoint: what is stored, compared with what its settings say.
+"""Find the matrices of a GPTQ or AWQ checkpoint, and compare the stored tensors with its quantization settings.
 
-A contradiction is never read over: with zero points that are off by one, every weight is off by a scale.
+Contradictions are never ignored: with zero points that are off by one, every weight is off by one scale.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Matrices whose levels were chosen by whoever made the checkpoint: numbers, and the blocks they are made of."""
+"""Pre-quantized matrices as lazy expressions: dequantized values, and the stored levels, scales and zero points."""
 
 from abc import abstractmethod
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Parameters of a checkpoint, as numbers or as levels: what a name stands for, whatever tool has stored it."""
+"""Read a parameter by name from any supported checkpoint, as dequantized values or as stored levels."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its GPTQ or AWQ weights: bits, groups, zero points, and the layers that differ."""
+"""Parse a checkpoint's GPTQ or AWQ settings: bits, group size, zero points, and per-layer exceptions."""
 
 import re
 import time

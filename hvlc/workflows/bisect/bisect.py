@@ -1,7 +1,7 @@
 """Where a package departs from its reference: every stage on the reference's inputs, and on its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -24,6 +24,7 @@ from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.tracing.package import PackageTracer
 from hvlc.tracing.package_stages import Stage
 from hvlc.tracing.parts import Precision
+from hvlc.weights.hub import located
 from hvlc.workflows.bisect.diagnosis import diagnose
 from hvlc.workflows.bisect.opening import open_tracer
 from hvlc.workflows.build.requirements import require_compile
@@ -86,6 +87,7 @@ def bisect(request: Request, progress: Progress = lambda *_: None) -> Bisection:
     """
     images = tuple(to_array(image) for image in load_images(request.images))
     tracer = open_tracer(request.package, request.threads)
+    request = replace(request, reference=located(request.reference))
     reference = open_reference(request.reference, tracer.manifest, request.threads)
     differences = list(tracer.layout.differences(reference.layout))
     if differences:

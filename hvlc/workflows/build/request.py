@@ -19,7 +19,7 @@ class BuildRequest:
     """What to build.
 
     Attributes:
-        checkpoint: a checkpoint directory or a GGUF file.
+        checkpoint: a checkpoint directory, a GGUF file, or an id on the Hugging Face hub.
         target: name or path of a target.
         recipe: name or path of a recipe.
         output: directory to write.
@@ -91,7 +91,7 @@ def provenance_of(
         calibration=inputs.digest if inputs else None,
         calibration_samples=len(inputs.samples) if inputs else None,
     )
-    return Provenance(sources, checkpoint.file_digests, recipe.text, target.text)
+    return Provenance(sources, checkpoint.file_digests, recipe.text, target.text, checkpoint.origin)
 
 
 def source_digest(manifest: Manifest) -> str:

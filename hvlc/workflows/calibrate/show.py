@@ -29,6 +29,7 @@ def show_inputs(
     from hvlc.export import export_bundle
     from hvlc.workflows.calibrate.sizes import measure_of
 
-    facts = export_bundle(Checkpoint.open(directory)).facts
-    inputs = open_set(source, Model(directory, facts), samples=samples, tokens=tokens)
+    checkpoint = Checkpoint.open(directory)
+    facts = export_bundle(checkpoint).facts
+    inputs = open_set(source, Model(checkpoint.directory, facts), samples=samples, tokens=tokens)
     return balance_of(inputs, measure_of(facts.image) if facts.image else None, progress)

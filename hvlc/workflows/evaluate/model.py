@@ -22,6 +22,7 @@ from hvlc.opening.package import open_package
 from hvlc.results.compilation import Compilation, read_compilation
 from hvlc.runtime.logits import TextScorer
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.hub import located, name_of
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.estimate import processors
 from hvlc.workflows.build.request import BuildRequest, source_digest
@@ -122,13 +123,14 @@ def open_subject(directory: Path, label: str | None = None) -> Subject:
     """A package, or a checkpoint that packages are made from.
 
     Args:
-        directory: of the package or the checkpoint, or a GGUF file.
+        directory: of the package or the checkpoint, a GGUF file, or an id on the Hugging Face hub.
         label: as reports show it; the directory's name when None.
 
     Raises:
         UserError: it is neither, or a vision package, which answers nothing.
     """
-    label = label or directory.resolve().name
+    directory = located(directory)
+    label = label or name_of(directory)
     if is_file(directory / MANIFEST):
         manifest = open_package(directory).manifest
         if manifest.kind is Kind.VISION:
