@@ -49,7 +49,8 @@ def entries(config: Any) -> list[Entry]:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    factory = AutoModelForImageTextToText if config.model_type == "hypervl" else AutoModelForCausalLM
+    sees = hasattr(config, "text_config")
+    factory = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with torch.device("meta"):
         model = factory.from_config(config)
     return [
@@ -147,7 +148,10 @@ def make_checkpoint(shape: Shape, directory: Path, *, shard_gb: float = math.inf
     if len(shards) > 1:
         content = {"metadata": {"total_size": sum(e.nbytes for e in tensors)}, "weight_map": index}
         (directory / "model.safetensors.index.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    build_nano_tokenizer().save_pretrained(directory)
+    if shape.save_processor:
+        shape.save_processor(config, directory)
+    else:
+        build_nano_tokenizer().save_pretrained(directory)
     config.save_pretrained(directory)  # last: a directory with a config is a finished one
     return directory
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vision_shapes import internvl35_1b, internvl35_2b, save_processor, smolvlm2_2b
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -76,11 +79,13 @@ class Shape:
         name: what the command line calls it.
         config: makes its transformers configuration.
         peer: whether onnxruntime-genai's builder can build it.
+        save_processor: writes tokenizer and image processor beside the weights. None: the byte-level tokenizer alone.
     """
 
     name: str
     config: Callable[[], "PretrainedConfig"]
     peer: bool = True
+    save_processor: Callable[[Any, Path], None] | None = None
 
 
 _SHAPES = (
@@ -125,6 +130,9 @@ _SHAPES = (
         ),
     ),
     Shape("hypervl", _hypervl, peer=False),
+    Shape("smolvlm2-2.2b", smolvlm2_2b, False, save_processor),
+    Shape("internvl3.5-1b", internvl35_1b, False, save_processor),
+    Shape("internvl3.5-2b", internvl35_2b, False, save_processor),
 )
 
 #: Every shape by its name.

@@ -28,7 +28,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "smolvlm-unsplit": {"splits": False, "tied": True},
     "smolvlm-shuffle-4": {"shuffle": 4, "dtype": "bfloat16", "seed": 1},
     "idefics3": {"family": "idefics3", "tied": True, "seed": 2},
-    "idefics3-shuffle-3": {"family": "idefics3", "tile": 36, "patch": 6, "shuffle": 3, "longest": 100, "seed": 3},
+    # pixels that fill no patch, as in SmolVLM2-2.2B: 384 pixels are 27 patches of 14 and 6 pixels
+    "idefics3-shuffle-3": {"family": "idefics3", "tile": 38, "patch": 6, "shuffle": 3, "longest": 100, "seed": 3},
 }
 
 #: Heights and widths that reach every branch: one tile, whole tiles, one pixel more, wide, tall, tiny, one side alone.
@@ -141,7 +142,7 @@ VISION |= {"model_type": "smolvlm_vision", "image_size": 32, "patch_size": 4}
         (changed("processor_config.json", image_seq_len=9), "image_seq_len is 9"),
         (changed("config.json", image_token_id=3), "image_token_id is 3"),
         (changed("config.json", scale_factor=3), "scale_factor"),
-        (changed("config.json", vision_config=VISION | {"patch_size": 5}), "patch_size 5"),
+        (changed("config.json", vision_config=VISION | {"patch_size": 10}), "patch_size 10"),
         (renamed("<image>", "<picture>"), "no token <image>"),
         (renamed("<row_2_col_3>", "<row>"), "<row_2_col_3>"),
         (renamed("<global-img>", "<whole>"), "<global-img>"),

@@ -17,13 +17,14 @@ from hvlc.weights.checkpoint import Checkpoint
 
 
 def _check(config: Any, found: Collector) -> None:
-    """A tile is a whole number of patches, and its patches a whole number of shuffled squares."""
+    """The patches of a tile are a whole number of shuffled squares; pixels that fill no patch are left out."""
     vision = config.vision_config
     with found:
         siglip.check_tower(vision)
-        if vision.image_size % vision.patch_size or vision.image_size // vision.patch_size % config.scale_factor:
-            cause = f"a tile of {vision.image_size} pixels is not a multiple of patch_size {vision.patch_size} times "
-            cause += f"scale_factor {config.scale_factor}"
+        side = siglip.patches_per_side(vision)
+        if side % config.scale_factor:
+            cause = f"a tile of {vision.image_size} pixels has {side} patches of patch_size {vision.patch_size} a side, "
+            cause += f"which scale_factor {config.scale_factor} does not divide"
             raise UserError("checkpoint.config", f"config.json: {cause}", "correct it")
 
 
