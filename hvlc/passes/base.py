@@ -9,7 +9,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did to one component: a true count of changes, and refusals with reasons."""
+    """Result of a pass on one component: the number of changes, and refusals with reasons."""
 
     changed: int = 0
     skipped: tuple[Skip, ...] = ()

@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = "QNN_COMMON_ERROR_MEM_ALLOC"
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """What to compile for.
+    """Chip and options of a compilation.
 
     Attributes:
         soc_model: Qualcomm's number of the chip.

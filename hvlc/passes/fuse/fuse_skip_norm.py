@@ -23,7 +23,7 @@ _WITH_BIAS = 3  # inputs of a LayerNormalization that has one
 
 @dataclass(frozen=True)
 class FuseSkipNorm(ComponentPass):
-    """Fuses each norm with the residual addition that feeds it.
+    """Fuse each norm with the residual addition that feeds it.
 
     Attributes:
         target: asked whether it takes the fused operators; the CPU is, where it leaves a component to that.

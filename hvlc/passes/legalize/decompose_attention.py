@@ -26,7 +26,7 @@ _HEADS_FIRST, _KEYS_LAST = [0, 2, 1, 3], [0, 2, 3, 1]
 
 @dataclass(frozen=True)
 class DecomposeAttention(ComponentPass):
-    """Writes every plain self- or cross-attention out that the target refuses.
+    """Decompose every unmasked self- or cross-attention that the target refuses.
 
     Attributes:
         target: asked whether it takes Attention and what that consists of; the CPU is, where it leaves a component to

@@ -49,7 +49,7 @@ _LEAST = float(np.finfo(np.float16).tiny)  # of magnitudes that float16 can divi
 
 @dataclass(frozen=True)
 class DecomposeGroupQueryAttention(ComponentPass):
-    """Writes every grouped-query attention out that the target refuses, in a decoder of fixed shapes.
+    """Decompose every grouped-query attention that the target refuses, in a decoder of fixed shapes.
 
     Attributes:
         target: asked whether it takes GroupQueryAttention, with the cache that the attention has.
@@ -114,7 +114,7 @@ def _is_quantized(node: ir.Node) -> bool:
 
 
 def _form_obstacle(node: ir.Node) -> str:
-    """What of an attention cannot be written out; empty when all can."""
+    """The reason why an attention cannot be decomposed; "" if it can."""
     for position, what in _NEEDED_INPUTS.items():
         value = _input(node, position)
         if value is None:
@@ -310,7 +310,7 @@ class _Positions:
 
 
 def _offsets(tokens: int) -> np.ndarray:
-    """How far each token is from the last, int32 `[tokens]`."""
+    """Offset of each token from the last one, int32 `[tokens]`."""
     return np.arange(1 - tokens, 1, dtype=np.int32)
 
 
@@ -337,7 +337,7 @@ def _write_out(graph: ir.Graph, node: ir.Node, positions: _Positions) -> None:
 
 
 def _weights(ops: _Ops, query: ir.Value, keys: ir.Value, visible: ir.Value, sizes: _Sizes) -> ir.Value:
-    """What each row of queries takes of each position of the cache, float `[1, kv_heads, rows, room]`."""
+    """Attention weights of each row of queries over the positions of the cache, float `[1, kv_heads, rows, room]`."""
     dims = [1, sizes.kv_heads, sizes.rows, sizes.room]
     scores = ops.op("MatMul", "scores", query, ops.transpose("keys", keys, _KEYS_LAST), dims=dims)
     hidden = ops.constant("hidden_score", np.array(_HIDDEN, np.float32))
@@ -399,7 +399,7 @@ def _stored(ops: _Ops, node: ir.Node, place: int, new: ir.Value, rows: ir.Value)
 
 
 def _query_factor(ops: _Ops, node: ir.Node, sizes: _Sizes) -> ir.Value:
-    """What queries are multiplied by: the scale of the scores, and the magnitudes that keys are divided by."""
+    """Factor of the queries: the scale of the scores, times the magnitudes that keys are divided by."""
     factor = node.attributes.get_float("scale", 0.0) or sizes.width**-0.5
     scales = _input(node, _SCALES[0])
     if scales is None:

@@ -25,7 +25,7 @@ _SUM_OUTPUT = 3
 
 @dataclass(frozen=True)
 class DecomposeSkipNorm(ComponentPass):
-    """Takes residual norms apart that the target does not take.
+    """Decompose residual norms that the target does not support.
 
     Attributes:
         target: asked whether it takes the fused operators and their parts.

@@ -23,7 +23,7 @@ _FLAT = 3  # dimensions of [batch, sequence, heads * width]
 
 @dataclass(frozen=True)
 class ReplaceContribRotary(ComponentPass):
-    """Writes the standard RotaryEmbedding where the target does not take onnxruntime's.
+    """Replace onnxruntime's RotaryEmbedding by the standard one where the target does not support it.
 
     Attributes:
         target: asked whether it takes either.

@@ -19,7 +19,7 @@ from hvlc.weights.lazy import Cast, LazyTensor, expression_of
 
 @dataclass(frozen=True)
 class KeepStoredEmbeddingType(ComponentPass):
-    """Moves the cast of a table from before its look-up to after it.
+    """Move the cast of a table from before its look-up to after it.
 
     Attributes:
         target: asked which element types it looks up; the CPU is, where it leaves a component to that.
