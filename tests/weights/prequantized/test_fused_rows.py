@@ -17,7 +17,7 @@ from hvlc.weights.lazy import Constant, Narrow
 from hvlc.weights.prequantized.gguf import gguf_matrix
 from hvlc.weights.prequantized.matrix import Prequantized, PrequantizedRows
 from hvlc.workflows.build.build import plan_build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.test_families import logits_difference
 from tests.helpers.sessions import session
 from tests.helpers.tolerances import GRAPH_FLOAT32
@@ -103,7 +103,7 @@ def test_a_fused_projection_keeps_its_levels(tmp_path: Path, kind: str) -> None:
     model = save_fused(tmp_path / "checkpoint", kind)
     bundle = export_bundle(Checkpoint.open(tmp_path / "checkpoint"))
     assert logits_difference(model, session(bundle.components["model"].model)) < GRAPH_FLOAT32
-    plan = plan_build(BuildRequest(tmp_path / "checkpoint", "cpu", "w4a16-rtn", tmp_path / "package")).plan
+    plan = plan_build(open_request(tmp_path / "checkpoint", "cpu", "w4a16-rtn", tmp_path / "package")).plan
     reasons = {a.weight.split(".")[-2]: a.reason for a in plan.assignments if ".layers." in a.weight}
     assert len(reasons) == 7
     assert all(reason.startswith(f"taken as stored: {kind.upper()}") for reason in reasons.values())
