@@ -28,7 +28,7 @@ from hvlc.graphs.facts import Kind
 from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.logits import TextScorer
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
 from hvlc.workflows.evaluate.perplexity import TOKENS, WINDOW, text_windows
 
@@ -159,7 +159,7 @@ def measure(arguments: argparse.Namespace, recipe: str, scores: Scores, work: Pa
     package = work / name
     own = {} if recipe in arguments.uncalibrated else {"calibration": arguments.calibration}
     samples = None if recipe in arguments.uncalibrated else arguments.samples
-    request = BuildRequest(arguments.checkpoint, "cpu", recipe, package, force=True, samples=samples, **own)
+    request = open_request(arguments.checkpoint, "cpu", recipe, package, force=True, samples=samples, **own)
     built = build(request)
     packaged = scores.package(package)
     simulated = {}  # of a package in QDQ form: its levels are those of the weight-only one

@@ -45,11 +45,11 @@ def build(
     from pathlib import Path
 
     from hvlc.workflows.build.build import build as run
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
     from hvlc.zoo import nano_checkpoint
 
     source = nano_checkpoint() if checkpoint is None else Path(checkpoint)
-    return run(BuildRequest(source, fspath(target), fspath(recipe), Path(output), **options))
+    return run(open_request(source, fspath(target), fspath(recipe), Path(output), **options))
 
 
 def open(package: Place) -> "Package":

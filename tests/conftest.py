@@ -51,9 +51,9 @@ def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _built(checkpoint: Path, recipe: str, output: Path) -> "BuildResult":
     from hvlc.workflows.build.build import build
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
 
-    return build(BuildRequest(checkpoint, "cpu", recipe, output))
+    return build(open_request(checkpoint, "cpu", recipe, output))
 
 
 @pytest.fixture(scope="session")

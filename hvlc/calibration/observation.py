@@ -68,7 +68,7 @@ class Observation:
 
 
 class Observers:
-    """Sees the values of one component, sample by sample."""
+    """Observers of one component's values, sample by sample."""
 
     def __init__(self, observation: Observation) -> None:
         self._observation = observation

@@ -25,7 +25,7 @@ _SHARES = 2.0 ** (-np.arange(41) / 4)  # of the extreme value, that an end of an
 
 @dataclass
 class _Seen:
-    """What was seen of one value, its positive side first and its negative side second.
+    """Statistics of one value, of its positive side first and of its negative side second.
 
     Attributes:
         extremes: float64 `[2]`, the largest magnitude of a side; 0 where there is none, as integers must hold 0.
@@ -38,7 +38,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class RangeObserver:
-    """Gathers the range of every activation that it is shown.
+    """Observer of the range of every activation.
 
     Attributes:
         method: which range is chosen.
@@ -85,7 +85,7 @@ class RangeObserver:
 
 @dataclass(frozen=True)
 class CacheObserver:
-    """Gathers the largest magnitude of each channel of keys and values, for a static quantized KV cache.
+    """Observer of the largest magnitude of each channel of keys and values, for a static quantized KV cache.
 
     Rotation keeps the norm of a pair of channels, so each channel of a rotated key is given the norm of its pair:
     that bounds it at positions that no sample reached, where a slowly turning channel holds what its partner held

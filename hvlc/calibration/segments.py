@@ -128,7 +128,7 @@ def _look_up(node: ir.Node, rows: np.ndarray, weights: Weights) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WalkCache:
-    """What many walks over the same graphs share.
+    """Sessions and weights that many walks over the same graphs share.
 
     Attributes:
         sessions: of segments; they hold no lazy weights.

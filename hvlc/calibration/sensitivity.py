@@ -52,7 +52,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Damage:
-    """What a trial did.
+    """Result of a trial.
 
     Attributes:
         output_error: see `hvlc.results.sensitivity.Candidate`.

@@ -40,7 +40,7 @@ _PATHS = "or give the path of a .txt or .jsonl file, or of a directory of texts 
 
 @dataclass(frozen=True)
 class Model:
-    """What calibration inputs are made for.
+    """Model for which calibration inputs are made.
 
     Attributes:
         directory: the checkpoint.

@@ -81,9 +81,9 @@ def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None
 
 
 def _build_request(output: Path, checkpoint: Path | None, **options: Any) -> "BuildRequest":
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
 
-    return BuildRequest(_checkpoint(checkpoint), output=output, **options)
+    return open_request(_checkpoint(checkpoint), output=output, **options)
 
 
 def _checkpoint(given: Path | None) -> Path:

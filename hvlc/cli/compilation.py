@@ -37,6 +37,7 @@ def compile_command(
     as_json: bool,
 ) -> None:
     """Compile PACKAGE, which `hvlc build --no-aot` wrote, for a Snapdragon's NPU (needs hvlc[qnn])."""
+    from hvlc.qnn.compiler import CompileOptions
     from hvlc.qnn.isolation import Isolation
     from hvlc.report.compilation import compilation_tables
     from hvlc.targets import load_target
@@ -50,7 +51,9 @@ def compile_command(
         isolation=Isolation(max_memory=max_memory),
     )
     with progress("compile", 1) as step:
-        made = compile_package(package, output, load_target(target), request, force=force, progress=step)
+        made = compile_package(
+            package, output, CompileOptions.of(load_target(target)), request, force=force, progress=step
+        )
     cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "bytes": made.manifest.total_bytes}
     data = {**made.compilation.model_dump(mode="json"), **cost}
     show(data, as_json, lambda console: console.print(compilation_tables(made.compilation)))

@@ -14,7 +14,7 @@ from hvlc.graphs.placement import Phase, Placement, Provider
 
 
 class Role(StrEnum):
-    """What a component is for; recipes and targets speak of roles, never of names."""
+    """Purpose of a component; recipes and targets name roles, never components."""
 
     FRONT = "front"
     VISION_ENCODER = "vision_encoder"
@@ -72,7 +72,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """What one step did to one component: a true count, refusals, seconds."""
+    """Result of one step on one component: the number of changes, refusals, seconds."""
 
     step: str
     component: str

@@ -16,7 +16,7 @@ class Placement(StrEnum):
 
 
 class Phase(StrEnum):
-    """When a component runs, where a decoder has a graph for the prompt and another for each token of the answer."""
+    """Phase in which a component runs; a decoder may have a graph for the prompt and another for single tokens."""
 
     ALWAYS = "always"
     PROMPT = "prompt"

@@ -8,7 +8,7 @@ from hvlc.weights.formats import WeightFormat
 
 
 class Action(StrEnum):
-    """What happens to a weight: there is no fourth."""
+    """Action on a weight; there is no fourth."""
 
     QUANTIZE = "quantize"
     TIE = "tie"
@@ -23,7 +23,7 @@ class ActivationType(StrEnum):
 
 
 class RangeMethod(StrEnum):
-    """How the range of an activation follows from what calibration saw of it."""
+    """Method that derives an activation's range from its calibration statistics."""
 
     MINMAX = "minmax"
     PERCENTILE = "percentile"

@@ -35,7 +35,7 @@ _PAST_VALUE = {"Attention": 5, "GroupQueryAttention": 4}
 
 @dataclass(frozen=True)
 class Producer:
-    """What makes the channels of a value and can make each of them smaller.
+    """Producer of a value's channels that can scale each of them.
 
     Attributes:
         places: constants and the axis along which they are divided.

@@ -126,7 +126,7 @@ _CONTRIB: dict[str, Callable[[ir.Node], None]] = {
 
 
 def dynamic_dims(value: ir.Value) -> str:
-    """What is not fixed in a value's shape; empty when everything is."""
+    """Dynamic dimensions of a value's shape; empty if it is static."""
     if value.shape is None:
         return "has no known shape"
     unknown = [str(d) for d in value.shape if not isinstance(d, int)]

@@ -54,7 +54,7 @@ class Node:
 
 
 class _Scope:
-    """What is known of the values of a graph and of those around it.
+    """Known shapes and constants of a graph's values, and of the enclosing graphs'.
 
     Attributes:
         versions: of the operators' domains.

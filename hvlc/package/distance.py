@@ -34,7 +34,7 @@ class Distance:
 
 
 def distance(reference: np.ndarray, other: np.ndarray) -> Distance:
-    """How far `other` is from `reference`, summed in float64.
+    """Distance of `other` from `reference`, summed in float64.
 
     Raises:
         ValueError: the shapes differ.

@@ -148,7 +148,7 @@ def _unshaped(expression: Expression) -> Expression:
 
 @dataclass
 class Layout:
-    """Where everything lies in one data file."""
+    """Layout of one data file: offset and length of every initializer."""
 
     units: dict[tuple[Hashable, ...], Unit] = field(default_factory=dict)
     places: dict[Hashable, tuple[int, int]] = field(default_factory=dict)

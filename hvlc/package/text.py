@@ -28,7 +28,7 @@ _AS_IT_IS = Tokenizing()
 
 @dataclass(frozen=True)
 class PackageText:
-    """How texts become tokens in a package.
+    """Tokenizer and chat template of a package.
 
     Attributes:
         template: the chat template; None where the checkpoint has none.

@@ -2,17 +2,26 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip
 from hvlc.passes.traits import Trait
+from hvlc.targets import SupportAnswer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did to one component: a true count of changes, and refusals with reasons."""
+    """Result of a pass on one component: the number of changes, and refusals with reasons."""
 
     changed: int = 0
     skipped: tuple[Skip, ...] = ()
+
+
+class TakesOperator(Protocol):
+    """The one question that passes ask about what graphs run on (`Target.takes_op`)."""
+
+    def __call__(self, op_type: str, domain: str = "") -> SupportAnswer:
+        """Whether an operator may run there, or why not."""
 
 
 class Pass(ABC):

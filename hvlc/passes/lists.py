@@ -62,14 +62,14 @@ def structural_passes(facts: Facts, target: Target) -> PassList:
         facts: of the bundle that was just exported.
         target: what the graphs are for.
     """
-    writes_attention = not target_for(Role.VISION_ENCODER, target).takes_op("Attention")
+    encoders = target_for(Role.VISION_ENCODER, target).takes_op
     return PassList(
         "structure",
         EXPORTED if facts.image else EXPORTED | {Trait.WIRED_TOKENS},
         (
             *(_vision_passes(facts.image, facts.hidden_size) if facts.image else ()),
-            FuseSkipNorm(target),
-            *([DecomposeAttention(target)] if writes_attention else []),
+            FuseSkipNorm(lambda role: target_for(role, target).takes_op),
+            *([] if encoders("Attention") else [DecomposeAttention(encoders)]),
         ),
     )
 
@@ -151,7 +151,7 @@ def quantizing_passes(before: PassList, facts: Facts, target: Target, plan: Plan
         *([QuantizeActivations(plan, numbers.ranges)] if plan.activations is not None else []),
         *([QuantizeKVCache(numbers.magnitudes)] if plan.kv_cache is CacheType.INT8 else []),
         *([] if takes_apart else [PackProjections()]),
-        KeepStoredEmbeddingType(target),
+        KeepStoredEmbeddingType(lambda role, dtype: target_for(role, target).takes_lookup(dtype)),
         *([SelectEncoder(chosen.rule, facts.hidden_size)] if chosen else []),
     )
 
@@ -183,12 +183,16 @@ def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> Pa
         "static",
         *(_parts(target, decoder) if decoder else ()),
         FixShapes(chunk, decoder.context if decoder else chunk, roles),
-        *((DecomposeGroupQueryAttention(target), IntegerAttention()) if decoder else ()),
+        *((_written_out(target), IntegerAttention()) if decoder else ()),
         *([GatherLastToken(decoder.padding)] if decoder else []),
         FoldShapes(),
         MaterializeReshapeShapes(),
         FlattenNorms(),
     )
+
+
+def _written_out(target: Target) -> Pass:
+    return DecomposeGroupQueryAttention(target.takes_op, target.takes_cache(CacheType.INT8))
 
 
 def _parts(target: Target, decoder: Sizes) -> tuple[Pass, ...]:
@@ -240,8 +244,8 @@ def fixing_passes(target: Target, refused: RefusedNodes) -> PassList:
         frozenset() if refused.late else frozenset({Trait.LATE_OPSET}),
         (
             *([RaiseOpset(_OPSET)] if refused.late else []),
-            DecomposeSkipNorm(target),
-            ReplaceContribRotary(target),
+            DecomposeSkipNorm(target.takes_op),
+            ReplaceContribRotary(target.takes_op),
             *([GemmToMatMulAdd(refused.products)] if plain else []),
             NarrowIntegers(refused.wide),
             AddZeroPoints(refused.no_zero_points),

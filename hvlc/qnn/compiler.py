@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = "QNN_COMMON_ERROR_MEM_ALLOC"
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """What to compile for.
+    """Chip and options of a compilation.
 
     Attributes:
         soc_model: Qualcomm's number of the chip.
@@ -43,6 +43,7 @@ class CompileOptions:
         session_options: of onnxruntime.
         affinity: processor of operator types that the provider takes only when told to.
         modes: of graph finalization, tried one after another where one runs out of the compiler's own memory.
+        target: name of the target that says so; empty where none does.
     """
 
     soc_model: int
@@ -51,6 +52,7 @@ class CompileOptions:
     session_options: Mapping[str, str] = field(default_factory=dict)
     affinity: Mapping[str, str] = field(default_factory=lambda: {"GroupQueryAttention": "HTP"})
     modes: tuple[int, ...] = (3, 2)
+    target: str = ""
 
     @classmethod
     def of(cls, target: Target) -> Self:
@@ -73,6 +75,7 @@ class CompileOptions:
             target.session_options,
             target.affinity,
             tuple(dict.fromkeys((asked, *cls.modes))),
+            target.name,
         )
 
     def running(self) -> dict[str, str]:

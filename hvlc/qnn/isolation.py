@@ -38,7 +38,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Request:
-    """What a process is asked to do.
+    """Request to a process.
 
     Attributes:
         directory: of the models.
@@ -81,7 +81,7 @@ class OpenedSession:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a process ended well.
+    """Result of a process that succeeded.
 
     Attributes:
         version: of onnxruntime-qnn.
@@ -96,7 +96,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """How a process ended badly.
+    """Result of a process that failed.
 
     Attributes:
         how: "error" where it said what is wrong, "crash" after a signal, "timeout".
@@ -109,7 +109,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Isolation:
-    """How processes are run.
+    """Script and limits of the processes that are started.
 
     Attributes:
         seconds: that one may take.

@@ -225,7 +225,7 @@ def _decide(place: _Place, rule: Rule | None, target: Target, places: list[_Plac
 
 @dataclass(frozen=True)
 class _Choice:
-    """How a weight is stored when it is quantized."""
+    """Format and solver chosen for a weight."""
 
     format: WeightFormat
     solver: str

@@ -26,7 +26,7 @@ CalibratedRole = Literal[Role.DECODER, Role.VISION_ENCODER]
 
 
 class WeightSpec(StrictModel):
-    """How a rule's weights are stored.
+    """Format and solver of a rule's weights.
 
     Attributes:
         bits: width of an element.
@@ -101,7 +101,7 @@ class Rule(StrictModel):
 
 
 class CalibrationSpec(StrictModel):
-    """What a recipe's solvers are calibrated on.
+    """Calibration set of a recipe's solvers.
 
     Attributes:
         source: file, directory or built-in set (`hvlc.calibration.sources`). None: the built-in one that fits the

@@ -142,7 +142,7 @@ def build_record(result: BuildResult) -> dict[str, Any]:
 
 
 def build_tables(result: BuildResult) -> Group:
-    """What a build did: the journal, the plan, the package."""
+    """Tables of a build: the journal, the plan, the package."""
     journal = _table("step", "component", "changed", "declined", "seconds", "most common reason")
     for entry in result.journal:
         reasons = [s.reason for s in entry.skipped]
@@ -211,7 +211,7 @@ def _kind_facts(manifest: Manifest) -> dict[str, str]:
 
 
 def answer_table(answered: Answered) -> Table:
-    """What an answer cost."""
+    """Costs of an answer: tokens, times, tiles."""
     rate = (len(answered.tokens) - 1) / answered.decode_seconds if answered.decode_seconds > 0 else None
     return named_table(
         {

@@ -34,7 +34,7 @@ def headline(comparison: Comparison) -> list[str]:
 
 
 def _departure(comparison: Comparison, name: str) -> Iterator[str]:
-    """Where values begin to differ."""
+    """First place at which values differ."""
     stages = [row for row in comparison.stages if row.contestant == name and row.stage not in (SAMPLING, ANSWER)]
     first = next((row for row in stages if row.relative_error != 0), None)
     if first is not None:
@@ -123,7 +123,7 @@ def contestants_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def fidelity_rows(comparison: Comparison) -> list[list[str]]:
-    """How close the distributions of each run are to the reference's."""
+    """Rows of each run's divergence from the reference's distributions."""
     held = [run for run in comparison.runs if any(name in run.measures for name in _FIDELITY)]
     return [[run.label, *(quantity(run.measures.get(name), name) for name in _FIDELITY)] for run in held]
 

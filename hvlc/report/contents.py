@@ -33,7 +33,7 @@ def contents_record(contents: Contents, top: int) -> dict[str, Any]:
 
 
 def contents_tables(contents: Contents, top: int) -> Group:
-    """What takes how much, and the largest weights."""
+    """Bytes by kind of content, and the largest weights."""
     totals = _table("component", "content", "dtype", "bytes", "share")
     for (components, content, dtype), size in _by_size(contents):
         share = f"{100 * size / contents.total_bytes:.1f} %"

@@ -27,7 +27,7 @@ _STYLES: Mapping[GateVerdict, str] = {
 
 
 def headline(judgement: Judgement) -> str:
-    """How many gates there are, and how many are broken."""
+    """Number of gates, and of broken ones, in words."""
     count, broken = len(judgement.outcomes), len(judgement.found(GateVerdict.BROKEN))
     undecided = len(judgement.found(GateVerdict.UNDECIDED))
     of = f"{count} gate{'' if count == 1 else 's'}"
@@ -59,7 +59,7 @@ def quantity(number: Interval | None, metric: str) -> str:
 
 
 def compared(outcome: GateOutcome) -> str:
-    """What a number is times the reference's; the sign for absence where the gate is absolute."""
+    """A number's ratio to the reference's; the sign for absence if the gate is absolute."""
     ratio = outcome.ratio
     if ratio is None:
         return ABSENT

@@ -11,7 +11,7 @@ BISECTION_VERSION: Final = 1
 
 
 class Deviation(Record):
-    """How far values are from expected ones.
+    """Deviation of values from expected ones.
 
     Attributes:
         relative: root mean square over positions of the error's norm, relative to the norm of what was expected, or

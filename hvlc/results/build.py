@@ -25,7 +25,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build will take.
+    """Estimated disk, memory and time of a build.
 
     Attributes:
         disk_bytes: size of the package.
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was built.
+    """Result of a build.
 
     Attributes:
         output: the package.
@@ -66,7 +66,7 @@ class BuildResult:
 
 
 class Content(StrEnum):
-    """What bytes of a package are."""
+    """Kinds of content of a package's bytes."""
 
     LEVELS = "quantized levels"
     SCALES = "scales"

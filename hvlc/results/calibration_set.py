@@ -24,7 +24,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class VisualSize:
-    """What an image becomes.
+    """Tiles and visual tokens of an image.
 
     Attributes:
         tiles: pieces that an encoder reads.
@@ -41,7 +41,7 @@ class VisualSize:
 
 @dataclass(frozen=True)
 class Balance:
-    """What a calibration set is like.
+    """Description of a calibration set.
 
     Attributes:
         name: of the set.

@@ -115,7 +115,7 @@ class Flip(Record):
 
 
 class LayerError(Record):
-    """How far the weights of a layer are from the reference's.
+    """Error of a layer's weights against the reference's.
 
     Attributes:
         contestant: whose weights.
@@ -137,7 +137,7 @@ class LayerError(Record):
 
 
 class StageError(Record):
-    """How far what a stage makes is from what the reference makes there, each from its own inputs.
+    """Error of a stage's output against the reference's, each computed from its own inputs.
 
     Attributes:
         contestant: whose stage.
@@ -168,7 +168,7 @@ class PlanChange(Record):
 
 
 class Comparison(Record):
-    """Models side by side.
+    """Comparison of models.
 
     Attributes:
         schema_version: of this format.

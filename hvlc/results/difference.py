@@ -106,7 +106,7 @@ class ComponentDifference(Record):
 
 
 class Difference(Record):
-    """In what two packages differ.
+    """Differences of two packages.
 
     Attributes:
         schema_version: of this format.

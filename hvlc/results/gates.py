@@ -80,7 +80,7 @@ class Ratio(Record):
 
 
 class GateVerdict(StrEnum):
-    """What an interval says of a bound."""
+    """Outcome of a gate, by its bound and the measured interval."""
 
     PASSED = "passed"  # all of it keeps the bound
     UNDECIDED = "undecided"  # it lies on both sides
@@ -183,7 +183,7 @@ class RecipeText(Record):
 
 
 class Origin(Record):
-    """Where a model comes from.
+    """Origin of a model.
 
     Attributes:
         path: of a file that stands for it: a package's manifest, or the file of an evaluation.

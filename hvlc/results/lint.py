@@ -9,7 +9,7 @@ SCHEMA_VERSION = 1
 
 
 class NodeFinding(Record):
-    """What speaks against one node.
+    """A finding against one node.
 
     Attributes:
         node: its name, those of subgraphs behind "/"; its position where it has no name.
@@ -51,7 +51,7 @@ class Disagreement(Record):
 
 
 class CompilerAnswer(Record):
-    """What the compiler said of one graph.
+    """The compiler's answer about one graph.
 
     Attributes:
         compiler: name and version.

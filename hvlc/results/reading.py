@@ -12,7 +12,7 @@ from hvlc.results.measurement import Measurement
 
 
 class ScoredWindow(Record):
-    """How a model read one window of a text.
+    """Score of one window of a text.
 
     Attributes:
         nll: mean negative log-likelihood of a token in nats.
@@ -24,7 +24,7 @@ class ScoredWindow(Record):
 
 
 class Perplexity(Record):
-    """How a model read a text.
+    """Perplexity of a text.
 
     Attributes:
         windows: one after another.

@@ -180,7 +180,7 @@ class FrontPoint(Record):
 
 
 class Front(Record):
-    """What size buys: choices from the smallest to the least damaged.
+    """Pareto front: choices of formats from the smallest size to the least loss.
 
     Attributes:
         schema_version: version of this file format.

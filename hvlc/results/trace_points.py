@@ -103,7 +103,7 @@ def before_placeholder(answer: np.ndarray, image: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked while a trace is taken.
+    """Question that is asked while a trace is taken.
 
     Attributes:
         prompt: without template or placeholders.

@@ -29,7 +29,7 @@ SOLVERS = {
 
 @dataclass(frozen=True)
 class CalibratedSolver:
-    """Chooses levels knowing the inputs of the product.
+    """Solver that uses statistics of the product's inputs.
 
     Attributes:
         name: as recipes give it.

@@ -25,7 +25,7 @@ _FAR = np.float32(2**20)  # steps; a weight farther outside of the range is as l
 
 @dataclass(frozen=True)
 class AdaRoundOptions:
-    """How AdaRound works.
+    """Options of AdaRound.
 
     Attributes:
         damping: share of the Gram matrix's mean diagonal that is added to its diagonal.

@@ -22,7 +22,7 @@ _STEP = 128  # columns between two products with the rest of the matrix
 
 @dataclass(frozen=True)
 class GptqOptions:
-    """How GPTQ works.
+    """Options of GPTQ.
 
     Attributes:
         damping: share of the Gram matrix's mean diagonal that is added to its diagonal. Calibration sees few tokens:

@@ -34,7 +34,7 @@ CALIBRATED = {**solvers.CALIBRATED, "inc/gptq": CalibratedSolver("inc/gptq", NoO
 
 
 def solver_problems(plan: Plan) -> list[HvlcError]:
-    """What neural-compressor cannot do of a plan, one problem a solver and reason."""
+    """Problems of a plan that neural-compressor cannot perform, one per solver and reason."""
     found: dict[str, HvlcError] = {}
     for assignment in plan.assignments:
         problem = _problem(assignment)

@@ -29,7 +29,7 @@ class InputStatistics:
 
 
 class Accumulator:
-    """Adds up `InputStatistics`, some vectors at a time."""
+    """Accumulator of `InputStatistics`, some vectors at a time."""
 
     def __init__(self, features: int) -> None:
         self._gram = np.zeros((features, features), np.float32)

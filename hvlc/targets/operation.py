@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Grain(StrEnum):
-    """What shares one scale; LPBQ is a block whose scale is a small integer times its channel's float."""
+    """Granularity of a scale; LPBQ is a block whose scale is a small integer times its channel's float."""
 
     TENSOR = "tensor"
     CHANNEL = "channel"
@@ -16,7 +16,7 @@ class Grain(StrEnum):
 
 @dataclass(frozen=True)
 class Quantized:
-    """How a value is quantized: read from the DequantizeLinear before it or the QuantizeLinear behind it.
+    """Quantization of a value, read from the DequantizeLinear before it or the QuantizeLinear after it.
 
     Attributes:
         dtype: of the integers.

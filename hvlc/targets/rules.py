@@ -21,7 +21,7 @@ Scalar = bool | Whole | Number | str | tuple[Whole, ...]
 
 
 class Evidence(StrEnum):
-    """How a limit is known."""
+    """Evidence for a limit."""
 
     RUN = "run"
     READ = "read"
@@ -29,14 +29,14 @@ class Evidence(StrEnum):
 
 
 class Severity(StrEnum):
-    """What happens where a rule holds: the operator is refused, or it runs and its numbers may be wrong."""
+    """Effect of a rule that applies: the operator is refused, or it runs and its numbers may be wrong."""
 
     REFUSAL = "refusal"
     HAZARD = "hazard"
 
 
 class Known(StrictModel):
-    """How something is known, and from where."""
+    """Evidence for a statement, with its source."""
 
     evidence: Evidence
     source: str = Field(min_length=1)

@@ -20,7 +20,7 @@ Width = Annotated[int, Field(ge=1, le=64)]
 
 
 class Tried(StrEnum):
-    """How far packages for a target were tried."""
+    """How packages for a target were tested."""
 
     RUN = "run"
     EMULATED = "compiled and emulated"
@@ -28,7 +28,7 @@ class Tried(StrEnum):
 
 
 class Compiler(StrEnum):
-    """What compiles a target's graphs on another machine than the device."""
+    """Ahead-of-time compiler of a target's graphs."""
 
     NONE = "none"
     QNN = "qnn"
@@ -47,7 +47,7 @@ class SupportAnswer:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a target has against an operation.
+    """A target's objection to an operation.
 
     Attributes:
         rule: name of the limit in the target's file.

@@ -40,7 +40,7 @@ class Expression(ABC):
         """The values inside `box`, which lies within the shape; may be a view of mapped memory."""
 
     def parts(self) -> Iterator["Expression"]:
-        """What this expression is computed from."""
+        """Operands of this expression."""
         return iter(())
 
     def read(self) -> np.ndarray:
@@ -342,7 +342,7 @@ class Computed(Expression):
         return True
 
     def parts(self) -> Iterator[Expression]:
-        """What the function needs."""
+        """Operands of the function."""
         return iter(self.of)
 
     def box(self, box: Box) -> np.ndarray:

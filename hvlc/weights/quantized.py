@@ -43,7 +43,7 @@ class Quantization:
     solver: Solver
 
     def solve(self, rows: np.ndarray) -> dict[Stream, np.ndarray]:
-        """What is stored of some rows of the weight."""
+        """Stored streams of some rows of the weight."""
         return self.solver(np.ascontiguousarray(rows), self.format).streams
 
     @property
@@ -58,7 +58,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Dequantized(Expression):
-    """What a quantized matrix stands for: float32 `[out, in]`, solved row by row as it is read."""
+    """Dequantized values of a quantized matrix: float32 `[out, in]`, solved row by row as they are read."""
 
     of: Quantization
     dtype = np.dtype(np.float32)

@@ -8,7 +8,7 @@ from hvlc.errors import Progress
 from hvlc.evaluation.tasks import open_task
 from hvlc.results import Evaluation
 from hvlc.workflows.build.build import build, is_current
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.compare import (
     ComparisonResult,
     EvaluationRequest,
@@ -45,7 +45,7 @@ def build_packages(output: Path, progress: Callable[[str], Progress]) -> dict[st
     """
     packages = {}
     for recipe, samples in RECIPES.items():
-        request = BuildRequest(nano_checkpoint(), TARGET, recipe, output / recipe, force=True, samples=samples)
+        request = open_request(nano_checkpoint(), TARGET, recipe, output / recipe, force=True, samples=samples)
         if not is_current(request):
             build(request, progress(recipe))
         packages[recipe] = request.output

@@ -35,7 +35,7 @@ from hvlc.runtime.generation import LanguageModel
 from hvlc.solvers import SOLVERS
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import (
     CONTEXT,
     DTYPES,
@@ -348,7 +348,7 @@ rules:
 
 
 def built(checkpoint: Path, recipe: str) -> BuildResult:
-    return build(BuildRequest(checkpoint, "cpu", recipe, checkpoint.parent / "package"))
+    return build(open_request(checkpoint, "cpu", recipe, checkpoint.parent / "package"))
 
 
 def int4(checkpoint: Path, block_size: int, *roles: str) -> BuildResult:

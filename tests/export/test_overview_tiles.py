@@ -15,7 +15,7 @@ from hvlc.export import export_bundle
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_vision_language import edit_json, overview_processor, save_overview
 from tests.helpers.tolerances import GRAPH_FLOAT32
@@ -44,7 +44,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def package(checkpoint: Path) -> VisionLanguageModel:
     output = checkpoint.parent / "package"
-    build(BuildRequest(checkpoint, "cpu", "float32", output))
+    build(open_request(checkpoint, "cpu", "float32", output))
     return VisionLanguageModel(output, threads=1)
 
 
@@ -91,7 +91,7 @@ def test_package_answers_as_transformers(
 def test_bound_of_visual_tokens_is_kept(tmp_path_factory: pytest.TempPathFactory, limit: int) -> None:
     directory = save_overview(tmp_path_factory.mktemp("bound") / "checkpoint")
     output = directory.parent / "package"
-    build(BuildRequest(directory, "cpu", "float32", output))
+    build(open_request(directory, "cpu", "float32", output))
     package = VisionLanguageModel(output, threads=1)
     asked = {"encoder": "auto", "vrc": True, "max_visual_tokens": limit, "max_new_tokens": 2}
     if limit < 16:  # a tile's

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hvlc.manifest.manifest import MANIFEST
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
 from tests.fuzz.building import check_build
 from tests.fuzz.mutation import Commands, commands, files, mutated
@@ -32,7 +32,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text package whose decoder runs in stages."""
     root = tmp_path_factory.mktemp("staged")
     checkpoint = save_text(root / "checkpoint", "llama")
-    return build(BuildRequest(checkpoint, write_target(root / "npu.toml"), "float32", root / "package")).output
+    return build(open_request(checkpoint, write_target(root / "npu.toml"), "float32", root / "package")).output
 
 
 def damage(package: Path, source: random.Random) -> str:

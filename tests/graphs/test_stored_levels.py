@@ -15,7 +15,7 @@ from hvlc.graphs.plan import Action, Assignment
 from hvlc.results.build import BuildResult
 from hvlc.targets import target_path
 from hvlc.workflows.build.build import build, plan_build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.test_families import logits_difference
 from tests.helpers.tolerances import GRAPH_FLOAT32
 from tests.weights.prequantized.tiny_quantized import (
@@ -72,7 +72,7 @@ GGUF = {
 def built(checkpoint: Path, work: Path, target: str = "cpu") -> BuildResult:
     recipe = work / "recipe.yaml"
     recipe.write_text(RECIPE, "utf-8")
-    return build(BuildRequest(checkpoint, target, str(recipe), work / "package", threads=1))
+    return build(open_request(checkpoint, target, str(recipe), work / "package", threads=1))
 
 
 def difference(result: BuildResult, weights: Weights) -> float:
@@ -248,7 +248,7 @@ def test_a_recipe_that_keeps_floats_gets_the_dequantized_weights(tmp_path: Path,
     else:
         checkpoint = tmp_path / "model.gguf"
         weights = save_gguf(checkpoint, case)
-    result = build(BuildRequest(checkpoint, "cpu", "float32", tmp_path / "package", threads=1))
+    result = build(open_request(checkpoint, "cpu", "float32", tmp_path / "package", threads=1))
     assert {a.action for a in result.plan.assignments} == {Action.KEEP}
     assert difference(result, weights) < GRAPH_FLOAT32
 
@@ -258,7 +258,7 @@ def test_a_target_without_float_zero_points_says_so(tmp_path: Path) -> None:
     target = tmp_path / "mine.toml"
     target.write_text(target_path("cpu").read_text("utf-8").replace("float_zero_points = true", ""), "utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, "utf-8")
-    request = BuildRequest(tmp_path / "model.gguf", str(target), str(tmp_path / "recipe.yaml"), tmp_path / "package")
+    request = open_request(tmp_path / "model.gguf", str(target), str(tmp_path / "recipe.yaml"), tmp_path / "package")
     reasons = {a.reason for a in plan_build(request).plan.assignments if a.weight.endswith("v_proj.weight")}
     refusal = "cpu takes no float zero points at 4 bits"
     assert reasons == {f"stored as GGUF Q4_1: {refusal}; dequantized and quantized again"}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest, open_request
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,7 +29,7 @@ def write_recipe(
 
 
 def request(checkpoint: Path, recipe: str, output: Path, **options: Any) -> BuildRequest:
-    return BuildRequest(checkpoint, "cpu", recipe, output, **{"threads": 1, **options})
+    return open_request(checkpoint, "cpu", recipe, output, **{"threads": 1, **options})
 
 
 def contents(directory: Path) -> dict[str, bytes]:

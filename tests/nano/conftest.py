@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.demo import RECIPES
 from hvlc.zoo import nano_checkpoint
 
@@ -16,6 +16,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("nano")
     found = {}
     for recipe, samples in RECIPES.items():
-        request = BuildRequest(nano_checkpoint(), "cpu", recipe, directory / recipe, samples=samples)
+        request = open_request(nano_checkpoint(), "cpu", recipe, directory / recipe, samples=samples)
         found[recipe] = build(request).output
     return found

@@ -7,7 +7,7 @@ import pytest
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
 from hvlc.zoo import nano_checkpoint
 
@@ -18,7 +18,7 @@ DOCUMENTS, CACHED = 16, 64
 @pytest.mark.parametrize("recipe", ["float32", "w4a16-rtn"])
 def test_a_package_of_fixed_shapes_gives_the_tokens_of_the_dynamic_one(tmp_path: Path, recipe: str) -> None:
     dynamic, fixed = (
-        VisionLanguageModel(build(BuildRequest(nano_checkpoint(), target, recipe, tmp_path / target, aot=False)).output)
+        VisionLanguageModel(build(open_request(nano_checkpoint(), target, recipe, tmp_path / target, aot=False)).output)
         for target in ("cpu", "qnn-sm8750")
     )
     task = DocumentsTask(DOCUMENTS)
@@ -39,7 +39,7 @@ def test_a_package_of_fixed_shapes_gives_the_tokens_of_the_dynamic_one(tmp_path:
 def test_a_cache_of_8_bits_costs_no_answer(tmp_path: Path) -> None:
     counts = []
     for recipe in ("npu-w4a16", "npu-w4a16-kv8"):
-        package = build(BuildRequest(nano_checkpoint(), "qnn-sm8750", recipe, tmp_path / recipe, aot=False)).output
+        package = build(open_request(nano_checkpoint(), "qnn-sm8750", recipe, tmp_path / recipe, aot=False)).output
         found = evaluate_directory(package, DocumentsTask(CACHED), [Setting("large", True)])[0].summary
         counts.append(round(found.exact_match.value * CACHED))
     assert counts[0] > 0.9 * CACHED

@@ -58,9 +58,10 @@ def test_a_copy_is_identical_to_the_last_byte(tiny_w4a16: Path, copy: Path) -> N
 
 
 def test_a_rebuilt_package_is_identical(tiny_checkpoint: Path, tiny_w4a16: Path, tmp_path: Path) -> None:
-    from hvlc.workflows.build.build import BuildRequest, build
+    from hvlc.workflows.build.build import build
+    from hvlc.workflows.build.request import open_request
 
-    again = build(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "again")).output
+    again = build(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "again")).output
     assert difference(tiny_w4a16, again).identical
 
 

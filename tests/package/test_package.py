@@ -133,22 +133,22 @@ def test_decoder_weights_are_really_four_bit(w4a16_build: BuildResult, float32_b
 
 def test_two_builds_give_the_same_bytes(tiny_checkpoint: Path, built: BuildResult, tmp_path: Path) -> None:
     from hvlc.workflows.build.build import build
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
 
     recipe = built.manifest.sources.recipe_name
     copied = shutil.copytree(tiny_checkpoint, tmp_path / "elsewhere")
-    again = build(BuildRequest(copied, "cpu", recipe, tmp_path / "again")).output
+    again = build(open_request(copied, "cpu", recipe, tmp_path / "again")).output
     digests = [{p.name: digest_file(p) for p in d.iterdir()} for d in (built.output, again)]
     assert digests[0] == digests[1]
 
 
 def test_a_build_of_the_same_inputs_is_current_and_of_others_is_not(tiny_w4a16: Path, tiny_checkpoint: Path) -> None:
     from hvlc.workflows.build.build import is_current
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
 
-    assert is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16))
-    assert not is_current(BuildRequest(tiny_checkpoint, "cpu", "float32", tiny_w4a16))
-    assert not is_current(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16.parent))
+    assert is_current(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16))
+    assert not is_current(open_request(tiny_checkpoint, "cpu", "float32", tiny_w4a16))
+    assert not is_current(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", tiny_w4a16.parent))
 
 
 Tamper = Callable[[Path], Any]

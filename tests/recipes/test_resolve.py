@@ -201,11 +201,11 @@ def test_planned_bytes_are_those_of_the_arrays(
 def test_hidden_sizes_that_do_not_fill_a_block_still_answer(tmp_path: Path) -> None:
     from hvlc.runtime.generation import VisionLanguageModel
     from hvlc.workflows.build.build import build
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
     from tests.helpers.tiny import picture
 
     checkpoint = save_tiny(tmp_path / "checkpoint", hidden=48, num_attention_heads=3, num_key_value_heads=1)
-    build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "package"))
+    build(open_request(checkpoint, "cpu", "w4a16-rtn", tmp_path / "package"))
     package = VisionLanguageModel(tmp_path / "package")
     asked: dict[str, Any] = {"encoder": "base", "vrc": False, "max_new_tokens": 2}
     assert len(package.answer("What?", [picture(40, 40)], **asked).tokens) > 0

@@ -8,7 +8,7 @@ from hvlc.manifest.manifest import Manifest
 from hvlc.report.placement import ComponentPlacement, placed_components, placement_table
 from hvlc.results.compilation import COMPILATION, Compilation, NotChecked
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
 from tests.helpers.commands import Hvlc
 from tests.helpers.fixed_shapes import write_target
@@ -22,7 +22,7 @@ from tests.runtime.test_fixed import as_if_compiled
 def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("placement")
     target = write_target(root / "npu.toml")
-    request = BuildRequest(save_text(root / "checkpoint", "llama"), target, "float32", root / "package", threads=1)
+    request = open_request(save_text(root / "checkpoint", "llama"), target, "float32", root / "package", threads=1)
     return build(request).output
 
 

@@ -1,3 +1,5 @@
+"""Records of evaluations: what is written is read again, and nothing else is taken."""
+
 import json
 import math
 from pathlib import Path

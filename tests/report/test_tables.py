@@ -1,3 +1,5 @@
+"""Evaluations and comparisons as tables, in the terminal and in Markdown: every number that is there, and no other."""
+
 import io
 
 import pytest

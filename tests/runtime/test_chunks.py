@@ -11,7 +11,7 @@ from hvlc.manifest.manifest import DECODER, Manifest
 from hvlc.opening.package import open_package
 from hvlc.runtime.chunks import PromptChunks, force
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 
@@ -20,7 +20,7 @@ from tests.helpers.fixed_shapes import CHUNK, write_target
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("chunks")
     checkpoint = save_text(root / "checkpoint", "llama")
-    return build(BuildRequest(checkpoint, write_target(root / "npu.toml"), "float32", root / "package")).output
+    return build(open_request(checkpoint, write_target(root / "npu.toml"), "float32", root / "package")).output
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hvlc.runtime.fixed import Cache, StagedDecoder, run_windows
 from hvlc.runtime.logits import TextScorer
 from hvlc.runtime.providers import open_component, register_providers
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 from tests.helpers.tolerances import GRAPH_FLOAT32
@@ -34,7 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint = save_text(root / "checkpoint", "qwen2")
     target = write_target(root / "npu.toml", part_bytes=150_000)
     made = [
-        build(BuildRequest(checkpoint, name, "float32", root / output, threads=1)).output
+        build(open_request(checkpoint, name, "float32", root / output, threads=1)).output
         for name, output in (("cpu", "dynamic"), (target, "fixed"))
     ]
     return made[0], made[1]

@@ -22,7 +22,7 @@ from hvlc.package.text import PackageText, copy_tokenizer
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel, open_model
 from hvlc.training.tokenizer import CHAT_TEMPLATE, build_nano_tokenizer
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import CONTEXT, save_text, save_vision
 from tests.helpers.packages import changed_json
 from tests.helpers.tiny import picture
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def language(checkpoint: Path) -> Path:
     """A language package; read only."""
-    return build(BuildRequest(checkpoint, "cpu", "float32", checkpoint.parent / "language")).output
+    return build(open_request(checkpoint, "cpu", "float32", checkpoint.parent / "language")).output
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved = save_vision(root / "checkpoint", "siglip_vision_model", vision_use_head=False)
     settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 3}
     (saved / "preprocessor_config.json").write_text(json.dumps(settings), "utf-8")
-    return build(BuildRequest(saved, "cpu", "float32", root / "package")).output
+    return build(open_request(saved, "cpu", "float32", root / "package")).output
 
 
 def opening(kind: str) -> Callable[[Any], None]:

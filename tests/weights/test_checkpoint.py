@@ -201,14 +201,14 @@ def test_a_build_of_a_damaged_checkpoint_names_the_cause_and_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, case: str
 ) -> None:
     from hvlc.workflows.build.build import build
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
 
     damage, code, word = DAMAGE[case]
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     damage(checkpoint)
     (tmp_path / "work").mkdir()
     with pytest.raises(UserError) as error:
-        build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "work" / "out"))
+        build(open_request(checkpoint, "cpu", "w4a16-rtn", tmp_path / "work" / "out"))
     assert error.value.code == code
     assert word in error.value.cause
     assert list((tmp_path / "work").iterdir()) == []

@@ -17,7 +17,7 @@ from hvlc.weights import hub
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.hub import HubId, hub_id, located, name_of, origin_of
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.model import open_subject
 from tests.export.tiny_families import save_text
 from tests.helpers.commands import Hvlc
@@ -206,8 +206,8 @@ def test_a_model_without_safetensors(online: FakeHub, files: dict[str, bytes]) -
 
 def test_a_package_says_where_its_checkpoint_is_from(cache: Path, saved: Path, tmp_path: Path) -> None:
     cached(cache, ID, files_of(saved))
-    made = build(BuildRequest(Path(ID), "cpu", "w4a16-rtn", tmp_path / "package"))
-    plain = build(BuildRequest(saved, "cpu", "w4a16-rtn", tmp_path / "plain"))
+    made = build(open_request(Path(ID), "cpu", "w4a16-rtn", tmp_path / "package"))
+    plain = build(open_request(saved, "cpu", "w4a16-rtn", tmp_path / "plain"))
     assert made.manifest.sources == plain.manifest.sources
     locks = [json.loads((path / LOCK).read_text("utf-8")) for path in (made.output, plain.output)]
     assert [lock.pop("origin") for lock in locks] == [f"{ID}@{COMMIT}", None]
@@ -255,7 +255,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def package(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(BuildRequest(saved, "cpu", "float32", tmp_path_factory.mktemp("hub-package") / "package")).output
+    return build(open_request(saved, "cpu", "float32", tmp_path_factory.mktemp("hub-package") / "package")).output
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,7 +19,7 @@ from hvlc.results.bisection import Bisection, Deviation, StageResult
 from hvlc.workflows.bisect.bisect import Request, among_peers, bisect, choice, open_reference
 from hvlc.workflows.bisect.opening import open_tracer
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.zoo import documents
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.faults import FACTOR, FAULTS, NAMES, planted
@@ -136,7 +136,7 @@ def test_a_package_that_is_right_departs_nowhere(
     calibrated = recipe in ("w4a16", "w4a16-awq", "w4a16-kv8", "w4a16-static")
     # With fewer than 16 samples the ranges of static activations cut values of this image off, and stages do depart.
     samples = 16 if calibrated else None
-    package = build(BuildRequest(tiny_checkpoint, "cpu", name, tmp_path / "package", samples=samples)).output
+    package = build(open_request(tiny_checkpoint, "cpu", name, tmp_path / "package", samples=samples)).output
     found = ask(package)
     assert found.departs is None, (found.departing, found.hints)
     assert bool(found.notes) == recipe.startswith("rotated")
@@ -284,7 +284,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [*((family, "float32") for family in TEXT), *((f, "w4a16-rtn") for f in ("granite", "llama", "phi3", "qwen3"))],
 )
 def test_language_packages_depart_nowhere(families: dict[str, Path], tmp_path: Path, family: str, recipe: str) -> None:
-    package = build(BuildRequest(families[family], "cpu", recipe, tmp_path / "package")).output
+    package = build(open_request(families[family], "cpu", recipe, tmp_path / "package")).output
     found = bisect(Request(package, families[family], PROMPT, max_new_tokens=6))
     assert found.departs is None, found.hints
     assert [stage.name for stage in found.stages][:3] == ["tokenization", "embedding", "decoder.layers.0"]
@@ -292,7 +292,7 @@ def test_language_packages_depart_nowhere(families: dict[str, Path], tmp_path: P
 
 @pytest.mark.parametrize("fault", ["swapped decoder layers", "swapped token ids"])
 def test_faults_of_language_packages_are_named(families: dict[str, Path], tmp_path: Path, fault: str) -> None:
-    package = build(BuildRequest(families["llama"], "cpu", "float32", tmp_path / "package")).output
+    package = build(open_request(families["llama"], "cpu", "float32", tmp_path / "package")).output
     found = bisect(Request(planted(fault, package, tmp_path / "copy"), families["llama"], PROMPT, max_new_tokens=6))
     assert found.departs == FAULTS[fault].stage
     assert found.hints

@@ -10,13 +10,13 @@ from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.targets import target_path
 from hvlc.workflows.build import request as requesting
 from hvlc.workflows.build.build import build, is_current
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest, open_request
 from hvlc.workflows.build.steps import STEPS
 
 
 @pytest.fixture
 def request_for(tiny_checkpoint: Path, tmp_path: Path) -> BuildRequest:
-    return BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "package")
+    return open_request(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "package")
 
 
 def test_every_stage_is_announced_in_order_and_has_a_line_in_the_journal(request_for: BuildRequest) -> None:
@@ -40,7 +40,7 @@ def test_a_package_is_current_until_an_input_or_the_code_changes(
     assert not is_current(request_for)
     build(request_for)
     assert is_current(request_for)
-    other = BuildRequest(request_for.checkpoint, "cpu", "genai-default", request_for.output)
+    other = open_request(request_for.checkpoint, "cpu", "genai-default", request_for.output)
     assert not is_current(other)
     with monkeypatch.context() as patched:
         patched.setattr(requesting, "code_digest", lambda: "changed")
@@ -65,7 +65,7 @@ def test_what_a_target_cannot_take_is_refused_before_anything_is_written(
     text = target_path("cpu").read_text("utf-8")
     assert change[0] in text
     (tmp_path / "mine.toml").write_text(text.replace(*change, 1), "utf-8")
-    request = BuildRequest(tiny_checkpoint, str(tmp_path / "mine.toml"), "w4a16-rtn", tmp_path / "package")
+    request = open_request(tiny_checkpoint, str(tmp_path / "mine.toml"), "w4a16-rtn", tmp_path / "package")
     with pytest.raises(TargetError, match=word) as error:
         build(request)
     assert (error.value.code, error.value.exit_code) == ("target.refused", 3)

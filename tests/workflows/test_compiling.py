@@ -33,7 +33,7 @@ from hvlc.workflows.build.compiling import (
     with_provider,
 )
 from hvlc.workflows.build.emulation import Amount, component_samples
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
 from tests.helpers.tiny import picture
 from tests.qnn.conftest import needs_qnn
@@ -46,14 +46,14 @@ AMOUNT = Amount(tiles=1, windows=1, tokens=1)
 def source(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package whose graphs are left to their runtime; read only."""
     output = tmp_path_factory.mktemp("source") / "package"
-    build(BuildRequest(tiny_checkpoint, TARGET, "float32", output, context=256, aot=False))
+    build(open_request(tiny_checkpoint, TARGET, "float32", output, context=256, aot=False))
     return output
 
 
 @pytest.fixture(scope="module")
 def compiled(source: Path, tmp_path_factory: pytest.TempPathFactory) -> CompiledPackage:
     output = tmp_path_factory.mktemp("compiled") / "package"
-    return compile_package(source, output, load_target(TARGET), CompileRequest(amount=AMOUNT))
+    return compile_package(source, output, CompileOptions.of(load_target(TARGET)), CompileRequest(amount=AMOUNT))
 
 
 def placed(manifest: Manifest) -> set[str]:
@@ -129,7 +129,7 @@ def test_shared_weights_take_less_and_the_rest_stays_the_same(
     source: Path, compiled: CompiledPackage, tmp_path: Path
 ) -> None:
     request = CompileRequest(check=False, share_weights=True)
-    made = compile_package(source, tmp_path / "shared", load_target(TARGET), request)
+    made = compile_package(source, tmp_path / "shared", CompileOptions.of(load_target(TARGET)), request)
     graphs = {graph.component: graph for graph in made.compilation.graphs}
     assert graphs["decoder_1_token"].binary == "decoder_1_prompt_qnn.bin"
     assert graphs["decoder_1_token"].shared_with == ("decoder_1_prompt",)
@@ -149,7 +149,7 @@ def test_shared_weights_take_less_and_the_rest_stays_the_same(
 @needs_qnn
 def test_a_compiled_package_is_not_compiled_again(compiled: CompiledPackage, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"compile\.done"):
-        compile_package(compiled.directory, tmp_path / "output", load_target(TARGET))
+        compile_package(compiled.directory, tmp_path / "output", CompileOptions.of(load_target(TARGET)))
 
 
 def a_compiled_graph(name: str, size: int) -> Any:
@@ -194,16 +194,16 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("pretended")
 def test_a_package_for_the_cpu_has_nothing_to_compile(tiny_float32: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"compile\.nothing.*cpu"):
-        compile_package(tiny_float32, tmp_path / "output", load_target(TARGET))
+        compile_package(tiny_float32, tmp_path / "output", CompileOptions.of(load_target(TARGET)))
     with pytest.raises(UserError, match=r"target\.chip"):
-        compile_package(tiny_float32, tmp_path / "output", load_target("cpu"))
+        compile_package(tiny_float32, tmp_path / "output", CompileOptions.of(load_target("cpu")))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("pretended")
 def test_a_package_for_another_chip_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"compile\.target\] {source.name} was .*qnn-sm8750, not for qnn-sm8550"):
-        compile_package(source, tmp_path / "output", load_target("qnn-sm8550"))
+        compile_package(source, tmp_path / "output", CompileOptions.of(load_target("qnn-sm8550")))
 
 
 @pytest.mark.usefixtures("pretended")
@@ -215,7 +215,9 @@ def test_nothing_is_left_of_a_package_that_does_not_compile(
 
     monkeypatch.setattr(compiling, "compile_graph", refuse)
     with pytest.raises(TargetError, match=r"compile\.refused"):
-        compile_package(source, tmp_path / "output", load_target(TARGET), CompileRequest(check=False))
+        compile_package(
+            source, tmp_path / "output", CompileOptions.of(load_target(TARGET)), CompileRequest(check=False)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +227,7 @@ def test_a_changed_package_is_refused(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, changed)
     (changed / "chat_template.jinja").write_text("", "utf-8")
     with pytest.raises(UserError, match=r"package\.digest"):
-        compile_package(changed, tmp_path / "output", load_target(TARGET))
+        compile_package(changed, tmp_path / "output", CompileOptions.of(load_target(TARGET)))
 
 
 def test_samples_are_what_the_stages_would_meet(source: Path) -> None:
@@ -263,7 +265,7 @@ def test_samples_lead_to_the_models_own_answer(source: Path) -> None:
 
 def test_samples_stay_within_a_short_cache(tmp_path: Path) -> None:
     checkpoint = save_text(tmp_path / "checkpoint", "llama")
-    source = build(BuildRequest(checkpoint, TARGET, "float32", tmp_path / "package", aot=False)).output
+    source = build(open_request(checkpoint, TARGET, "float32", tmp_path / "package", aot=False)).output
     manifest = Manifest.load(source)
     samples = component_samples(source, manifest, Amount(windows=9, tokens=9))
     places = [int(s.feeds["past_seq_len"][0, 0]) for n in ("prompt", "token") for s in samples[f"decoder_1_{n}"]]
@@ -313,5 +315,5 @@ def test_a_package_is_compiled_wherever_it_is_named_from(
     shutil.copytree(source, package)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TargetError, match="nothing is compiled"):
-        compile_in_place(Path("package"), load_target(TARGET), CompileRequest(check=False))
+        compile_in_place(Path("package"), CompileOptions.of(load_target(TARGET)), CompileRequest(check=False))
     assert seen[0].is_absolute()

@@ -17,7 +17,7 @@ from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.package import streaming
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.workflows.test_lying_checkpoints import shard, weights_of
 
 
@@ -48,7 +48,7 @@ def test_neither_threads_nor_chunks_nor_places_nor_times_change_a_byte(
             patched.chdir(place)
             patched.setattr(streaming, "CHUNK", chunk)
             patched.setattr("hvlc.workflows.build.prepare._thread_counts", lambda request: [request.threads])
-            relative = BuildRequest(Path("copied to a longer path"), "cpu", "w4a16-rtn", Path("out"), threads=threads)
+            relative = open_request(Path("copied to a longer path"), "cpu", "w4a16-rtn", Path("out"), threads=threads)
             result = build(relative)
         assert result.estimate.threads == threads
         assert tree(place / "out") == expected
@@ -57,7 +57,7 @@ def test_neither_threads_nor_chunks_nor_places_nor_times_change_a_byte(
 def test_shards_give_the_data_of_a_single_file(tiny_checkpoint: Path, w4a16_build: Any, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(tiny_checkpoint, tmp_path / "sharded"))
     assert len(set(shard(copied, weights_of(copied)).values())) == 3
-    output = build(BuildRequest(copied, "cpu", "w4a16-rtn", tmp_path / "out")).output
+    output = build(open_request(copied, "cpu", "w4a16-rtn", tmp_path / "out")).output
     single, sharded = tree(w4a16_build.output), tree(output)
     assert single.keys() == sharded.keys()
     assert {name for name in single if single[name] != sharded[name]} == {MANIFEST, LOCK}
@@ -78,11 +78,11 @@ from pathlib import Path
 from hvlc import cli
 from hvlc.package import streaming, writer
 from hvlc.workflows.build.build import plan_build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest, open_request
 import hvlc.report.builds
 
 checkpoint = sys.argv[1]
-plan_build(BuildRequest(Path(checkpoint), "cpu", "w4a16-rtn", Path("package")), anywhere=True)
+plan_build(open_request(Path(checkpoint), "cpu", "w4a16-rtn", Path("package")), anywhere=True)
 
 def slowed(function, seconds):
     def slow(*arguments):
@@ -176,7 +176,7 @@ def test_a_killed_build_shows_nothing_and_the_next_one_sweeps_up(
     assert all(len(f["left"]) == 1 for f in found[1:])  # each build sweeps up what the one before left
     assert len({f["left"][0] for f in found[1:]}) == 3
     assert 0 < found[1]["size"] < found[2]["size"] < found[3]["size"]
-    output = build(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "work" / "out")).output
+    output = build(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "work" / "out")).output
     assert tree(output) == tree(w4a16_build.output)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["out"]
 
@@ -196,9 +196,9 @@ def test_a_killed_replacement_loses_no_package(
     (kept,) = work.glob(".out.previous-*/package")
     assert tree(kept) == old
     with pytest.raises(UserError, match=r"output\.exists"):
-        build(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", work / "out"))
+        build(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", work / "out"))
     assert tree(work / "out") == old  # put back by the first look
     assert "out" not in killed("aside", work, "--force")["left"]
-    output = build(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", work / "out", force=True)).output
+    output = build(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", work / "out", force=True)).output
     assert tree(output) == new
     assert [p.name for p in work.iterdir()] == ["out"]

@@ -256,9 +256,9 @@ def test_a_language_model_answers_questions_without_images(
     language: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hvlc.workflows.build.build import build
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
 
-    package = build(BuildRequest(language, "cpu", "w4a16-rtn", tmp_path / "package")).output
+    package = build(open_request(language, "cpu", "w4a16-rtn", tmp_path / "package")).output
     task = open_task(str(questions))
     found = evaluate_questions(package, task, reference=language, max_new_tokens=4)
     evaluation, reference = found.evaluations[0], found.references[0]

@@ -25,7 +25,7 @@ from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.limits import check_written
 from hvlc.workflows.build.lowering import static_context
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest, open_request
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target
 from tests.helpers.tiny import CONTEXT, picture
@@ -78,7 +78,7 @@ class Pair:
 def build_pair(checkpoint: Path, root: Path, recipe: str, **target: Any) -> Pair:
     file = write_target(root / "npu.toml", **target)
     made = [
-        build(BuildRequest(checkpoint, name, recipe, root / output, threads=1)).output
+        build(open_request(checkpoint, name, recipe, root / output, threads=1)).output
         for name, output in (("cpu", "dynamic"), (file, "fixed"))
     ]
     return Pair(*made)
@@ -229,13 +229,13 @@ def test_a_static_decoder_reads_and_writes_integers_at_its_cuts(tmp_path: Path) 
     checkpoint = save_text(tmp_path / "checkpoint", "llama")
     recipe = write_recipe(tmp_path / "static.yaml", **STATIC)
     target = write_target(tmp_path / "npu.toml", part_bytes=40_000)
-    package = build(BuildRequest(checkpoint, target, recipe, tmp_path / "package", threads=1)).output
+    package = build(open_request(checkpoint, target, recipe, tmp_path / "package", threads=1)).output
     first, second = (onnx.load(package / f"decoder_{i}_prompt.onnx", load_external_data=False).graph for i in (1, 2))
     (wire,) = {v.name for v in first.output} & {v.name for v in second.input}
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*first.output, *second.input)}
     assert kinds[wire] == onnx.TensorProto.UINT16
     assert {n.op_type for n in second.node if wire in n.input} == {"DequantizeLinear"}
-    plain = build(BuildRequest(checkpoint, "cpu", recipe, tmp_path / "plain", threads=1)).output
+    plain = build(open_request(checkpoint, "cpu", recipe, tmp_path / "plain", threads=1)).output
     answers = [
         open_model(path).answer("abcdefgh" * 3, [], encoder="", vrc=False, max_new_tokens=8)
         for path in (package, plain)
@@ -252,7 +252,7 @@ def test_a_package_of_fixed_shapes_is_rebuilt_to_the_byte(speaking: Pair) -> Non
 
 
 def request(checkpoint: Path, target: str, output: Path, **options: Any) -> BuildRequest:
-    return BuildRequest(checkpoint, target, options.pop("recipe", "float32"), output, threads=1, **options)
+    return open_request(checkpoint, target, options.pop("recipe", "float32"), output, threads=1, **options)
 
 
 def refusal(asked: BuildRequest) -> HvlcError:

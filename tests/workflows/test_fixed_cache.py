@@ -22,7 +22,7 @@ from hvlc.tracing.parts import Part
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.emulation import Amount, component_samples
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
 from tests.helpers.fixed_shapes import CHUNK, write_target
 from tests.helpers.tiny import picture
@@ -60,7 +60,7 @@ class Pair:
 def build_pair(checkpoint: Path, root: Path, recipe: str, **target: Any) -> Pair:
     file = write_target(root / "npu.toml", **target)
     dynamic, fixed = (
-        build(BuildRequest(checkpoint, name, recipe, root / output, threads=1)).output
+        build(open_request(checkpoint, name, recipe, root / output, threads=1)).output
         for name, output in (("cpu", "dynamic"), (file, "fixed"))
     )
     return Pair(dynamic, fixed, checkpoint)
@@ -168,7 +168,7 @@ def test_a_target_that_writes_no_cache_refuses_it_before_the_work(tiny_checkpoin
     target = write_target(tmp_path / "npu.toml", written_cache_dtypes=[])
     recipe = write_recipe(tmp_path / "r.yaml", **CACHED)
     with pytest.raises(TargetError) as error:
-        plan_build(BuildRequest(tiny_checkpoint, target, recipe, tmp_path / "o"))
+        plan_build(open_request(tiny_checkpoint, target, recipe, tmp_path / "o"))
     assert (error.value.code, error.value.cause) == ("plan.target", "npu keeps no KV cache of int8")
     assert "float32" in error.value.fix
     assert not (tmp_path / "o").exists()
@@ -179,4 +179,4 @@ def test_a_cache_under_a_window_is_refused_before_the_work(tmp_path: Path) -> No
     checkpoint = save_text(tmp_path / "checkpoint", "qwen2", **window)
     target, recipe = write_target(tmp_path / "npu.toml"), write_recipe(tmp_path / "r.yaml", **CACHED)
     with pytest.raises(TargetError, match=r"target\.cache"):
-        plan_build(BuildRequest(checkpoint, target, recipe, tmp_path / "o"))
+        plan_build(open_request(checkpoint, target, recipe, tmp_path / "o"))

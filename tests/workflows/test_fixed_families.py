@@ -13,12 +13,13 @@ import pytest
 
 from hvlc.errors import TargetError, UserError
 from hvlc.graphs.plan import Action, Plan
+from hvlc.qnn.compiler import CompileOptions
 from hvlc.results.compilation import Compilation
 from hvlc.runtime.generation import open_model
 from hvlc.targets import load_target
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.compiling import CompileRequest, compile_package
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import write_target
 from tests.helpers.tiny import save_tiny
@@ -58,13 +59,13 @@ def save(directory: Path, name: str) -> Path:
 
 def fixed(checkpoint: Path, output: Path, recipe: str = "float32", target: str = TARGET) -> Path:
     context = None if checkpoint.name in VISION else CONTEXT
-    return build(BuildRequest(checkpoint, target, recipe, output, context=context, threads=1, aot=False)).output
+    return build(open_request(checkpoint, target, recipe, output, context=context, threads=1, aot=False)).output
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_a_decoder_says_what_the_package_of_dynamic_shapes_says(tmp_path: Path, name: str) -> None:
     checkpoint = save(tmp_path / name, name)
-    build(BuildRequest(checkpoint, "cpu", "float32", tmp_path / "cpu", threads=1))
+    build(open_request(checkpoint, "cpu", "float32", tmp_path / "cpu", threads=1))
     dynamic, static = (open_model(path) for path in (tmp_path / "cpu", fixed(checkpoint, tmp_path / "static")))
     asked: dict[str, Any] = {"encoder": "", "vrc": False}
     for prompt in ("Hi", "abcdefg " * 10):  # less than a chunk, and more
@@ -76,7 +77,7 @@ def test_a_decoder_says_what_the_package_of_dynamic_shapes_says(tmp_path: Path, 
 @pytest.mark.parametrize("name", VISION)
 def test_a_tower_with_its_pooling_head_says_the_same_of_one_image(tmp_path: Path, name: str) -> None:
     checkpoint = save(tmp_path / name, name)
-    build(BuildRequest(checkpoint, "cpu", "float32", tmp_path / "cpu", threads=1))
+    build(open_request(checkpoint, "cpu", "float32", tmp_path / "cpu", threads=1))
     packages = [tmp_path / "cpu", fixed(checkpoint, tmp_path / "static")]
     pixels = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
     sessions = [ort.InferenceSession(path / "vision.onnx", providers=["CPUExecutionProvider"]) for path in packages]
@@ -106,7 +107,7 @@ def test_the_head_of_a_prompt_computes_one_row_and_tables_end_with_the_cache(tmp
 
 
 def planned(checkpoint: Path, recipe: str = "w4a16-rtn", target: str = TARGET, context: int | None = None) -> Plan:
-    request = BuildRequest(checkpoint, target, recipe, checkpoint / "package", context=context, aot=False)
+    request = open_request(checkpoint, target, recipe, checkpoint / "package", context=context, aot=False)
     return plan_build(request, anywhere=True).plan
 
 
@@ -148,7 +149,7 @@ def test_a_tower_has_no_context(tmp_path: Path) -> None:
 
 def compiled(checkpoint: Path, root: Path, recipe: str, target: str = TARGET, **request: Any) -> Compilation:
     static = fixed(checkpoint, root / "static", recipe, target)
-    made = compile_package(static, root / "compiled", load_target(target), CompileRequest(**request))
+    made = compile_package(static, root / "compiled", CompileOptions.of(load_target(target)), CompileRequest(**request))
     placed = {name for name, entry in made.manifest.components.items() if entry.compiled}
     assert {graph.component for graph in made.compilation.graphs} == placed
     return made.compilation
@@ -179,7 +180,7 @@ def test_a_decoder_in_small_parts_compiles_and_answers_in_emulation(tmp_path: Pa
     assert all(len(graph.shared_with) == 1 for graph in found.graphs)
     assert {check.component for check in found.checks} == {graph.component for graph in found.graphs}
     single = compile_package(
-        tmp_path / "static", tmp_path / "single", load_target(str(file)), CompileRequest(check=False)
+        tmp_path / "static", tmp_path / "single", CompileOptions.of(load_target(str(file))), CompileRequest(check=False)
     )
     asked: dict[str, Any] = {"encoder": "", "vrc": False, "max_new_tokens": 4}
     expected, answer = (open_model(p).answer("Hi", [], **asked) for p in (tmp_path / "static", single.directory))

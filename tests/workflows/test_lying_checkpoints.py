@@ -17,7 +17,7 @@ from hvlc import cli
 from hvlc.errors import UserError
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 from hvlc.workflows.build.build import build, plan_build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 
 Weights = dict[str, np.ndarray]
 
@@ -197,7 +197,7 @@ def test_a_build_names_the_lie_and_leaves_nothing(tiny_checkpoint: Path, tmp_pat
     lie = (HEADERS | VALUES)[case]
     checkpoint = damaged(tiny_checkpoint, tmp_path, lie)
     with pytest.raises(UserError) as error:
-        build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", work / "out", threads=2))
+        build(open_request(checkpoint, "cpu", "w4a16-rtn", work / "out", threads=2))
     assert_tells(error.value, lie)
     assert list(work.iterdir()) == []
 
@@ -229,7 +229,7 @@ def test_a_plan_finds_what_headers_tell_without_reading_weights(
     checkpoint = damaged(tiny_checkpoint, tmp_path, HEADERS[case])
     refuse_reading(monkeypatch)
     with pytest.raises(UserError) as error:
-        plan_build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", work / "out"))
+        plan_build(open_request(checkpoint, "cpu", "w4a16-rtn", work / "out"))
     assert_tells(error.value, HEADERS[case])
     assert list(work.iterdir()) == []
 
@@ -239,7 +239,7 @@ def test_a_plan_cannot_see_values_and_reads_none(
 ) -> None:
     checkpoint = damaged(tiny_checkpoint, tmp_path, VALUES["NaN in a quantized matrix"])
     refuse_reading(monkeypatch)
-    assert plan_build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", work / "out")).plan.assignments
+    assert plan_build(open_request(checkpoint, "cpu", "w4a16-rtn", work / "out")).plan.assignments
 
 
 def test_a_failed_build_keeps_the_package_that_it_was_to_replace(
@@ -249,7 +249,7 @@ def test_a_failed_build_keeps_the_package_that_it_was_to_replace(
     before = {p.name: p.read_bytes() for p in package.iterdir()}
     checkpoint = damaged(tiny_checkpoint, tmp_path, VALUES["NaN in a quantized matrix"])
     with pytest.raises(UserError, match=r"checkpoint\.not_finite"):
-        build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", package, force=True))
+        build(open_request(checkpoint, "cpu", "w4a16-rtn", package, force=True))
     assert {p.name: p.read_bytes() for p in package.iterdir()} == before
     assert [p.name for p in work.iterdir()] == ["out"]
 
@@ -318,6 +318,6 @@ def test_a_build_that_needs_more_memory_than_it_may_is_refused_before_the_work(
     tiny_checkpoint: Path, work: Path
 ) -> None:
     with pytest.raises(UserError) as error:
-        build(BuildRequest(tiny_checkpoint, "cpu", "w4a16-rtn", work / "out", max_memory=mmap.PAGESIZE))
+        build(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", work / "out", max_memory=mmap.PAGESIZE))
     assert error.value.code == "memory.limit"
     assert list(work.iterdir()) == []

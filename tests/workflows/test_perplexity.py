@@ -19,7 +19,7 @@ from hvlc.results import Perplexity, ScoredWindow, TextEvaluation, read_evaluati
 from hvlc.runtime.logits import TextScorer
 from hvlc.training.tokenizer import build_nano_tokenizer
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.evaluation_store import Store
 from hvlc.workflows.evaluate.perplexity import evaluate_texts, measure_perplexities, text_windows
 from tests.export.tiny_families import CONTEXT, save_text
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packages(checkpoint: Path) -> dict[str, Path]:
     recipes = ("float32", "w4a16-rtn")
-    return {r: build(BuildRequest(checkpoint, "cpu", r, checkpoint.parent / r)).output for r in recipes}
+    return {r: build(open_request(checkpoint, "cpu", r, checkpoint.parent / r)).output for r in recipes}
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_every_window_opens_as_a_text_does(tmp_path: Path, text: Path) -> None:
     first = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)])
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), first])
     tokenizer.save_pretrained(checkpoint)
-    scorer = TextScorer(build(BuildRequest(checkpoint, "cpu", "float32", tmp_path / "package")).output)
+    scorer = TextScorer(build(open_request(checkpoint, "cpu", "float32", tmp_path / "package")).output)
     windows = text_windows(scorer, text, 200, 32)
     assert [int(w[0]) for w in windows] == [256] * 6
     joined = bytes(np.concatenate([w[1:] for w in windows]).astype(np.uint8)).decode()

@@ -12,11 +12,11 @@ from hvlc.results.build import BuildResult, MemoryUse
 from hvlc.workflows.build import memory
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.estimate import weight_totals
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest, open_request
 
 
 def request(checkpoint: Path, output: Path, recipe: str = "w4a16-rtn", **changes: Any) -> BuildRequest:
-    return BuildRequest(checkpoint, "cpu", recipe, output, **changes)
+    return open_request(checkpoint, "cpu", recipe, output, **changes)
 
 
 @pytest.mark.parametrize("built", ["float32_build", "w4a16_build"])

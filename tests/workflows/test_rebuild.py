@@ -20,7 +20,7 @@ from hvlc.targets import target_path
 from hvlc.workflows.build import rebuild as rebuilding
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
 from tests.helpers.fixed_shapes import write_target
 from tests.helpers.packages import renewed
@@ -63,7 +63,7 @@ def test_a_users_own_recipe_and_target_are_in_the_lock(tiny_checkpoint: Path, tm
     recipe, target = tmp_path / "mine.yaml", tmp_path / "mine.toml"
     recipe.write_text(recipe_path("w4a16-rtn").read_text().replace("name: w4a16-rtn", "name: mine"))
     target.write_text(target_path("cpu").read_text().replace('name = "cpu"', 'name = "mine"'))
-    build(BuildRequest(tiny_checkpoint, str(target), str(recipe), tmp_path / "package"))
+    build(open_request(tiny_checkpoint, str(target), str(recipe), tmp_path / "package"))
     recipe.unlink()
     target.unlink()
     assert rebuild(tmp_path / "package", tiny_checkpoint).files > 5
@@ -77,7 +77,7 @@ def test_a_recipe_that_changes_during_the_build_is_locked_as_it_was_read(tiny_ch
         if what == "export":
             recipe.write_text(recipe_path("float32").read_text())
 
-    result = build(BuildRequest(tiny_checkpoint, "cpu", str(recipe), tmp_path / "package"), edit)
+    result = build(open_request(tiny_checkpoint, "cpu", str(recipe), tmp_path / "package"), edit)
     assert Lock.load(result.output).recipe == recipe_path("w4a16-rtn").read_text()
     assert result.manifest.sources.recipe == digest_file(recipe_path("w4a16-rtn"))
     assert rebuild(result.output, tiny_checkpoint).files > 5
@@ -148,7 +148,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of fixed shapes whose checkpoint lies beside it; read only."""
     root = tmp_path_factory.mktemp("static")
     checkpoint, target = save_text(root / "checkpoint", "llama"), write_target(root / "npu.toml")
-    return build(BuildRequest(checkpoint, target, "float32", root / "package", threads=1)).output
+    return build(open_request(checkpoint, target, "float32", root / "package", threads=1)).output
 
 
 def test_a_compiled_package_is_not_rebuilt_without_the_compiler(

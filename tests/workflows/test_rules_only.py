@@ -20,7 +20,7 @@ from hvlc.runtime.providers import runs_on
 from hvlc.targets import load_target
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.lint.lint import lint
 from hvlc.zoo import nano_checkpoint
 from tests.export.tiny_families import save_text
@@ -49,13 +49,13 @@ RECIPE = "w4a16-float-vision"  # the one of four bits that all of them take
 @pytest.fixture(scope="module")
 def on_cpu(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("cpu") / "package"
-    return build(BuildRequest(tiny_checkpoint, "cpu", RECIPE, output, threads=1)).output
+    return build(open_request(tiny_checkpoint, "cpu", RECIPE, output, threads=1)).output
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
 def package(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp(request.param) / "package"
-    return build(BuildRequest(tiny_checkpoint, request.param, RECIPE, output, threads=1)).output
+    return build(open_request(tiny_checkpoint, request.param, RECIPE, output, threads=1)).output
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def twin(package: Path, on_cpu: Path, tiny_checkpoint: Path, tmp_path_factory: p
         return on_cpu
     root = tmp_path_factory.mktemp("twin")
     (root / "twin.toml").write_text(TWIN, "utf-8")
-    request = BuildRequest(tiny_checkpoint, str(root / "twin.toml"), RECIPE, root / "package", threads=1)
+    request = open_request(tiny_checkpoint, str(root / "twin.toml"), RECIPE, root / "package", threads=1)
     return build(request).output
 
 
@@ -150,21 +150,21 @@ def test_an_onnxruntime_that_has_the_provider_uses_it(package: Path, monkeypatch
 
 def test_a_recipe_that_does_not_fit_is_refused_with_those_that_do(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(TargetError) as error:
-        plan_build(BuildRequest(tiny_checkpoint, "coreml-ane", "w4a16-rtn", tmp_path / "o"))
+        plan_build(open_request(tiny_checkpoint, "coreml-ane", "w4a16-rtn", tmp_path / "o"))
     assert "coreml-ane takes no bits, not 8" in error.value.cause
     assert error.value.fix.endswith("float32, genai-default, w4a16-float-vision")
 
 
 def test_a_cache_that_grows_has_no_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        plan_build(BuildRequest(tiny_checkpoint, "coreml-ane", RECIPE, tmp_path / "o", context=128))
+        plan_build(open_request(tiny_checkpoint, "coreml-ane", RECIPE, tmp_path / "o", context=128))
     assert error.value.code == "build.context"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ENCODERS)
 def test_the_reference_model_holds_to_the_rules(target: str, tmp_path: Path) -> None:
-    output = build(BuildRequest(nano_checkpoint(), target, RECIPE, tmp_path / "package", threads=1)).output
+    output = build(open_request(nano_checkpoint(), target, RECIPE, tmp_path / "package", threads=1)).output
     assert not lint(output, load_target(target)).refused(allow_hazards=False)
 
 
@@ -172,7 +172,7 @@ def test_the_reference_model_holds_to_the_rules(target: str, tmp_path: Path) -> 
 def test_a_text_decoder_is_written_too(target: str, tmp_path: Path) -> None:
     checkpoint = save_text(tmp_path / "checkpoint", "qwen2")
     made = [
-        build(BuildRequest(checkpoint, name, "float32", tmp_path / name, threads=1)).output for name in ("cpu", target)
+        build(open_request(checkpoint, name, "float32", tmp_path / name, threads=1)).output for name in ("cpu", target)
     ]
     models = [open_model(path) for path in made]
     expected, found = (m.answer("Hi", [], encoder="", vrc=False, max_new_tokens=8) for m in models)

@@ -16,7 +16,7 @@ from hvlc.weights.extremes import extremes_of
 from hvlc.weights.formats import ScaleType
 from hvlc.weights.lazy import Constant
 from hvlc.workflows.build.build import build, plan_build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
 from tests.helpers.commands import Hvlc
 
@@ -100,8 +100,8 @@ def test_a_matrix_of_any_size_is_kept(tmp_path: Path, change: str, name: str) ->
     """As well as it is kept where its weights have usual sizes: the layers compute the same."""
     usual, other = scaled(tmp_path / "usual", lambda w: None), scaled(tmp_path / "other", CHANGES[change])
     asked = str(recipe(tmp_path, name))
-    build(BuildRequest(usual, "cpu", asked, tmp_path / "a"))
-    result = build(BuildRequest(other, "cpu", asked, tmp_path / "b"))
+    build(open_request(usual, "cpu", asked, tmp_path / "a"))
+    result = build(open_request(other, "cpu", asked, tmp_path / "b"))
     assert damage(other, tmp_path / "b") < 1.2 * damage(usual, tmp_path / "a") + 0.01
     wide = {a.weight: a for a in result.plan.assignments if a.format and a.format.scale_type is ScaleType.FLOAT32}
     assert set(wide) <= {UP, DOWN}
@@ -115,7 +115,7 @@ def test_one_small_channel_is_reason_enough(tmp_path: Path) -> None:
     def shrink(weights: Weights) -> None:
         weights[UP][7] *= 2.0**-30
 
-    plan = build(BuildRequest(scaled(tmp_path / "c", shrink), "cpu", "w4a16-rtn", tmp_path / "p")).plan
+    plan = build(open_request(scaled(tmp_path / "c", shrink), "cpu", "w4a16-rtn", tmp_path / "p")).plan
     assert [a.weight for a in plan.assignments if a.format and a.format.scale_type is ScaleType.FLOAT32] == [UP]
 
 
@@ -123,7 +123,7 @@ def test_tokens_that_no_text_holds_are_not(tmp_path: Path) -> None:
     def shrink(weights: Weights) -> None:
         weights["lm_head.weight"][-2:] *= 2.0**-30
 
-    plan = build(BuildRequest(scaled(tmp_path / "c", shrink), "cpu", "w4a16-rtn", tmp_path / "p")).plan
+    plan = build(open_request(scaled(tmp_path / "c", shrink), "cpu", "w4a16-rtn", tmp_path / "p")).plan
     assert all(a.format is None or a.format.scale_type is ScaleType.FLOAT16 for a in plan.assignments)
 
 
@@ -131,13 +131,13 @@ def test_tokens_that_no_text_holds_are_not(tmp_path: Path) -> None:
 def test_shipped_recipes_keep_it(tmp_path: Path, shipped: str) -> None:
     usual, other = scaled(tmp_path / "usual", lambda w: None), scaled(tmp_path / "other", CHANGES["large"])
     for name, checkpoint in (("a", usual), ("b", other)):
-        build(BuildRequest(checkpoint, "cpu", shipped, tmp_path / name, samples=4 if shipped == "w4a16" else None))
+        build(open_request(checkpoint, "cpu", shipped, tmp_path / name, samples=4 if shipped == "w4a16" else None))
     assert damage(other, tmp_path / "b") < 1.2 * damage(usual, tmp_path / "a") + 0.01
 
 
 def test_usual_weights_keep_float16_scales(tmp_path: Path) -> None:
     checkpoint = scaled(tmp_path / "usual", lambda w: None)
-    plan = build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "p")).plan
+    plan = build(open_request(checkpoint, "cpu", "w4a16-rtn", tmp_path / "p")).plan
     quantized = [a.format for a in plan.assignments if a.action is Action.QUANTIZE]
     assert all(format and format.scale_type is ScaleType.FLOAT16 for format in quantized)
 
@@ -146,7 +146,7 @@ def test_rows_of_zeros_keep_float16_scales(tmp_path: Path) -> None:
     def clear(weights: Weights) -> None:
         weights[UP][:64] = 0
 
-    plan = build(BuildRequest(scaled(tmp_path / "c", clear), "cpu", "w4a16-rtn", tmp_path / "p")).plan
+    plan = build(open_request(scaled(tmp_path / "c", clear), "cpu", "w4a16-rtn", tmp_path / "p")).plan
     assert all(a.format is None or a.format.scale_type is ScaleType.FLOAT16 for a in plan.assignments)
 
 
@@ -157,7 +157,7 @@ def test_a_tied_table_follows_its_head(tmp_path: Path) -> None:
     weights = dict(load_file(path))
     weights["model.embed_tokens.weight"] *= 2.0**-30
     save_file(weights, path, metadata={"format": "pt"})
-    plan = build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "p")).plan
+    plan = build(open_request(checkpoint, "cpu", "w4a16-rtn", tmp_path / "p")).plan
     tables = [a for a in plan.assignments if "embed_tokens" in a.weight or "lm_head" in a.weight]
     assert [a.action for a in tables].count(Action.TIE) == 1
     assert {a.format and a.format.scale_type for a in tables} == {ScaleType.FLOAT32}
@@ -169,7 +169,7 @@ def test_a_plan_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     checkpoint = scaled(tmp_path / "c", CHANGES["large"])
     monkeypatch.setattr(StoredTensor, "read", read)
-    assert plan_build(BuildRequest(checkpoint, "cpu", "w4a16-rtn", tmp_path / "p")).plan.assignments
+    assert plan_build(open_request(checkpoint, "cpu", "w4a16-rtn", tmp_path / "p")).plan.assignments
 
 
 def test_extremes_are_those_of_the_whole_matrix() -> None:

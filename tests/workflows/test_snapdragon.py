@@ -15,7 +15,7 @@ from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target
 from hvlc.training.tokenizer import build_nano_tokenizer, special_token_id
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.evaluate import Setting, evaluate_directory
 from hvlc.zoo import nano_checkpoint
 from tests.qnn.conftest import CHIPS, needs_qnn
@@ -60,7 +60,7 @@ def static(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         found[name] = tmp_path_factory.mktemp("static") / name
         checkpoint = wide_checkpoint if name == "wide" else nano_checkpoint()
         samples = 4 if name == "lpbq" else None
-        build(BuildRequest(checkpoint, "qnn-sm8750", recipe, found[name], context=1024, aot=False, samples=samples))
+        build(open_request(checkpoint, "qnn-sm8750", recipe, found[name], context=1024, aot=False, samples=samples))
     return found
 
 
@@ -82,7 +82,7 @@ def test_every_npu_component_compiles_for_every_chip(
 def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The shipped checkpoint compiled and checked, and the seconds that this took."""
     output = tmp_path_factory.mktemp("emulated") / "package"
-    made = build(BuildRequest(nano_checkpoint(), "qnn-sm8750", request.param, output))
+    made = build(open_request(nano_checkpoint(), "qnn-sm8750", request.param, output))
     return output, made.seconds["compile"]
 
 
@@ -95,7 +95,7 @@ def test_the_check_is_whole_and_takes_minutes(emulated: tuple[Path, float]) -> N
 
 
 def test_emulated_answers_are_those_of_the_cpu(emulated: tuple[Path, float], tmp_path: Path) -> None:
-    build(BuildRequest(nano_checkpoint(), "cpu", "w4a16", tmp_path / "cpu"))
+    build(open_request(nano_checkpoint(), "cpu", "w4a16", tmp_path / "cpu"))
     task, setting = DocumentsTask(DOCUMENTS), [Setting("large", True)]
     npu, cpu = (evaluate_directory(package, task, setting)[0] for package in (emulated[0], tmp_path / "cpu"))
     assert npu.runs_on.startswith("emulated NPU of SM8750")

@@ -20,7 +20,7 @@ from hvlc.tracing.parts import Precision
 from hvlc.workflows.bisect.bisect import Request, bisect, open_reference
 from hvlc.workflows.bisect.opening import open_tracer
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.compare import EvaluationRequest, compare_models, open_models
 from hvlc.workflows.evaluate.layerwise import weigh
 from hvlc.workflows.evaluate.perplexity import evaluate_texts
@@ -49,7 +49,7 @@ def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     target, blocks = write_target(root / "npu.toml"), write_recipe(root / "blocks.yaml", **BLOCKS)
     asked = {"float32": (target, "float32"), "blocks": (target, blocks), "blocks on the CPU": ("cpu", blocks)}
     return {
-        name: build(BuildRequest(tiny_checkpoint, to, recipe, root / name, threads=1)).output
+        name: build(open_request(tiny_checkpoint, to, recipe, root / name, threads=1)).output
         for name, (to, recipe) in asked.items()
     }
 
@@ -151,7 +151,7 @@ def test_levels_between_parts_are_rounded_as_the_package_rounds_them(tmp_path: P
     checkpoint, recipe = save_text(tmp_path / "checkpoint", "llama"), write_recipe(tmp_path / "static.yaml", **STATIC)
     target = write_target(tmp_path / "npu.toml", part_bytes=40_000)
     fixed, plain = (
-        build(BuildRequest(checkpoint, to, recipe, tmp_path / name, threads=1)).output
+        build(open_request(checkpoint, to, recipe, tmp_path / name, threads=1)).output
         for name, to in (("fixed", target), ("plain", "cpu"))
     )
     assert (fixed / "decoder_2_prompt.onnx").is_file()
@@ -194,7 +194,7 @@ def test_integers_between_binaries_are_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("hvlc.runtime.providers._register", lambda provider: None)
     checkpoint, recipe = save_text(tmp_path / "checkpoint", "llama"), write_recipe(tmp_path / "static.yaml", **STATIC)
     target = write_target(tmp_path / "npu.toml", part_bytes=40_000)
-    built = build(BuildRequest(checkpoint, target, recipe, tmp_path / "static", threads=1)).output
+    built = build(open_request(checkpoint, target, recipe, tmp_path / "static", threads=1)).output
     with pytest.raises(UserError, match=r"bisect\.compiled.*takes UINT16") as error:
         open_tracer(as_if_compiled(built, tmp_path / "compiled"))
     assert "--no-aot" in error.value.fix
@@ -223,7 +223,7 @@ def test_static_activations_per_channel_are_read(tiny_checkpoint: Path, tiny_flo
     rules = [{"role": "vision_encoder", "quantize": spec}]
     static = {**STATIC, "static": {"range": "minmax", "roles": ["vision_encoder"]}, "rules": rules}
     recipe, target = write_recipe(tmp_path / "static.yaml", **static), write_target(tmp_path / "npu.toml")
-    package = build(BuildRequest(tiny_checkpoint, target, recipe, tmp_path / "package", threads=1)).output
+    package = build(open_request(tiny_checkpoint, target, recipe, tmp_path / "package", threads=1)).output
     found = weigh({"float": tiny_float32, "npu": package}, {}, lambda *_: None)
     vision = {layer.layer: layer.relative_error for layer in found.layers if "vision" in layer.layer}
     matrices = [error for layer, error in vision.items() if "layers" in layer]
@@ -260,7 +260,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("speaking")
     checkpoint = save_text(root / "checkpoint", "llama")
     made = [
-        build(BuildRequest(checkpoint, to, "float32", root / name, threads=1)).output
+        build(open_request(checkpoint, to, "float32", root / name, threads=1)).output
         for name, to in (("dynamic", "cpu"), ("fixed", write_target(root / "npu.toml")))
     ]
     return made[0], made[1]

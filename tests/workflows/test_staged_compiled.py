@@ -8,6 +8,7 @@ from hvlc.evaluation.tasks import DocumentsTask
 from hvlc.graphs.placement import Placement
 from hvlc.manifest.manifest import Manifest
 from hvlc.package.layers import COMPILED
+from hvlc.qnn.compiler import CompileOptions
 from hvlc.report.placement import placed_components
 from hvlc.results.compilation import read_compilation
 from hvlc.targets import load_target
@@ -16,7 +17,7 @@ from hvlc.workflows.build.build import build
 from hvlc.workflows.build.compiling import CompileRequest, compile_package
 from hvlc.workflows.build.emulation import Amount
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.compare import EvaluationRequest, compare_models, open_models
 from hvlc.workflows.evaluate.evaluate import ReferenceModel, Setting, evaluate_directory
 from hvlc.workflows.evaluate.perplexity import evaluate_texts
@@ -34,17 +35,17 @@ SETTING = Setting("base", True)
 
 def static_for(chip: str, output: Path) -> Path:
     return build(
-        BuildRequest(nano_checkpoint(), f"qnn-{chip.lower()}", RECIPE, output, context=CONTEXT, aot=False)
+        open_request(nano_checkpoint(), f"qnn-{chip.lower()}", RECIPE, output, context=CONTEXT, aot=False)
     ).output
 
 
 def compiled_for(chip: str, static: Path, output: Path, request: CompileRequest = LEAST) -> Path:
-    return compile_package(static, output, load_target(f"qnn-{chip.lower()}"), request).directory
+    return compile_package(static, output, CompileOptions.of(load_target(f"qnn-{chip.lower()}")), request).directory
 
 
 @pytest.fixture(scope="module")
 def cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(BuildRequest(nano_checkpoint(), "cpu", RECIPE, tmp_path_factory.mktemp("cpu") / "package")).output
+    return build(open_request(nano_checkpoint(), "cpu", RECIPE, tmp_path_factory.mktemp("cpu") / "package")).output
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +118,10 @@ def test_a_comparison_answers_whether_the_package_still_answers_alike(cpu: Path,
 
 def test_a_text_reads_almost_alike_on_the_emulated_npu(tmp_path: Path) -> None:
     checkpoint = save_text(tmp_path / "checkpoint", "llama")
-    static = build(BuildRequest(checkpoint, "qnn-sm8750", "float32", tmp_path / "static", aot=False)).output
-    package = compile_package(static, tmp_path / "package", load_target("qnn-sm8750"), LEAST).directory
+    static = build(open_request(checkpoint, "qnn-sm8750", "float32", tmp_path / "static", aot=False)).output
+    package = compile_package(
+        static, tmp_path / "package", CompileOptions.of(load_target("qnn-sm8750")), LEAST
+    ).directory
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"word {i} and {i * i % 97}" for i in range(100)), "utf-8")
     expected, found = evaluate_texts([static, package], text, against_first=True, tokens=60, window=30)

@@ -34,7 +34,7 @@ from hvlc.targets import load_target, target_path
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.rebuild import rebuild
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.calibrate import calibrate as calibrating
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.calibration import StoppedError, request, stopping
@@ -414,7 +414,7 @@ def test_a_target_that_takes_neither_is_named_with_both(llama: Built, tmp_path: 
     (tmp_path / "old.toml").write_text("\n".join(kept).replace('name = "cpu"', 'name = "old"', 1))
     recipe = write_recipe(tmp_path / "static.yaml", **STATIC, kv_cache="int8")
     with pytest.raises(TargetError) as error:
-        plan_build(BuildRequest(llama.checkpoint, str(tmp_path / "old.toml"), recipe, tmp_path / "package"))
+        plan_build(open_request(llama.checkpoint, str(tmp_path / "old.toml"), recipe, tmp_path / "package"))
     causes = [problem.cause for problem in error.value.problems]
     assert causes == ["old keeps no KV cache of int8", "old takes no static uint16 activations"]
 

@@ -5,6 +5,7 @@ SkipLayerNormalization, which also give the sum: exact up to the order of the ad
 Qualcomm's compiler (onnxruntime-qnn 2.7, tried on one-node models) rejects both, so the target decides.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,9 +13,8 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.editing import take_over
-from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.base import ComponentPass, Outcome, TakesOperator
 from hvlc.passes.traits import Trait
-from hvlc.targets import Target, target_for
 
 _FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 _SUM_OUTPUT = 3
@@ -23,23 +23,23 @@ _WITH_BIAS = 3  # inputs of a LayerNormalization that has one
 
 @dataclass(frozen=True)
 class FuseSkipNorm(ComponentPass):
-    """Fuses each norm with the residual addition that feeds it.
+    """Fuse each norm with the residual addition that feeds it.
 
     Attributes:
-        target: asked whether it takes the fused operators; the CPU is, where it leaves a component to that.
+        takes: operators that are taken where a component of a role runs.
     """
 
-    target: Target
+    takes: Callable[[Role], TakesOperator]
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
     requires = frozenset({Trait.SEPARATE_ENCODERS})
 
     def transform(self, component: Component) -> Outcome:
-        """Fuse every pair that the target takes."""
-        changed, skipped, target = 0, [], target_for(component.role, self.target)
+        """Fuse every pair whose fused operator is taken."""
+        changed, skipped, takes = 0, [], self.takes(component.role)
         for norm in list(component.graph):
             if norm.op_type not in _FUSED or norm.domain:
                 continue
-            found = _residual(norm, target)
+            found = _residual(norm, takes)
             if isinstance(found, ir.Node):
                 _fuse(component.graph, found, norm)
                 changed += 1
@@ -48,9 +48,9 @@ class FuseSkipNorm(ComponentPass):
         return Outcome(changed, tuple(skipped))
 
 
-def _residual(norm: ir.Node, target: Target) -> ir.Node | str:
+def _residual(norm: ir.Node, takes: TakesOperator) -> ir.Node | str:
     """The addition to fuse with, or why this norm stays as it is."""
-    verdict = target.takes_op(_FUSED[norm.op_type], MICROSOFT)
+    verdict = takes(_FUSED[norm.op_type], MICROSOFT)
     if not verdict:
         return verdict.reason
     if norm.attributes.get_int("axis", -1) != -1:

@@ -55,7 +55,7 @@ class _Projection:
 
 @dataclass(frozen=True)
 class PackProjections(ComponentPass):
-    """Joins the three projections of every grouped-query attention."""
+    """Pack the three projections of every grouped-query attention."""
 
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.QUANTIZED_WEIGHTS, Trait.GROUP_ATTENTION})

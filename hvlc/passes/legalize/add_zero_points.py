@@ -17,7 +17,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 
 @dataclass(frozen=True)
 class AddZeroPoints(ComponentPass):
-    """Gives DequantizeLinear nodes the zero point that they leave out.
+    """Add the zero point of 0 to DequantizeLinear nodes without one.
 
     Attributes:
         nodes: names of those that read what is dequantized, and that a target refuses, or errs in, as they are.

@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.editing import make_node, register, replace_node
-from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.base import ComponentPass, Outcome, TakesOperator
 from hvlc.passes.traits import Trait
-from hvlc.targets import Target, target_for
 
 _NEEDED = ("Reshape", "Transpose", "Mul", "MatMul", "Softmax")
 _QKV = 3  # inputs
@@ -26,22 +25,21 @@ _HEADS_FIRST, _KEYS_LAST = [0, 2, 1, 3], [0, 2, 3, 1]
 
 @dataclass(frozen=True)
 class DecomposeAttention(ComponentPass):
-    """Writes every plain self- or cross-attention out that the target refuses.
+    """Decompose every unmasked self- or cross-attention that the target refuses.
 
     Attributes:
-        target: asked whether it takes Attention and what that consists of; the CPU is, where it leaves a component to
-            that.
+        takes: operators that are taken where encoders run: Attention, and what that consists of.
     """
 
-    target: Target
+    takes: TakesOperator
     roles = frozenset({Role.VISION_ENCODER})
     requires = frozenset({Trait.SEPARATE_ENCODERS})
 
     def transform(self, component: Component) -> Outcome:
         """Write out what can be."""
-        changed, skipped, target = 0, [], target_for(component.role, self.target)
+        changed, skipped = 0, list[Skip]()
         for node in [n for n in component.graph if n.op_type == "Attention" and not n.domain]:
-            obstacle = _obstacle(node, target)
+            obstacle = _obstacle(node, self.takes)
             if obstacle:
                 skipped.append(Skip(str(node.name), obstacle))
             else:
@@ -50,11 +48,11 @@ class DecomposeAttention(ComponentPass):
         return Outcome(changed, tuple(skipped))
 
 
-def _obstacle(node: ir.Node, target: Target) -> str:
+def _obstacle(node: ir.Node, takes: TakesOperator) -> str:
     """Why an attention stays as it is; empty when nothing speaks against writing it out."""
-    if target.takes_op("Attention"):
-        return f"{target.name} takes Attention"
-    refused = next((verdict for op in _NEEDED if not (verdict := target.takes_op(op))), None)
+    if takes("Attention"):
+        return "the target takes Attention"
+    refused = next((verdict for op in _NEEDED if not (verdict := takes(op))), None)
     if refused is not None:
         return refused.reason
     if any(value is not None for value in node.inputs[_QKV:]):

@@ -25,10 +25,9 @@ from hvlc.errors import HvlcError, TargetError, raise_all
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.editing import drop_unread, register, register_dims
-from hvlc.graphs.plan import CacheType
-from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.base import ComponentPass, Outcome, TakesOperator
 from hvlc.passes.traits import Trait
-from hvlc.targets import Target
+from hvlc.targets import SupportAnswer
 from hvlc.weights.lazy import Computed, LazyTensor, expression_of
 
 _NEEDED = (
@@ -49,13 +48,15 @@ _LEAST = float(np.finfo(np.float16).tiny)  # of magnitudes that float16 can divi
 
 @dataclass(frozen=True)
 class DecomposeGroupQueryAttention(ComponentPass):
-    """Writes every grouped-query attention out that the target refuses, in a decoder of fixed shapes.
+    """Decompose every grouped-query attention that the target refuses, in a decoder of fixed shapes.
 
     Attributes:
-        target: asked whether it takes GroupQueryAttention, with the cache that the attention has.
+        takes: operators that are taken where the decoder runs.
+        takes_integers: whether a GroupQueryAttention there may have a KV cache of integers, or why not.
     """
 
-    target: Target
+    takes: TakesOperator
+    takes_integers: SupportAnswer
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.GROUP_ATTENTION, Trait.HOST_LENGTHS, Trait.NARROW_WINDOWS, Trait.STATIC_SHAPES})
     promises = frozenset({Trait.DECOMPOSED_ATTENTION})
@@ -70,12 +71,12 @@ class DecomposeGroupQueryAttention(ComponentPass):
         skipped: list[Skip] = []
         written, problems = list[ir.Node](), list[HvlcError]()
         for node in [n for n in component.graph if n.op_type == "GroupQueryAttention" and n.domain == MICROSOFT]:
-            taken = takes_attention(self.target, node)
+            taken = self._takes(node)
             obstacle = "the target takes it" if taken else self._obstacle(node)
             if not obstacle:
                 written.append(node)
             elif _is_quantized(node) and not taken:
-                problems.append(_refusal(self.target, node, obstacle))
+                problems.append(_refusal(self.takes_integers, node, obstacle))
             else:  # the rules of the target say what it takes
                 skipped.append(Skip(str(node.name), obstacle))
         raise_all(problems)
@@ -84,25 +85,22 @@ class DecomposeGroupQueryAttention(ComponentPass):
             _write_out(component.graph, node, positions)
         return Outcome(len(written), tuple(skipped))
 
+    def _takes(self, node: ir.Node) -> bool:
+        """Whether an attention is taken with the cache that it has."""
+        taken = bool(self.takes(node.op_type, MICROSOFT))
+        return taken and (not _is_quantized(node) or bool(self.takes_integers))
+
     def _obstacle(self, node: ir.Node) -> str:
         """Why an attention stays as it is; empty when nothing speaks against writing it out."""
         asked = (*_NEEDED, *(_ROUNDING if _is_quantized(node) else ()))
-        refused = next((verdict for op in asked if not (verdict := self.target.takes_op(op))), None)
+        refused = next((verdict for op in asked if not (verdict := self.takes(op))), None)
         return refused.reason if refused is not None else _form_obstacle(node)
 
 
-def _refusal(target: Target, node: ir.Node, obstacle: str) -> TargetError:
-    cause = (
-        f"{node.name}: {target.name} takes a KV cache of integers only with attention written out, and it {obstacle}"
-    )
+def _refusal(integers: SupportAnswer, node: ir.Node, obstacle: str) -> TargetError:
+    said = "the target does not take the attention" if integers else integers.reason
+    cause = f"{node.name}: {said}, so the attention has to be written out, and it {obstacle}"
     return TargetError("target.cache", cause, "keep the cache in float (kv_cache: float), or choose another target")
-
-
-def takes_attention(target: Target, node: ir.Node) -> bool:
-    """Whether a target takes a GroupQueryAttention with the cache that it has."""
-    if not target.takes_op("GroupQueryAttention", MICROSOFT):
-        return False
-    return not _is_quantized(node) or bool(target.takes_cache(CacheType.INT8))
 
 
 def _input(node: ir.Node, position: int) -> ir.Value | None:
@@ -114,7 +112,7 @@ def _is_quantized(node: ir.Node) -> bool:
 
 
 def _form_obstacle(node: ir.Node) -> str:
-    """What of an attention cannot be written out; empty when all can."""
+    """The reason why an attention cannot be decomposed; "" if it can."""
     for position, what in _NEEDED_INPUTS.items():
         value = _input(node, position)
         if value is None:
@@ -310,7 +308,7 @@ class _Positions:
 
 
 def _offsets(tokens: int) -> np.ndarray:
-    """How far each token is from the last, int32 `[tokens]`."""
+    """Offset of each token from the last one, int32 `[tokens]`."""
     return np.arange(1 - tokens, 1, dtype=np.int32)
 
 
@@ -337,7 +335,7 @@ def _write_out(graph: ir.Graph, node: ir.Node, positions: _Positions) -> None:
 
 
 def _weights(ops: _Ops, query: ir.Value, keys: ir.Value, visible: ir.Value, sizes: _Sizes) -> ir.Value:
-    """What each row of queries takes of each position of the cache, float `[1, kv_heads, rows, room]`."""
+    """Attention weights of each row of queries over the positions of the cache, float `[1, kv_heads, rows, room]`."""
     dims = [1, sizes.kv_heads, sizes.rows, sizes.room]
     scores = ops.op("MatMul", "scores", query, ops.transpose("keys", keys, _KEYS_LAST), dims=dims)
     hidden = ops.constant("hidden_score", np.array(_HIDDEN, np.float32))
@@ -399,7 +397,7 @@ def _stored(ops: _Ops, node: ir.Node, place: int, new: ir.Value, rows: ir.Value)
 
 
 def _query_factor(ops: _Ops, node: ir.Node, sizes: _Sizes) -> ir.Value:
-    """What queries are multiplied by: the scale of the scores, and the magnitudes that keys are divided by."""
+    """Factor of the queries: the scale of the scores, times the magnitudes that keys are divided by."""
     factor = node.attributes.get_float("scale", 0.0) or sizes.width**-0.5
     scales = _input(node, _SCALES[0])
     if scales is None:

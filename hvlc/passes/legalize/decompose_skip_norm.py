@@ -12,9 +12,8 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Skip
 from hvlc.graphs.editing import take_over
-from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.base import ComponentPass, Outcome, TakesOperator
 from hvlc.passes.traits import Trait
-from hvlc.targets import Target
 
 _NORMS = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
 _SINCE = {"RMSNormalization": 23, "LayerNormalization": 17}  # opset
@@ -25,13 +24,13 @@ _SUM_OUTPUT = 3
 
 @dataclass(frozen=True)
 class DecomposeSkipNorm(ComponentPass):
-    """Takes residual norms apart that the target does not take.
+    """Decompose residual norms that the target does not support.
 
     Attributes:
-        target: asked whether it takes the fused operators and their parts.
+        takes: operators that the target takes: the fused ones and their parts.
     """
 
-    target: Target
+    takes: TakesOperator
     requires = frozenset({Trait.LATE_OPSET})
 
     def transform(self, component: Component) -> Outcome:
@@ -41,7 +40,7 @@ class DecomposeSkipNorm(ComponentPass):
         for node in list(component.graph):
             if node.domain != MICROSOFT or node.op_type not in _NORMS:
                 continue
-            if self.target.takes_op(node.op_type, MICROSOFT):
+            if self.takes(node.op_type, MICROSOFT):
                 continue
             obstacle = self._obstacle(node, opset)
             if obstacle:
@@ -55,7 +54,7 @@ class DecomposeSkipNorm(ComponentPass):
         """Why a norm stays as it is; empty when nothing speaks against it."""
         norm = _NORMS[node.op_type]
         for part in ("Add", norm):
-            verdict = self.target.takes_op(part)
+            verdict = self.takes(part)
             if not verdict:
                 return verdict.reason
         if opset < _SINCE[norm]:

@@ -22,7 +22,7 @@ _FLAT = 3  # dimensions: the first, rows, width
 
 @dataclass(frozen=True)
 class FlattenNorms(ComponentPass):
-    """Joins the rows of every RMSNormalization of more than three dimensions that stands between Reshapes."""
+    """Flatten the rows of every RMSNormalization of more than three dimensions that stands between Reshapes."""
 
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.EXPLICIT_RESHAPES})

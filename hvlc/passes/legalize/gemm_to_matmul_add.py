@@ -16,7 +16,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 
 @dataclass(frozen=True)
 class GemmToMatMulAdd(ComponentPass):
-    """Writes MatMul, and Add where there is a bias, for Gemm nodes.
+    """Replace Gemm nodes by MatMul, and by Add if there is a bias.
 
     Attributes:
         nodes: names of those that a target refuses, or errs in, as they are.

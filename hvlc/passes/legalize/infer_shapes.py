@@ -10,7 +10,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class InferShapes(ComponentPass):
-    """Writes down the type and the shape of every value, as far as they follow from inputs and constants."""
+    """Infer the dtype and shape of every value, as far as inputs and constants determine them."""
 
     promises = frozenset({Trait.INFERRED_SHAPES})
 

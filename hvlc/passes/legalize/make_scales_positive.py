@@ -17,7 +17,7 @@ from hvlc.passes.base import ComponentPass, Outcome
 
 @dataclass(frozen=True)
 class MakeScalesPositive(ComponentPass):
-    """Turns the signs of scales and levels, of a channel or of the whole tensor.
+    """Negate negative scales and their levels, per channel or for the whole tensor.
 
     Attributes:
         nodes: names of those that read what is dequantized, and that a target refuses, or errs in, as they are.

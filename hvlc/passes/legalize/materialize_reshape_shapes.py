@@ -15,7 +15,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class MaterializeReshapeShapes(ComponentPass):
-    """Writes the fixed shape of its output into every Reshape."""
+    """Write the static shape of the output into every Reshape."""
 
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
     requires = frozenset({Trait.INFERRED_SHAPES})

@@ -20,7 +20,7 @@ _INT32 = np.iinfo(np.int32)
 
 @dataclass(frozen=True)
 class NarrowIntegers(ComponentPass):
-    """Narrows constants.
+    """Narrow int64 constants to int32.
 
     Attributes:
         nodes: names of those that a target refuses as they are.

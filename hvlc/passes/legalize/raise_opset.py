@@ -17,7 +17,7 @@ _SINCE = 21  # before that some operators changed their meaning under the same s
 
 @dataclass(frozen=True)
 class RaiseOpset(ComponentPass):
-    """Raises the opset of a model where that changes nothing.
+    """Raise the opset of a model where that changes no operator's semantics.
 
     Attributes:
         opset: that a later pass needs.

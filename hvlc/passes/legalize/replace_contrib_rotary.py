@@ -12,9 +12,8 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Skip
 from hvlc.graphs.editing import register, replace_node
-from hvlc.passes.base import ComponentPass, Outcome
+from hvlc.passes.base import ComponentPass, Outcome, TakesOperator
 from hvlc.passes.traits import Trait
-from hvlc.targets import Target
 
 _NAME = "RotaryEmbedding"
 _SINCE = 23  # opset
@@ -23,13 +22,13 @@ _FLAT = 3  # dimensions of [batch, sequence, heads * width]
 
 @dataclass(frozen=True)
 class ReplaceContribRotary(ComponentPass):
-    """Writes the standard RotaryEmbedding where the target does not take onnxruntime's.
+    """Replace onnxruntime's RotaryEmbedding by the standard one where the target does not support it.
 
     Attributes:
-        target: asked whether it takes either.
+        takes: operators that the target takes.
     """
 
-    target: Target
+    takes: TakesOperator
     requires = frozenset({Trait.LATE_OPSET})
 
     def transform(self, component: Component) -> Outcome:
@@ -37,7 +36,7 @@ class ReplaceContribRotary(ComponentPass):
         changed, skipped = 0, []
         opset = component.model.opset_imports.get("", 0)
         for node in list(component.graph):
-            if node.domain != MICROSOFT or node.op_type != _NAME or self.target.takes_op(_NAME, MICROSOFT):
+            if node.domain != MICROSOFT or node.op_type != _NAME or self.takes(_NAME, MICROSOFT):
                 continue
             found = self._attributes(node, opset)
             if isinstance(found, str):
@@ -50,7 +49,7 @@ class ReplaceContribRotary(ComponentPass):
 
     def _attributes(self, node: ir.Node, opset: int) -> dict[str, int] | str:
         """Attributes of the standard operator, or why it cannot say the same."""
-        verdict = self.target.takes_op(_NAME)
+        verdict = self.takes(_NAME)
         if not verdict:
             return verdict.reason
         if opset < _SINCE:

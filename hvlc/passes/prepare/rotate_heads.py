@@ -18,7 +18,7 @@ from hvlc.weights.rotation import Rotated, Rotation, is_rotated
 
 @dataclass(frozen=True)
 class RotateHeads(ComponentPass):
-    """Rotates value projections, and the linears that read attentions.
+    """Rotate value projections, and the linears that read attentions.
 
     Attributes:
         seed: of the rotation.

@@ -67,7 +67,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class RotateResidual(BundlePass):
-    """Rotates the residual stream of every decoder.
+    """Rotate the residual stream of every decoder.
 
     Attributes:
         seed: of the rotation.

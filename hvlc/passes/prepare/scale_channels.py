@@ -34,7 +34,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class ScaleChannels(BundlePass):
-    """Multiplies linears by factors of their input channels and divides what makes the channels.
+    """Multiply linears by factors of their input channels, and divide the channels' producer by them.
 
     Attributes:
         factors: by component and name of the value that a group of linears reads: float32 `[in]`, above 0, or lazy.

@@ -32,7 +32,7 @@ _BYTE, _WORD = np.dtype(np.uint8), np.dtype(np.uint16)
 
 @dataclass(frozen=True)
 class IntegerAttention(ComponentPass):
-    """Rounds what both products of an attention read and write, where its cache is uint8 and its queries are uint16."""
+    """Quantize inputs and outputs of both products of an attention with a uint8 cache and uint16 queries."""
 
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.DECOMPOSED_ATTENTION})

@@ -5,6 +5,7 @@ exact, and half the bytes. onnxruntime's CPU provider gathers every element type
 (tests/passes/quantize/test_keep_stored_embedding_type.py runs it).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,32 +14,32 @@ from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.editing import make_node, register, replace_node
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
-from hvlc.targets import Target, target_for
+from hvlc.targets import SupportAnswer
 from hvlc.weights.lazy import Cast, LazyTensor, expression_of
 
 
 @dataclass(frozen=True)
 class KeepStoredEmbeddingType(ComponentPass):
-    """Moves the cast of a table from before its look-up to after it.
+    """Move the cast of a table from before its look-up to after it.
 
     Attributes:
-        target: asked which element types it looks up; the CPU is, where it leaves a component to that.
+        takes: whether a table of an element type can be looked up where a component of a role runs, or why not.
     """
 
-    target: Target
+    takes: Callable[[Role, str], SupportAnswer]
     roles = frozenset({Role.EMBEDDING, Role.DECODER})
     requires = frozenset({Trait.QUANTIZED_WEIGHTS})
 
     def transform(self, component: Component) -> Outcome:
         """Narrow every float table that was stored narrow and that nothing else reads."""
-        changed, skipped, target = 0, [], target_for(component.role, self.target)
+        changed, skipped = 0, list[Skip]()
         for node in [n for n in component.graph if n.op_type == "Gather" and not n.domain]:
             table = node.inputs[0]
             if table is None or table.const_value is None or table.const_value.dtype != ir.DataType.FLOAT:
                 continue
             widened = expression_of(table.const_value)
             stored = widened.of if isinstance(widened, Cast) else widened
-            verdict = target.takes_lookup(str(stored.dtype))
+            verdict = self.takes(component.role, str(stored.dtype))
             if stored.dtype.itemsize >= widened.dtype.itemsize:
                 skipped.append(Skip(str(table.name), f"the checkpoint stores it in {stored.dtype}"))
             elif not verdict:

@@ -78,7 +78,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class QuantizeActivations(ComponentPass):
-    """Rounds the activations of every component that the plan quantizes products of.
+    """Quantize the activations of every component in which the plan quantizes products.
 
     Attributes:
         plan: names the products and the type of the activations.

@@ -27,7 +27,7 @@ _PASTS, _PRESENTS, _SCALES = (3, 4), (1, 2), (12, 13)  # positions of keys and v
 
 @dataclass(frozen=True)
 class QuantizeKVCache(ComponentPass):
-    """Stores the keys and values of every grouped-query attention in int8.
+    """Store the keys and values of every grouped-query attention in int8.
 
     Attributes:
         magnitudes: the largest magnitude of each channel, float `[kv_heads, head_size]`, by the name of the graph

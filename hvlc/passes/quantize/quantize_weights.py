@@ -27,7 +27,7 @@ _INPUTS = (Stream.LEVELS, Stream.SCALES, Stream.ZERO_POINTS)  # of the operators
 
 @dataclass(frozen=True)
 class QuantizeWeights(ComponentPass):
-    """Replaces every planned product and look-up of a component.
+    """Replace every planned product and look-up of a component.
 
     Attributes:
         plan: what to do.

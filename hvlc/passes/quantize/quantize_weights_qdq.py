@@ -41,7 +41,7 @@ _INT4 = 4
 
 @dataclass(frozen=True)
 class QuantizeWeightsQDQ(QuantizeWeights):
-    """Puts every planned matrix behind a DequantizeLinear; look-ups become GatherBlockQuantized of the same levels.
+    """Put a DequantizeLinear after every planned matrix; look-ups become GatherBlockQuantized of the same levels.
 
     Attributes:
         direct: whether a matrix is stored `[in, out]`, so that nothing stands between it and its product.

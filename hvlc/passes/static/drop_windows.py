@@ -16,7 +16,7 @@ _WINDOW, _NONE = "local_window_size", -1
 
 @dataclass(frozen=True)
 class DropWindows(ComponentPass):
-    """Takes away every window that is not shorter than the cache.
+    """Remove every window that is not shorter than the cache.
 
     A window of W positions, the token's own included, reaches back to the first of W positions: where the last
     possible one is the W-th, every token sees everything before it.

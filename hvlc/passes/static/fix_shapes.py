@@ -21,7 +21,7 @@ _TILE = {"tiles": 1, "batch": 1}
 
 @dataclass(frozen=True)
 class FixShapes(BundlePass):
-    """Fixes the shapes of decoder parts, by two copies of each, and of vision encoders.
+    """Fix the shapes of decoder parts, of which two copies are made, and of vision encoders.
 
     Attributes:
         chunk: tokens of the prompt that run at once.

@@ -21,7 +21,7 @@ _MOST = 64  # elements of what describes a shape
 
 @dataclass(frozen=True)
 class FoldShapes(ComponentPass):
-    """Folds `Shape` of static shapes and `Concat` of constant dimensions, and removes `Expand` that changes nothing."""
+    """Fold `Shape` of static shapes and `Concat` of constant dimensions, and remove `Expand` that changes nothing."""
 
     roles = frozenset({Role.DECODER, Role.VISION_ENCODER})
     requires = frozenset({Trait.STATIC_SHAPES})

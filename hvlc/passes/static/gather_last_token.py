@@ -25,7 +25,7 @@ _INT32 = ir.TensorType(ir.DataType.INT32)
 
 @dataclass(frozen=True)
 class GatherLastToken(BundlePass):
-    """Lets the embedding say where the last token is, and the prompt's head compute that row.
+    """Compute the last token's index in the embedding, and only that row in the prompt's head.
 
     Attributes:
         padding: token id that fills the last chunk, and that no prompt holds.

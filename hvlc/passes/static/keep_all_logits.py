@@ -13,7 +13,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class KeepAllLogits(ComponentPass):
-    """Takes out the cuts to the last position."""
+    """Remove the slices to the last position."""
 
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.SYMBOLIC_SHAPES})

@@ -21,7 +21,7 @@ _LENGTHS = {5: (LAST_INDEX, (1, 1)), 6: (MOST_TOKENS, (1,))}  # by input of Grou
 
 @dataclass(frozen=True)
 class ReplaceMaskWithLengths(ComponentPass):
-    """Replaces what is counted in the attention mask by two inputs, and takes the mask away."""
+    """Replace the lengths that are computed from the attention mask by two inputs, and remove the mask."""
 
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.GROUP_ATTENTION, Trait.WHOLE_DECODER})

@@ -28,7 +28,7 @@ _NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalizatio
 
 @dataclass(frozen=True)
 class SplitDecoder(BundlePass):
-    """Replaces the decoder by "embedding" (which may be there already), "decoder_1" to "decoder_N" and "head".
+    """Replace the decoder by "embedding" (which may be there already), "decoder_1" to "decoder_N" and "head".
 
     Attributes:
         part_bytes: most bytes of weights in one transformer part; None makes one part.

@@ -18,7 +18,7 @@ _IDS, _FEATURES = "input_ids", "image_features"
 
 @dataclass(frozen=True)
 class SplitEmbedding(BundlePass):
-    """Takes the merge of visual tokens out of the embedding, and narrows its token ids."""
+    """Remove the merge of visual tokens from the embedding, and narrow its token ids to int32."""
 
     requires = frozenset({Trait.DECODER_PARTS})
     promises = frozenset({Trait.PLAIN_LOOKUP})

@@ -20,7 +20,7 @@ _TABLES = (7, 8)  # cosines and sines, by input of GroupQueryAttention
 
 @dataclass(frozen=True)
 class TrimRotaryTables(ComponentPass):
-    """Cuts the tables of every attention to their first rows, before parts of the decoder share them.
+    """Trim the tables of every attention to their first rows, before parts of the decoder share them.
 
     Attributes:
         context: positions of the KV cache.

@@ -13,7 +13,7 @@ from hvlc.weights.formats.packing import pack, packed_size, unpack
 
 
 class ScaleType(StrEnum):
-    """How the scales are stored; LPBQ is explained in `hvlc.weights.formats.lpbq`."""
+    """Storage of the scales; LPBQ is explained in `hvlc.weights.formats.lpbq`."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -117,11 +117,11 @@ class WeightFormat(ABC):
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """What is stored of a matrix."""
+        """Streams that are stored of a matrix."""
         return (Stream.LEVELS, Stream.SCALES, *self.extra)
 
     def stored_name(self, stream: Stream) -> str:
-        """What graphs append to a weight's name: "int4", "scales", ..."""
+        """Suffix of a weight's name in graphs: "int4", "scales", ..."""
         return f"int{self.bits}" if stream is Stream.LEVELS else stream.value
 
     def shape(self, stream: Stream, matrix: tuple[int, int]) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ class WeightFormat(ABC):
         return sum(prod(self.shape(stream, matrix)) * self.dtype(stream).itemsize for stream in self.streams)
 
     def values(self, levels: Levels, stream: Stream) -> np.ndarray:
-        """What a stream stores of solved levels, before `encode`.
+        """A stream's values for solved levels, before `encode`.
 
         Raises:
             HvlcError: the solver gave other scales or zero points than the format holds (its bug).
@@ -231,12 +231,12 @@ class WeightFormat(ABC):
         return replace(self, block_size=size)
 
     def grain(self, in_features: int) -> str:
-        """What shares a scale behind a DequantizeLinear: a value of `hvlc.targets.Grain`."""
+        """Granularity of a DequantizeLinear's scales: a value of `hvlc.targets.Grain`."""
         return "channel" if self.block_size == in_features else "block"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What a target's block format must say yes to, by the names of its attributes."""
+        """Attributes of a target's block format that must be true."""
         return ()
 
     def static_obstacle(self, in_features: int) -> str:

@@ -65,7 +65,7 @@ class _Type:
 
     @property
     def shift(self) -> int:
-        """What is added to a stored level so that the middle levels meet."""
+        """Offset added to a stored level so that the middle levels are equal."""
         return (1 << (self.bits - 1)) - self.middle
 
 

@@ -69,6 +69,70 @@ class Prequantized(Expression):
         rows, columns = self.shape
         return SolvedWeight((rows, columns), format, tuple(TakenPart(self, format, s) for s in format.streams))
 
+    def narrow(self, axis: int, start: int, stop: int) -> Expression:
+        """Positions of one axis; a range of rows is pre-quantized as the whole is, since no block spans two rows."""
+        found = super().narrow(axis, start, stop)
+        return PrequantizedRows(self, start, stop) if axis == 0 and found is not self else found
+
+
+@dataclass(frozen=True)
+class PrequantizedRows(Prequantized):
+    """Some rows of a pre-quantized matrix, as of projections that are stored as one.
+
+    Attributes:
+        of: the matrix.
+        start: first row.
+        stop: the row after the last.
+    """
+
+    of: Prequantized
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """`[rows, in]`."""
+        return self.stop - self.start, self.of.shape[1]
+
+    @property
+    def origin(self) -> str:  # type: ignore[override]
+        """As of the matrix."""
+        return self.of.origin
+
+    @property
+    def format(self) -> WeightFormat | None:  # type: ignore[override]
+        """As of the matrix."""
+        return self.of.format
+
+    @property
+    def obstacle(self) -> str:  # type: ignore[override]
+        """As of the matrix."""
+        return self.of.obstacle
+
+    def parts(self) -> Iterator[Expression]:
+        """The matrix."""
+        yield self.of
+
+    def box(self, box: Box) -> np.ndarray:
+        """The matrix's box, moved."""
+        return self.of.box((slice(self.start + box[0].start, self.start + box[0].stop), box[1]))
+
+    def levels(self, start: int, stop: int) -> np.ndarray:
+        """Levels of the matrix's rows."""
+        return self.of.levels(self.start + start, self.start + stop)
+
+    def scales(self, start: int, stop: int) -> np.ndarray:
+        """Scales of the matrix's rows."""
+        return self.of.scales(self.start + start, self.start + stop)
+
+    def zero_points(self, start: int, stop: int) -> np.ndarray:
+        """Zero points of the matrix's rows."""
+        return self.of.zero_points(self.start + start, self.start + stop)
+
+    def middles(self, start: int, stop: int) -> np.ndarray:
+        """Values of the middle level of the matrix's rows."""
+        return self.of.middles(self.start + start, self.start + stop)
+
 
 @dataclass(frozen=True)
 class TakenPart(Expression):

@@ -39,7 +39,7 @@ _RECURSION = re.compile(r"\(\?(?:R|&|P>|[+-]?\d)")
 
 @dataclass(frozen=True)
 class Grouping:
-    """How one matrix is quantized, as the checkpoint says it.
+    """Quantization of one matrix, as the checkpoint states it.
 
     Attributes:
         method: "GPTQ" or "AWQ".
@@ -62,7 +62,7 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What the settings of a checkpoint say of all its matrices.
+    """Quantization settings of a checkpoint, for all its matrices.
 
     Attributes:
         base: of every layer that `dynamic` does not name.
@@ -117,7 +117,7 @@ def _bad_pattern(base: Grouping, pattern: str, problem: str) -> UserError:
 
 
 def read_quantization(checkpoint: Checkpoint) -> Quantization | None:
-    """How the checkpoint says that its matrices are quantized; None: it names no quantization.
+    """Quantization settings of a checkpoint's matrices. None: it names no quantization.
 
     Raises:
         UserError: quantized by a method, or with settings, that are not read.

@@ -12,13 +12,12 @@ from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.opening.package import open_package
 from hvlc.package.atomic import KeptError, atomic_directory
 from hvlc.package.writer import write_package
-from hvlc.recipes.loading import load_recipe
 from hvlc.results.build import BuildResult
-from hvlc.targets import Compiler, Target, load_target
+from hvlc.targets import Compiler
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.limits import check_written
 from hvlc.workflows.build.memory import MemoryWatch
-from hvlc.workflows.build.prepare import documents_of, prepare
+from hvlc.workflows.build.prepare import prepare
 from hvlc.workflows.build.prepared import PreparedBuild
 from hvlc.workflows.build.request import BuildRequest, provenance_of
 from hvlc.workflows.build.steps import BuildSteps, Digesting
@@ -26,6 +25,7 @@ from hvlc.workflows.calibrate.build_calibration import calibrate_plan, fingerpri
 
 if TYPE_CHECKING:
     from hvlc.calibration.state import State
+    from hvlc.qnn.compiler import CompileOptions
 
 
 def build(request: BuildRequest, progress: Progress | None = None) -> BuildResult:
@@ -75,14 +75,16 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                     partial,
                     lambda: provenance_of(digesting.finished(), *opened.documents, prepared.inputs),
                     bits,
-                    opened.target.tried,
+                    request.target.tried,
                     estimate.threads,
                     written,
                 )
-                check_written(partial, manifest, opened.target)
+                check_written(partial, manifest, request.target)
                 count(len(manifest.files))
-            if request.aot and opened.target.compiler is not Compiler.NONE:
-                manifest = _compiled(partial, opened.target, steps)
+            if request.aot and request.target.compiler is not Compiler.NONE:
+                from hvlc.qnn.compiler import CompileOptions
+
+                manifest = _compiled(partial, CompileOptions.of(request.target), steps)
     return BuildResult(
         request.output, manifest, prepared.plan, tuple(steps.journal), steps.seconds, memory.peak, estimate
     )
@@ -116,12 +118,12 @@ def plan_build(request: BuildRequest, progress: Progress | None = None, *, anywh
         return prepare(request, BuildSteps(progress), scratch, anywhere=anywhere)
 
 
-def _compiled(directory: Path, target: Target, steps: BuildSteps) -> Manifest:
+def _compiled(directory: Path, options: "CompileOptions", steps: BuildSteps) -> Manifest:
     """Compile the NPU components of a package that was just written, and check them in emulation."""
     from hvlc.workflows.build.compiling import compile_in_place
 
     with steps.step("compile") as count:
-        package = compile_in_place(directory, target, progress=steps.compiled)
+        package = compile_in_place(directory, options, progress=steps.compiled)
         count(len(package.compilation.graphs))
     return package.manifest
 
@@ -136,7 +138,6 @@ def is_current(request: BuildRequest) -> bool:
         manifest = open_package(request.output, verify=True).manifest
     except UserError:
         return False
-    documents = documents_of(request, load_recipe(request.recipe), load_target(request.target))
-    found = provenance_of(Checkpoint.open(request.checkpoint), *documents, None).sources
+    found = provenance_of(Checkpoint.open(request.checkpoint), *request.documents, None).sources
     ours = dict.fromkeys(("calibration_name", "calibration", "calibration_samples"))  # follows from recipe and code
     return manifest.sources.model_copy(update=ours) == found

@@ -23,7 +23,6 @@ from hvlc.qnn.checking import Sample, check_compiled
 from hvlc.qnn.compiler import PROVIDER, Compiled, CompileOptions, compile_graph, compile_graphs
 from hvlc.qnn.isolation import Isolation, require_qnn
 from hvlc.results.compilation import COMPILATION, Compilation, GraphCheck, NotChecked
-from hvlc.targets import Target
 from hvlc.workflows.build.emulation import Amount, component_samples
 
 _CONFIG = "genai_config.json"
@@ -79,7 +78,7 @@ class CompiledPackage:
 def compile_package(
     source: Path,
     output: Path,
-    target: Target,
+    options: CompileOptions,
     request: CompileRequest | None = None,
     *,
     force: bool = False,
@@ -90,7 +89,7 @@ def compile_package(
     Args:
         source: what `hvlc build --no-aot` wrote.
         output: appears whole, or not at all.
-        target: what to compile for.
+        options: what to compile for.
         request: how.
         force: replace an older package.
         progress: told of the components.
@@ -100,17 +99,16 @@ def compile_package(
         TargetError: see `compile_in_place`.
     """
     manifest = open_package(source, verify=True).manifest
-    CompileOptions.of(target)  # it and what follows refuse before anything is copied
-    _placed(source, manifest, target)
+    _placed(source, manifest, options.target)  # refuses before anything is copied
     with atomic_directory(output, force=force) as partial:
         for name in (*manifest.files, MANIFEST):
             shutil.copyfile(source / name, partial / name)
-        made = compile_in_place(partial, target, request, progress)
+        made = compile_in_place(partial, options, request, progress)
     return CompiledPackage(output, made.manifest, made.compilation, made.seconds, made.peak_bytes)
 
 
 def compile_in_place(
-    directory: Path, target: Target, request: CompileRequest | None = None, progress: Progress | None = None
+    directory: Path, options: CompileOptions, request: CompileRequest | None = None, progress: Progress | None = None
 ) -> CompiledPackage:
     """Compile every NPU component of a package in a directory that nobody else sees yet.
 
@@ -119,7 +117,7 @@ def compile_in_place(
 
     Args:
         directory: the package; it is left half-done by an error.
-        target: what to compile for.
+        options: what to compile for.
         request: how.
         progress: told of the components.
 
@@ -131,8 +129,8 @@ def compile_in_place(
     require_qnn()
     directory = directory.resolve()  # the compiler's process has a working directory of its own
     request, told = request or CompileRequest(), progress or (lambda what, done, total: None)
-    manifest, options = open_package(directory).manifest, CompileOptions.of(target)
-    placed = _placed(directory, manifest, target)
+    manifest = open_package(directory).manifest
+    placed = _placed(directory, manifest, options.target)
     samples = component_samples(directory, manifest, request.amount) if request.check else {}
     with scratch_directory(directory, ".compiled-") as made:
         compiled: dict[str, Compiled] = {}
@@ -145,7 +143,7 @@ def compile_in_place(
             binaries = sorted({c.context.binary.name for c in compiled.values() if c.record.shared_with})
             unchecked += [NotChecked(what=binary, reason=_SHARED) for binary in binaries]
         compilation = Compilation(
-            target=target.name,
+            target=options.target,
             compiler=next(iter(compiled.values())).compiler,
             graphs=tuple(c.record for c in compiled.values()),
             checks=tuple(checks),
@@ -160,7 +158,7 @@ def compile_in_place(
     return CompiledPackage(directory, written, compilation, seconds, max(c.peak_bytes for c in compiled.values()))
 
 
-def _placed(directory: Path, manifest: Manifest, target: Target) -> dict[str, ComponentEntry]:
+def _placed(directory: Path, manifest: Manifest, target: str) -> dict[str, ComponentEntry]:
     """The components that are compiled.
 
     Raises:
@@ -174,8 +172,8 @@ def _placed(directory: Path, manifest: Manifest, target: Target) -> dict[str, Co
     if done:
         cause = f"{', '.join(done)} of {directory.name} are compiled already"
         raise UserError("compile.done", cause, "compile the package that was built with --no-aot")
-    if manifest.sources.target_name != target.name:
-        cause = f"{directory.name} was built for {manifest.sources.target_name}, not for {target.name}"
+    if manifest.sources.target_name != target:
+        cause = f"{directory.name} was built for {manifest.sources.target_name}, not for {target}"
         raise UserError("compile.target", cause, "build it for each target: graphs and limits are the target's")
     return placed
 

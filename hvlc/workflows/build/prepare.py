@@ -16,11 +16,10 @@ from hvlc.package.text import PackageText, settle_text, tokenizer_files
 from hvlc.passes.lists import Quantities, float_passes, quantizing_passes
 from hvlc.passes.order import PassList
 from hvlc.recipes.budget import allocate, explicit, with_budget
-from hvlc.recipes.loading import load_recipe, recipe_text
 from hvlc.recipes.resolve import resolve
-from hvlc.recipes.schema import BudgetSpec, Recipe, dump_recipe
+from hvlc.recipes.schema import BudgetSpec, dump_recipe
 from hvlc.results.build import Estimate
-from hvlc.targets import Target, load_target, target_text
+from hvlc.targets import Target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.estimate import estimate, processors, weight_totals
 from hvlc.workflows.build.factors import check_stored, pending_factors, plan_factors
@@ -69,7 +68,7 @@ def prepare(
     if inputs.recipe.budget is not None:
         found.raise_all()
         inputs = _within_budget(request, inputs, inputs.recipe.budget, scratch, steps)
-    planned = _plan(inputs, steps, found, threads=_thread_counts(request)[0] if reads else 0)
+    planned = _plan(request, inputs, steps, found, threads=_thread_counts(request)[0] if reads else 0)
     lowered = _lower(request, inputs, planned, scratch, steps, found)
     expected = _estimate(request, inputs, planned, lowered, found)
     planned = replace(planned, plan=replace(planned.plan, notes=_notes(inputs, lowered)))
@@ -83,9 +82,9 @@ def _notes(opened: BuildInputs, lowered: "_Lowered") -> tuple[str, ...]:
 
 
 def _open(request: BuildRequest, steps: BuildSteps, found: Collector, *, anywhere: bool) -> BuildInputs:
-    """Read recipe, target and the headers of the checkpoint."""
+    """Read the headers of the checkpoint; refuse what no plan could mend."""
     with steps.step("open") as count:
-        checkpoint = recipe = target = installed = None
+        checkpoint = recipe = installed = None
         with found:
             require_compile("a build")
             installed = True
@@ -94,23 +93,15 @@ def _open(request: BuildRequest, steps: BuildSteps, found: Collector, *, anywher
                 remove_finished(request)
                 check_output(request.output, force=request.force)
         with found:
-            recipe = load_recipe(request.recipe)
-            recipe = with_budget(recipe, request.budget) if request.budget else recipe
+            recipe = with_budget(request.recipe, request.budget) if request.budget else request.recipe
         with found:
-            target = load_target(request.target)
-            check_compiler(target, aot=request.aot and not anywhere)
+            check_compiler(request.target, aot=request.aot and not anywhere)
         with found:
             checkpoint = Checkpoint.open(request.checkpoint)
         found.require(installed)
-        checkpoint, recipe, target = found.require(checkpoint), found.require(recipe), found.require(target)
-        documents = documents_of(request, recipe, target)
+        checkpoint, recipe = found.require(checkpoint), found.require(recipe)
         count(len(checkpoint.tensors))
-    return BuildInputs(checkpoint, recipe, target, documents)
-
-
-def documents_of(request: BuildRequest, recipe: Recipe, target: Target) -> tuple[Document, Document]:
-    """The texts of a recipe and a target that were just read."""
-    return Document(recipe.name, recipe_text(request.recipe)), Document(target.name, target_text(request.target))
+    return BuildInputs(checkpoint, recipe, request.documents)
 
 
 def _within_budget(
@@ -130,31 +121,34 @@ def _within_budget(
     text = text_files(checkpoint, scratch)
     source = request.calibration or recipe.calibration.source
     how = SensitivityOptions.of(budget, source, request.cache, _thread_counts(request)[0])
-    sensitivity = measure(checkpoint, text, recipe, opened.target, how, steps.measured)
+    sensitivity = measure(checkpoint, text, recipe, request.target, how, steps.measured)
     chosen = explicit(recipe, sensitivity, allocate(sensitivity, budget))
     documents = (Document(chosen.name, dump_recipe(chosen)), opened.documents[1])
     return replace(opened, recipe=chosen, documents=documents, measured=True)
 
 
-def _plan(opened: BuildInputs, steps: BuildSteps, found: Collector, *, threads: int) -> PlannedModel:
+def _plan(
+    request: BuildRequest, opened: BuildInputs, steps: BuildSteps, found: Collector, *, threads: int
+) -> PlannedModel:
     """Export, run the passes on the float model, and decide every weight's fate.
 
     Args:
+        request: of the build.
         opened: what is read.
         steps: told of each.
         found: problems so far.
         threads: that read weights to decide about their scales; 0: none are read.
     """
-    bundle, passes = _float_bundle(opened, steps, found)
+    bundle, passes = _float_bundle(request.target, opened, steps, found)
     with steps.step("plan") as count:
-        plan = found.require(_resolved(opened, bundle, found))
+        plan = found.require(_resolved(request.target, opened, bundle, found))
         if threads and not found.problems:
             plan = with_wide_scales(plan, bundle, threads)
         count(len(plan.assignments))
     return PlannedModel(bundle, passes, plan, plan_factors(bundle, plan, opened.recipe.prepare))
 
 
-def _float_bundle(opened: BuildInputs, steps: BuildSteps, found: Collector) -> tuple[Bundle, PassList]:
+def _float_bundle(target: Target, opened: BuildInputs, steps: BuildSteps, found: Collector) -> tuple[Bundle, PassList]:
     """The exported model after its first passes, and these."""
     from hvlc.export import export_bundle
 
@@ -167,23 +161,23 @@ def _float_bundle(opened: BuildInputs, steps: BuildSteps, found: Collector) -> t
         found.problems += opened.checkpoint.problems
     bundle = found.require(bundle)
     with steps.step("passes") as count:
-        passes = float_passes(bundle.facts, opened.target, opened.recipe.prepare)
+        passes = float_passes(bundle.facts, target, opened.recipe.prepare)
         passes.run(bundle)
         count(len(passes.passes))
     return bundle, passes
 
 
-def _resolved(opened: BuildInputs, bundle: Bundle, found: Collector) -> Plan | None:
+def _resolved(target: Target, opened: BuildInputs, bundle: Bundle, found: Collector) -> Plan | None:
     """The recipe resolved for a bundle and a target; None: it cannot be."""
     from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
     plan = None
     with found:
-        check_target(bundle, opened.target)
+        check_target(bundle, target)
     with found:
         check_stored(bundle, opened.recipe.prepare)
         options = {name: solver.options for name, solver in CALIBRATED.items()}
-        plan = resolve(opened.recipe, bundle, opened.target, {*SOLVERS, *CALIBRATED}, options)
+        plan = resolve(opened.recipe, bundle, target, {*SOLVERS, *CALIBRATED}, options)
         found.problems += solver_problems(plan)
     return plan
 
@@ -224,11 +218,11 @@ def _lower(
             inputs = calibration_inputs(request, opened, planned, text)
         cost = cost_of(bundle, plan, inputs, scaled) if inputs else None
         passes = quantizing_passes(
-            planned.passes, bundle.facts, opened.target, plan, _quantities(planned, request.state_directory)
+            planned.passes, bundle.facts, request.target, plan, _quantities(planned, request.state_directory)
         )
         passes.run(bundle)
         with found:
-            fix_for(bundle, passes, opened.target, request.context, text)
+            fix_for(bundle, passes, request.target, request.context, text)
         count(sum(a.action is not Action.KEEP for a in plan.assignments))
     return _Lowered(inputs, text, package_text, cost)
 

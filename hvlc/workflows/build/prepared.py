@@ -10,7 +10,6 @@ from hvlc.package.text import PackageText
 from hvlc.passes.order import PassList
 from hvlc.recipes.schema import Recipe
 from hvlc.results.build import Estimate
-from hvlc.targets import Target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.request import Document
 
@@ -26,14 +25,12 @@ class BuildInputs:
     Attributes:
         checkpoint: the input.
         recipe: a format for every weight; those that a budget leaves open are chosen.
-        target: what the package is for.
         documents: texts of the recipe and the target.
         measured: whether sensitivities were measured for a budget, on the calibration set.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
-    target: Target
     documents: tuple[Document, Document]
     measured: bool = False
 

@@ -23,13 +23,13 @@ from hvlc.opening.graphs import load_graph
 from hvlc.opening.package import open_package
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.qnn.checking import Sample, emulate_file
+from hvlc.qnn.compiler import CompileOptions
 from hvlc.qnn.isolation import require_qnn
 from hvlc.results.compilation import COMPILATION, Compilation, read_compilation
-from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.compiling import CompileRequest, compile_in_place
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import BuildRequest, open_request
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def rebuild(
         recipe, target = work / "recipe.yaml", work / "target.toml"
         recipe.write_text(lock.recipe, "utf-8")
         target.write_text(lock.target, "utf-8")
-        request = BuildRequest(
+        request = open_request(
             checkpoint,
             str(target),
             str(recipe),
@@ -100,7 +100,7 @@ def rebuild(
         _check_calibration(manifest, request)
         made = build(request, progress).manifest
         if compilation:
-            made = _compiled(request.output, str(target), compilation)
+            made = _compiled(request.output, CompileOptions.of(request.target), compilation)
         changed = changed_tools(lock)
         there = {name: entry for name, entry in manifest.files.items() if name != LOCK}
         locked = [name for name in {*there, *lock.outputs} if there.get(name) != lock.outputs.get(name)]
@@ -119,14 +119,14 @@ def rebuild(
     return RebuildResult(len(same), sum(same.values()), changed, chance, bool(compilation and compilation.checks))
 
 
-def _compiled(directory: Path, target: str, before: Compilation) -> Manifest:
+def _compiled(directory: Path, options: CompileOptions, before: Compilation) -> Manifest:
     """Compile a new build as the package was compiled, without its check.
 
     Raises:
         UserError: other graphs came out.
     """
     shared = any(graph.shared_with for graph in before.graphs)
-    made = compile_in_place(directory, load_target(target), CompileRequest(check=False, share_weights=shared))
+    made = compile_in_place(directory, options, CompileRequest(check=False, share_weights=shared))
     again = {graph.component: graph for graph in made.compilation.graphs}
     other = sorted(graph.component for graph in before.graphs if again.get(graph.component) != graph)
     if other or len(again) != len(before.graphs):

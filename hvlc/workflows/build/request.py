@@ -3,12 +3,17 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hvlc.errors import Collector
 from hvlc.manifest.lock import Provenance
 from hvlc.manifest.manifest import Manifest, Sources
 from hvlc.package.writer import code_digest, tool_versions
+from hvlc.recipes.loading import load_recipe, recipe_text
+from hvlc.recipes.schema import Recipe
+from hvlc.targets import Target, load_target, target_text
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.build.requirements import require_compile
 
 if TYPE_CHECKING:
     from hvlc.calibration.samples import CalibrationSet
@@ -20,8 +25,9 @@ class BuildRequest:
 
     Attributes:
         checkpoint: a checkpoint directory, a GGUF file, or an id on the Hugging Face hub.
-        target: name or path of a target.
-        recipe: name or path of a recipe.
+        target: what the package is for.
+        recipe: a format for every weight.
+        documents: texts of the recipe and the target, which the package remembers.
         output: directory to write.
         force: replace an existing package.
         threads: that evaluate weights; None is one for each processor. The package does not depend on it.
@@ -36,8 +42,9 @@ class BuildRequest:
     """
 
     checkpoint: Path
-    target: str
-    recipe: str
+    target: Target
+    recipe: Recipe
+    documents: "tuple[Document, Document]"
     output: Path
     force: bool = False
     threads: int | None = None
@@ -72,6 +79,36 @@ class Document:
     def sha256(self) -> str:
         """Hex digest of the text in UTF-8: of the file's bytes, unless it begins with a byte order mark."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def open_request(checkpoint: Path, target: str, recipe: str, output: Path, **options: Any) -> BuildRequest:
+    """The request of a build, its recipe and its target read; nothing after this knows where they came from.
+
+    Args:
+        checkpoint: a checkpoint directory, a GGUF file, or an id on the Hugging Face hub.
+        target: name of a target, or a TOML file.
+        recipe: name of a recipe, or a YAML file.
+        output: directory to write.
+        **options: further fields of the request.
+
+    Raises:
+        UserError: recipe or target are unknown or wrong, together with what else would stop the build before its plan.
+    """
+    found, others = Collector(), Collector()
+    rules = device = None
+    with found:
+        rules = load_recipe(recipe), recipe_text(recipe)
+    with found:
+        device = load_target(target), target_text(target)
+    if found.problems:
+        with others:
+            require_compile("a build")
+        with found:
+            Checkpoint.open(checkpoint)
+        found.problems[:0] = others.problems
+    (read, text), (asked, described) = found.require(rules), found.require(device)
+    documents = Document(read.name, text), Document(asked.name, described)
+    return BuildRequest(checkpoint, asked, read, documents, output, **options)
 
 
 def provenance_of(

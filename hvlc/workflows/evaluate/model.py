@@ -25,7 +25,7 @@ from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.hub import located, name_of
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.estimate import processors
-from hvlc.workflows.build.request import BuildRequest, source_digest
+from hvlc.workflows.build.request import open_request, source_digest
 from hvlc.workflows.build.requirements import require_compile
 
 _CPU_FACTS = Path("/proc/cpuinfo")
@@ -201,7 +201,7 @@ def _package(subject: Subject) -> Iterator[tuple[Path, str]]:
     require_compile("a checkpoint's answers")
     with temporary_directory("float") as work:
         package = work / "float32"
-        build(BuildRequest(subject.directory, "cpu", "float32", package))
+        build(open_request(subject.directory, "cpu", "float32", package))
         yield package, "onnxruntime CPU, as a float32 package"
 
 

@@ -18,7 +18,7 @@ from hvlc.results.files import UNWRITABLE, write_results
 from hvlc.results.sensitivity import Front, FrontPoint, Sensitivity
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from hvlc.workflows.sensitivity.sensitivity import SensitivityInputs, SensitivityOptions, check_results, measure
 
 FRONT = "front.json"
@@ -170,7 +170,7 @@ def _measured(
         progress(point.name, done, total)
         with scratch_directory(output, ".package-") as work:
             package = work / "package"
-            build(BuildRequest(opened.directory, opened.target_name, str(output / point.recipe), package))
+            build(open_request(opened.directory, opened.target_name, str(output / point.recipe), package))
             points.append(point.model_copy(update={"measured": measured(package)}))
     progress("", total, total)
     return front.model_copy(update={"score": what, "reference": reference, "points": tuple(points)})

@@ -93,13 +93,13 @@ def test_what_is_assembled_can_be_saved_built_upon_and_asked(save_tower: Save, s
     from hvlc.models.hypervl.reference import Reference
     from hvlc.runtime.generation import VisionLanguageModel
     from hvlc.workflows.build.build import build
-    from hvlc.workflows.build.request import BuildRequest
+    from hvlc.workflows.build.request import open_request
     from tests.helpers.tiny import picture
 
     model, processor = assemble(save_tower("base", 32), save_tower("large", 48), save_llm())
     model.save_pretrained(tmp_path / "joined")
     processor.save_pretrained(tmp_path / "joined")
-    package = build(BuildRequest(tmp_path / "joined", "cpu", "float32", tmp_path / "package")).output
+    package = build(open_request(tmp_path / "joined", "cpu", "float32", tmp_path / "package")).output
     asked = {"encoder": "base", "vrc": True, "max_new_tokens": 3}
     reference = Reference(tmp_path / "joined").answer("What?", [picture(30, 40)], **asked)
     answered = VisionLanguageModel(package, threads=1).answer("What?", [picture(30, 40)], **asked)

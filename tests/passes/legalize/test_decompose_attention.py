@@ -5,7 +5,7 @@ import pytest
 
 from hvlc.graphs.bundle import Role
 from hvlc.passes.legalize.decompose_attention import DecomposeAttention
-from hvlc.targets import load_target
+from hvlc.targets import load_target, target_for
 from tests.helpers.graphs import bundle, component, lines
 from tests.helpers.sessions import run
 from tests.helpers.tolerances import GRAPH_FLOAT32
@@ -41,7 +41,7 @@ def encoder(text: str):
 @pytest.mark.usefixtures("checked")
 def test_attention_is_written_out() -> None:
     made = encoder(ATTENTION)
-    DecomposeAttention(REFUSES).run(made)
+    DecomposeAttention(REFUSES.takes_op).run(made)
     assert lines(made.components["graph"].graph) == WRITTEN_OUT
     assert made.journal[-1].changed == 1
     assert all(REFUSES.takes_op(node.op_type) for node in made.components["graph"].graph)
@@ -50,7 +50,7 @@ def test_attention_is_written_out() -> None:
 def difference(text: str, other: str) -> float:
     """Largest difference between what one graph computes and what another does once it is written out."""
     models = [encoder(t).components["graph"] for t in (text, other)]
-    DecomposeAttention(REFUSES).transform(models[1])
+    DecomposeAttention(REFUSES.takes_op).transform(models[1])
     given = feeds(models[0].model)
     first, second = (run(m.model, given)[0] for m in models)
     return float(np.abs(first - second).max())
@@ -79,7 +79,7 @@ def test_the_comparison_sees_another_attention(old: str, new: str) -> None:
 def test_other_attention_stays(node: str, reason: str) -> None:
     made = encoder(GRAPH % node)
     before = lines(made.components["graph"].graph)
-    DecomposeAttention(REFUSES).run(made)
+    DecomposeAttention(REFUSES.takes_op).run(made)
     assert lines(made.components["graph"].graph) == before
     assert reason in made.journal[-1].skipped[0].reason
 
@@ -87,13 +87,13 @@ def test_other_attention_stays(node: str, reason: str) -> None:
 @pytest.mark.parametrize("target", [TAKES, PARTIAL], ids=lambda target: target.name)
 def test_it_stays_where_it_is_taken(target) -> None:
     made = encoder(ATTENTION)
-    DecomposeAttention(target).run(made)
+    DecomposeAttention(target_for(Role.VISION_ENCODER, target).takes_op).run(made)
     assert [n.op_type for n in made.components["graph"].graph] == ["Attention"]
-    assert made.journal[-1].skipped[0].reason == "cpu takes Attention"
+    assert made.journal[-1].skipped[0].reason == "the target takes Attention"
 
 
 def test_it_stays_where_its_parts_are_refused() -> None:
     target = load_target("webgpu").model_copy(update={"refused_ops": ("Attention", "Softmax")})
     made = encoder(ATTENTION)
-    DecomposeAttention(target).run(made)
+    DecomposeAttention(target.takes_op).run(made)
     assert (made.journal[-1].changed, made.journal[-1].skipped[0].reason) == (0, "webgpu does not take Softmax")

@@ -65,7 +65,7 @@ def attention(tokens: int = CHUNK, size: int = 16, *, layers: int = 1, quantized
 
 
 def written_out(made: Bundle, target: Target = REFUSES) -> Bundle:
-    DecomposeGroupQueryAttention(target).run(made)
+    DecomposeGroupQueryAttention(target.takes_op, target.takes_cache("int8")).run(made)
     return made
 
 

@@ -37,14 +37,14 @@ NAMES = pytest.mark.parametrize("text", EXPECTED, ids=["flat", "named", "heads",
 @pytest.mark.usefixtures("checked")
 def test_the_standard_operator_takes_its_place(text: str) -> None:
     made = bundle_of(text)
-    ReplaceContribRotary(NPU).run(made)
+    ReplaceContribRotary(NPU.takes_op).run(made)
     assert nodes_of(made) == [f"[rotary] turned = {EXPECTED[text]}"]
 
 
 @NAMES
 def test_the_numbers_stay(text: str) -> None:
     models = [bundle_of(text) for _ in range(2)]
-    ReplaceContribRotary(NPU).run(models[1])
+    ReplaceContribRotary(NPU.takes_op).run(models[1])
     before, after = (made.components["graph"].model for made in models)
     given = feeds(before)
     np.testing.assert_allclose(run(after, given)[0], run(before, given)[0], atol=GRAPH_FLOAT32, rtol=0)
@@ -72,12 +72,12 @@ def test_the_comparison_sees_swapped_tables() -> None:
 def test_a_near_miss_stays_untouched_and_is_explained(text: str, opset: int, reason: str) -> None:
     made = bundle_of(text, opset)
     before = nodes_of(made)
-    ReplaceContribRotary(NPU).run(made)
+    ReplaceContribRotary(NPU.takes_op).run(made)
     assert (nodes_of(made), skips(made)) == (before, [("rotary", reason)])
 
 
 def test_the_standard_operator_is_left_alone() -> None:
     made = bundle_of(FLAT)
-    ReplaceContribRotary(NPU).run(made)
-    ReplaceContribRotary(CPU).run(made)
+    ReplaceContribRotary(NPU.takes_op).run(made)
+    ReplaceContribRotary(CPU.takes_op).run(made)
     assert made.journal[-1].changed == 0

@@ -12,7 +12,7 @@ import pytest
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.passes.quantize.keep_stored_embedding_type import KeepStoredEmbeddingType
-from hvlc.targets import Target, load_target
+from hvlc.targets import Target, load_target, target_for
 from hvlc.weights.checkpoint import Checkpoint
 from tests.helpers.sessions import OPTIMIZATIONS, session
 
@@ -46,7 +46,7 @@ def without_lookups() -> Target:
 @pytest.mark.usefixtures("checked")
 def test_rows_are_the_same_to_the_bit(tmp_path: Path, kind: str, optimization: str) -> None:
     bundle, table = lookup(tmp_path, kind)
-    KeepStoredEmbeddingType(CPU).run(bundle)
+    KeepStoredEmbeddingType(lambda role, dtype: target_for(role, CPU).takes_lookup(dtype)).run(bundle)
     assert bundle.journal[-1].changed == 1
     graph = bundle.components["graph"].graph
     assert [node.op_type for node in graph] == ["Gather", "Cast"]
@@ -66,7 +66,7 @@ def test_rows_are_the_same_to_the_bit(tmp_path: Path, kind: str, optimization: s
 )
 def test_what_stays_is_journalled(tmp_path: Path, kind: str, twice: bool, target: Target, reason: str) -> None:
     bundle, _ = lookup(tmp_path, kind, twice=twice)
-    KeepStoredEmbeddingType(target).run(bundle)
+    KeepStoredEmbeddingType(lambda role, dtype: target_for(role, target).takes_lookup(dtype)).run(bundle)
     assert bundle.journal[-1].changed == 0
     assert [skip.reason for skip in bundle.journal[-1].skipped] == [reason]
     assert "Cast" not in [node.op_type for node in bundle.components["graph"].graph]

@@ -21,7 +21,7 @@ from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache, rotated_keys
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Constant
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.helpers.tolerances import QUANTIZED_CACHE, QUANTIZED_PRODUCT
@@ -239,7 +239,7 @@ def packages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The same decoder with a float and with an int8 cache; read only."""
     root = tmp_path_factory.mktemp(request.param)
     checkpoint = save_text(root / "checkpoint", request.param)
-    plain = build(BuildRequest(checkpoint, "cpu", "float32", root / "float")).output
+    plain = build(open_request(checkpoint, "cpu", "float32", root / "float")).output
     model = ir.load(plain / "model.onnx")
     bundle = Bundle(request.param)
     bundle.add(Component("model", Role.DECODER, model, "model"))

@@ -24,7 +24,7 @@ def test_every_position_says_what_the_last_one_does(family: str, fused: bool, tm
     last, whole = export_bundle(checkpoint), export_bundle(checkpoint)
     for bundle in (last, whole):
         if fused:
-            FuseSkipNorm(load_target("cpu")).run(bundle)
+            FuseSkipNorm(lambda role: load_target("cpu").takes_op).run(bundle)
     KeepAllLogits().run(whole)
     assert [e.changed for e in whole.journal if e.step == "KeepAllLogits"][-1] >= 1
     ids = np.random.default_rng(0).integers(0, 200, (2, 6))

@@ -11,7 +11,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.weights.prequantized.tiny_quantized import config, save_gguf
 
 
@@ -103,7 +103,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_without_a_name_is_built_as_one_with_a_name(saved: Path, tmp_path: Path) -> None:
     shutil.copyfile(saved, tmp_path / "9f86d081")
-    build(BuildRequest(tmp_path / "9f86d081", "cpu", "float32", tmp_path / "package", threads=1))
+    build(open_request(tmp_path / "9f86d081", "cpu", "float32", tmp_path / "package", threads=1))
     content = json.loads((tmp_path / "package" / "genai_config.json").read_text())
     assert content["model"]["eos_token_id"] == [257, 256]
     assert (tmp_path / "package" / "tokenizer.json").is_file()

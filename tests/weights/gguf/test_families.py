@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hvlc.weights.gguf.names import ARCHITECTURES, parameter_name
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.test_families import logits_difference
 from tests.export.tiny_families import save_text
 from tests.helpers.tolerances import GRAPH_FLOAT32
@@ -78,7 +78,7 @@ def test_a_float_gguf_file_is_the_model_it_was_made_from(tmp_path: Path, case: s
     convert(model, tmp_path / "saved" / "model.gguf")
     for name in ("model.safetensors", "config.json", "generation_config.json"):
         (directory / name).unlink()
-    result = build(BuildRequest(directory, "cpu", "float32", tmp_path / "package", threads=1))
+    result = build(open_request(directory, "cpu", "float32", tmp_path / "package", threads=1))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(result.output / "model.onnx", options)

