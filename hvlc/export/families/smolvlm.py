@@ -23,8 +23,8 @@ def _check(config: Any, found: Collector) -> None:
         siglip.check_tower(vision)
         side = siglip.patches_per_side(vision)
         if side % config.scale_factor:
-            cause = f"a tile of {vision.image_size} pixels has {side} patches of patch_size {vision.patch_size} a side, "
-            cause += f"which scale_factor {config.scale_factor} does not divide"
+            cause = f"a tile of {vision.image_size} pixels has {side} patches of patch_size {vision.patch_size} a side"
+            cause += f", which scale_factor {config.scale_factor} does not divide"
             raise UserError("checkpoint.config", f"config.json: {cause}", "correct it")
 
 
