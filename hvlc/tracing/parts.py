@@ -15,11 +15,10 @@ import onnx_ir as ir
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import MICROSOFT, keep_all_logits
+from hvlc.graphs.skip_norm import PLAIN, take_apart
 from hvlc.opening.cutting import load_ir, session_of
 from hvlc.opening.sessions import PackageSession, session_options
 
-_FUSED = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
-_SUM_OUTPUT = 3
 _FLOAT = 32
 _INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits
 _MATRIX = 2  # rank
@@ -165,8 +164,8 @@ class Graph:
 
     def _entering(self, norm: ir.Node) -> ir.Value:
         """The value that a norm reads, before it is quantized; a fused norm is taken apart."""
-        if norm.domain == MICROSOFT and norm.op_type in _FUSED:
-            return _take_apart(self.graph, norm)
+        if norm.domain == MICROSOFT and norm.op_type in PLAIN:
+            return take_apart(self.graph, norm)
         value = norm.inputs[0]
         if value is None:
             raise UserError("bisect.boundaries", f"{norm.name} of {self.file} reads nothing", _FIX)
@@ -238,22 +237,6 @@ class Part:
         options = session_options(self.threads)
         options.enable_cpu_mem_arena = False  # parts follow one another; nothing is to be held back
         yield session_of(self.file, self.model, self.folder, options)
-
-
-def _take_apart(graph: ir.Graph, norm: ir.Node) -> ir.Value:
-    """An addition and a plain norm in place of a fused one; returns the sum."""
-    total = ir.node("Add", list(norm.inputs[:2]), name=f"{norm.name}.residual")
-    total.outputs[0].name = f"{norm.name}.residual:0"
-    total.outputs[0].type, total.outputs[0].shape = norm.outputs[0].type, norm.outputs[0].shape
-    attributes = {"axis": -1, "epsilon": norm.attributes.get_float("epsilon", 1e-5)}
-    plain = ir.node(_FUSED[norm.op_type], [total.outputs[0], *norm.inputs[2:]], attributes, name=str(norm.name))
-    plain.outputs[0].name = f"{norm.name}.normed:0"
-    graph.insert_before(norm, [total, plain])
-    ir.convenience.replace_all_uses_with(norm.outputs[0], plain.outputs[0])
-    if len(norm.outputs) > _SUM_OUTPUT:
-        ir.convenience.replace_all_uses_with(norm.outputs[_SUM_OUTPUT], total.outputs[0])
-    graph.remove(norm, safe=True)
-    return total.outputs[0]
 
 
 def _gain(norm: ir.Node) -> np.ndarray:

@@ -13,11 +13,10 @@ import onnx_ir as ir
 from hvlc.graphs.builder import MICROSOFT
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.editing import take_over
+from hvlc.graphs.skip_norm import FUSED, SUM_OUTPUT
 from hvlc.passes.base import ComponentPass, Outcome, TakesOperator
 from hvlc.passes.traits import Trait
 
-_FUSED = {"RMSNormalization": "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
-_SUM_OUTPUT = 3
 _WITH_BIAS = 3  # inputs of a LayerNormalization that has one
 
 
@@ -37,7 +36,7 @@ class FuseSkipNorm(ComponentPass):
         """Fuse every pair whose fused operator is taken."""
         changed, skipped, takes = 0, [], self.takes(component.role)
         for norm in list(component.graph):
-            if norm.op_type not in _FUSED or norm.domain:
+            if norm.op_type not in FUSED or norm.domain:
                 continue
             found = _residual(norm, takes)
             if isinstance(found, ir.Node):
@@ -50,7 +49,7 @@ class FuseSkipNorm(ComponentPass):
 
 def _residual(norm: ir.Node, takes: TakesOperator) -> ir.Node | str:
     """The addition to fuse with, or why this norm stays as it is."""
-    verdict = takes(_FUSED[norm.op_type], MICROSOFT)
+    verdict = takes(FUSED[norm.op_type], MICROSOFT)
     if not verdict:
         return verdict.reason
     if norm.attributes.get_int("axis", -1) != -1:
@@ -70,7 +69,7 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
     inputs = [*add.inputs, *norm.inputs[1:]]
     name, attributes = str(norm.name), {"epsilon": epsilon}
-    fused = ir.node(_FUSED[norm.op_type], inputs, attributes, domain=MICROSOFT, num_outputs=4, name=name)
+    fused = ir.node(FUSED[norm.op_type], inputs, attributes, domain=MICROSOFT, num_outputs=4, name=name)
     normed, total = norm.outputs[0], add.outputs[0]
     graph.insert_before(add, fused)
     for output in fused.outputs:
@@ -78,5 +77,5 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     take_over(normed, fused.outputs[0])
     graph.remove(norm, safe=True)
     if total.uses() or total.is_graph_output():
-        take_over(total, fused.outputs[_SUM_OUTPUT])
+        take_over(total, fused.outputs[SUM_OUTPUT])
     graph.remove(add, safe=True)
