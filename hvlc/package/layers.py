@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from hvlc.graphs.layers import LayerName
 from hvlc.package.distance import distance
 from hvlc.package.weights import StoredWeight
 from hvlc.results.comparison import LayerError, PlanChange
@@ -17,7 +18,6 @@ Kind = Literal["attention", "mlp", "norm", "other"]
 #: In place of a format that is inside a binary.
 COMPILED = "compiled, not readable"
 
-_LAYER = re.compile(r"layers?\.(\d+)\.")
 _KINDS: tuple[tuple[str, Kind], ...] = ((r"norm", "norm"), (r"attn|attention", "attention"), (r"mlp|\bfc\d", "mlp"))
 
 
@@ -127,9 +127,9 @@ def _summed(contestant: str, layer: str, kind: Kind, rows: Sequence[tuple[str, f
 def place_of_weight(component: str, name: str) -> tuple[str, Kind]:
     """Layer and kind of a weight, e.g. ("model.layers.3", "mlp")."""
     kind: Kind = next((kind for pattern, kind in _KINDS if re.search(pattern, name)), "other")
-    found = _LAYER.search(name)
+    found = LayerName.of(name)
     if found:
-        return f"{component}.layers.{found[1]}", kind
+        return f"{component}.layers.{found.index}", kind
     parts = [part for part in name.split(".") if part not in ("weight", "bias")]
     part = next((p for p in parts if p in ("projector", "lm_head", "embed_tokens")), parts[-1])
     return f"{component}.{part}", kind

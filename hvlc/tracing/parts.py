@@ -4,7 +4,6 @@ The stream is found by the dotted names of the norms that read it. Norms that we
 are taken apart there again, which changes nothing but where a part can end.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import onnx_ir as ir
 
 from hvlc.errors import UserError
 from hvlc.graphs.builder import MICROSOFT, keep_all_logits
+from hvlc.graphs.layers import LayerName
 from hvlc.graphs.skip_norm import PLAIN, take_apart
 from hvlc.opening.cutting import load_ir, session_of
 from hvlc.opening.sessions import PackageSession, session_options
@@ -150,10 +150,8 @@ class Graph:
         Raises:
             UserError: there is none, or they are of several stacks.
         """
-        pattern = re.compile(rf"(?P<prefix>(?:.+\.)?)layers\.(?P<index>\d+)\.{re.escape(norm)}")
-        found = {
-            int(m["index"]): (node, m["prefix"]) for node in self.graph if (m := pattern.fullmatch(str(node.name)))
-        }
+        named = [(node, LayerName.of(str(node.name))) for node in self.graph]
+        found = {name.index: (node, name.before) for node, name in named if name is not None and name.within == norm}
         prefixes = {prefix for _, prefix in found.values()}
         if len(prefixes) != 1:
             cause = f"{self.file} has norms {norm} of {len(prefixes) or 'no'} stacks of layers, not of one"

@@ -6,7 +6,6 @@ layer and before the last norm of all: one value goes from part to part. Where t
 passed on, so that both parts see an integer operator at the cut.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,13 +14,14 @@ import onnx_ir as ir
 
 from hvlc.errors import HvlcError, TargetError
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
+from hvlc.graphs.layers import LayerName
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import LazyTensor, expression_of
 
 EMBEDDING, HEAD = "embedding", "head"
 _EMBEDS, _HIDDEN, _LOGITS = "inputs_embeds", "hidden_states", "logits"
-_LAYER = re.compile(r"(?P<prefix>(?:.+\.)?)layers\.(?P<index>\d+)\.input_layernorm")
+_FIRST_NORM = "input_layernorm"  # of a layer
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
 _NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization")
 
@@ -91,10 +91,10 @@ def _names(values: Sequence[ir.Value]) -> set[str]:
     return {str(value.name) for value in values}
 
 
-def _layers(graph: ir.Graph) -> dict[int, re.Match[str]]:
-    """Indices of the layers, by the names of their first norms."""
-    found = (_LAYER.fullmatch(str(node.name)) for node in graph if node.op_type in _NORMS)
-    return {int(match["index"]): match for match in found if match}
+def _layers(graph: ir.Graph) -> dict[int, LayerName]:
+    """Names of the layers' first norms, by the indices of the layers."""
+    found = (LayerName.of(str(node.name)) for node in graph if node.op_type in _NORMS)
+    return {name.index: name for name in found if name is not None and name.within == _FIRST_NORM}
 
 
 def _stream(graph: ir.Graph) -> tuple[ir.Value, list[ir.Value], ir.Value]:
@@ -103,10 +103,10 @@ def _stream(graph: ir.Graph) -> tuple[ir.Value, list[ir.Value], ir.Value]:
     found = _layers(graph)
     if sorted(found) != list(range(len(found))):
         raise HvlcError("pass.split_decoder", f"layers {sorted(found)} are not a whole sequence", "report it")
-    last = nodes.get(f"{found[0]['prefix']}norm")
+    last = nodes.get(f"{found[0].before}norm")
     if last is None:
-        raise HvlcError("pass.split_decoder", f"there is no {found[0]['prefix']}norm", "report it")
-    layers = [_levels(nodes[match.group()].inputs[0]) for _, match in sorted(found.items())]
+        raise HvlcError("pass.split_decoder", f"there is no {found[0].before}norm", "report it")
+    layers = [_levels(nodes[name.at(index)].inputs[0]) for index, name in sorted(found.items())]
     return _entry(graph), layers, _levels(last.inputs[0])
 
 

@@ -4,7 +4,6 @@ Everything here is a hint: the stage departs because of what it computes, and th
 for the mistakes that converters make.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hvlc.files.reading import TOKENIZER, is_file
+from hvlc.graphs.layers import LayerName
 from hvlc.inputs.documents import read_json
 from hvlc.manifest.manifest import MANIFEST
 from hvlc.opening.package import open_package
@@ -34,7 +34,6 @@ _LISTED = 4  # weights or tokens that are named one by one
 #: Relative error up to which values count as equal: what levels of four bits may differ by, and floats.
 _QUANTIZED, _FLOAT = 0.3, 1e-3
 _FACTOR = {True: 0.1, False: 1e-3}  # of a fitted factor's distance from 1, quantized or not
-_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
 
 #: A parameter of the reference by name; None where it has none.
 Reader = Callable[[str], np.ndarray | None]
@@ -182,12 +181,12 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def _other_layer(name: str, found: np.ndarray, limit: float, read: Reader) -> int | None:
     """The layer whose parameter of the same kind this is."""
-    match = _LAYER.fullmatch(name)
-    if match is None:
+    place = LayerName.of(name)
+    if place is None:
         return None
     limit, layer = limit if found.ndim >= _MATRIX else _FLOAT, 0  # norms are alike in all layers
-    while (other := read(f"{match[1]}{layer}{match[3]}")) is not None:
-        if layer != int(match[2]) and other.size == found.size:
+    while (other := read(place.at(layer))) is not None:
+        if layer != place.index and other.size == found.size:
             factor, rest = _fitted(found, other.reshape(found.shape))
             if rest <= limit and abs(factor - 1) <= _FACTOR[limit == _QUANTIZED]:
                 return layer

@@ -1,20 +1,18 @@
 """Which line of a recipe a broken gate points at: weights with large errors, and the rules that chose their format."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hvlc.errors import UserError
 from hvlc.files.reading import SOURCE, is_file, read_text
 from hvlc.graphs.bundle import Role
+from hvlc.graphs.layers import LayerName
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST
 from hvlc.opening.package import open_package
 from hvlc.recipes.loading import parse_recipe, recipe_text
 from hvlc.recipes.schema import Recipe
 from hvlc.results.gates import Origin, RecipeText, Suspect
-
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def worst_weights(package: Path, errors: Iterable[tuple[str, str, float]], *, count: int = 3) -> tuple[Suspect, ...]:
@@ -44,8 +42,8 @@ def worst_weights(package: Path, errors: Iterable[tuple[str, str, float]], *, co
 
 
 def _layer(role: str, weight: str) -> str:
-    found = _LAYER.search(weight)
-    return f"{role}.layers.{found[1]}" if found else role
+    found = LayerName.of(weight)
+    return f"{role}.layers.{found.index}" if found else role
 
 
 def _rule_index(recipe: Recipe, role: str, weight: str) -> int | None:
