@@ -75,6 +75,21 @@ class _Load:
     batch: int
     batches: int
 
+    def walking_bytes(self, rows: int, columns: int, values: int) -> tuple[int, int]:
+        """Memory of one product in a walk, and of what waits for it meanwhile.
+
+        Args:
+            rows: outputs of the product; 0 where it does not run.
+            columns: inputs of it.
+            values: of the size of its outputs, in memory at once.
+        """
+        walked = _FLOAT * (_WEIGHTS * rows * columns + self.batch * (columns + values * rows))
+        return walked, _ALIVE * self.batches * min(_SMALL, _FLOAT * self.batch * columns)
+
+    def walking_operations(self, rows: int, columns: int) -> float:
+        """Multiplications and additions that a walk takes for one product."""
+        return _SLOWER * 2.0 * self.tokens * rows * columns
+
 
 def calibration_cost(
     bundle: Bundle, plan: Plan, inputs: "CalibrationSet", calibrated: Iterable[str]
@@ -100,11 +115,10 @@ def calibration_cost(
         values = _BETWEEN + _OBSERVED * observed
         for group in groups:
             rows = 0 if ends and group is groups[-1] else group.rows
-            walked = _FLOAT * (_WEIGHTS * rows * group.columns + load.batch * (group.columns + values * rows))
-            waiting = _ALIVE * load.batches * min(_SMALL, _FLOAT * load.batch * group.columns)
+            walked, waiting = load.walking_bytes(rows, group.columns, values)
             peaks.append(max(walked, group.solving_bytes) + waiting)
             weights += group.solved * group.columns
-            operations += _SLOWER * 2.0 * load.tokens * rows * group.columns
+            operations += load.walking_operations(rows, group.columns)
             if group.solved:
                 operations += float(group.columns) ** 2 * (load.tokens + group.solved + group.columns)
     return CalibrationCost(max(peaks) + _pixels(bundle, inputs), operations, weights)
@@ -129,11 +143,10 @@ def search_cost(bundle: Bundle, scaled: Mapping[tuple[str, str], int], inputs: "
         for place, linears in groups:
             group = _Group.of(linears, component.name, set())
             rows = 0 if ends and linears is groups[-1][1] else group.rows
-            walked = _FLOAT * (_WEIGHTS * rows * group.columns + load.batch * (group.columns + _BETWEEN * rows))
+            walked, waiting = load.walking_bytes(rows, group.columns, _BETWEEN)
             searching = _FLOAT * group.columns * (_SEARCHING * group.rows + _GRAMS * group.columns)
-            waiting = _ALIVE * load.batches * min(_SMALL, _FLOAT * load.batch * group.columns)
             peaks.append(max(walked, searching * (place in scaled)) + waiting)
-            operations += _SLOWER * 2.0 * load.tokens * rows * group.columns
+            operations += load.walking_operations(rows, group.columns)
             if place in scaled:
                 rounded = scaled[place] and scaled[place] + group.rows  # once all, to draw those that are searched
                 operations += float(group.columns) ** 2 * (load.tokens + _DOUBLE * 2 * rounded)
