@@ -10,6 +10,7 @@ import click
 
 from hvlc import __version__
 from hvlc.cli import (
+    assemble,
     bisect,
     build,
     calibration,
@@ -138,6 +139,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
+    assemble.assemble,
     bisect.bisect,
     build.build,
     build.plan,

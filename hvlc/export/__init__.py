@@ -8,6 +8,7 @@ from optimum.exporters.tasks import TasksManager
 from hvlc.errors import UserError, nearest
 from hvlc.export import families
 from hvlc.export.coverage import check_architecture, check_coverage
+from hvlc.export.vision_language import VisionLanguageFamily
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.facts import Kind
 from hvlc.weights.checkpoint import Checkpoint
@@ -23,6 +24,14 @@ _TASKS = {
 def known_families() -> list[str]:
     """The model_types that can be exported."""
     return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+
+
+def vision_language_family(model_type: str) -> VisionLanguageFamily | None:
+    """The record of a vision-language family. None: the model_type is of another kind, or not known."""
+    if model_type not in known_families():
+        return None
+    found = getattr(importlib.import_module(f"hvlc.export.families.{model_type}"), "FAMILY", None)
+    return found if isinstance(found, VisionLanguageFamily) else None
 
 
 def export_bundle(checkpoint: Checkpoint) -> Bundle:

@@ -5,6 +5,7 @@ which images become pieces and tokens, the tower, the connector, and which decod
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ from hvlc.models.numbers import Numbers
 from hvlc.weights.checkpoint import Checkpoint
 
 _CHANNELS = 3
+
+#: Key of config.json, and beginning of parameters, of encoders that were added (`hvlc.export.added_encoders`).
+ADDED = "vision_encoders"
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,14 @@ class Encoder:
         config: transformers' configuration of its tower.
         tower: what the names of its tower's parameters begin with, the dot included.
         connector: the same of its connector.
+        is_untrained: whether its connector has the weights that it was made with.
     """
 
     name: str
     config: Any
     tower: str
     connector: str
+    is_untrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,13 @@ class Compressor:
 
 
 def one_encoder(config: Any, names: Names) -> tuple[Encoder, ...]:
-    """The encoders of a family that has one."""
-    return (Encoder("main", config.vision_config, names.tower, names.connector),)
+    """The encoders of a family that has one, and those that were added to a checkpoint of it."""
+    main = Encoder("main", config.vision_config, names.tower, names.connector)
+    kind = type(config.vision_config)
+    added = {
+        name: kind.from_dict(deepcopy(settings)) for name, settings in (getattr(config, ADDED, None) or {}).items()
+    }
+    return main, *(Encoder(n, c, f"{ADDED}.{n}.tower.", f"{ADDED}.{n}.connector.", True) for n, c in added.items())
 
 
 def refuse_nothing(config: Any, found: Collector) -> None:
@@ -144,12 +155,12 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
         UserError: the configuration is not valid or asks for what is not exported, or weights are missing.
     """
     config: Any = read_config(family.config, checkpoint, family.numbers)
-    names = _names(checkpoint, family)
+    names = names_of(checkpoint, family)
     checkpoint = with_table(checkpoint, config, names.table)
     text = _text_family(config, family)
     found = Collector()
     family.check(config, found)
-    _check_channels(family.encoders(config, names), found)
+    _check_encoders(config, family, names, found)
     rule = None
     with found:
         rule = family.rule(checkpoint, config)
@@ -172,7 +183,7 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
     return bundle
 
 
-def _names(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Names:
+def names_of(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Names:
     """The names by which a checkpoint keeps its parameters.
 
     Raises:
@@ -194,12 +205,23 @@ def _text_family(config: Any, family: VisionLanguageFamily) -> Family:
     return family.decoders[kind]
 
 
-def _check_channels(encoders: tuple[Encoder, ...], found: Collector) -> None:
+def _check_encoders(config: Any, family: VisionLanguageFamily, names: Names, found: Collector) -> None:
+    """Refuse towers that are not for colour images, and added ones that contradict themselves or the first."""
+    encoders = family.encoders(config, names)
     for encoder in encoders:
         channels = encoder.config.num_channels
         if channels != _CHANNELS:
             cause = f"config.json: num_channels of the vision encoder {encoder.name} is {channels}, not {_CHANNELS}"
             found.problems.append(UserError("checkpoint.config", cause, "correct it"))
+    for encoder in encoders[1:] if getattr(config, ADDED, None) else ():
+        alone = copy(config)
+        alone.vision_config = encoder.config
+        family.check(alone, found)
+        for key in ("image_size", "patch_size"):
+            first, other = getattr(encoders[0].config, key), getattr(encoder.config, key)
+            if first != other:
+                cause = f"config.json: {key} of the vision encoders main and {encoder.name} are {first} and {other}"
+                found.problems.append(UserError("checkpoint.config", cause, "add a tower of the same tiles"))
 
 
 def _check_tokens(rule: Rule, config: Any) -> None:
@@ -225,6 +247,10 @@ def _encoder(
     features = family.tower(b, pixels, encoder)
     tokens = family.connector(b, features, encoder, config)
     cells = rule.tokens_per_piece or "tokens"
+    if encoder.is_untrained:
+        b.note(
+            f"the connector of vision encoder {encoder.name} is untrained: train it before its answers mean anything"
+        )
     b.output(tokens, "tile_features", ir.DataType.FLOAT, ["tiles", cells, config.text_config.hidden_size])
     return Component(f"vision_{encoder.name}", Role.VISION_ENCODER, b.model(), "vision")
 

@@ -20,6 +20,7 @@ Width = Annotated[int, Field(ge=1, le=1 << 17)]
 Layers = Annotated[int, Field(ge=1, le=256)]
 Heads = Annotated[int, Field(ge=1, le=4096)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
+PlainWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")]
 Pieces = Annotated[int, Field(ge=1, le=256)]
 Area = Annotated[int, Field(ge=1, le=1 << 28)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
@@ -161,6 +162,7 @@ class VisionLanguageNumbers(Numbers):
 
     vision_config: TowerNumbers | None = None
     text_config: LanguageNumbers | None = None
+    vision_encoders: Annotated[dict[PlainWord, TowerNumbers], Field(max_length=8)] | None = None
     scale_factor: Annotated[int, Field(ge=1, le=64)] | None = None
     image_token_id: Token | None = None
     tie_word_embeddings: bool | None = None
