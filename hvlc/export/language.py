@@ -33,8 +33,8 @@ _HEAD = "lm_head.weight"
 CONTEXT_LIMIT = 32768
 
 #: Frequencies that tables can hold: they do not change with the length of the sequence, those of longrope up to the
-#: length that the model was first trained on.
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn", "longrope")
+#: length that the model was first trained on, those of dynamic up to max_position_embeddings.
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
 _DIMENSIONS = (
     "num_hidden_layers",
@@ -167,11 +167,11 @@ def _with_prefix(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=named)
 
 
-def with_table(checkpoint: Checkpoint, config: Any, table: str) -> Checkpoint:
+def with_table(checkpoint: Checkpoint, config: Any, table: str, head: str = _HEAD) -> Checkpoint:
     """The checkpoint with its head as the table where both are tied and only the head is stored, as in transformers."""
-    if not config.tie_word_embeddings or _HEAD not in checkpoint.tensors or is_stored(checkpoint, table):
+    if not config.tie_word_embeddings or head not in checkpoint.tensors or is_stored(checkpoint, table):
         return checkpoint
-    return replace(checkpoint, tensors={**checkpoint.tensors, table: checkpoint.tensors[_HEAD]})
+    return replace(checkpoint, tensors={**checkpoint.tensors, table: checkpoint.tensors[head]})
 
 
 def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], problems: list[HvlcError]) -> DecoderShape:

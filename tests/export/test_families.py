@@ -136,6 +136,7 @@ def test_a_decoder_is_the_text_half_of_a_model_that_sees(tmp_path: Path, family:
 SCALED = {"factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": CONTEXT // 4}
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
     "llama3": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **SCALED},
     "yarn": {"rope_type": "yarn", **SCALED},
     "yarn with its own scaling": {"rope_type": "yarn", "attention_factor": 1.7, "beta_fast": 16.0, **SCALED},
@@ -199,6 +200,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 window of one": ("qwen2", WINDOW | {"sliding_window": 1, "max_window_layers": 0}),
     "qwen2 window switched off": ("qwen2", {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0}),
     "qwen2 yarn": ("qwen2", {"rope_parameters": ROPES["yarn"]}),
+    "qwen2 dynamic": ("qwen2", {"rope_parameters": ROPES["dynamic"]}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3 wide heads and biases": ("qwen3", {"head_dim": 32, "attention_bias": True}),
     "qwen3 layer types": ("qwen3", WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}),
@@ -548,9 +550,9 @@ def test_a_graph_of_paper_size_is_made_without_reading_a_weight(
 
 Config = dict[str, Any]
 REFUSED: dict[str, tuple[str, Callable[[Config], Any], str]] = {
-    "dynamic rope": (
+    "proportional rope": (
         "llama",
-        lambda c: c.update(rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
+        lambda c: c.update(rope_parameters={"rope_type": "proportional", "partial_rotary_factor": 0.5}),
         "export.rope",
     ),
     "a long rope of fewer factors": (
@@ -693,7 +695,7 @@ def test_the_text_model_of_a_hypervl_is_held_to_the_same(
 
 
 def test_every_problem_is_found_at_once(saved: dict[str, Path], tmp_path: Path) -> None:
-    wrong = {"hidden_act": "gelu", "intermediate_size": 32, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
+    wrong = {"hidden_act": "gelu", "intermediate_size": 32, "rope_parameters": {"rope_type": "proportional"}}
     with pytest.raises(UserError) as error:
         exported(changed(saved["qwen3"], tmp_path / "checkpoint", lambda c: c.update(wrong)))
     codes = [problem.code for problem in error.value.problems]
