@@ -104,7 +104,8 @@ class Prompts:
         """
         if self._facts.image is None:
             raise UserError("calibration.modality", f"{self._directory} sees no images", "calibrate it on text")
-        placeholder = str(added_tokens(self._directory).get(self._facts.image.placeholder_id))
+        image = self._facts.image
+        placeholder = image.placeholder or str(added_tokens(self._directory).get(image.placeholder_id))
         content = [{"type": "image"}, {"type": "text", "text": question}]
         parts = self._render([{"role": "user", "content": content}], answers=True).split(placeholder)
         if placeholder in question or placeholder in (answer or ""):

@@ -49,6 +49,8 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
         )
     read_quantization(checkpoint)  # a quantization that nobody reads is refused before anything is built
     family = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
+    if hasattr(family, "read"):
+        checkpoint = family.read(checkpoint)
     bundle: Bundle = family.export(checkpoint)
     kind = bundle.facts.kind
     _check_task(checkpoint.model_type, kind)

@@ -1,12 +1,16 @@
 """Image rules of checkpoints, read from what their processors have saved (transformers' image processors)."""
 
+from pathlib import Path
 from typing import Any
 
-from hvlc.errors import UserError
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from hvlc.errors import Collector, UserError
 from hvlc.export.prompt_tokens import PromptTokens
 from hvlc.export.settings import image_settings, processor_document
 from hvlc.export.vision_language import Rule
 from hvlc.imaging.multiple_tiles import MultipleTiles, OverviewTokens
+from hvlc.imaging.ratio_tiles import RatioTiles
 from hvlc.imaging.resize import Resampling
 from hvlc.imaging.rule import Normalization
 from hvlc.models.numbers import channel_numbers
@@ -88,6 +92,93 @@ def overview_tiles(checkpoint: Checkpoint, config: Any) -> Rule:
     special = {written.image, *written.around, *written.overview, *newline, *newlines}
     special |= {token for row in written.row_column for token in row}
     return Rule(rule, written.image, written.image, written.around[0], frozenset(special), rule.most_visual_tokens)
+
+
+#: What GotOcr2's image processor does where its settings do not say otherwise.
+_GOT_OCR2 = {"min_patches": 1, "max_patches": 12, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+
+
+def got_ocr2_settings(directory: Path) -> dict[str, Any]:
+    """The settings of GotOcr2's image processor, its defaults filled in.
+
+    Raises:
+        UserError: there are none, or they are of other types, or outside their bounds.
+    """
+    return _GOT_OCR2 | {key: value for key, value in image_settings(directory).items() if value is not None}
+
+
+def ratio_tiles(
+    checkpoint: Checkpoint, config: Any, settings: dict[str, Any], count: int, placeholder: str | None = None
+) -> Rule:
+    """Tiles by the nearest aspect ratio, with a thumbnail: InternVL and Qianfan-OCR.
+
+    Their processors always cut, whatever `crop_to_patches` the image processor has saved.
+
+    Args:
+        checkpoint: of the model.
+        config: of the model.
+        settings: of the image processor.
+        count: visual tokens that the model makes of a tile.
+        placeholder: text that the chat template writes for an image. None: the token of a visual token.
+
+    Raises:
+        UserError: the processor contradicts the model, or the tokenizer lacks its tokens.
+    """
+    side, found = config.vision_config.image_size, Collector()
+    with found:
+        _check_square(settings, side)
+    with found:
+        _check_count(checkpoint, "image_seq_length", count)
+    fewest, most = settings["min_patches"], settings["max_patches"]
+    if fewest > most:
+        cause = f"the image processor's min_patches is {fewest}, its max_patches {most}"
+        found.problems.append(UserError("checkpoint.processor", cause, "save the processor again"))
+    ids = None
+    with found:
+        ids = _image_tokens(checkpoint, config)
+    found.raise_all()
+    start, image, end = found.require(ids)
+    rule = RatioTiles(
+        tile_size=side,
+        min_tiles=fewest,
+        max_tiles=most,
+        tile_tokens=count,
+        resampling=resampling(settings, 3),
+        normalization=normalization(settings),
+        before=(start,),
+        image_token=image,
+        after=(end,),
+    )
+    return Rule(rule, image, image, start, frozenset({start, image, end}), rule.most_visual_tokens, placeholder)
+
+
+def _image_tokens(checkpoint: Checkpoint, config: Any) -> list[int]:
+    """Ids of the tokens before an image, of a visual token and after an image.
+
+    Raises:
+        UserError: the tokenizer lacks some, or has another id than the configuration.
+    """
+    tokens = PromptTokens(checkpoint.directory)
+    texts = (("start_image_token", "<img>"), ("context_image_token", "<IMG_CONTEXT>"), ("end_image_token", "</img>"))
+    names = [tokens.named(setting, usual) for setting, usual in texts]
+    ids = tokens.ids_of(names)
+    tokens.check(config.image_token_id, names[1], "image_token_id")
+    return ids
+
+
+def _check_square(settings: dict[str, Any], side: int) -> None:
+    """Compare the size of the processor's tiles with the tower's.
+
+    Raises:
+        UserError: they differ, or the processor keeps images as they are.
+    """
+    size = settings.get("size") or {}
+    if settings.get("do_resize") is False or (size.get("height"), size.get("width")) != (side, side):
+        cause = (
+            f"the image processor resizes to {size}" if settings.get("do_resize") is not False else "do_resize is false"
+        )
+        fix = "save the processor that belongs to the model"
+        raise UserError("checkpoint.processor", f"{cause}, the vision tower takes {side} x {side} pixels", fix)
 
 
 def _edge(settings: dict[str, Any], key: str, expected: int) -> int:

@@ -135,6 +135,8 @@ def processor_settings(directory: Path, channels: int) -> Processor:
 def image_settings(directory: Path) -> dict[str, Any]:
     """The settings of an image processor that a family cannot do without, within their bounds.
 
+    A `size` that is one number, as older versions of transformers saved squares, becomes height and width.
+
     Raises:
         UserError: there are none, or they are of other types, or outside their bounds.
     """
@@ -142,6 +144,8 @@ def image_settings(directory: Path) -> dict[str, Any]:
     if not settings:
         cause = f"{directory} holds no preprocessor_config.json and no processor_config.json"
         raise UserError("checkpoint.processor", cause, "save the processor beside the model")
+    if type(settings.get("size")) is int:
+        settings = settings | {"size": dict.fromkeys(("height", "width"), settings["size"])}
     check_numbers(ProcessorNumbers, settings, str(path))
     return settings
 

@@ -80,6 +80,8 @@ class Rule:
         start_token_id: token that stands right before an image's own, or the first of those.
         special_ids: all tokens that an image may bring, and those around it.
         max_visual_tokens: default bound for one image.
+        placeholder: text that the chat template writes for an image, where that is not a token. None: it is
+            `placeholder_id`.
     """
 
     rule: ImageRule
@@ -88,6 +90,7 @@ class Rule:
     start_token_id: int
     special_ids: frozenset[int]
     max_visual_tokens: int
+    placeholder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
     """
     config: Any = read_config(family.config, checkpoint, family.numbers)
     names = names_of(checkpoint, family)
-    checkpoint = with_table(checkpoint, config, names.table)
+    checkpoint = with_table(checkpoint, config, names.table, names.head)
     text = _text_family(config, family)
     found = Collector()
     family.check(config, found)
@@ -278,6 +281,7 @@ def _facts(
         start_token_id=rule.start_token_id,
         special_ids=rule.special_ids,
         max_visual_tokens=rule.max_visual_tokens,
+        placeholder=rule.placeholder,
         encoders=tuple(encoder.name for encoder in family.encoders(config, names)),
         default_encoder=family.default_encoder(config),
         compressor=family.compressor.facts(checkpoint, config) if family.compressor else None,

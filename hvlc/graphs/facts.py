@@ -133,6 +133,8 @@ class ImageFacts:
         default_encoder: encoder that answers when a caller names none.
         compressor: None: the model has no resolution compressor.
         compresses: whether the compressor is part of the front graph.
+        placeholder: text that the chat template writes for an image, where that is not a token. None: it is
+            `placeholder_id`.
     """
 
     rule: ImageRule
@@ -145,6 +147,7 @@ class ImageFacts:
     default_encoder: str
     compressor: CompressorFacts | None = None
     compresses: bool = False
+    placeholder: str | None = None
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,9 @@ class VisionLanguageNumbers(Numbers):
     text_config: LanguageNumbers | None = None
     vision_encoders: Annotated[dict[PlainWord, TowerNumbers], Field(max_length=8)] | None = None
     scale_factor: Annotated[int, Field(ge=1, le=64)] | None = None
+    downsample_ratio: Share | None = None
+    min_dynamic_patch: Pieces | None = None
+    max_dynamic_patch: Pieces | None = None
     image_token_id: Token | None = None
     tie_word_embeddings: bool | None = None
 

@@ -31,7 +31,7 @@ from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, speci
 from tests.helpers.tiny import randomize
 
 #: Families that see and speak; `tests.helpers.tiny` and `tests.helpers.tiny_vision_language` save them.
-VISION_LANGUAGE = ("hypervl", "idefics3", "smolvlm")
+VISION_LANGUAGE = ("hypervl", "idefics3", "internvl", "internvl_chat", "qianfan_ocr", "smolvlm")
 TEXT: dict[str, type[PreTrainedConfig]] = {
     "ernie4_5": Ernie4_5Config,
     "granite": GraniteConfig,

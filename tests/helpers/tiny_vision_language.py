@@ -11,13 +11,21 @@ from transformers import (
     AutoTokenizer,
     Idefics3Config,
     Idefics3Processor,
+    InternVLConfig,
+    InternVLProcessor,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    QianfanOCRConfig,
+    QianfanOCRProcessor,
+    Qwen2Config,
+    Qwen3Config,
     SmolVLMConfig,
     SmolVLMProcessor,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -44,6 +52,20 @@ TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+
+RATIO_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+
+#: The form of InternVL's own template; Qianfan-OCR's writes "<image>" for an image.
+RATIO_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ 'PLACEHOLDER\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+#: Text decoders that InternVL speaks with.
+RATIO_TEXT = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
 def byte_tokenizer(specials: tuple[str, ...], template: str, end: str, **settings: Any) -> PreTrainedTokenizerFast:
@@ -174,6 +196,80 @@ def save_overview(
     save(directory, config, tokenizer, pictures, seed=seed, dtype=dtype)
     named = {"processor_class": "SmolVLMProcessor" if family == "smolvlm" else "Idefics3Processor"}
     (directory / "processor_config.json").write_text(json.dumps(named | {"image_seq_len": count}), "utf-8")
+    return directory
+
+
+class _WithoutFrames(InternVLProcessor):
+    """InternVL's processor for images and text: its video processor needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+
+def ratio_processor(directory: Path) -> ProcessorMixin:
+    """transformers' processor of a saved InternVL or Qianfan-OCR, on Pillow."""
+    tokenizer, pictures = AutoTokenizer.from_pretrained(directory), GotOcr2ImageProcessorPil.from_pretrained(directory)
+    saved = json.loads((directory / "processor_config.json").read_text("utf-8"))
+    if saved["processor_class"] == "QianfanOCRProcessor":
+        return QianfanOCRProcessor(pictures, tokenizer, image_seq_length=saved["image_seq_length"])
+    return _WithoutFrames(pictures, tokenizer, None, image_seq_length=saved["image_seq_length"])
+
+
+def save_ratio(
+    directory: Path,
+    family: str = "internvl",
+    *,
+    tile: int = TILE,
+    patch: int = PATCH,
+    ratio: float = 0.5,
+    decoder: str = "qwen2",
+    tied: bool = False,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    pictures: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """An InternVL or a Qianfan-OCR.
+
+    Args:
+        directory: where it is saved.
+        family: "internvl" or "qianfan_ocr".
+        tile: side of a tile in pixels.
+        patch: side of a patch.
+        ratio: of the downsampling.
+        decoder: model_type of the text decoder.
+        tied: whether the head is the embedding table.
+        vision: other settings of the tower.
+        text: other settings of the decoder.
+        pictures: other settings of the image processor.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    is_internvl = family == "internvl"
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    template = RATIO_TEMPLATE.replace("PLACEHOLDER", "<IMG_CONTEXT>" if is_internvl else "<image>")
+    named["video_token"] = "<video>"
+    tokenizer = byte_tokenizer(RATIO_SPECIALS, template, "<|im_end|>", extra_special_tokens=named)
+    count = round((tile // patch * ratio) ** 2)
+    tower = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 3}
+    tower |= {"image_size": [tile, tile], "patch_size": [patch, patch]} | (vision or {})
+    config = (InternVLConfig if is_internvl else QianfanOCRConfig)(
+        text_config=RATIO_TEXT[decoder](**text_settings(tokenizer, tie_word_embeddings=tied, **(text or {}))),
+        vision_config=tower,
+        downsample_ratio=ratio,
+        image_seq_length=count,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        tie_word_embeddings=tied,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    size = {"height": tile, "width": tile}
+    settings = {"size": size, "max_patches": 6, "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    images = GotOcr2ImageProcessorPil(**settings | (pictures or {}))
+    save(directory, config, tokenizer, images, seed=seed, dtype=dtype)
+    kind = "InternVLProcessor" if is_internvl else "QianfanOCRProcessor"
+    document = {"processor_class": kind, "image_seq_length": count}
+    (directory / "processor_config.json").write_text(json.dumps(document), "utf-8")
     return directory
 
 
