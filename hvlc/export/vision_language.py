@@ -19,6 +19,7 @@ from hvlc.export.settings import read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Wire
 from hvlc.graphs.facts import CompressorFacts, Facts, ImageFacts, ImageRule
+from hvlc.models.modules import Modules
 from hvlc.models.numbers import Numbers
 from hvlc.weights.checkpoint import Checkpoint
 
@@ -127,6 +128,7 @@ class VisionLanguageFamily:
     Attributes:
         config: transformers' class of the whole configuration.
         numbers: bounds of its numbers.
+        modules: where transformers' model keeps what traces look at.
         names: where parameters are, by the ways in which the family has been saved; the first that fits is taken.
         rule: how images become pieces and tokens, by checkpoint and configuration.
         tower: builds features float32 `[pieces, patches, width]` of pixels.
@@ -140,6 +142,7 @@ class VisionLanguageFamily:
 
     config: type[PreTrainedConfig]
     numbers: type[Numbers]
+    modules: Modules
     names: tuple[Names, ...]
     rule: Callable[[Checkpoint, Any], Rule]
     tower: Callable[[GraphBuilder, ir.Value, Encoder], ir.Value]

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hvlc.chat.reference import rendered
 from hvlc.errors import UserError
+from hvlc.models.loaded import LoadedModel, pieces
 from hvlc.models.loading import check_config, loading
+from hvlc.models.modules import Modules
 from hvlc.models.numbers import LanguageNumbers, Numbers
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
@@ -27,6 +30,7 @@ class LanguageTracer:
 
     Args:
         directory: a checkpoint in floats.
+        numbers: bounds of its configuration's numbers.
 
     Attributes:
         name: the directory's.
@@ -37,14 +41,13 @@ class LanguageTracer:
     """
 
     runs_on = "torch CPU"
-    numbers: type[Numbers] = LanguageNumbers
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, numbers: type[Numbers] = LanguageNumbers) -> None:
         checkpoint = Checkpoint.open(directory)
         if checkpoint.gguf is not None or read_quantization(checkpoint) is not None:
             cause = f"{directory} is quantized, and transformers' float modules are the reference"
             raise UserError("bisect.reference", cause, "name the checkpoint that it was made from, or a package of it")
-        check_config(checkpoint.config, self.numbers)
+        check_config(checkpoint.config, numbers)
         logging.disable_progress_bar()  # the caller has its own
         self.directory, self.name = directory, name_of(directory)
         self.model_type = checkpoint.model_type
@@ -81,7 +84,7 @@ class LanguageTracer:
         answer = self._answer(ids, {}, question)
         found = {trace_points.TOKENIZATION: _array(ids[0]), trace_points.SAMPLING: answer, trace_points.ANSWER: answer}
         modules = {trace_points.EMBEDDING: self.model.get_input_embeddings()}
-        return trace_points.in_order(self._run(found, modules, self.model.get_decoder(), {})[0])
+        return trace_points.in_order(self._run(found, modules, self.model.get_decoder(), {}))
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Through the chat template, or as plain text to go on with if there is none."""
@@ -100,7 +103,7 @@ class LanguageTracer:
 
     def _run(
         self, found: Values, modules: Mapping[str, Any], decoder: Any, inputs: Mapping[str, Any]
-    ) -> tuple[dict[str, np.ndarray], Any]:
+    ) -> dict[str, np.ndarray]:
         """One pass over prompt and answer.
 
         Args:
@@ -110,7 +113,7 @@ class LanguageTracer:
             inputs: besides the tokens.
 
         Returns:
-            All values, and what the model returned.
+            All values.
         """
         ids = torch.from_numpy(trace_points.read_ids(found))[None]
         kept = torch.arange(trace_points.head_start(found), ids.shape[1])
@@ -118,7 +121,80 @@ class LanguageTracer:
         with _listening(named, decoder) as heard:
             output = self.model(input_ids=ids, logits_to_keep=kept, use_cache=False, **inputs)
         values = {name: _unbatched(name, value) for name, value in heard.items()}
-        return {**found, **values, trace_points.HEAD: _array(output.logits[0])}, output
+        return {**found, **values, trace_points.HEAD: _array(output.logits[0])}
+
+
+class VisionLanguageTracer(LanguageTracer):
+    """Takes traces of a vision-language model.
+
+    Args:
+        loaded: a checkpoint in floats.
+        modules: where its modules are.
+        towers: width and number of layers of each vision encoder's tower.
+
+    Raises:
+        UserError: it is damaged or quantized, or a number of its configuration is outside its bounds.
+    """
+
+    def __init__(self, loaded: LoadedModel, modules: Modules, towers: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__(loaded.directory, loaded.numbers)
+        self._loaded, self._modules, self._towers = loaded, modules, towers
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Widths and numbers of layers, as configured."""
+        with loading(self.directory):
+            text = AutoConfig.from_pretrained(self.directory).text_config
+        return Layout(self._towers, text.num_hidden_layers, text.hidden_size, text.vocab_size)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, loaded when it is first needed."""
+        return self._loaded.model
+
+    @torch.no_grad()
+    def trace(self, question: Question) -> Values:
+        """The values of all stages, in the order in which they run.
+
+        Raises:
+            UserError: the checkpoint has no such encoder, or no chat template.
+        """
+        encoder = self._loaded.encoder(question.encoder) if question.images else ""
+        images = [Image.fromarray(image) for image in question.images]
+        scales = self._loaded.scales(images, vrc=question.vrc)
+        inputs = self._loaded.inputs(question.prompt, images, scales)
+        ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        inputs |= self._loaded.chosen(encoder) if images else {}
+        answer, placeholder = self._answer(ids, inputs, question), self.model.config.image_token_id
+        found = {
+            trace_points.TOKENIZATION: _array(ids[0]),
+            trace_points.SAMPLING: trace_points.before_placeholder(answer, placeholder),
+            trace_points.ANSWER: answer,
+        }
+        modules = {trace_points.EMBEDDING: self.model.get_input_embeddings()}
+        if images:
+            found[trace_points.RESOLUTION] = np.array(self._loaded.used(images, scales), np.float32)
+            found[trace_points.PREPROCESSING] = _array(pieces(inputs))
+            modules |= self._vision_modules(encoder)
+        values = self._run(found, modules, self._module(self._modules.decoder), inputs)
+        if images:  # as the decoder reads them, whatever form a model gives them before
+            seen = trace_points.read_ids(found) == placeholder
+            values[trace_points.STITCHING] = values[trace_points.MERGE][seen]
+        return trace_points.in_order(values)
+
+    def _module(self, name: str, encoder: str = "") -> Any:
+        return self.model.get_submodule(name.replace("{encoder}", encoder))
+
+    def _vision_modules(self, encoder: str) -> dict[str, Any]:
+        names = self._modules
+        layers = self._module(f"{names.tower}.{names.layers}", encoder)
+        norm = f"{names.tower}.{names.norm}" if names.norm else None
+        return {
+            trace_points.VISION_EMBEDDINGS: self._module(f"{names.tower}.{names.embeddings}", encoder),
+            **{trace_points.vision_layer(index): layer for index, layer in enumerate(layers)},
+            **({trace_points.POST_NORM: self._module(norm, encoder)} if norm else {}),
+            trace_points.PROJECTOR: self._module(names.connector, encoder),
+        }
 
 
 def _unbatched(name: str, values: np.ndarray) -> np.ndarray:

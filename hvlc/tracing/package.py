@@ -220,6 +220,8 @@ class PackageTracer:
             name = trace_points.vision_layer(index)
             yield Tiles(name, source, graph.part([start], [end]), residual=True)
             source = name
-        yield Tiles(trace_points.POST_NORM, source, graph.part([stream.end], [stream.norm]))
-        projector = graph.part([stream.norm], [graph.value("tile_features")])
-        yield Tiles(trace_points.PROJECTOR, trace_points.POST_NORM, projector, self._basis)
+        if stream.norm is not None:
+            yield Tiles(trace_points.POST_NORM, source, graph.part([stream.end], [stream.norm]))
+            source = trace_points.POST_NORM
+        projector = graph.part([stream.norm or stream.end], [graph.value("tile_features")])
+        yield Tiles(trace_points.PROJECTOR, source, projector, self._basis)

@@ -22,6 +22,7 @@ from hvlc.opening.sessions import PackageSession, session_options
 _FLOAT = 32
 _INT8_PRODUCTS = 4  # accuracy_level of MatMulNBits
 _MATRIX = 2  # rank
+_PATCHES = "patches"  # the node that drops the class token (hvlc.export.internvit)
 _ENTRY = "residual.rotate"  # hvlc.passes.prepare.rotate_residual
 _FIX = "bisect takes packages that hvlc build wrote, whose nodes are named like the checkpoint's modules"
 
@@ -47,15 +48,15 @@ class Stream:
 
     Attributes:
         layers: for each layer, the value that enters it.
-        end: the value that the norm after the last layer reads.
-        norm: the output of that norm.
+        end: the value that the last layer makes.
+        norm: the output of that norm; None: the stream has none at its end.
         width: channels.
         uniform: whether the first layer's norm has the same gain for every channel, as in a rotated stream.
     """
 
     layers: tuple[ir.Value, ...]
     end: ir.Value
-    norm: ir.Value
+    norm: ir.Value | None
     width: int
     uniform: bool
 
@@ -123,7 +124,8 @@ class Graph:
 
         Args:
             norm: its dotted name inside a layer, e.g. "input_layernorm".
-            last: dotted name, beside `layers`, of the norm after the last layer.
+            last: dotted name, beside `layers`, of the norm after the last layer; where a tower has none, its end is
+                what the node reads that drops the class token.
 
         Raises:
             UserError: its norms cannot be found.
@@ -132,14 +134,31 @@ class Graph:
         if sorted(found.entries) != list(range(len(found.entries))):
             cause = f"{self.file} has norms {norm} of layers {sorted(found.entries)}, not of 0, 1, ..."
             raise UserError("bisect.boundaries", cause, _FIX)
-        prefix = found.prefix.removesuffix("encoder.")  # the last norm of a tower stands beside its encoder
-        end = self.value(f"{prefix}{last}").producer()
-        if end is None:
-            raise UserError("bisect.boundaries", f"{self.file} has no one stack of layers", _FIX)
-        final = self._entering(end)
-        normed = self.value(f"{prefix}{last}")  # after the norm was taken apart
+        prefix = found.prefix.removesuffix("encoder.")  # what follows a tower's layers stands beside its encoder
         entering = tuple(found.entries[index] for index in sorted(found.entries))
+        if not self._has(f"{prefix}{last}") and self._has(f"{prefix}{_PATCHES}"):
+            end = before_rounding(self._read_by(self.value(f"{prefix}{_PATCHES}")))
+            return Stream(entering, end, None, found.width, found.uniform)
+        final = self._entering(self._producer(self.value(f"{prefix}{last}")))
+        normed = self.value(f"{prefix}{last}")  # after the norm was taken apart
         return Stream(entering, final, normed, found.width, found.uniform)
+
+    def _has(self, name: str) -> bool:
+        return any(node.name == name for node in self.graph)
+
+    def _producer(self, value: ir.Value) -> ir.Node:
+        node = value.producer()
+        if node is None:
+            raise UserError("bisect.boundaries", f"{self.file} has no one stack of layers", _FIX)
+        return node
+
+    def _read_by(self, value: ir.Value) -> ir.Value:
+        """The first input of a value's node."""
+        node = self._producer(value)
+        read = node.inputs[0]
+        if read is None:
+            raise UserError("bisect.boundaries", f"{node.name} of {self.file} reads nothing", _FIX)
+        return read
 
     def layers(self, norm: str) -> Layers:
         """The layers that begin in this graph.
@@ -164,10 +183,7 @@ class Graph:
         """The value that a norm reads, before it is quantized; a fused norm is taken apart."""
         if norm.domain == MICROSOFT and norm.op_type in PLAIN:
             return take_apart(self.graph, norm)
-        value = norm.inputs[0]
-        if value is None:
-            raise UserError("bisect.boundaries", f"{norm.name} of {self.file} reads nothing", _FIX)
-        return before_rounding(value)
+        return before_rounding(self._read_by(norm.outputs[0]))
 
     def part(self, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value]) -> "Part":
         """What computes some values from others.

@@ -19,7 +19,6 @@ from onnx import TensorProto, helper, numpy_helper
 from hvlc.files.digests import digest_file
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 
-ENCODERS = ("vision_base.onnx", "vision_large.onnx")
 FACTOR = 1.5
 LAYERS = (0, 1)  # that are swapped; the second one's scales are wrong
 _DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
@@ -120,9 +119,16 @@ def _decoders(package: Path) -> list[_Stored]:
     return [_Stored(path) for path in paths]
 
 
+def _encoders(package: Path) -> list[_Stored]:
+    """The graphs of the vision encoders."""
+    return [_Stored(package / file) for file in Manifest.load(package).encoders.values()]
+
+
 def _scale_projector(package: Path) -> None:
-    for encoder in ENCODERS:
-        _scale_weight(_Stored(package / encoder), "projector.linear_2.weight")
+    """The last product of the connector."""
+    for stored in _encoders(package):
+        names = ("projector.linear_2.weight", "modality_projection.proj.weight")
+        _scale_weight(stored, next(name for name in names if any(stored.names(name))))
 
 
 def _swap_layers(package: Path) -> None:
@@ -140,13 +146,23 @@ def _swap_layers(package: Path) -> None:
         stored.save()
 
 
+def _subtraction(graph: onnx.GraphProto) -> onnx.NodeProto:
+    """The node that subtracts the mean from what becomes pieces; a compressor's view has one of its own."""
+    producer = {output: node for node in graph.node for output in node.output}
+    pads = [node for node in graph.node if node.op_type == "Pad"]
+    if pads:
+        found = producer[producer[pads[0].input[0]].input[0]]
+    else:
+        divisions = [node for node in graph.node if node.op_type == "Div" and node.input[0] in producer]
+        (found,) = (node for d in divisions if (node := producer[d.input[0]]).op_type == "Sub")
+    assert found.op_type == "Sub"
+    return found
+
+
 def _shift_mean(package: Path) -> None:
     """The mean is not subtracted."""
     stored = _Stored(package / "front.onnx")
-    normalized = next(n for n in stored.model.graph.node if n.op_type == "Pad").input[0]
-    producer = {output: node for node in stored.model.graph.node for output in node.output}
-    subtraction = producer[producer[normalized].input[0]]
-    assert subtraction.op_type == "Sub"
+    subtraction = _subtraction(stored.model.graph)
     assert stored.floats(subtraction.input[1]).size == 3
     stored.model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), "mean"))
     subtraction.input[1] = "mean"  # the deviation may be read from the same constant
@@ -155,8 +171,7 @@ def _shift_mean(package: Path) -> None:
 
 def _shift_positions(package: Path) -> None:
     """Every patch has the position of the one before it."""
-    for encoder in ENCODERS:
-        stored = _Stored(package / encoder)
+    for stored in _encoders(package):
         (name,) = stored.names("position_embedding.weight")
         stored.write(name, np.roll(stored.floats(name), 1, axis=0))
         stored.save()

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from hvlc.errors import UserError
-from hvlc.models.hypervl.reference import Reference
-from hvlc.models.hypervl.tracing import HyperVLTracer
+from hvlc.export.references import checkpoint_tracer, vision_language_checkpoint
 from hvlc.models.loading import loading
 from hvlc.models.tracing import LanguageTracer
 from tests.export.tiny_families import save_text
@@ -52,7 +51,7 @@ def test_what_transformers_raises_is_an_error_of_the_checkpoint(
     assert error.value.code == "checkpoint.config"
 
 
-@pytest.mark.parametrize("opened", [Reference, HyperVLTracer])
+@pytest.mark.parametrize("opened", [vision_language_checkpoint, checkpoint_tracer])
 def test_a_hypervl_is_looked_at_too(tiny_checkpoint: Path, tmp_path: Path, opened: Any) -> None:
     with pytest.raises(UserError, match="shuffle_factor") as error:
         opened(changed(tiny_checkpoint, tmp_path / "c", "config.json", shuffle_factor=0))

@@ -8,12 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from hvlc.errors import UserError
-from hvlc.models.hypervl.tracing import HyperVLTracer
+from hvlc.export.references import checkpoint_tracer
 from hvlc.models.tracing import LanguageTracer
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.tiny import picture
+from tests.helpers.tiny_vision_language import overview_processor, save_overview
 from tests.weights.prequantized.tiny_quantized import save_grouped
 
 
@@ -42,7 +43,7 @@ def test_layers_of_a_decoder_are_transformers_hidden_states(family: str, tmp_pat
 def test_a_hypervl_is_heard_from_the_pixels_to_the_answer(tiny_checkpoint: Path) -> None:
     image = picture(40, 70)
     question = Question("What is it?", (np.asarray(image),), encoder="base", max_new_tokens=3)
-    values = HyperVLTracer(tiny_checkpoint).trace(question)
+    values = checkpoint_tracer(tiny_checkpoint).trace(question)
     assert list(values) == list(trace_points.in_order(values))
     model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(tiny_checkpoint)
@@ -74,5 +75,28 @@ def test_a_text_decoder_takes_no_image(tmp_path: Path) -> None:
 
 def test_an_encoder_that_is_not_there_is_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError) as error:
-        HyperVLTracer(tiny_checkpoint).trace(Question("What?", (np.zeros((4, 4, 3), np.uint8),), encoder="huge"))
+        checkpoint_tracer(tiny_checkpoint).trace(Question("What?", (np.zeros((4, 4, 3), np.uint8),), encoder="huge"))
     assert error.value.code == "request.encoder"
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+@torch.no_grad()
+def test_a_public_model_is_traced_from_the_pixels_to_the_answer(family: str, tmp_path: Path) -> None:
+    checkpoint = save_overview(tmp_path / "checkpoint", family)
+    images = [picture(40, 70), picture(30, 20)]
+    question = Question("What is it?", tuple(np.asarray(image) for image in images), max_new_tokens=3)
+    values = checkpoint_tracer(checkpoint).trace(question)
+    assert list(values) == list(trace_points.in_order(values))
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    pixels = overview_processor(checkpoint)(images=images, text="<image><image>", return_tensors="pt")["pixel_values"]
+    np.testing.assert_array_equal(values[trace_points.PREPROCESSING], pixels[0].numpy())
+    features = model.model.get_image_features(pixels)
+    normed = features.last_hidden_state.numpy()
+    np.testing.assert_array_equal(values[trace_points.POST_NORM], normed)
+    np.testing.assert_array_equal(values[trace_points.STITCHING], torch.cat(features.pooler_output).numpy())
+    projected = values[trace_points.PROJECTOR]
+    np.testing.assert_array_equal(projected.reshape(-1, projected.shape[-1]), values[trace_points.STITCHING])
+    np.testing.assert_array_equal(values[trace_points.RESOLUTION], [1, 1])
+    ids = torch.from_numpy(trace_points.read_ids(values))[None]
+    logits = model(input_ids=ids, pixel_values=pixels).logits[0, trace_points.head_start(values) :]
+    np.testing.assert_allclose(values[trace_points.HEAD], logits.numpy(), atol=1e-5)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hvlc.evaluation.documents import DocumentsTask
-from hvlc.models.hypervl.reference import Reference
+from hvlc.export.references import vision_language_checkpoint
+from hvlc.models.reference import Reference
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.zoo import nano_checkpoint
 
@@ -21,7 +22,7 @@ CLIENT_DOCUMENTS = 3
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The checkpoint in transformers."""
-    return Reference(nano_checkpoint())
+    return vision_language_checkpoint(nano_checkpoint()).reference("checkpoint")
 
 
 @pytest.mark.parametrize("vrc", [True, False], ids=["vrc", "full-size"])

@@ -17,8 +17,9 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from hvlc.errors import UserError
+from hvlc.export.references import vision_language_checkpoint
 from hvlc.manifest.manifest import MANIFEST
-from hvlc.models.hypervl.reference import Reference
+from hvlc.models.reference import Reference
 from hvlc.results import Answered
 from hvlc.runtime.generation import VisionLanguageModel
 from tests.helpers.packages import changed_graph, renewed
@@ -31,7 +32,7 @@ ASKED: dict[str, Any] = {"encoder": "base", "vrc": False, "max_new_tokens": 8}
 @pytest.fixture(scope="module")
 def reference(tiny_checkpoint: Path) -> Reference:
     torch.set_num_threads(1)
-    return Reference(tiny_checkpoint)
+    return vision_language_checkpoint(tiny_checkpoint).reference("checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,9 @@ from hvlc.imaging.raster_tiles import RasterTiles
 from hvlc.imaging.rule import Normalization
 from hvlc.models.hypervl import HyperVLConfig
 from hvlc.models.hypervl.configuration import BRANCHES
+from hvlc.models.hypervl.loaded import LoadedHyperVL
 from hvlc.models.hypervl.numbers import HyperVLNumbers
+from hvlc.models.modules import Modules
 from hvlc.weights.checkpoint import Checkpoint
 
 _COMPRESSOR = "model.resolution_compressor"
@@ -114,6 +116,7 @@ def _compressor_facts(checkpoint: Checkpoint, config: Any) -> CompressorFacts:
 FAMILY = VisionLanguageFamily(
     config=HyperVLConfig,
     numbers=HyperVLNumbers,
+    modules=Modules("model.branches.{encoder}.tower", "model.branches.{encoder}.projector", "model.language_model"),
     names=(Names("model.branches.", "model.branches.", "model.language_model"),),
     rule=_rule,
     tower=_tower,
@@ -124,6 +127,10 @@ FAMILY = VisionLanguageFamily(
     default_encoder=lambda config: str(config.default_branch),
     compressor=Compressor(_compressor, _compressor_facts),
 )
+
+
+#: How transformers computes it.
+LOADED = LoadedHyperVL
 
 
 def export(checkpoint: Checkpoint) -> Bundle:

@@ -12,6 +12,7 @@ from hvlc.export.image_rules import overview_tiles
 from hvlc.export.vision_language import Encoder, Names, VisionLanguageFamily, vision_language_bundle
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle
+from hvlc.models.modules import Modules
 from hvlc.models.numbers import VisionLanguageNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
@@ -50,6 +51,7 @@ def family(config: type[PreTrainedConfig]) -> VisionLanguageFamily:
     return VisionLanguageFamily(
         config=config,
         numbers=VisionLanguageNumbers,
+        modules=Modules("model.vision_model", "model.connector", "model.text_model"),
         names=(Names("model.vision_model.", "model.connector.", "model.text_model"),),
         rule=overview_tiles,
         tower=_tower,

@@ -12,7 +12,6 @@ from hvlc.errors import Progress, UserError
 from hvlc.evaluation.deviation import centered_logits, deviation, mismatches
 from hvlc.files.digests import digest_file
 from hvlc.files.reading import is_file
-from hvlc.graphs.facts import Kind
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.images import load_images, to_array
 from hvlc.manifest.manifest import MANIFEST, Manifest
@@ -146,13 +145,9 @@ def open_reference(directory: Path, manifest: Manifest, threads: int = 0) -> Tra
     content = read_json(config, "checkpoint.config")
     _check_type(directory, str(content.get("model_type")) if isinstance(content, dict) else "", manifest)
     require_compile("a checkpoint's trace")
-    if manifest.kind is Kind.VISION_LANGUAGE:
-        from hvlc.models.hypervl.tracing import HyperVLTracer
+    from hvlc.export.references import checkpoint_tracer
 
-        return HyperVLTracer(directory)
-    from hvlc.models.tracing import LanguageTracer
-
-    return LanguageTracer(directory)
+    return checkpoint_tracer(directory)
 
 
 def _require_values(tracer: PackageTracer, reference: Tracer, question: Question) -> None:

@@ -97,9 +97,10 @@ class Subject:
         if self.manifest:
             return tuple(self.manifest.encoders)
         require_compile("a checkpoint's answers")
-        from hvlc.models.hypervl.configuration import BRANCHES
+        from hvlc.export.references import vision_language_checkpoint
 
-        return BRANCHES
+        found = vision_language_checkpoint(self.directory)
+        return found.names if found else ()
 
     @property
     def vocabulary(self) -> int | None:
@@ -141,9 +142,19 @@ def open_subject(directory: Path, label: str | None = None) -> Subject:
         return Subject(directory, label, Kind.LANGUAGE, None)  # a GGUF file, or what Checkpoint.open refuses
     if not is_file(directory / "config.json"):
         raise UserError("eval.model", f"{directory} is neither a package nor a checkpoint", "name one of the two")
-    config = read_json(directory / "config.json", "checkpoint.config")
-    sees = isinstance(config, dict) and config.get("model_type") == "hypervl"
-    return Subject(directory, label, Kind.VISION_LANGUAGE if sees else Kind.LANGUAGE, None)
+    return Subject(directory, label, Kind.VISION_LANGUAGE if _sees(directory) else Kind.LANGUAGE, None)
+
+
+def _sees(directory: Path) -> bool:
+    """Whether a checkpoint's family takes images.
+
+    Raises:
+        UserError: it is damaged, or no family exports its model_type.
+    """
+    require_compile("a checkpoint's answers")
+    from hvlc.export.references import vision_language_checkpoint
+
+    return vision_language_checkpoint(directory) is not None
 
 
 def require_one_vocabulary(subjects: Sequence[Subject]) -> None:
@@ -160,18 +171,19 @@ def require_one_vocabulary(subjects: Sequence[Subject]) -> None:
 
 @contextmanager
 def answering(subject: Subject) -> Iterator[Model]:
-    """The opened model: a package through onnxruntime, a HyperVL checkpoint through transformers, another checkpoint as
-    a float32 package that is built for as long.
+    """The opened model: a package through onnxruntime, a checkpoint that sees through transformers, another as a
+    float32 package that is built for as long.
 
     Raises:
         UserError: it cannot be opened or built.
     """
     if subject.manifest is None and subject.kind is Kind.VISION_LANGUAGE:
         require_compile("a checkpoint's answers")
-        from hvlc.models.hypervl.reference import Reference
+        from hvlc.export.references import vision_language_checkpoint
 
-        yield Reference(subject.directory, subject.label)
-        return
+        if found := vision_language_checkpoint(subject.directory):
+            yield found.reference(subject.label)
+            return
     from hvlc.runtime.generation import open_model
 
     with _package(subject) as (directory, runs_on):

@@ -90,7 +90,7 @@ def test_every_weight_is_kept(save_tower: Save, save_llm: Save, tied: bool) -> N
 
 
 def test_what_is_assembled_can_be_saved_built_upon_and_asked(save_tower: Save, save_llm: Save, tmp_path: Path) -> None:
-    from hvlc.models.hypervl.reference import Reference
+    from hvlc.export.references import vision_language_checkpoint
     from hvlc.runtime.generation import VisionLanguageModel
     from hvlc.workflows.build.build import build
     from hvlc.workflows.build.request import open_request
@@ -101,7 +101,9 @@ def test_what_is_assembled_can_be_saved_built_upon_and_asked(save_tower: Save, s
     processor.save_pretrained(tmp_path / "joined")
     package = build(open_request(tmp_path / "joined", "cpu", "float32", tmp_path / "package")).output
     asked = {"encoder": "base", "vrc": True, "max_new_tokens": 3}
-    reference = Reference(tmp_path / "joined").answer("What?", [picture(30, 40)], **asked)
+    reference = (
+        vision_language_checkpoint(tmp_path / "joined").reference("joined").answer("What?", [picture(30, 40)], **asked)
+    )
     answered = VisionLanguageModel(package, threads=1).answer("What?", [picture(30, 40)], **asked)
     assert answered.visual_tokens > 0
     assert (answered.tokens, answered.prompt_tokens) == (reference.tokens, reference.prompt_tokens)

@@ -1,0 +1,85 @@
+"""What a family's record says of a checkpoint that answers without being built: its kind, encoders and reference."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvlc.errors import UserError, nearest
+from hvlc.export import known_families
+from hvlc.export.settings import read_config
+from hvlc.export.vision_language import Encoder, VisionLanguageFamily
+from hvlc.models.loaded import LoadedModel
+from hvlc.models.reference import Reference
+from hvlc.models.tracing import LanguageTracer, VisionLanguageTracer
+from hvlc.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class VisionLanguageCheckpoint:
+    """A checkpoint of a vision-language family.
+
+    Attributes:
+        directory: where it is.
+        family: its record.
+        encoders: its vision encoders.
+        default: name of the one that answers where a request names none.
+        model: class by which transformers computes it.
+    """
+
+    directory: Path
+    family: VisionLanguageFamily
+    encoders: tuple[Encoder, ...]
+    default: str
+    model: type[LoadedModel]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its vision encoders."""
+        return tuple(encoder.name for encoder in self.encoders)
+
+    def loaded(self) -> LoadedModel:
+        """The checkpoint as transformers computes it."""
+        return self.model(self.directory, self.names, self.default, self.family.numbers)
+
+    def reference(self, name: str) -> Reference:
+        """Answers questions as transformers does.
+
+        Args:
+            name: as reports show it.
+        """
+        return Reference(self.loaded(), name)
+
+    def tracer(self) -> VisionLanguageTracer:
+        """Takes traces of it."""
+        towers = {e.name: (e.config.hidden_size, e.config.num_hidden_layers) for e in self.encoders}
+        return VisionLanguageTracer(self.loaded(), self.family.modules, towers)
+
+
+def vision_language_checkpoint(directory: Path) -> VisionLanguageCheckpoint | None:
+    """A checkpoint by its family's record; None where its family does not see images and speak.
+
+    Raises:
+        UserError: it is damaged, or no family exports its model_type.
+    """
+    checkpoint = Checkpoint.open(directory)
+    if checkpoint.model_type not in known_families():
+        cause = f"no family exports model_type {checkpoint.model_type!r}"
+        raise UserError("checkpoint.model_type", cause, nearest(checkpoint.model_type, known_families()))
+    module = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
+    family: Any = getattr(module, "FAMILY", None)
+    if not isinstance(family, VisionLanguageFamily):
+        return None
+    config: Any = read_config(family.config, checkpoint, family.numbers)
+    encoders, model = family.encoders(config, family.names[0]), getattr(module, "LOADED", LoadedModel)
+    return VisionLanguageCheckpoint(directory, family, encoders, family.default_encoder(config), model)
+
+
+def checkpoint_tracer(directory: Path) -> LanguageTracer:
+    """Takes traces of a checkpoint that speaks.
+
+    Raises:
+        UserError: it is damaged or quantized, or no family exports its model_type.
+    """
+    found = vision_language_checkpoint(directory)
+    return found.tracer() if found else LanguageTracer(directory)

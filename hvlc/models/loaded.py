@@ -1,0 +1,122 @@
+"""A vision-language checkpoint as transformers loads it: model, processor, and how a question becomes their inputs."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from hvlc.chat.reference import rendered
+from hvlc.errors import UserError
+from hvlc.models.loading import check_config, loading
+from hvlc.models.numbers import Numbers, VisionLanguageNumbers
+from hvlc.models.smolvlm import load_processor
+from hvlc.weights.checkpoint import Checkpoint
+
+_AUTO = "auto"
+
+
+class LoadedModel:
+    """A checkpoint that transformers computes in float32, loaded when it is first needed.
+
+    Args:
+        directory: the checkpoint.
+        encoders: names of its vision encoders.
+        default: the one that answers where a request names none.
+        numbers: bounds of its configuration's numbers.
+
+    Raises:
+        UserError: it is damaged, or a number of its configuration is outside its bounds.
+    """
+
+    def __init__(
+        self, directory: Path, encoders: Sequence[str], default: str, numbers: type[Numbers] = VisionLanguageNumbers
+    ) -> None:
+        checkpoint = Checkpoint.open(directory)
+        check_config(checkpoint.config, numbers)
+        logging.disable_progress_bar()  # the caller has its own
+        self.directory, self.encoders, self.default, self.numbers = directory, tuple(encoders), default, numbers
+        self.model_type = checkpoint.model_type
+
+    @cached_property
+    def model(self) -> Any:
+        """transformers' model."""
+        with loading(self.directory):
+            return AutoModelForImageTextToText.from_pretrained(self.directory, dtype=torch.float32).eval()
+
+    @cached_property
+    def processor(self) -> Any:
+        """transformers' processor on Pillow, which filters pixels as the model saw them in training."""
+        with loading(self.directory):
+            if self.model_type == "smolvlm":  # transformers' own needs torchvision and num2words, for videos
+                return load_processor(self.directory)
+            return AutoProcessor.from_pretrained(self.directory, backend="pil")
+
+    def encoder(self, asked: str) -> str:
+        """The encoder that answers.
+
+        Args:
+            asked: its name, or "auto" for the checkpoint's default.
+
+        Raises:
+            UserError: the checkpoint has no such encoder.
+        """
+        if asked not in (*self.encoders, _AUTO):
+            cause = f"the checkpoint has no encoder {asked!r}"
+            raise UserError("request.encoder", cause, f"use {', '.join(self.encoders)}")
+        return self.default if asked == _AUTO else asked
+
+    def scales(self, images: Sequence[Image.Image], *, vrc: bool) -> list[float]:
+        """Scale per side that is asked for, for each image; 1 where no compressor chooses.
+
+        Args:
+            images: RGB.
+            vrc: whether the resolution compressor chooses.
+        """
+        return [1.0] * len(images)
+
+    def used(self, images: Sequence[Image.Image], scales: Sequence[float]) -> list[float]:
+        """The scales after the bound of visual tokens."""
+        return list(scales)
+
+    def inputs(self, prompt: str, images: Sequence[Image.Image], scales: Sequence[float]) -> dict[str, Any]:
+        """Tensors for the model; `input_ids` int64 `[1, prompt]`.
+
+        Args:
+            prompt: the question, without template or placeholders.
+            images: RGB, in the order they are shown.
+            scales: of each image.
+
+        Raises:
+            UserError: there is no chat template.
+        """
+        text = self.text(prompt, len(images))
+        return dict(self.processor(images=list(images) or None, text=text, return_tensors="pt"))
+
+    def chosen(self, encoder: str) -> dict[str, Any]:
+        """Keyword arguments of the model's forward pass that select an encoder."""
+        return {}
+
+    def text(self, prompt: str, images: int) -> str:
+        """The prompt through the chat template.
+
+        Raises:
+            UserError: there is none.
+        """
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        text = rendered(self.directory, [{"role": "user", "content": content if images else prompt}])
+        if text is None:
+            cause = f"{self.directory} has no chat template to show an image with"
+            raise UserError("checkpoint.template", cause, "save the processor with its template")
+        return text
+
+
+def pieces(inputs: dict[str, Any]) -> torch.Tensor:
+    """Pixels that a processor made, float32 `[pieces, 3, H, W]` of all images."""
+    values = inputs["pixel_values"]
+    found: torch.Tensor = values.reshape(-1, *values.shape[-3:])
+    return found

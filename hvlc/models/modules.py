@@ -1,0 +1,24 @@
+"""Where transformers' vision-language models keep the modules whose values are traced."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Dotted names of a vision-language model's modules, `{encoder}` standing for a vision encoder's name.
+
+    Attributes:
+        tower: the vision tower.
+        connector: makes visual tokens of features.
+        decoder: the text model.
+        embeddings: of patches, inside the tower.
+        layers: of the tower, inside it.
+        norm: after the last layer, inside the tower; None: there is none.
+    """
+
+    tower: str
+    connector: str
+    decoder: str
+    embeddings: str = "embeddings"
+    layers: str = "encoder.layers"
+    norm: str | None = "post_layernorm"

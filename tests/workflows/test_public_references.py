@@ -1,0 +1,93 @@
+"""Public vision-language checkpoints as references: evaluation and bisection hold packages against them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hvlc.errors import UserError
+from hvlc.evaluation.documents import DocumentsTask
+from hvlc.export.references import vision_language_checkpoint
+from hvlc.workflows.bisect.bisect import Request, bisect
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import open_request
+from hvlc.workflows.evaluate.evaluate import evaluate_questions
+from hvlc.workflows.evaluate.model import open_subject
+from tests.export.tiny_families import save_text
+from tests.helpers.faults import FAULTS, planted
+from tests.helpers.tiny import picture
+from tests.helpers.tiny_vision_language import save_overview
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_overview(tmp_path_factory.mktemp("smolvlm") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def package(checkpoint: Path) -> Path:
+    output = checkpoint.parent / "package"
+    build(open_request(checkpoint, "cpu", "float32", output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    picture(40, 90).save(path)
+    return path
+
+
+def test_the_record_names_encoders_of_a_checkpoint(checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert open_subject(checkpoint).encoders == ("main",)
+    assert open_subject(tiny_checkpoint).encoders == ("base", "large")
+    assert open_subject(save_text(tmp_path / "text", "llama")).encoders == ()
+
+
+def test_an_unknown_encoder_is_refused(checkpoint: Path) -> None:
+    reference = vision_language_checkpoint(checkpoint).reference("checkpoint")
+    with pytest.raises(UserError) as error:
+        reference.answer("What?", [Image.new("RGB", (9, 9))], encoder="base", vrc=True, max_new_tokens=1)
+    assert error.value.code == "request.encoder"
+    assert "main" in error.value.fix
+
+
+def test_a_package_gives_its_checkpoints_answers(checkpoint: Path, package: Path) -> None:
+    found = evaluate_questions(package, DocumentsTask(4), reference=checkpoint, max_new_tokens=4, count=4)
+    (ours,), (theirs,) = found.evaluations, found.references
+    assert [e.tokens for e in ours.examples] == [e.tokens for e in theirs.examples]
+    assert any(len(e.tokens) > 1 for e in ours.examples)
+    assert [e.visual_tokens for e in ours.examples] == [e.visual_tokens for e in theirs.examples]
+    assert ours.fidelity is not None
+    assert ours.fidelity.kl.value < 1e-6
+
+
+@pytest.mark.parametrize("prompt", ["What is it?", ""], ids=["question", "image alone"])
+def test_no_stage_of_a_sound_package_departs(checkpoint: Path, package: Path, image: Path, prompt: str) -> None:
+    found = bisect(Request(package, checkpoint, prompt, (image, image), max_new_tokens=6))
+    assert found.departs is None
+    assert {"vision.post_norm", "projector", "stitching", "merge"} <= {stage.name for stage in found.stages}
+
+
+@pytest.fixture(scope="module")
+def quantized(checkpoint: Path) -> Path:
+    output = checkpoint.parent / "w4a16-rtn"
+    build(open_request(checkpoint, "cpu", "w4a16-rtn", output))
+    return output
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_stage_is_named(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path, image: Path, fault: str
+) -> None:
+    package = request.getfixturevalue({"float32": "package", "w4a16-rtn": "quantized"}[FAULTS[fault].recipes[0]])
+    damaged = planted(fault, package, tmp_path / "package")
+    found = bisect(Request(damaged, checkpoint, "What is it?", (image,), max_new_tokens=6))
+    assert found.departs == FAULTS[fault].stage
+    assert found.hints
+    others = {"decoder.layers.0", "decoder.layers.1"} if fault == "swapped decoder layers" else {found.departs}
+    assert {stage.name for stage in found.stages if stage.departs} == others
+
+
+def test_text_alone_is_compared(checkpoint: Path, package: Path) -> None:
+    assert bisect(Request(package, checkpoint, "What is it?", max_new_tokens=6)).departs is None
