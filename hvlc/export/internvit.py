@@ -59,7 +59,7 @@ def tower(b: GraphBuilder, pixel_values: ir.Value, prefix: str, layers: str, con
         x = _layer(b, x, f"{prefix}{layers}.{index}", f"{prefix}encoder.layers.{index}", config)
     refuse_surplus(b, f"{prefix}{layers}.{config.num_hidden_layers}.layernorm_before.weight")
     if config.use_mean_pooling:  # transformers' model for pooled features has no norm after the last layer
-        return _without_class(b, x, f"{prefix}post_layernorm")
+        return _without_class(b, x, f"{prefix}patches")
     x = _norm(b, x, f"{prefix}layernorm", f"{prefix}post_layernorm", config, "layer_norm")
     return _without_class(b, x, f"{prefix}patches")
 

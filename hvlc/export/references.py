@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hvlc.errors import UserError, nearest
-from hvlc.export import known_families
+from hvlc.export import known_families, vision_language_family
 from hvlc.export.settings import read_config
 from hvlc.export.vision_language import Encoder, VisionLanguageFamily
 from hvlc.models.loaded import LoadedModel
@@ -22,7 +22,7 @@ class VisionLanguageCheckpoint:
     Attributes:
         directory: where it is.
         family: its record.
-        encoders: its vision encoders.
+        encoders: its vision encoders, with those that were added, which transformers leaves out.
         default: name of the one that answers where a request names none.
         model: class by which transformers computes it.
     """
@@ -35,8 +35,8 @@ class VisionLanguageCheckpoint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its vision encoders."""
-        return tuple(encoder.name for encoder in self.encoders)
+        """Names of the vision encoders that transformers has."""
+        return tuple(encoder.name for encoder in self.encoders if not encoder.is_untrained)
 
     def loaded(self) -> LoadedModel:
         """The checkpoint as transformers computes it."""
@@ -67,9 +67,11 @@ def vision_language_checkpoint(directory: Path) -> VisionLanguageCheckpoint | No
         cause = f"no family exports model_type {checkpoint.model_type!r}"
         raise UserError("checkpoint.model_type", cause, nearest(checkpoint.model_type, known_families()))
     module = importlib.import_module(f"hvlc.export.families.{checkpoint.model_type}")
-    family: Any = getattr(module, "FAMILY", None)
-    if not isinstance(family, VisionLanguageFamily):
+    family = vision_language_family(checkpoint.model_type)
+    if family is None:
         return None
+    if hasattr(module, "read"):
+        checkpoint = module.read(checkpoint)
     config: Any = read_config(family.config, checkpoint, family.numbers)
     encoders, model = family.encoders(config, family.names[0]), getattr(module, "LOADED", LoadedModel)
     return VisionLanguageCheckpoint(directory, family, encoders, family.default_encoder(config), model)

@@ -1,5 +1,6 @@
 """A vision-language checkpoint as transformers loads it: model, processor, and how a question becomes their inputs."""
 
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -7,14 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from hvlc.chat.reference import rendered
 from hvlc.errors import UserError
 from hvlc.models.loading import check_config, loading
 from hvlc.models.numbers import Numbers, VisionLanguageNumbers
-from hvlc.models.smolvlm import load_processor
+from hvlc.models.processors import load_processor
 from hvlc.weights.checkpoint import Checkpoint
 
 _AUTO = "auto"
@@ -50,11 +51,9 @@ class LoadedModel:
 
     @cached_property
     def processor(self) -> Any:
-        """transformers' processor on Pillow, which filters pixels as the model saw them in training."""
+        """transformers' processor (`hvlc.models.processors`)."""
         with loading(self.directory):
-            if self.model_type == "smolvlm":  # transformers' own needs torchvision and num2words, for videos
-                return load_processor(self.directory)
-            return AutoProcessor.from_pretrained(self.directory, backend="pil")
+            return load_processor(self.directory)
 
     def encoder(self, asked: str) -> str:
         """The encoder that answers.
@@ -95,7 +94,9 @@ class LoadedModel:
             UserError: there is no chat template.
         """
         text = self.text(prompt, len(images))
-        return dict(self.processor(images=list(images) or None, text=text, return_tensors="pt"))
+        found = self.processor(images=list(images) or None, text=text, return_tensors="pt")
+        taken = inspect.signature(self.model.forward).parameters  # some processors leave in what they counted
+        return {name: tensor for name, tensor in found.items() if name in taken}
 
     def chosen(self, encoder: str) -> dict[str, Any]:
         """Keyword arguments of the model's forward pass that select an encoder."""

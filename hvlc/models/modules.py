@@ -13,7 +13,7 @@ class Modules:
         decoder: the text model.
         embeddings: of patches, inside the tower.
         layers: of the tower, inside it.
-        norm: after the last layer, inside the tower; None: there is none.
+        norm: after the last layer, inside the tower; an identity counts as none.
     """
 
     tower: str
@@ -21,4 +21,4 @@ class Modules:
     decoder: str
     embeddings: str = "embeddings"
     layers: str = "encoder.layers"
-    norm: str | None = "post_layernorm"
+    norm: str = "post_layernorm"

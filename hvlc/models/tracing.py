@@ -188,11 +188,11 @@ class VisionLanguageTracer(LanguageTracer):
     def _vision_modules(self, encoder: str) -> dict[str, Any]:
         names = self._modules
         layers = self._module(f"{names.tower}.{names.layers}", encoder)
-        norm = f"{names.tower}.{names.norm}" if names.norm else None
+        norm = self._module(f"{names.tower}.{names.norm}", encoder)
         return {
             trace_points.VISION_EMBEDDINGS: self._module(f"{names.tower}.{names.embeddings}", encoder),
             **{trace_points.vision_layer(index): layer for index, layer in enumerate(layers)},
-            **({trace_points.POST_NORM: self._module(norm, encoder)} if norm else {}),
+            **({} if isinstance(norm, torch.nn.Identity) else {trace_points.POST_NORM: norm}),
             trace_points.PROJECTOR: self._module(names.connector, encoder),
         }
 

@@ -1,6 +1,7 @@
 """Traces of checkpoints hold what transformers itself reports."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hvlc.results import trace_points
 from hvlc.results.trace_points import Question
 from tests.export.tiny_families import TEXT, save_text
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import overview_processor, save_overview
+from tests.helpers.tiny_vision_language import overview_processor, ratio_processor, save_overview, save_ratio
 from tests.weights.prequantized.tiny_quantized import save_grouped
 
 
@@ -100,3 +101,23 @@ def test_a_public_model_is_traced_from_the_pixels_to_the_answer(family: str, tmp
     ids = torch.from_numpy(trace_points.read_ids(values))[None]
     logits = model(input_ids=ids, pixel_values=pixels).logits[0, trace_points.head_start(values) :]
     np.testing.assert_allclose(values[trace_points.HEAD], logits.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"vision": {"use_mean_pooling": False}}, {"family": "qianfan_ocr"}])
+@torch.no_grad()
+def test_a_tower_with_a_class_token_is_traced_with_it(settings: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = save_ratio(tmp_path / "checkpoint", **settings)
+    images = [picture(40, 70), picture(30, 20)]
+    question = Question("What is it?", tuple(np.asarray(image) for image in images), max_new_tokens=3)
+    values = checkpoint_tracer(checkpoint).trace(question)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    placeholder = "<image>" if settings.get("family") else "<IMG_CONTEXT>"
+    pixels = ratio_processor(checkpoint)(images=images, text=placeholder * 2, return_tensors="pt")["pixel_values"]
+    np.testing.assert_array_equal(values[trace_points.PREPROCESSING], pixels.numpy())
+    tower = model.model.vision_tower(pixels).last_hidden_state.numpy()
+    has_norm = settings.get("vision") is not None
+    assert (trace_points.POST_NORM in values) == has_norm
+    last = trace_points.POST_NORM if has_norm else trace_points.vision_layer(2)
+    np.testing.assert_array_equal(values[last], tower)
+    projected = values[trace_points.PROJECTOR]
+    np.testing.assert_array_equal(projected.reshape(-1, projected.shape[-1]), values[trace_points.STITCHING])

@@ -1,6 +1,7 @@
 """Public vision-language checkpoints as references: evaluation and bisection hold packages against them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from hvlc.workflows.evaluate.model import open_subject
 from tests.export.tiny_families import save_text
 from tests.helpers.faults import FAULTS, planted
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import save_overview
+from tests.helpers.tiny_vision_language import save_overview, save_ratio
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,19 @@ def test_a_planted_stage_is_named(
 
 def test_text_alone_is_compared(checkpoint: Path, package: Path) -> None:
     assert bisect(Request(package, checkpoint, "What is it?", max_new_tokens=6)).departs is None
+
+
+RATIOS = {
+    "class token": {},
+    "last norm": {"vision": {"use_mean_pooling": False}, "decoder": "qwen3", "text": {"head_dim": 16}},
+    "qianfan": {"family": "qianfan_ocr", "decoder": "qwen3", "text": {"head_dim": 16}},
+}
+
+
+@pytest.mark.parametrize("settings", RATIOS.values(), ids=RATIOS)
+def test_towers_with_a_class_token_are_compared(tmp_path: Path, image: Path, settings: dict[str, Any]) -> None:
+    checkpoint, output = save_ratio(tmp_path / "checkpoint", **settings), tmp_path / "package"
+    build(open_request(checkpoint, "cpu", "float32", output))
+    found = bisect(Request(output, checkpoint, "What is it?", (image,), max_new_tokens=6))
+    assert found.departs is None
+    assert ("vision.post_norm" in {stage.name for stage in found.stages}) == ("vision" in settings)

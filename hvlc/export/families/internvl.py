@@ -1,5 +1,6 @@
 """InternVL3 and 3.5: InternViT over tiles and a thumbnail, pixel shuffle, two linears, a Qwen (arXiv 2504.10479)."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from hvlc.export.image_rules import got_ocr2_settings, ratio_tiles
 from hvlc.export.vision_language import Encoder, Names, Rule, VisionLanguageFamily, vision_language_bundle
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle
+from hvlc.models.modules import Modules
 from hvlc.models.numbers import VisionLanguageNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
@@ -33,6 +35,11 @@ _EPSILON = 1e-5  # torch's, of the connector's norm
 NAMES = (
     Names("model.vision_tower.", "model.multi_modal_projector.", "model.language_model"),
     Names("vision_tower.", "multi_modal_projector.", "language_model.model", "language_model.lm_head.weight"),
+)
+
+
+MODULES = Modules(
+    "model.vision_tower", "model.multi_modal_projector", "model.language_model", layers=LAYERS, norm="layernorm"
 )
 
 
@@ -108,6 +115,7 @@ def family(
     return VisionLanguageFamily(
         config=config,
         numbers=VisionLanguageNumbers,
+        modules=replace(MODULES, layers=layers),
         names=NAMES,
         rule=rule,
         tower=partial(_tower, layers=layers),
