@@ -12,7 +12,7 @@ OTHERS = frozenset({"benchmarks", "fuzz", "nano"})
 
 #: Files that are named for a promise, by folder: a new one is entered here.
 PROMISES: dict[str, str] = {
-    ".": "ci_example cli conftest door english errors import_cost layers mirror references",
+    ".": "ci_example cli conftest door english errors family_table import_cost layers mirror references",
     "benchmarks": "benchmarks gptq",
     "cli": "help",
     "evaluation": "agreement_with_scipy",
@@ -30,8 +30,8 @@ PROMISES: dict[str, str] = {
     "training": "smolvlm",
     "weights/gguf": "checkpoint families",
     "weights/prequantized": "contradictions fused_rows onnxruntime smollm2 zero_biases",
-    "workflows": "calibration_cost determinism fixed fixed_cache fixed_families lying_checkpoints plan rules_only "
-    "snapdragon staged staged_compiled static",
+    "workflows": "calibration_cost determinism fixed fixed_cache fixed_families lying_checkpoints plan "
+    "public_references rules_only snapdragon snapdragon_vision staged staged_compiled static",
     "zoo": "checkpoint",
 }
 

@@ -8,6 +8,7 @@ import click
 
 from hvlc.cli.common import json_option, progress, show
 from hvlc.cli.options import PLACE, WORDS, Real, tokens
+from hvlc.cli.variants import variant_option
 from hvlc.errors import GateError
 from hvlc.files.writing import make_directory
 
@@ -19,7 +20,7 @@ _FILES = ("bisect.json", "bisect.md", "bisect.svg", "bisect.png")
 @click.option("--reference", type=PLACE, required=True, help="Checkpoint or package to hold it against.")
 @click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")
 @click.option("--prompt", type=WORDS, required=True, help="The question.")
-@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Vision encoder: base, large or auto.")
+@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Name of a vision encoder, or auto.")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
 @click.option(
     "--tolerance",
@@ -33,6 +34,7 @@ _FILES = ("bisect.json", "bisect.md", "bisect.svg", "bisect.png")
 @click.option("-o", "--output", type=PLACE, help="Directory for bisect.json, .md, .svg and .png.")
 @click.option("--force", is_flag=True, help="Replace older results in the output.")
 @json_option
+@variant_option
 def bisect(
     directory: Path, images: tuple[Path, ...], no_vrc: bool, output: Path | None, force: bool, as_json: bool, **how: Any
 ) -> None:

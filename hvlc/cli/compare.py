@@ -10,6 +10,7 @@ from hvlc.cli.common import json_option, progress
 from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
 from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 from hvlc.cli.streams import say
+from hvlc.cli.variants import variant_option
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=PLACE, help="Directory for comparison.json, .md and .html.")
 @gate_options
 @json_option
+@variant_option
 def compare(
     models: tuple[Path, ...],
     reference: str | None,

@@ -10,6 +10,7 @@ from hvlc.cli.common import json_option, progress
 from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
 from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 from hvlc.cli.streams import say
+from hvlc.cli.variants import variant_option
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _LONG: dict[str, Any] = {"examples": True, "windows": True, "fidelity": {"sequen
 @click.option("--reuse", is_flag=True, help="Take finished evaluations of the same inputs from the output.")
 @gate_options
 @json_option
+@variant_option
 def evaluate(
     directory: Path,
     task_name: str,

@@ -7,19 +7,21 @@ import click
 from hvlc.cli.common import console, json_option
 from hvlc.cli.options import BOUNDED, PLACE, WORDS
 from hvlc.cli.streams import say, say_json
+from hvlc.cli.variants import variant_option
 
 
 @click.command(short_help="Ask a package a question.")
 @click.argument("directory", type=PLACE)
 @click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")
 @click.option("--prompt", type=WORDS, required=True, help="The question.")
-@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Vision encoder: base, large or auto.")
+@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Name of a vision encoder, or auto.")
 @click.option("--max-visual-tokens", type=BOUNDED, help="Bound of visual tokens per image.")
 @click.option("--max-new-tokens", type=BOUNDED, default=128, show_default=True, help="Bound of the answer.")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
 @click.option("--tile-batch", type=click.IntRange(1, 4096), default=4, show_default=True, help="Tiles per encoder run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show scale, tiles, tokens and times.")
 @json_option
+@variant_option
 def run(
     directory: Path,
     images: tuple[Path, ...],

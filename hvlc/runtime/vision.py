@@ -96,13 +96,12 @@ class Vision:
         return seen
 
     def _check(self, seen: Seen, limit: int) -> None:
-        """Refuse an image that makes more tokens than were allowed, and a graph that contradicts itself.
+        """Refuse an image that makes more tokens than were allowed, and a graph that makes none.
 
         Raises:
-            UserError: the rule has no form as small as the bound, or the graph lies about its pieces.
+            UserError: the rule has no form as small as the bound, or the graph is not one of a rule.
         """
-        most = len(seen.pieces) * self._tokens_of(seen.pieces)
-        if not 1 <= seen.visual_tokens <= min(most, _MOST_TOKENS) or min(seen.grid.tolist()) < 1:
+        if not 1 <= seen.visual_tokens <= _MOST_TOKENS or min(seen.grid.tolist()) < 1:
             made = f"{seen.visual_tokens} visual tokens of {len(seen.pieces)} pieces in a grid of {seen.grid.tolist()}"
             raise lying(self._front.file, f"it makes {made} of an image")
         if seen.visual_tokens > limit:
@@ -121,6 +120,9 @@ class Vision:
         Raises:
             UserError: the package has no such encoder, or a graph cannot be run.
         """
+        if seen.visual_tokens > len(seen.pieces) * self._tokens_of(seen.pieces):
+            made = f"{seen.visual_tokens} visual tokens of {len(seen.pieces)} pieces"
+            raise lying(self._front.file, f"it makes {made} of an image")
         session = self._encoder_session(encoder)
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
         batch = fixed if isinstance(fixed, int) else self._tile_batch

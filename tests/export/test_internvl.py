@@ -44,6 +44,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "qianfan": {"family": "qianfan_ocr", "decoder": "qwen3", "text": {"head_dim": 16}, "seed": 5},
 }
 
+FAMILIES = (*sorted({settings.get("family", "internvl") for settings in CHECKPOINTS.values()}), "internvl_chat")
+
 #: Heights and widths that reach every branch: one tile, whole tiles, ties by area, wide, tall, tiny, one side alone.
 SIZES = [(32, 32), (64, 64), (30, 31), (40, 90), (90, 40), (1, 1), (5, 200), (300, 20), (64, 33)]
 

@@ -32,6 +32,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "idefics3-shuffle-3": {"family": "idefics3", "tile": 38, "patch": 6, "shuffle": 3, "longest": 100, "seed": 3},
 }
 
+FAMILIES = tuple(sorted({settings.get("family", "smolvlm") for settings in CHECKPOINTS.values()}))
+
 #: Heights and widths that reach every branch: one tile, whole tiles, one pixel more, wide, tall, tiny, one side alone.
 SIZES = [(32, 32), (96, 96), (97, 95), (40, 90), (90, 40), (1, 1), (5, 200), (300, 20), (64, 33)]
 

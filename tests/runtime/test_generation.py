@@ -25,6 +25,7 @@ from hvlc.runtime.generation import VisionLanguageModel
 from tests.helpers.packages import changed_graph, renewed
 from tests.helpers.tiny import CONTEXT, picture
 
+FAMILIES = ("hypervl",)
 SIZES = [(100, 150), (33, 20), (1, 1), (16, 16), (200, 60), (31, 300), (10_000, 50)]
 ASKED: dict[str, Any] = {"encoder": "base", "vrc": False, "max_new_tokens": 8}
 

@@ -45,6 +45,7 @@ TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
 }
 VISION = ("siglip", "siglip2", "siglip_vision_model", "siglip2_vision_model")
+FAMILIES = (*sorted({family for family, _ in TEXT.values()}), *VISION, "hypervl")
 
 
 def save(directory: Path, name: str) -> Path:

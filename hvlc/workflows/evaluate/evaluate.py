@@ -116,7 +116,7 @@ class Work:
 
 
 def settings_of(subject: Subject, encoders: Sequence[str] = (), *, vrc: bool = True) -> list[Setting]:
-    """How to ask a model: with each of some encoders, or of its own.
+    """How to ask a model: with each of some encoders, or of its own; with its resolution compressor, if it has one.
 
     Raises:
         UserError: it has no such encoder, or none at all.
@@ -125,7 +125,8 @@ def settings_of(subject: Subject, encoders: Sequence[str] = (), *, vrc: bool = T
     if unknown:
         there = f"it has {', '.join(subject.encoders)}" if subject.encoders else "it has none"
         raise UserError("request.encoder", f"{subject.label} has no encoder {unknown[0]!r}: {there}", "name another")
-    return [Setting(name, vrc) for name in encoders or subject.encoders] or [Setting("", False)]
+    compresses = vrc and subject.compresses
+    return [Setting(name, compresses) for name in encoders or subject.encoders] or [Setting("", False)]
 
 
 def encoders_of(directory: Path) -> tuple[str, ...]:

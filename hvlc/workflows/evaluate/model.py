@@ -103,6 +103,19 @@ class Subject:
         return found.names if found else ()
 
     @property
+    def compresses(self) -> bool:
+        """Whether it has a resolution compressor."""
+        if self.kind is not Kind.VISION_LANGUAGE:
+            return False
+        if self.manifest:
+            return self.manifest.images is not None and self.manifest.images.resolution_compressor
+        require_compile("a checkpoint's answers")
+        from hvlc.export.references import vision_language_checkpoint
+
+        found = vision_language_checkpoint(self.directory)
+        return found is not None and found.family.compressor is not None
+
+    @property
     def vocabulary(self) -> int | None:
         """Tokens that it tells apart, as its configuration says; None where that does not say it."""
         config: Any = {}

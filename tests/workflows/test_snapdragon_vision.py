@@ -1,0 +1,128 @@
+"""Public vision-language families with fixed tiles on a Snapdragon, as far as emulation can show."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvlc.evaluation.distributions import kl_divergence
+from hvlc.graphs.placement import Placement
+from hvlc.manifest.manifest import Manifest
+from hvlc.results.compilation import read_compilation
+from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import open_request
+from tests.helpers.tiny import picture
+from tests.helpers.tiny_vision_language import save_overview, save_ratio
+from tests.qnn.conftest import needs_qnn
+
+TARGET, CONTEXT = "qnn-sm8750", 640
+
+#: Tiles of 36 visual tokens: a norm over exactly 16 rows is refused there.
+TILES: dict[str, Any] = {"tile": 48, "patch": 4}
+TINY: dict[str, Callable[[Path], Path]] = {
+    "smolvlm": lambda path: save_overview(path, longest=96, **TILES),
+    "internvl": lambda path: save_ratio(path, pictures={"max_patches": 3}, **TILES),
+}
+FAMILIES = tuple(TINY)
+
+#: Nats between distributions of a package in emulation and on the CPU: float16 in decoders.
+EMULATED_KL = 1e-3
+NEAR_TIE = 0.05
+
+#: The towers and decoders of released models, two layers of each.
+LAYERS = 2
+WIDE: dict[str, Callable[[Path], Path]] = {
+    "smolvlm2-2.2b": lambda path: save_overview(
+        path,
+        tile=384,
+        patch=14,
+        shuffle=3,
+        longest=768,
+        dtype="bfloat16",
+        vision={"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": LAYERS},
+        text={
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "num_hidden_layers": LAYERS,
+        },
+    ),
+    "internvl3.5-2b": lambda path: save_ratio(
+        path,
+        tile=448,
+        patch=14,
+        decoder="qwen3",
+        tied=True,
+        dtype="bfloat16",
+        pictures={"max_patches": 2},
+        vision={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": LAYERS,
+            "attention_bias": True,
+        },
+        text={
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "num_hidden_layers": LAYERS,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_rules_place_on_the_npu_is_all_but_the_host_s(tmp_path: Path, family: str) -> None:
+    request = open_request(
+        TINY[family](tmp_path / "c"), TARGET, "w4a16-rtn", tmp_path / "p", context=CONTEXT, aot=False
+    )
+    manifest = build(request).manifest
+    host = {"front", "stitch", "embedding", "vision"}
+    placed = {name for name, entry in manifest.components.items() if entry.placement is Placement.NPU}
+    assert placed == set(manifest.components) - host
+
+
+@pytest.mark.slow
+@needs_qnn
+@pytest.mark.parametrize("family", FAMILIES)
+def test_emulated_package_answers_as_its_cpu_form(tmp_path: Path, family: str) -> None:
+    checkpoint = TINY[family](tmp_path / "checkpoint")
+    packages = {}
+    for name, aot in (("cpu", False), ("npu", True)):
+        request = open_request(checkpoint, TARGET, "npu-w4a16", tmp_path / name, context=CONTEXT, aot=aot, samples=8)
+        build(request)
+        packages[name] = VisionLanguageModel(tmp_path / name, threads=1)
+    check_compiled(tmp_path / "npu")
+    cpu, npu = packages["cpu"], packages["npu"]
+    for images in ([], [picture(40, 60)], [picture(96, 50)]):
+        asked: dict[str, Any] = {"encoder": "auto", "vrc": True}
+        answer = cpu.answer("What is it?", images, max_new_tokens=6, **asked).tokens
+        expected, found = (p.logits("What is it?", images, answer, **asked) for p in (cpu, npu))
+        assert kl_divergence(expected, found).max() < EMULATED_KL
+        for row, other in zip(expected, found, strict=True):  # random weights: the best two may be a near tie
+            assert row.max() - row[other.argmax()] < NEAR_TIE * row.std()
+
+
+@pytest.mark.slow
+@needs_qnn
+@pytest.mark.parametrize("name", WIDE)
+def test_two_layers_of_released_widths_compile(tmp_path: Path, name: str) -> None:
+    checkpoint = WIDE[name](tmp_path / "checkpoint")
+    build(open_request(checkpoint, TARGET, "w4a16-rtn", tmp_path / "npu", context=512))
+    check_compiled(tmp_path / "npu")
+
+
+def check_compiled(package: Path) -> None:
+    """Every node of encoder, decoder and head is on the NPU, and each graph computes what its CPU form computes."""
+    found = read_compilation(package)
+    manifest = Manifest.load(package)
+    assert found is not None
+    placed = {name for name, entry in manifest.components.items() if entry.placement is Placement.NPU}
+    assert placed == {graph.component for graph in found.graphs} == {check.component for check in found.checks}
+    assert all(check.holds for check in found.checks)
