@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hvlc.cli.options import WORDS
 from hvlc.errors import UserError, nearest
 from hvlc.files.reading import is_file
 
@@ -18,39 +19,37 @@ _SWITCH = ("on", "off")
 _CODE = "request.variant"
 
 
-class VariantParameter(click.ParamType[tuple[str, str]]):
-    """A name and a value of `NAME=VALUE`."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Split it."""
-        if isinstance(value, tuple):
-            return value
-        name, _, chosen = str(value).partition("=")
-        if not name or not chosen:
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        return name, chosen
-
-
 def variant_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add `--variant` to a command that has `--encoder` and `--no-vrc`."""
 
     @click.option(
         "--variant",
         "variants",
-        type=VariantParameter(),
+        type=WORDS,
         multiple=True,
         help="NAME=VALUE of what the package offers (hvlc inspect); repeatable.",
     )
     @wraps(command)
-    def chosen(*arguments: Any, variants: tuple[tuple[str, str], ...], **options: Any) -> None:
+    def chosen(*arguments: Any, variants: tuple[str, ...], **options: Any) -> None:
+        pairs = [_pair(variant) for variant in variants]
         places = [options["directory"]] if "directory" in options else options.get("models", ())
-        for place in places if variants else ():
-            _check_offered(variants, place)
-        command(*arguments, **merged(variants, options))
+        for place in places if pairs else ():
+            _check_offered(pairs, place)
+        command(*arguments, **merged(pairs, options))
 
     return chosen
+
+
+def _pair(variant: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    name, _, value = variant.partition("=")
+    if not name or not value:
+        raise UserError(_CODE, f"--variant is {variant!r:.80}", "give NAME=VALUE")
+    return name, value
 
 
 def merged(variants: Sequence[tuple[str, str]], options: Mapping[str, Any]) -> dict[str, Any]:
