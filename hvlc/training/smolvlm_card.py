@@ -66,8 +66,8 @@ generator draws.
 A tower of four layers of 192 (patches of 8 pixels, tiles of 64), pixel shuffle by 2 to 16 visual tokens a tile, one
 linear connector, a Llama of four layers of 192 that shares its embedding with its head. Every document is made
 128 pixels long by LANCZOS and stretched to whole tiles: 2 or 4 of them and the overview. Letters come out at
-9 to 22 pixels per em. A token is a byte or a special token of SmolVLM; the chat template is SmolVLM2's without the
-blank after a colon. The file holds float16.
+about 9 to 22 pixels per em. A token is a byte or a special token of SmolVLM; the chat template is SmolVLM2's without
+the blank after a colon. The file holds float16.
 
 ## Scores
 
