@@ -1,4 +1,4 @@
-"""One image of one size (Gemma 3, PaliGemma): squashed, whatever its shape."""
+"""One image of one size (Gemma 3 without pan and scan, PaliGemma): squashed to it, whatever its shape."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,18 +12,18 @@ from hvlc.imaging.rule import Answer, ImageRule, Normalization, Request
 
 
 @dataclass(frozen=True)
-class FixedSize(ImageRule):
-    """The whole image at one height and width.
+class FixedImage(ImageRule):
+    """The whole image as one piece.
 
     Attributes:
         height: of the piece in pixels.
         width: of the piece in pixels.
-        image_tokens: visual tokens of the image.
+        image_tokens: visual tokens of an image.
         resampling: of the resize.
         normalization: of grey levels.
-        before: ids before the visual tokens.
+        before: ids before the image.
         image_token: id that stands for a feature.
-        after: ids after them.
+        after: ids after the image.
     """
 
     kind: ClassVar[str] = "fixed"
@@ -38,7 +38,7 @@ class FixedSize(ImageRule):
 
     @property
     def ignores(self) -> tuple[tuple[str, str], ...]:
-        reason = "every image has the one size that the encoder takes"
+        reason = f"every image is resized to {self.width} x {self.height} pixels, {self.image_tokens} visual tokens"
         return ("scale", reason), ("max_visual_tokens", reason)
 
     @property
@@ -54,13 +54,12 @@ class FixedSize(ImageRule):
         return self.image_tokens
 
     def pieces(self, rows: int, columns: int) -> int:
-        """One."""
+        """One, whatever the grid."""
         return 1
 
     def answer(self, b: GraphBuilder, request: Request) -> Answer:
-        """Squash the image."""
-        image = planes(b, resized(b, request.image, b.ints(self.height, self.width), self.resampling, "squashed"))
+        """Resize to the one size; the scale used is 1."""
+        image = resized(b, request.image, b.ints(self.height, self.width), self.resampling, "squashed")
         ids = b.ints(*self.before, *[self.image_token] * self.image_tokens, *self.after)
-        full = b.op("Identity", b.constant(np.ones(1, np.float32)))
-        grid = b.op("Identity", b.ints(1, 1))
-        return Answer(normalized(b, image, self.normalization), b.op("Identity", ids), grid, full)
+        answers = (b.op("Identity", constant) for constant in (ids, b.ints(1, 1), b.constant(np.ones(1, np.float32))))
+        return Answer(normalized(b, planes(b, image), self.normalization), *answers)
