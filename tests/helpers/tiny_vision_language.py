@@ -22,13 +22,13 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     SmolVLMConfig,
-    SmolVLMProcessor,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from hvlc.models.smolvlm import SmolVLMImageTextProcessor
 from tests.helpers.tiny import randomize
 
 TILE, PATCH, SHUFFLE, LONGEST, CONTEXT = 32, 4, 2, 96, 1024
@@ -104,20 +104,13 @@ def text_settings(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[st
     } | changes
 
 
-class _WithoutVideo(SmolVLMProcessor):
-    """SmolVLM's processor for images and text: its video processor needs torchvision."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
-
-
 def overview_processor(directory: Path) -> ProcessorMixin:
     """transformers' processor of a saved SmolVLM or Idefics3, on Pillow."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     count = json.loads((directory / "processor_config.json").read_text("utf-8"))["image_seq_len"]
     if "SmolVLM" in (directory / "preprocessor_config.json").read_text("utf-8"):
-        pictures: Any = SmolVLMImageProcessorPil.from_pretrained(directory)
-        return _WithoutVideo(pictures, tokenizer, None, image_seq_len=count)
+        pictures = SmolVLMImageProcessorPil.from_pretrained(directory)
+        return SmolVLMImageTextProcessor(pictures, tokenizer, count)  # transformers' own wants num2words to be made
     return Idefics3Processor(Idefics3ImageProcessorPil.from_pretrained(directory), tokenizer, image_seq_len=count)
 
 
