@@ -7,6 +7,8 @@ OUT    ?= build/demo
 PIP_ARGS ?=
 # Optional extras for the tests: EXTRAS=,qnn adds Qualcomm's compiler, which has a license of its own (README.md).
 EXTRAS ?=
+# Processes that run the tests; 0 runs them in pytest's own.
+WORKERS ?= 2
 
 # onnxruntime and onnxruntime-genai report usage unless told not to.
 export ORT_DISABLE_TELEMETRY = 1
@@ -28,7 +30,7 @@ demo: $(READY) ## install, build the reference checkpoint, ask it questions, wri
 	@$(BIN)/hvlc demo -o $(OUT)
 
 test: lint ## install, check style and types, run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(READY_DEV) ## style, formatting and types only
 	@$(BIN)/ruff check .

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.helpers.sharing import once
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,7 +40,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved HyperVL with random weights; tests copy it before they damage it."""
     from tests.helpers.tiny import save_tiny
 
-    return save_tiny(tmp_path_factory.mktemp("tiny") / "checkpoint")
+    return once(tmp_path_factory, "tiny", lambda directory: save_tiny(directory / "checkpoint"))
 
 
 @pytest.fixture(scope="session")
@@ -46,24 +48,24 @@ def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a language-model head of its own."""
     from tests.helpers.tiny import save_tiny
 
-    return save_tiny(tmp_path_factory.mktemp("untied") / "checkpoint", tied=False)
+    return once(tmp_path_factory, "untied", lambda directory: save_tiny(directory / "checkpoint", tied=False))
 
 
-def _built(checkpoint: Path, recipe: str, output: Path) -> "BuildResult":
+def _built(factory: pytest.TempPathFactory, checkpoint: Path, recipe: str) -> "BuildResult":
     from hvlc.workflows.build.build import build
     from hvlc.workflows.build.request import open_request
 
-    return build(open_request(checkpoint, "cpu", recipe, output))
+    return once(factory, f"tiny-{recipe}", lambda d: build(open_request(checkpoint, "cpu", recipe, d / recipe)))
 
 
 @pytest.fixture(scope="session")
-def float32_build(tiny_checkpoint: Path) -> "BuildResult":
-    return _built(tiny_checkpoint, "float32", tiny_checkpoint.parent / "float32")
+def float32_build(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> "BuildResult":
+    return _built(tmp_path_factory, tiny_checkpoint, "float32")
 
 
 @pytest.fixture(scope="session")
-def w4a16_build(tiny_checkpoint: Path) -> "BuildResult":
-    return _built(tiny_checkpoint, "w4a16-rtn", tiny_checkpoint.parent / "w4a16-rtn")
+def w4a16_build(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> "BuildResult":
+    return _built(tmp_path_factory, tiny_checkpoint, "w4a16-rtn")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from tests.fuzz.mutation import Commands, commands, files, mutated
 from tests.fuzz.values import VALUES, replaced
 from tests.helpers.fixed_shapes import write_target
 from tests.helpers.packages import renewed
+from tests.helpers.sharing import once
 
 SMALL, LARGE = 24, 600
 _ASKED = ("--prompt", "Hi", "--max-new-tokens", "2")
@@ -29,8 +30,11 @@ _JSON_VALUES = [value for value in VALUES if not isinstance(value, bytes)]
 
 @pytest.fixture(scope="session")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text package whose decoder runs in stages."""
-    root = tmp_path_factory.mktemp("staged")
+    """A text package whose decoder runs in stages; read only."""
+    return once(tmp_path_factory, "staged", _staged)
+
+
+def _staged(root: Path) -> Path:
     checkpoint = save_text(root / "checkpoint", "llama")
     return build(open_request(checkpoint, write_target(root / "npu.toml"), "float32", root / "package")).output
 

@@ -8,14 +8,18 @@ from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import open_request
 from hvlc.workflows.demo import RECIPES
 from hvlc.zoo import nano_checkpoint
+from tests.helpers.sharing import once
 
 
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Packages by recipe."""
-    directory = tmp_path_factory.mktemp("nano")
+def _built(directory: Path) -> dict[str, Path]:
     found = {}
     for recipe, samples in RECIPES.items():
         request = open_request(nano_checkpoint(), "cpu", recipe, directory / recipe, samples=samples)
         found[recipe] = build(request).output
     return found
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Packages by recipe; read only."""
+    return once(tmp_path_factory, "nano", _built)
