@@ -75,7 +75,9 @@ def plan(output: Path | None, each: bool, as_json: bool, **options: Any) -> None
     from hvlc.report.builds import plan_record, plan_table
     from hvlc.workflows.build.build import plan_build
 
-    planned = plan_build(_build_request(output or Path("package"), **options), anywhere=output is None)
+    planned = plan_build(
+        _build_request(output or Path("package"), anywhere=output is None, **options), anywhere=output is None
+    )
     plan, estimate = planned.plan, planned.estimate
     show(plan_record(plan, estimate), as_json, lambda console: console.print(plan_table(plan, estimate, each=each)))
 

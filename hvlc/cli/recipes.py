@@ -52,7 +52,7 @@ def check_recipe(name: str, checkpoint: Path | None, target: str, as_json: bool)
     if checkpoint is None:
         show({"recipe": recipe.name, "rules": len(recipe.rules)}, as_json, lambda c: c.print(f"{recipe.name}: valid"))
         return
-    planned = plan_build(open_request(checkpoint, target, name, Path("package")), anywhere=True)
+    planned = plan_build(open_request(checkpoint, target, name, Path("package"), anywhere=True), anywhere=True)
     quantized = planned.plan.bits_per_weight(None)
     data = {"recipe": recipe.name, "rules": len(recipe.rules), "bits_per_weight": quantized}
     show(data, as_json, lambda c: c.print(plan_table(planned.plan, planned.estimate, each=False)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hvlc.errors import Collector
 from hvlc.manifest.lock import Provenance
 from hvlc.manifest.manifest import Manifest, Sources
+from hvlc.package.atomic import check_output
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.loading import load_recipe, recipe_text
 from hvlc.recipes.schema import Recipe
@@ -81,7 +82,9 @@ class Document:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def open_request(checkpoint: Path, target: str, recipe: str, output: Path, **options: Any) -> BuildRequest:
+def open_request(
+    checkpoint: Path, target: str, recipe: str, output: Path, *, anywhere: bool = False, **options: Any
+) -> BuildRequest:
     """The request of a build, its recipe and its target read; nothing after this knows where they came from.
 
     Args:
@@ -89,6 +92,7 @@ def open_request(checkpoint: Path, target: str, recipe: str, output: Path, **opt
         target: name of a target, or a TOML file.
         recipe: name of a recipe, or a YAML file.
         output: directory to write.
+        anywhere: the output is not settled yet, so it is not looked at.
         **options: further fields of the request.
 
     Raises:
@@ -103,6 +107,9 @@ def open_request(checkpoint: Path, target: str, recipe: str, output: Path, **opt
     if found.problems:
         with others:
             require_compile("a build")
+        with others:
+            if not anywhere:
+                check_output(output, force=bool(options.get("force")))
         with found:
             Checkpoint.open(checkpoint)
         found.problems[:0] = others.problems
