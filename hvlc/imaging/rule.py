@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import onnx_ir as ir
 
+from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.imaging.arithmetic import FLOAT
 
@@ -87,7 +88,7 @@ class ImageRule(ABC):
     def pixels_per_token(self) -> int:
         """Pixels behind one visual token."""
         if self.piece_shape is None or self.tokens_per_piece is None:
-            raise NotImplementedError(f"{self.kind} has pieces of any size and must say it")
+            raise HvlcError("imaging.pieces", f"internal error: {self.kind} has pieces of any size", "please report it")
         height, width = self.piece_shape
         return height * width // self.tokens_per_piece
 
