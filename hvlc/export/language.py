@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig
 
 from hvlc.errors import HvlcError, UserError
 from hvlc.export.activations import activation_name
-from hvlc.export.decoder import DecoderShape, FusedRows, Multipliers, decoder
+from hvlc.export.decoder.graph import decoder
+from hvlc.export.decoder.shape import DecoderShape, FusedRows, Multipliers
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role

@@ -13,7 +13,9 @@ import onnx_ir as ir
 from transformers import PreTrainedConfig
 
 from hvlc.errors import Collector, UserError, nearest
-from hvlc.export.decoder import DecoderShape, decoder, embedding
+from hvlc.export.decoder.embedding import embedding
+from hvlc.export.decoder.graph import decoder
+from hvlc.export.decoder.shape import DecoderShape
 from hvlc.export.language import Family, decoder_shape, head_parameter, rotary_tables, text_facts, with_table
 from hvlc.export.settings import read_config
 from hvlc.graphs.builder import GraphBuilder

@@ -23,7 +23,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 
 from hvlc.errors import UserError, raise_all
 from hvlc.export import export_bundle, known_families
-from hvlc.export.decoder import decoder
+from hvlc.export.decoder.graph import decoder
 from hvlc.export.language import CONTEXT_LIMIT, decoder_shape, head_parameter, rotary_tables
 from hvlc.export.settings import read_config
 from hvlc.graphs.builder import GraphBuilder

@@ -3,7 +3,7 @@
 from transformers import GraniteConfig
 from transformers.models.granite.modeling_granite import GraniteRotaryEmbedding
 
-from hvlc.export.decoder import Multipliers
+from hvlc.export.decoder.shape import Multipliers
 from hvlc.export.language import Family, configured_biases, language_bundle
 from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from transformers import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from hvlc.export.decoder import FusedRows
+from hvlc.export.decoder.shape import FusedRows
 from hvlc.export.language import Family, head_width, language_bundle, no_biases
 from hvlc.graphs.bundle import Bundle
 from hvlc.weights.checkpoint import Checkpoint

@@ -1,0 +1,107 @@
+"""Decoders of the Llama shape: pre-norm, GQA, gated MLP, rotary positions.
+
+Which parts a decoder has (query/key norms, biases) is said by its configuration and held against the parameters
+it stores. Attention is onnxruntime's GroupQueryAttention, which keeps the KV cache in place and rotates queries
+and keys. What a family stores otherwise (fused projections, neighbours that rotate together, multipliers) is brought
+to this shape where weights are read, so that every pass knows the graph.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from hvlc.export.decoder.attention import attention
+from hvlc.export.decoder.embedding import look_up
+from hvlc.export.decoder.parts import last_position, mlp, rms_norm, scaled
+from hvlc.export.decoder.shape import DecoderShape
+from hvlc.export.settings import refuse_surplus
+from hvlc.graphs.builder import GraphBuilder
+
+
+def decoder(
+    b: GraphBuilder,
+    prefix: str,
+    head: str,
+    shape: DecoderShape,
+    rotary: tuple[np.ndarray, np.ndarray],
+    table: str | None = None,
+) -> ir.Model:
+    """The decoder as onnxruntime-genai drives it: embeddings or tokens and KV cache in, last logits and KV cache out.
+
+    Args:
+        b: an empty graph.
+        prefix: dotted name of the decoder in the checkpoint.
+        head: dotted name of the parameter of the language-model head (the embedding when tied).
+        shape: dimensions and parts.
+        rotary: cosine and sine tables, float32 `[context, rotated / 2]`, for the first `rotated` channels of a head.
+        table: dotted name of the embedding to look tokens up in; None when another graph does that.
+
+    Returns:
+        Inputs `inputs_embeds` float `[batch, sequence, hidden]` (or `input_ids` int64 `[batch, sequence]` with a
+        table), `attention_mask` int64 `[batch, total]`, `past_key_values.N.key|value`; outputs `logits` float
+        `[batch, 1, vocabulary]` (the last position only: an unpruned head on a long image prompt is gigabytes),
+        `present.N.key|value`.
+
+    Raises:
+        UserError: the checkpoint stores a bias, norm or layer that its configuration does not have.
+    """
+    cache = ["batch", shape.kv_heads, "past", shape.head_size]
+    if table is None:
+        x = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden])
+    else:
+        ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+        x = look_up(b, table, ids, shape.vocabulary, shape.hidden)
+    if shape.multipliers.embedding != 1:  # not in the table: a tied head reads that, and image features pass it by
+        factor = b.constant(np.array(shape.multipliers.embedding, np.float32))
+        x = b.op("Mul", x, factor, name=f"{prefix}.embedding_multiplier")
+    mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+    past = [
+        tuple(b.input(f"past_key_values.{i}.{part}", ir.DataType.FLOAT, cache) for part in ("key", "value"))
+        for i in range(shape.layers)
+    ]
+    lengths = b.op("Sub", b.op("ReduceSum", mask, b.ints(1), keepdims=0), b.ints(1))
+    lengths = b.op("Cast", lengths, to=int(ir.DataType.INT32))
+    total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
+    total = b.op("Cast", total, to=int(ir.DataType.INT32))
+    names = ("rotary.cos_cache", "rotary.sin_cache") if any(shape.rotary) else ()
+    tables = tuple(b.constant(rows, name) for name, rows in zip(names, rotary, strict=False))
+    present = []
+    for index in range(shape.layers):
+        layer = f"{prefix}.layers.{index}"
+        normed = rms_norm(b, x, f"{layer}.input_layernorm", shape.hidden, shape.epsilon)
+        attended, *kv = attention(b, normed, f"{layer}.self_attn", shape, index, past[index], (lengths, total), tables)
+        if index == shape.layers - 1:
+            x = last_position(b, x, layer)
+        x = b.op("Add", x, attended, name=f"{layer}.residual1")
+        normed = rms_norm(b, x, f"{layer}.post_attention_layernorm", shape.hidden, shape.epsilon)
+        x = b.op("Add", x, mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")
+        present.append(kv)
+    refuse_surplus(b, f"{prefix}.layers.{shape.layers}.input_layernorm.weight")
+    x = _last_norm(b, x, f"{prefix}.norm", shape)
+    logits = b.op("MatMul", x, _head_weight(b, head, table, shape), name="lm_head")
+    b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
+    grown = ["batch", shape.kv_heads, "total", shape.head_size]
+    for index, kv in enumerate(present):
+        for part, value in zip(("key", "value"), kv, strict=True):
+            b.output(value, f"present.{index}.{part}", ir.DataType.FLOAT, grown)
+    return b.model()
+
+
+def _last_norm(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
+    """The norm before the head, which divides the logits too: the head stays equal to the table that it is tied to."""
+    gain = b.parameter(f"{path}.weight", (shape.hidden,))
+    if shape.multipliers.logits != 1:
+        gain = scaled(gain, 1 / shape.multipliers.logits)
+    weight = b.initializer(f"{path}.weight", gain)
+    return b.op("RMSNormalization", x, weight, axis=-1, epsilon=shape.epsilon, name=path)
+
+
+def _head_weight(b: GraphBuilder, head: str, table: str | None, shape: DecoderShape) -> ir.Value:
+    """The head's weight float `[hidden, vocabulary]`.
+
+    One graph cannot hold a tied table twice under one name, so the head's view of it gets the name that the head
+    has when it is not tied; both are expressions over the same stored tensor.
+    """
+    refuse_surplus(b, "lm_head.bias")
+    if head != table:
+        return b.weight(head, (shape.vocabulary, shape.hidden), transpose=True)
+    return b.initializer("lm_head.weight", b.parameter(head, (shape.vocabulary, shape.hidden)).transpose())

@@ -1,0 +1,77 @@
+"""Dimensions and parts of a decoder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FusedRows:
+    """Where a projection is stored inside a fused one.
+
+    Attributes:
+        name: of the fused projection.
+        start: first row of this one.
+        total: rows of all of it.
+    """
+
+    name: str
+    start: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constant factors in a decoder (Granite).
+
+    Attributes:
+        embedding: of what enters the first layer.
+        residual: of what attention and MLP add to the residual stream.
+        attention: of the products of queries and keys; None: one by the root of the head's width.
+        logits: divisor of the logits.
+    """
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    attention: float | None = None
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Dimensions and parts of a decoder.
+
+    Attributes:
+        layers: number of layers.
+        hidden: model width.
+        intermediate: width of the gated MLP.
+        heads: query heads.
+        kv_heads: key/value heads.
+        head_size: width of one head.
+        vocabulary: rows of the embedding.
+        epsilon: of the RMS norms.
+        context: longest sequence in tokens.
+        rotary: for each layer, whether it rotates queries and keys; a NoPE layer does not.
+        windows: for each layer, how many positions a token sees, itself included; None for all before it.
+        biases: names of the projections that add a bias.
+        head_norms: whether queries and keys are normalized per head (Qwen3).
+        fused: for each projection that is stored in a fused one, where (Phi3).
+        neighbours: whether channels 2i and 2i + 1 of a stored head rotate together, not i and i + half (ERNIE).
+        multipliers: constant factors (Granite).
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    epsilon: float
+    context: int
+    rotary: tuple[bool, ...]
+    windows: tuple[int | None, ...]
+    biases: frozenset[str] = frozenset()
+    head_norms: bool = False
+    fused: Mapping[str, FusedRows] = field(default_factory=dict)
+    neighbours: bool = False
+    multipliers: Multipliers = Multipliers()
