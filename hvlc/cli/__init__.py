@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from hvlc import __version__
 from hvlc.cli import (
     assemble,
     bisect,
@@ -132,7 +131,7 @@ def _report(error: HvlcError, as_json: bool) -> int:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="hvlc")
+@click.version_option(package_name="hvlc", prog_name="hvlc")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
     """Compile small vision-language models into onnxruntime-genai packages for phones."""

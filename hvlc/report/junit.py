@@ -6,10 +6,10 @@ neither passed nor failed. Jenkins' schema is what the tests hold this against.
 
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from hvlc import __version__
 from hvlc.results.gates import GateOutcome, GateVerdict, JudgedEvaluation, Judgement
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written
@@ -33,7 +33,7 @@ def _add_suite(root: Element, evaluation: JudgedEvaluation) -> None:
     skipped = str(len([o for o in evaluation.outcomes if o.verdict is GateVerdict.UNDECIDED]))
     suite = SubElement(root, "testsuite", {"name": name, **_counts(evaluation.outcomes), "skipped": skipped, **time})
     properties = SubElement(suite, "properties")
-    facts = {"hvlc": __version__, "task": evaluation.task, "runs on": evaluation.runs_on}
+    facts = {"hvlc": version("hvlc"), "task": evaluation.task, "runs on": evaluation.runs_on}
     numbers = {metric: written(number.value, MEASURES[metric].unit) for metric, number in evaluation.measures.items()}
     for key, value in {**facts, **numbers}.items():
         SubElement(properties, "property", name=key, value=_clean(value))

@@ -1,6 +1,7 @@
 """Lint findings as tables and as SARIF, and the limits of a target with their evidence."""
 
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from rich import box
@@ -8,7 +9,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hvlc import __version__
 from hvlc.report.sarif import SCHEMA, artifact
 from hvlc.results.lint import GraphLint, Lint, NodeFinding
 from hvlc.targets import Known, Severity, Target
@@ -105,7 +105,7 @@ def lint_sarif(found: Lint) -> dict[str, Any]:
     findings = [(graph, finding) for graph in found.graphs if not graph.on_cpu for finding in graph.findings]
     rules = {finding.rule: finding for _, finding in findings}
     places = {rule: place for place, rule in enumerate(rules)}
-    driver = {"name": "hvlc lint", "version": __version__, "rules": [_rule(found, f) for f in rules.values()]}
+    driver = {"name": "hvlc lint", "version": version("hvlc"), "rules": [_rule(found, f) for f in rules.values()]}
     results = [_result(found, graph, finding, places[finding.rule]) for graph, finding in findings]
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}

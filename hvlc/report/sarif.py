@@ -9,11 +9,11 @@ Format (SARIF) Version 2.1.0", 2020; sections are named where they decide someth
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from hvlc import __version__
 from hvlc.errors import GateError
 from hvlc.inputs.documents import yaml_line
 from hvlc.results.gates import (
@@ -40,8 +40,9 @@ def sarif_json(judgement: Judgement, origins: Mapping[str, Origin] | None = None
         judgement: what came of the gates.
         origins: what is known of each model, by its name.
     """
+    driver = {"name": "hvlc", "version": version("hvlc"), "rules": list(map(_rule, _metrics(judgement)))}
     run = {
-        "tool": {"driver": {"name": "hvlc", "version": __version__, "rules": list(map(_rule, _metrics(judgement)))}},
+        "tool": {"driver": driver},
         "invocations": [_invocation(judgement)],
         "columnKind": "unicodeCodePoints",
         "results": list(_results(judgement, origins or {})),

@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from hvlc import __version__
 from hvlc.errors import UserError
 from hvlc.evaluation.answerer import Answerer, TeacherForced
 from hvlc.files.reading import is_directory, is_file
@@ -59,12 +58,11 @@ class Subject:
     @cached_property
     def provenance(self) -> dict[str, str]:
         """What its numbers depend on: its digest, the versions of what runs it, and the machine."""
-        runs = ["onnxruntime", "onnxruntime-genai"]
+        runs = ["hvlc", "onnxruntime", "onnxruntime-genai"]
         if self.manifest is None and self.kind is Kind.VISION_LANGUAGE:
-            runs = ["torch", "transformers"]
+            runs = ["hvlc", "torch", "transformers"]
         return {
             "package" if self.manifest else "checkpoint": self.digest,
-            "hvlc": __version__,
             **{tool: metadata.version(tool) for tool in runs},
             "processor": f"{_processor_name()}, {processors()} threads",
             "system": f"{platform.system()} {platform.machine()}",
