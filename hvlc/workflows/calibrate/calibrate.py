@@ -10,7 +10,7 @@ import onnx_ir as ir
 from hvlc.calibration.engine import Calibration, matrix_key
 from hvlc.calibration.factors import FactorSearch, ScaledGroup
 from hvlc.calibration.observation import Observation
-from hvlc.calibration.samples import CalibrationSet, TextSample
+from hvlc.calibration.samples import CalibrationSet
 from hvlc.calibration.segments import Walk
 from hvlc.calibration.state import State, pending
 from hvlc.errors import Progress, UserError
@@ -22,11 +22,14 @@ from hvlc.passes.quantize.quantize_kv_cache import cached_values, rotated_keys
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.weights.lazy import Expression, LazyTensor, expression_of
 from hvlc.weights.quantized import Dequantized, Quantization, SolvedWeight
-from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, look, output_of, stitcher, text_feeds
+from hvlc.workflows.calibrate.inputs import text_feeds
+from hvlc.workflows.calibrate.vision import VisionForward, features_of
 
 _TEXT_SOURCE, _IMAGE_SOURCE = "text", "documents"
 
 _Feeds = Sequence[Mapping[str, np.ndarray]]
+#: Goes through a component on feeds and keeps the wanted values.
+_Walk = Callable[[Component, _Feeds, Sequence[ir.Value]], Walk]
 
 
 def needs_data(plan: Plan) -> bool:
@@ -118,28 +121,6 @@ class PendingObservations:
         return cls(ranges, {name: m for wanted in found.values() for name, m in wanted.magnitudes(directory).items()})
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A walk through components under way.
-
-    Attributes:
-        bundle: its components.
-        threads: of onnxruntime.
-        walk: goes through a component on feeds and keeps the wanted values.
-    """
-
-    bundle: Bundle
-    threads: int
-    walk: Callable[[Component, _Feeds, Sequence[ir.Value]], Walk]
-
-    def component(self, name: str, feeds: _Feeds, *wanted: str) -> list[list[np.ndarray]]:
-        """Go through a component; returns the wanted outputs of every feed."""
-        component = self.bundle.components[name]
-        outputs = [output_of(component, output) for output in wanted]
-        walked = self.walk(component, feeds, outputs)
-        return [[np.array(walked.value(v, i)) for v in outputs] for i in range(len(feeds))]
-
-
 def calibrate(
     bundle: Bundle, plan: Plan, inputs: CalibrationSet, state: State, threads: int, progress: Progress
 ) -> None:
@@ -166,7 +147,7 @@ def calibrate(
         job = Calibration(component, feeds, mine, state, threads, state.directory, observation)
         return job.run(progress, wanted)
 
-    _walk(_Work(bundle, threads, solve), inputs)
+    _walk(bundle, inputs, threads, solve)
     check_ranges({name: observation.ranges(state.directory) for name, observation in wanted_of.items()})
 
 
@@ -195,16 +176,25 @@ def find_factors(
         mine = [group for group in groups if group.component == component.name]
         return FactorSearch(component, feeds, mine, state, threads, state.directory).run(progress, wanted)
 
-    _walk(_Work(bundle, threads, search), inputs)
+    _walk(bundle, inputs, threads, search)
 
 
-def _walk(work: _Work, inputs: CalibrationSet) -> None:
-    """Go through the components in the order in which they run."""
-    if work.bundle.facts.kind is Kind.VISION_LANGUAGE:
-        _walk_both(work, inputs)
+def _walk(bundle: Bundle, inputs: CalibrationSet, threads: int, walk: _Walk) -> None:
+    """Go through the components in the order in which they run: encoders on all images, then the decoder."""
+    decoder = bundle.with_role(Role.DECODER)[0]
+    if bundle.facts.kind is not Kind.VISION_LANGUAGE:
+        walk(decoder, list(text_feeds(decoder, inputs)), ())
         return
-    decoder = work.bundle.with_role(Role.DECODER)[0]
-    work.component(decoder.name, list(text_feeds(decoder, inputs)))
+    forward = VisionForward.open(bundle, inputs, threads)
+    pieces = forward.pieces(range(len(forward.seen)))
+
+    def encode(encoder: Component, turn: Sequence[int]) -> list[np.ndarray]:
+        output = features_of(encoder)
+        walked = walk(encoder, pieces, [output])
+        return [walked.value(output, image) for image in turn]
+
+    features = forward.encoded(encode)
+    walk(decoder, forward.decoder_feeds(forward.every(features)), ())
 
 
 def _round_tables(bundle: Bundle, plan: Plan) -> None:
@@ -217,27 +207,3 @@ def _round_tables(bundle: Bundle, plan: Plan) -> None:
         if table.const_value is not None:
             rounded = Quantization(expression_of(table.const_value), assignment.format, SOLVERS[assignment.solver])
             table.const_value = LazyTensor(assignment.weight, Dequantized(rounded))
-
-
-def _walk_both(work: _Work, inputs: CalibrationSet) -> None:
-    """Encoders on tiles, then the decoder on what they make of them, the encoders taking turns."""
-    bundle, facts = work.bundle, work.bundle.facts
-    images = inputs.images
-    seen, stitched = look(bundle, images, work.threads), stitcher(bundle, work.threads)
-    pieces = [{"pixel_values": image.pieces} for image in seen]
-    encoders = [c.name for c in bundle.with_role(Role.VISION_ENCODER)]
-    features: list[np.ndarray] = [np.empty(0, np.float32)] * len(images)
-    for turn, name in enumerate(encoders):
-        made = work.component(name, pieces, "tile_features")
-        for index in range(turn, len(images), len(encoders)):
-            features[index] = stitched(made[index][0], seen[index].grid)
-    decoder, embedding = bundle.with_role(Role.DECODER)[0], bundle.components["embedding"]
-    sequences = [
-        (s.prompt.ids(seen[i].ids), f)
-        for i, (s, f) in enumerate(zip(images, features, strict=True))
-        if s.prompt is not None
-    ]
-    nothing = np.empty((0, facts.hidden_size), np.float32)
-    sequences += [(s.ids, nothing) for s in inputs.samples if isinstance(s, TextSample)]
-    merged = embedded(embedding, sequences, work.threads)
-    work.component(decoder.name, [decoder_feeds(decoder, "inputs_embeds", embeds) for embeds in merged])
