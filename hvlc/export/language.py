@@ -5,7 +5,7 @@ configuration says and nobody here reads, is refused: a decoder that is almost r
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig
 from hvlc.errors import HvlcError, UserError
 from hvlc.export.activations import activation_name
 from hvlc.export.decoder.graph import decoder
-from hvlc.export.decoder.shape import DecoderShape, FusedRows, Multipliers
+from hvlc.export.decoder.rotary import RotaryTables
+from hvlc.export.decoder.shape import DecoderShape, FusedRows, LayerNorms, Multipliers
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
@@ -104,6 +105,11 @@ class Family:
         neighbours: whether neighbouring channels of a stored head rotate together, not those of its halves.
         partial: whether `partial_rotary_factor` is read: the first channels of a head rotate.
         multipliers: constant factors, by configuration; None: there are none.
+        norms: of a layer, by their names.
+        offset_gains: whether the gain of every norm is stored as its offset from 1.
+        activation_key: key of the configuration that names the MLP's activation.
+        activations: which of them are exported, by their usual names.
+        rotary_kinds: whether each kind of layers has rotary settings of its own.
     """
 
     config: type[PreTrainedConfig]
@@ -115,6 +121,11 @@ class Family:
     neighbours: bool = False
     partial: bool = False
     multipliers: Callable[[Any], Multipliers] | None = None
+    norms: LayerNorms = field(default_factory=LayerNorms)
+    offset_gains: bool = False
+    activation_key: str = "hidden_act"
+    activations: tuple[str, ...] = ("silu",)
+    rotary_kinds: bool = False
 
 
 def no_biases(config: Any) -> frozenset[str]:
@@ -201,7 +212,7 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
         head_size=head_size,
         vocabulary=config.vocab_size,
         epsilon=config.rms_norm_eps,
-        context=_context(config, problems),
+        context=_context(config, family, problems),
         rotary=_rotations(config, family, layers, problems),
         windows=_windows(config, layers, problems),
         biases=family.biases(config),
@@ -209,6 +220,10 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
         fused=family.fused(config) if family.fused else {},
         neighbours=family.neighbours,
         multipliers=family.multipliers(config) if family.multipliers else Multipliers(),
+        norms=family.norms,
+        offset_gains=family.offset_gains,
+        activation=_activation(config, family, problems),
+        rotary_kinds=_rotary_kinds(config, family),
     )
     _refuse_unread(config, stored, problems)
     _refuse_dimensions(shape, problems)
@@ -220,20 +235,45 @@ def head_width(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _context(config: Any, problems: list[HvlcError]) -> int:
+def _activation(config: Any, family: Family, problems: list[HvlcError]) -> str:
+    """The usual name of the MLP's activation."""
+    try:
+        return activation_name(getattr(config, family.activation_key), family.activations, family.activation_key)
+    except UserError as error:
+        problems.append(error)
+        return family.activations[0]
+
+
+def _rotary_kinds(config: Any, family: Family) -> tuple[str, ...]:
+    """For each layer, the kind whose rotary settings it has; (): all have the same."""
+    if not family.rotary_kinds:
+        return ()
+    kinds, layers = tuple(config.layer_types or ()), config.num_hidden_layers
+    return (*kinds, *(_FULL,) * (layers - len(kinds)))[:layers]  # that some are missing is a problem of the windows
+
+
+def _rotary_settings(config: Any, family: Family) -> dict[str, dict[str, Any]]:
+    """transformers' rotary settings by the kind of layers that they are of; "": of all."""
+    settings = config.rope_parameters or {}
+    kinds = sorted(set(_rotary_kinds(config, family)))
+    return {kind: settings.get(kind) or {} for kind in kinds} if kinds else {"": settings}
+
+
+def _context(config: Any, family: Family, problems: list[HvlcError]) -> int:
     """How many positions are exported: all, up to `CONTEXT_LIMIT` and to where a sequence would be computed otherwise.
 
     A longer sequence has other frequencies from its first position on (longrope), or other queries (Ministral 3).
     """
     longest = min(config.max_position_embeddings, CONTEXT_LIMIT)
-    settings = config.rope_parameters or {}
-    if settings.get("rope_type") != "longrope" and not settings.get("llama_4_scaling_beta"):
-        return longest
-    first = settings.get("original_max_position_embeddings")
-    if type(first) is not int or first < 1:
-        problems.append(_refusal("checkpoint.config", f"original_max_position_embeddings is {first!r:.80}"))
-        return longest
-    return min(longest, first)
+    for settings in _rotary_settings(config, family).values():
+        if settings.get("rope_type") != "longrope" and not settings.get("llama_4_scaling_beta"):
+            continue
+        first = settings.get("original_max_position_embeddings")
+        if type(first) is not int or first < 1:
+            problems.append(_refusal("checkpoint.config", f"original_max_position_embeddings is {first!r:.80}"))
+        else:
+            longest = min(longest, first)
+    return int(longest)
 
 
 def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcError]) -> tuple[bool, ...]:
@@ -270,10 +310,6 @@ def _windows(config: Any, layers: int, problems: list[HvlcError]) -> tuple[int |
 
 def _refuse_unread(config: Any, stored: Mapping[str, Any], problems: list[HvlcError]) -> None:
     """Everything in the configuration that changes the numbers and that nobody here reads."""
-    try:
-        activation_name(config.hidden_act, ("silu",), "hidden_act")
-    except UserError as error:
-        problems.append(error)
     elsewhere = {k: v for k, v in _NEUTRAL_ELSEWHERE.items() if not hasattr(type(config), k)}
     for key, neutral in {**_NEUTRAL, **elsewhere}.items():
         if key in stored and stored[key] not in neutral:
@@ -297,10 +333,8 @@ def _refusal(code: str, cause: str) -> UserError:
     return UserError(code, f"config.json: {cause}", "a later version may take it; choose another checkpoint")
 
 
-def rotary_tables(
-    config: Any, family: Family, shape: DecoderShape, problems: list[HvlcError]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine tables float32 `[context, rotated / 2]`, with transformers' own frequencies.
+def rotary_tables(config: Any, family: Family, shape: DecoderShape, problems: list[HvlcError]) -> RotaryTables:
+    """Cosine and sine tables with transformers' own frequencies.
 
     Args:
         config: transformers' configuration.
@@ -311,7 +345,29 @@ def rotary_tables(
     Raises:
         UserError: transformers cannot read the rotary settings.
     """
-    settings = config.rope_parameters or {}
+    found = _rotary_settings(config, family)
+    causes = [cause for settings in found.values() for cause in _rotary_obstacles(settings, family, shape)]
+    if causes:
+        problems += [_refusal("export.rope", cause) for cause in dict.fromkeys(causes)]
+        empty = np.zeros((shape.context, shape.head_size // 2), np.float32)
+        return dict.fromkeys(found, (empty, empty))
+    try:
+        rotary = family.rotary(config=config)
+        known = {kind: _frequencies(rotary, kind) for kind in found}
+    except CONFIG_ERRORS as error:
+        cause = f"config.json: the rotary settings {config.rope_parameters} lack or contradict {error}"
+        raise UserError("checkpoint.config", cause, "correct config.json") from error
+    return {kind: _tables(*known[kind], shape.context, settings, problems) for kind, settings in found.items()}
+
+
+def _frequencies(rotary: Any, kind: str) -> tuple[torch.Tensor, float]:
+    """Inverse frequencies of a kind of layers, and the factor of its cosines and sines."""
+    prefix = f"{kind}_" if kind else ""
+    return getattr(rotary, f"{prefix}inv_freq"), getattr(rotary, f"{prefix}attention_scaling")
+
+
+def _rotary_obstacles(settings: Mapping[str, Any], family: Family, shape: DecoderShape) -> list[str]:
+    """What tables cannot express of rotary settings, or onnxruntime does not take."""
     kind = settings.get("rope_type")
     partial = settings.get("partial_rotary_factor") or 1
     rotated = int(shape.head_size * partial)
@@ -322,21 +378,18 @@ def rotary_tables(
         causes.append(f"partial_rotary_factor is {partial}, exported is 1")
     elif partial != 1 and (rotated < _ROTARY_MULTIPLE or rotated % _ROTARY_MULTIPLE):
         causes.append(f"{rotated} of {shape.head_size} channels rotate, onnxruntime takes multiples of 16")
-    if causes:
-        problems += [_refusal("export.rope", cause) for cause in causes]
-        empty = np.zeros((shape.context, shape.head_size // 2), np.float32)
-        return empty, empty
-    try:
-        rotary: Any = family.rotary(config=config)
-    except CONFIG_ERRORS as error:
-        cause = f"config.json: the rotary settings {settings} lack or contradict {error}"
-        raise UserError("checkpoint.config", cause, "correct config.json") from error
+    return causes
+
+
+def _tables(
+    frequencies: torch.Tensor, scaling: float, context: int, settings: Mapping[str, Any], problems: list[HvlcError]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines float32 `[context, rotated / 2]`; zeros and a problem where the angles are not finite."""
     # torch's own functions: tables rounded otherwise parted greedy tokens from transformers' at near ties.
-    angles = torch.outer(torch.arange(shape.context).float(), rotary.inv_freq.float())
+    angles = torch.outer(torch.arange(context).float(), frequencies.float())
     if not bool(angles.isfinite().all()):
         problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite angles"))
         return np.zeros(angles.shape, np.float32), np.zeros(angles.shape, np.float32)
-    scaling = rotary.attention_scaling
     cosines, sines = (angles.cos() * scaling).numpy(), (angles.sin() * scaling).numpy()
     if not (np.isfinite(cosines).all() and np.isfinite(sines).all()):
         problems.append(_refusal("checkpoint.config", f"the rotary settings {settings} give no finite factor"))

@@ -7,12 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.errors import UserError, raise_all
-from hvlc.export.activations import activation_name
+from hvlc.export.activations import GELUS, activated, activation_name
 from hvlc.export.settings import refuse_surplus, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.weights.lazy import Computed
-
-_ACTIVATIONS = {"gelu_pytorch_tanh": {"approximate": "tanh"}, "gelu": {}}
 
 
 def activation(b: GraphBuilder, x: ir.Value, name: str, where: str = "hidden_act") -> ir.Value:
@@ -21,7 +19,7 @@ def activation(b: GraphBuilder, x: ir.Value, name: str, where: str = "hidden_act
     Raises:
         UserError: the activation is not one of the GELUs.
     """
-    return b.op("Gelu", x, **_ACTIVATIONS[activation_name(name, tuple(_ACTIVATIONS), where)])
+    return activated(b, x, activation_name(name, GELUS, where))
 
 
 def check_tower(config: Any) -> None:

@@ -16,6 +16,8 @@ from hvlc.weights.prequantized.reading import is_stored, read_parameter
 
 OPSET = 23
 IR_VERSION = 11
+#: Name of the node that makes embeddings of tokens, before visual tokens join them.
+EMBEDDED_TOKENS = "embed_tokens"
 #: Last part of the names of nodes that cut a decoder's sequence to its last position.
 LAST_POSITION = "last_position"
 #: Inputs of a decoder that gets its lengths from the host: position of the last token that runs, int32 `[1, 1]`, and

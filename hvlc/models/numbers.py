@@ -80,6 +80,8 @@ class RopeNumbers(Numbers):
     llama_4_scaling_beta: Annotated[float, Field(ge=0, le=1e30)] | None = None
     short_factor: Factors | None = None
     long_factor: Factors | None = None
+    full_attention: "RopeNumbers | None" = None
+    sliding_attention: "RopeNumbers | None" = None
 
     @model_validator(mode="after")
     def _frequencies_are_a_range(self) -> Self:
@@ -102,22 +104,26 @@ class LanguageNumbers(Numbers):
     max_position_embeddings: Positions | None = None
     rms_norm_eps: Epsilon | None = None
     hidden_act: str | None = None
+    hidden_activation: str | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     use_bias: bool | None = None
     embedding_multiplier: Positive | None = None
     residual_multiplier: Positive | None = None
     attention_multiplier: Positive | None = None
+    query_pre_attn_scalar: Positive | None = None
     logits_scaling: Positive | None = None
     original_max_position_embeddings: Positions | None = None
     tie_word_embeddings: bool | None = None
     use_sliding_window: bool | None = None
     sliding_window: Annotated[int, Field(ge=0, le=1 << 40)] | None = None
+    sliding_window_pattern: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     max_window_layers: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
     layer_types: Annotated[list[str], Field(max_length=4096)] | None = None
     no_rope_layers: Annotated[list[Annotated[int, Field(ge=0, le=1)]], Field(max_length=4096)] | None = None
     no_rope_layer_interval: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     rope_theta: Positive | None = None
+    rope_local_base_freq: Positive | None = None
     partial_rotary_factor: Share | None = None
     rope_parameters: RopeNumbers | None = None
     rope_scaling: RopeNumbers | None = None

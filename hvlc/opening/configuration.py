@@ -40,6 +40,7 @@ _SEES, _SEES_IN_STAGES, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipe
 #: computes the whole sequence of a "phi3" again at its 4,097th token, for a long rope that is not exported.
 TEXT_TYPES = {
     "ernie4_5": "ernie4_5",
+    "gemma3_text": "gemma3_text",
     "granite": "granite",
     "llama": "llama",
     "ministral": "mistral",
@@ -151,6 +152,7 @@ class _Model(StrictModel):
         "qwen2_5_vl",
         "decoder-pipeline",
         "ernie4_5",
+        "gemma3_text",
         "granite",
         "llama",
         "mistral",

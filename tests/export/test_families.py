@@ -161,6 +161,31 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5 untied": ("ernie4_5", {"tie_word_embeddings": False}),
     "ernie4_5 biases, wide heads": ("ernie4_5", {"use_bias": True, "head_dim": 32}),
     "ernie4_5 yarn": ("ernie4_5", {"rope_parameters": ROPES["yarn"]}),
+    "gemma3_text untied": ("gemma3_text", {"tie_word_embeddings": False}),
+    "gemma3_text scaled by the root of no square": ("gemma3_text", {"hidden_size": 96, "query_pre_attn_scalar": 24}),
+    "gemma3_text more layers than a period": ("gemma3_text", {"num_hidden_layers": 7, "layer_types": None}),
+    "gemma3_text other period": (
+        "gemma3_text",
+        {"num_hidden_layers": 4, "layer_types": None, "sliding_window_pattern": 3, "sliding_window": 1},
+    ),
+    "gemma3_text full layers alone": ("gemma3_text", {"layer_types": ["full_attention"] * 2}),
+    "gemma3_text windows alone": ("gemma3_text", {"layer_types": ["sliding_attention"] * 2}),
+    "gemma3_text biases, narrow heads": ("gemma3_text", {"attention_bias": True, "head_dim": 16}),
+    "gemma3_text silu": ("gemma3_text", {"hidden_activation": "silu"}),
+    "gemma3_text exact gelu": ("gemma3_text", {"hidden_activation": "gelu"}),
+    "gemma3_text yarn": (
+        "gemma3_text",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "default"}, "full_attention": ROPES["yarn"]}},
+    ),
+    "gemma3_text old rope settings": (
+        "gemma3_text",
+        {
+            "rope_parameters": None,
+            "rope_theta": 5000.0,
+            "rope_local_base_freq": 50.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ),
     "granite tied": ("granite", GRANITE | {"tie_word_embeddings": True}),
     "granite biases": ("granite", GRANITE | {"attention_bias": True, "mlp_bias": True}),
     "granite without multipliers": ("granite", dict.fromkeys(GRANITE, 1.0)),
@@ -329,6 +354,7 @@ def test_what_sets_a_family_apart_is_in_the_graph(tmp_path: Path, family: str) -
     biases = [name for name in graph.initializers if name.endswith(".bias")]
     norms = [name for name in graph.initializers if name.endswith(("q_norm.weight", "k_norm.weight"))]
     expected = {
+        "gemma3_text": (0, 4, [1, 1], [6, 0], {0.25}),
         "granite": (0, 0, [1, 1], [0, 0], {0.125}),
         "ministral": (0, 0, [1, 1], [8, 0], {0.25}),
         "mistral": (0, 0, [1, 1], [8, 8], {0.25}),
@@ -338,7 +364,11 @@ def test_what_sets_a_family_apart_is_in_the_graph(tmp_path: Path, family: str) -
     }
     found = len(biases), len(norms), rotations, windows, scales
     assert found == expected.get(family, (0, 0, [1, 1], [0, 0], {0.25}))
-    assert [n.op_type for n in graph].count("Mul") == 2 * 2 + (family == "granite")  # activation and gate
+    kinds = [n.op_type for n in graph]
+    gates = 1 if family == "gemma3_text" else 2  # a gate multiplies, and so does SiLU
+    assert kinds.count("Mul") == 2 * gates + (family in ("gemma3_text", "granite"))
+    assert kinds.count("Gelu") == 2 * (family == "gemma3_text")
+    assert kinds.count("RMSNormalization") == 1 + len(norms) + 2 * (4 if family == "gemma3_text" else 2)
 
 
 INT4 = """
@@ -434,6 +464,7 @@ def test_a_vision_tower_in_four_bits_is_that_of_the_dequantized_weights(tmp_path
 
 GENERATED: dict[str, dict[str, Any]] = {
     "ernie4_5": {"use_bias": True},
+    "gemma3_text": {"num_hidden_layers": 7, "layer_types": None, "hidden_size": 96},
     "granite": GRANITE | {"residual_multiplier": 0.7, "embedding_multiplier": 1.5},
     "ministral": {},
     "ministral3": {"rope_parameters": QUERIES | {"original_max_position_embeddings": CONTEXT}},
@@ -570,6 +601,45 @@ REFUSED: dict[str, tuple[str, Callable[[Config], Any], str]] = {
         lambda c: c.update(rope_parameters={"rope_type": "default", "llama_4_scaling_beta": 0.1}),
         "checkpoint.config",
     ),
+    "a rope of full attention that no table holds": (
+        "gemma3_text",
+        lambda c: c["rope_parameters"]["full_attention"].update(rope_type="proportional"),
+        "export.rope",
+    ),
+    "a base of windows that is not a number": (
+        "gemma3_text",
+        lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=0),
+        "checkpoint.config",
+    ),
+    "queries that are divided by nothing": (
+        "gemma3_text",
+        lambda c: c.update(query_pre_attn_scalar=0),
+        "checkpoint.config",
+    ),
+    "an activation of Gemma that is not exported": (
+        "gemma3_text",
+        lambda c: c.update(hidden_activation="relu"),
+        "export.activation",
+    ),
+    "Gemma's soft-capped logits": ("gemma3_text", lambda c: c.update(final_logit_softcapping=30.0), "export.config"),
+    "Gemma's soft-capped scores": ("gemma3_text", lambda c: c.update(attn_logit_softcapping=50.0), "export.config"),
+    "tokens that see what follows": (
+        "gemma3_text",
+        lambda c: c.update(use_bidirectional_attention=True),
+        "export.config",
+    ),
+    "layers of a kind that Gemma has not": (
+        "gemma3_text",
+        lambda c: c.update(layer_types=["chunked_attention", "full_attention"]),
+        "several",  # they have no rotary settings either
+    ),
+    "fewer kinds than layers of Gemma": (
+        "gemma3_text",
+        lambda c: c.update(layer_types=["sliding_attention"]),
+        None,
+    ),
+    "windows of no length": ("gemma3_text", lambda c: c.update(sliding_window=None), "checkpoint.config"),
+    "norms that Llama has not": ("gemma3_text", lambda c: c.update(model_type="llama"), "checkpoint.surplus"),
     "a rope that Phi-3 has not": ("phi3", lambda c: c.update(rope_parameters={"rope_type": "linear"}), None),
     "few channels rotated": (
         "phi3",

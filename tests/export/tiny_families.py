@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     Ernie4_5Config,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     Ministral3Config,
@@ -34,6 +35,7 @@ from tests.helpers.tiny import randomize
 VISION_LANGUAGE = ("hypervl", "idefics3", "internvl", "internvl_chat", "qianfan_ocr", "smolvlm")
 TEXT: dict[str, type[PreTrainedConfig]] = {
     "ernie4_5": Ernie4_5Config,
+    "gemma3_text": Gemma3TextConfig,
     "granite": GraniteConfig,
     "llama": LlamaConfig,
     "ministral": MinistralConfig,
@@ -49,6 +51,17 @@ CONTEXT = 96
 #: What sets a family apart where its class leaves it off, so that it is in every check.
 APART: dict[str, dict[str, Any]] = {
     "ernie4_5": {"head_dim": 16},
+    # both kinds of layers, of which one forgets what a prompt of 11 tokens began with; heads wider than the model
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1_000_000.0},
+        },
+    },
     # powers of two: scales that are rounded to float16 are rounded alike
     "granite": {
         "embedding_multiplier": 4.0,

@@ -35,7 +35,7 @@ def attention(
     limited = {} if window is None else {"local_window_size": window}
     attended, key, value = b.ops(
         "GroupQueryAttention",
-        [q, k, v, *past, *lengths, *(tables if rotates else ())],
+        [q, k, v, *past, *lengths, *tables],
         3,
         domain=MICROSOFT,
         name=path,

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from hvlc.export.decoder.attention import attention
 from hvlc.export.decoder.embedding import look_up
-from hvlc.export.decoder.parts import last_position, mlp, rms_norm, scaled
+from hvlc.export.decoder.parts import gain, last_position, mlp, rms_norm, scaled
+from hvlc.export.decoder.rotary import RotaryTables, layer_tables
 from hvlc.export.decoder.shape import DecoderShape
 from hvlc.export.settings import refuse_surplus
 from hvlc.graphs.builder import GraphBuilder
@@ -22,7 +23,7 @@ def decoder(
     prefix: str,
     head: str,
     shape: DecoderShape,
-    rotary: tuple[np.ndarray, np.ndarray],
+    rotary: RotaryTables,
     table: str | None = None,
 ) -> ir.Model:
     """The decoder as onnxruntime-genai drives it: embeddings or tokens and KV cache in, last logits and KV cache out.
@@ -32,7 +33,7 @@ def decoder(
         prefix: dotted name of the decoder in the checkpoint.
         head: dotted name of the parameter of the language-model head (the embedding when tied).
         shape: dimensions and parts.
-        rotary: cosine and sine tables, float32 `[context, rotated / 2]`, for the first `rotated` channels of a head.
+        rotary: tables by the kind of layers that read them.
         table: dotted name of the embedding to look tokens up in; None when another graph does that.
 
     Returns:
@@ -49,7 +50,7 @@ def decoder(
         x = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden])
     else:
         ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-        x = look_up(b, table, ids, shape.vocabulary, shape.hidden)
+        x = look_up(b, table, ids, shape.vocabulary, shape.hidden, shape.multipliers.tokens)
     if shape.multipliers.embedding != 1:  # not in the table: a tied head reads that, and image features pass it by
         factor = b.constant(np.array(shape.multipliers.embedding, np.float32))
         x = b.op("Mul", x, factor, name=f"{prefix}.embedding_multiplier")
@@ -62,20 +63,22 @@ def decoder(
     lengths = b.op("Cast", lengths, to=int(ir.DataType.INT32))
     total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
     total = b.op("Cast", total, to=int(ir.DataType.INT32))
-    names = ("rotary.cos_cache", "rotary.sin_cache") if any(shape.rotary) else ()
-    tables = tuple(b.constant(rows, name) for name, rows in zip(names, rotary, strict=False))
+    tables = layer_tables(b, rotary, shape)
     present = []
     for index in range(shape.layers):
         layer = f"{prefix}.layers.{index}"
-        normed = rms_norm(b, x, f"{layer}.input_layernorm", shape.hidden, shape.epsilon)
-        attended, *kv = attention(b, normed, f"{layer}.self_attn", shape, index, past[index], (lengths, total), tables)
+        normed = rms_norm(b, x, f"{layer}.{shape.norms.attention}", shape.hidden, shape)
+        given = past[index], (lengths, total), tables[index]
+        attended, *kv = attention(b, normed, f"{layer}.self_attn", shape, index, *given)
+        attended = _added(b, attended, layer, shape.norms.attended, shape)
         if index == shape.layers - 1:
             x = last_position(b, x, layer)
         x = b.op("Add", x, attended, name=f"{layer}.residual1")
-        normed = rms_norm(b, x, f"{layer}.post_attention_layernorm", shape.hidden, shape.epsilon)
-        x = b.op("Add", x, mlp(b, normed, f"{layer}.mlp", shape), name=f"{layer}.residual2")
+        normed = rms_norm(b, x, f"{layer}.{shape.norms.mlp}", shape.hidden, shape)
+        transformed = _added(b, mlp(b, normed, f"{layer}.mlp", shape), layer, shape.norms.transformed, shape)
+        x = b.op("Add", x, transformed, name=f"{layer}.residual2")
         present.append(kv)
-    refuse_surplus(b, f"{prefix}.layers.{shape.layers}.input_layernorm.weight")
+    refuse_surplus(b, f"{prefix}.layers.{shape.layers}.{shape.norms.attention}.weight")
     x = _last_norm(b, x, f"{prefix}.norm", shape)
     logits = b.op("MatMul", x, _head_weight(b, head, table, shape), name="lm_head")
     b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
@@ -86,12 +89,17 @@ def decoder(
     return b.model()
 
 
+def _added(b: GraphBuilder, x: ir.Value, layer: str, norm: str | None, shape: DecoderShape) -> ir.Value:
+    """What a part of a layer adds to the residual stream, normalized where the decoder does that."""
+    return x if norm is None else rms_norm(b, x, f"{layer}.{norm}", shape.hidden, shape)
+
+
 def _last_norm(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
     """The norm before the head, which divides the logits too: the head stays equal to the table that it is tied to."""
-    gain = b.parameter(f"{path}.weight", (shape.hidden,))
+    factors = gain(b, path, shape.hidden, shape)
     if shape.multipliers.logits != 1:
-        gain = scaled(gain, 1 / shape.multipliers.logits)
-    weight = b.initializer(f"{path}.weight", gain)
+        factors = scaled(factors, 1 / shape.multipliers.logits)
+    weight = b.initializer(f"{path}.weight", factors)
     return b.op("RMSNormalization", x, weight, axis=-1, epsilon=shape.epsilon, name=path)
 
 

@@ -3,18 +3,30 @@
 import numpy as np
 import onnx_ir as ir
 
+from hvlc.export.activations import activated
 from hvlc.export.decoder.shape import DecoderShape, FusedRows
 from hvlc.export.settings import refuse_surplus
 from hvlc.graphs.builder import LAST_POSITION, GraphBuilder
-from hvlc.weights.lazy import Constant, Expression
+from hvlc.weights.lazy import Computed, Constant, Expression
 
 _ROTATED = ("q_proj", "k_proj")
 _ADDED = ("o_proj", "down_proj")  # what is added to the residual stream
 
 
-def rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, epsilon: float) -> ir.Value:
+def rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, shape: DecoderShape) -> ir.Value:
     """The RMS norm over the last axis of `width` channels, with the gain stored at `path`."""
-    return b.op("RMSNormalization", x, b.weight(f"{path}.weight", (width,)), axis=-1, epsilon=epsilon, name=path)
+    weight = b.initializer(f"{path}.weight", gain(b, path, width, shape))
+    return b.op("RMSNormalization", x, weight, axis=-1, epsilon=shape.epsilon, name=path)
+
+
+def gain(b: GraphBuilder, path: str, width: int, shape: DecoderShape) -> Expression:
+    """The gain float `[width]` of the norm at `path`, as the graph computes with it."""
+    stored = b.parameter(f"{path}.weight", (width,))
+    return Computed(_from_offset, (stored,), (width,), stored.dtype) if shape.offset_gains else stored
+
+
+def _from_offset(offset: np.ndarray) -> np.ndarray:
+    return offset + np.float32(1)
 
 
 def linear(b: GraphBuilder, x: ir.Value, path: str, into: int, out: int, shape: DecoderShape) -> ir.Value:
@@ -59,7 +71,7 @@ def head_norm(b: GraphBuilder, x: ir.Value, path: str, heads: int, shape: Decode
         refuse_surplus(b, f"{path}.weight")
         return x
     split = b.op("Reshape", x, b.ints(0, 0, heads, shape.head_size))
-    normed = rms_norm(b, split, path, shape.head_size, shape.epsilon)
+    normed = rms_norm(b, split, path, shape.head_size, shape)
     return b.op("Reshape", normed, b.ints(0, 0, heads * shape.head_size))
 
 
@@ -70,8 +82,8 @@ def last_position(b: GraphBuilder, x: ir.Value, path: str) -> ir.Value:
 
 
 def mlp(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:
-    """`down(silu(gate(x)) * up(x))`."""
+    """`down(activation(gate(x)) * up(x))`."""
     gate = linear(b, x, f"{path}.gate_proj", shape.hidden, shape.intermediate, shape)
     up = linear(b, x, f"{path}.up_proj", shape.hidden, shape.intermediate, shape)
-    gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
+    gated = b.op("Mul", activated(b, gate, shape.activation), up)
     return linear(b, gated, f"{path}.down_proj", shape.intermediate, shape.hidden, shape)

@@ -21,19 +21,38 @@ class FusedRows:
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Constant factors in a decoder (Granite).
+    """Constant factors in a decoder (Granite, Gemma).
 
     Attributes:
         embedding: of what enters the first layer.
+        tokens: of the rows that tokens look up, visual tokens excepted.
         residual: of what attention and MLP add to the residual stream.
         attention: of the products of queries and keys; None: one by the root of the head's width.
         logits: divisor of the logits.
     """
 
     embedding: float = 1.0
+    tokens: float = 1.0
     residual: float = 1.0
     attention: float | None = None
     logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """Names of a layer's norms, as checkpoints store them.
+
+    Attributes:
+        attention: of what attention reads; passes find the beginning of a layer by this name.
+        mlp: of what the MLP reads.
+        attended: of what attention adds to the residual stream. None: it is added as it is.
+        transformed: of what the MLP adds to it. None: it is added as it is.
+    """
+
+    attention: str = "input_layernorm"
+    mlp: str = "post_attention_layernorm"
+    attended: str | None = None
+    transformed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,11 @@ class DecoderShape:
         head_norms: whether queries and keys are normalized per head (Qwen3).
         fused: for each projection that is stored in a fused one, where (Phi3).
         neighbours: whether channels 2i and 2i + 1 of a stored head rotate together, not i and i + half (ERNIE).
-        multipliers: constant factors (Granite).
+        multipliers: constant factors (Granite, Gemma).
+        norms: of a layer, by their names.
+        offset_gains: whether the gain of every norm is stored as its offset from 1 (Gemma).
+        activation: of the gated MLP, by its usual name in transformers.
+        rotary_kinds: for each layer, the kind of layers whose rotary tables it reads (Gemma 3); (): all read the same.
     """
 
     layers: int
@@ -75,3 +98,7 @@ class DecoderShape:
     fused: Mapping[str, FusedRows] = field(default_factory=dict)
     neighbours: bool = False
     multipliers: Multipliers = Multipliers()
+    norms: LayerNorms = LayerNorms()
+    offset_gains: bool = False
+    activation: str = "silu"
+    rotary_kinds: tuple[str, ...] = ()
