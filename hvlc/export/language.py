@@ -17,7 +17,7 @@ from hvlc.errors import HvlcError, UserError
 from hvlc.export.activations import activation_name
 from hvlc.export.decoder.graph import decoder
 from hvlc.export.decoder.rotary import RotaryTables
-from hvlc.export.decoder.shape import DecoderShape, FusedRows, LayerNorms, Multipliers
+from hvlc.export.decoder.shape import DecoderShape, FusedRows, GridPositions, LayerNorms, Multipliers
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
@@ -110,6 +110,7 @@ class Family:
         activation_key: key of the configuration that names the MLP's activation.
         activations: which of them are exported, by their usual names.
         rotary_kinds: whether each kind of layers has rotary settings of its own.
+        grid_positions: the axis that each angle turns by, by configuration; None: positions are those of the sequence.
     """
 
     config: type[PreTrainedConfig]
@@ -126,6 +127,7 @@ class Family:
     activation_key: str = "hidden_act"
     activations: tuple[str, ...] = ("silu",)
     rotary_kinds: bool = False
+    grid_positions: Callable[[Any], GridPositions] | None = None
 
 
 def no_biases(config: Any) -> frozenset[str]:
@@ -224,6 +226,7 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
         offset_gains=family.offset_gains,
         activation=_activation(config, family, problems),
         rotary_kinds=_rotary_kinds(config, family),
+        grid_positions=family.grid_positions(config) if family.grid_positions else None,
     )
     _refuse_unread(config, stored, problems)
     _refuse_dimensions(shape, problems)

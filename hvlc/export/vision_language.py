@@ -6,7 +6,7 @@ which images become pieces and tokens, the tower, the connector, and which decod
 
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -134,12 +134,13 @@ class VisionLanguageFamily:
         names: where parameters are, by the ways in which the family has been saved; the first that fits is taken.
         rule: how images become pieces and tokens, by checkpoint and configuration.
         tower: builds features float32 `[pieces, patches, width]` of pixels.
-        connector: builds visual tokens float32 `[pieces, tokens, hidden]` of features.
+        connector: builds visual tokens float32 `[pieces, tokens, hidden + side channels]` of features.
         decoders: families of the text decoders that speak, by model_type of `text_config`.
         check: adds what the configuration contradicts to a collector.
         encoders: vision encoders of a configuration.
         default_encoder: name of the one that answers when a caller names none, by configuration.
         compressor: None: the family has none.
+        taps: how many first layers of the decoder add features of the image (DeepStack), by configuration.
     """
 
     config: type[PreTrainedConfig]
@@ -154,6 +155,7 @@ class VisionLanguageFamily:
     encoders: Callable[[Any, Names], tuple[Encoder, ...]] = one_encoder
     default_encoder: Callable[[Any], str] = field(default=lambda config: "main")
     compressor: Compressor | None = None
+    taps: Callable[[Any], int] = field(default=lambda config: 0)
 
 
 def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Bundle:
@@ -175,15 +177,16 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
         _check_tokens(rule, config)
     rule = found.require(rule)
     found.raise_all()
-    shape = decoder_shape(config.text_config, text, checkpoint.config.get("text_config") or {}, checkpoint.problems)
+    stored = checkpoint.config.get("text_config") or {}
+    shape = replace(decoder_shape(config.text_config, text, stored, checkpoint.problems), taps=family.taps(config))
     bundle = Bundle(checkpoint.model_type)
     for encoder in family.encoders(config, names):
-        bundle.add(_encoder(checkpoint, family, encoder, rule.rule, config))
+        bundle.add(_encoder(checkpoint, family, encoder, rule.rule, shape.hidden + shape.side_channels, config))
     if family.compressor:
         model = family.compressor.build(GraphBuilder("resolution", checkpoint), config)
         bundle.add(Component("resolution", Role.FRONT, model, "front"))
     b = GraphBuilder("embedding", checkpoint)
-    model = embedding(b, names.table, shape.vocabulary, shape.hidden, rule.image_token_id, shape.multipliers.tokens)
+    model = embedding(b, names.table, shape, rule.image_token_id)
     bundle.add(Component("embedding", Role.EMBEDDING, model, "model"))
     bundle.add(_decoder(checkpoint, config, text, shape, names))
     bundle.wires.append(Wire("embedding.inputs_embeds", "model.inputs_embeds"))
@@ -246,7 +249,7 @@ def _check_tokens(rule: Rule, config: Any) -> None:
 
 
 def _encoder(
-    checkpoint: Checkpoint, family: VisionLanguageFamily, encoder: Encoder, rule: ImageRule, config: Any
+    checkpoint: Checkpoint, family: VisionLanguageFamily, encoder: Encoder, rule: ImageRule, width: int, config: Any
 ) -> Component:
     """Tower and connector: pieces to visual tokens."""
     b = GraphBuilder(f"vision_{encoder.name}", checkpoint)
@@ -259,7 +262,7 @@ def _encoder(
         b.note(
             f"the connector of vision encoder {encoder.name} is untrained: train it before its answers mean anything"
         )
-    b.output(tokens, "tile_features", ir.DataType.FLOAT, ["tiles", cells, config.text_config.hidden_size])
+    b.output(tokens, "tile_features", ir.DataType.FLOAT, ["tiles", cells, width])
     return Component(f"vision_{encoder.name}", Role.VISION_ENCODER, b.model(), "vision")
 
 
@@ -290,5 +293,7 @@ def _facts(
         encoders=tuple(encoder.name for encoder in family.encoders(config, names)),
         default_encoder=family.default_encoder(config),
         compressor=family.compressor.facts(checkpoint, config) if family.compressor else None,
+        side_channels=shape.side_channels,
+        grid_positions=shape.grid_positions is not None,
     )
     return Facts(text=text_facts(checkpoint.directory, config.text_config, shape), image=image)

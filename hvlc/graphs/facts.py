@@ -135,6 +135,8 @@ class ImageFacts:
         compresses: whether the compressor is part of the front graph.
         placeholder: text that the chat template writes for an image, where that is not a token. None: it is
             `placeholder_id`.
+        side_channels: what a token's embedding has beside the channels of the residual stream.
+        grid_positions: whether the decoder is given positions that follow the grid of each image.
     """
 
     rule: ImageRule
@@ -148,6 +150,8 @@ class ImageFacts:
     compressor: CompressorFacts | None = None
     compresses: bool = False
     placeholder: str | None = None
+    side_channels: int = 0
+    grid_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,3 +226,8 @@ class Facts:
         if self.tower is not None:
             return self.tower.hidden_size
         return self.speaks.hidden_size
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of a token that enters the decoder, and of a visual token."""
+        return self.hidden_size + (self.image.side_channels if self.image else 0)

@@ -130,6 +130,9 @@ class Images(StrictModel):
         tokens_per_piece: most visual tokens of one piece. None: they follow the image.
         resolution_compressor: whether the front graph holds one (a scale of 0 asks it).
         min_scale: smallest scale per side that the compressor chooses. None: there is none.
+        side_channels: what a token's embedding, and a visual token, have beside the channels of the residual stream.
+        grid_positions: whether a token's position follows the grid of its image: a host gives onnxruntime-genai
+            `image_grid_thw`, int64 `[images, 3]`, of 1 and the front graph's `grid`.
     """
 
     rule: PlainName
@@ -143,6 +146,8 @@ class Images(StrictModel):
     tokens_per_piece: Size | None
     resolution_compressor: bool
     min_scale: float | None = Field(default=None, gt=0, le=1)
+    side_channels: Annotated[int, Field(ge=0, lt=2**24)] = 0
+    grid_positions: bool = False
 
 
 class PolicyRule(StrictModel):
@@ -297,6 +302,11 @@ class Manifest(StrictModel):
         if self.variants != variants_of(self.encoders, self.images):
             raise ValueError("variants are not those of its encoders and its compressor")
         return self
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of a token that enters the language model, and of a visual token."""
+        return self.hidden_size + (self.images.side_channels if self.images else 0)
 
     @property
     def is_staged(self) -> bool:

@@ -70,6 +70,7 @@ class _DecoderInputs(StrictModel):
     input_ids: Literal["input_ids"] | None = None
     inputs_embeds: Literal["inputs_embeds"] | None = None
     attention_mask: Literal["attention_mask"] | None = None
+    position_ids: Literal["position_ids"] | None = None
     past_sequence_length: Literal["past_seq_len"] | None = None
     total_sequence_length: Literal["total_seq_len"] | None = None
     past_key_names: Literal["past_key_values.%d.key"]
@@ -127,6 +128,7 @@ class _Vision(StrictModel):
     filename: GraphName
     inputs: _VisionInputs
     outputs: _VisionOutputs
+    spatial_merge_size: Annotated[int, Field(ge=1, le=1)] | None = None
     session_options: SessionOptions
 
 
@@ -252,10 +254,11 @@ def _contradictions(found: Configuration, manifest: Manifest) -> Iterator[str]:
     model, sees = found.model, manifest.kind is Kind.VISION_LANGUAGE
     yield from _differs("model.type", model.type, _type_of(manifest))
     yield from _differs("model.context_length", model.context_length, manifest.context_length)
-    yield from _differs("model.decoder.hidden_size", model.decoder.hidden_size, manifest.hidden_size)
+    yield from _differs("model.decoder.hidden_size", model.decoder.hidden_size, manifest.embedding_width)
     images = manifest.images if sees else None
     yield from _differs("model.image_token_id", model.image_token_id, images.token if images else None)
-    start = images.start if images and manifest.is_staged else None
+    grids = bool(images and images.grid_positions)
+    start = images.start if images and (manifest.is_staged or grids) else None
     yield from _differs("model.vision_start_token_id", model.vision_start_token_id, start)
     yield from _differs("model.vision", _file(model.vision), _of(manifest, "vision") if sees else None)
     embedded = _of(manifest, "embedding") if sees and not manifest.is_staged else None
@@ -263,6 +266,8 @@ def _contradictions(found: Configuration, manifest: Manifest) -> Iterator[str]:
     if model.vision:
         pixels = HOST_FEATURES if manifest.is_staged else "pixel_values"
         yield from _differs("model.vision.inputs", model.vision.inputs.pixel_values, pixels)
+        merge = 1 if grids and not manifest.is_staged else None
+        yield from _differs("model.vision.spatial_merge_size", model.vision.spatial_merge_size, merge)
     for part in (model.vision, model.embedding):
         if part and part.session_options.provider_options:
             yield f"{part.filename} asks for a provider"
@@ -282,7 +287,8 @@ def _decoder(found: Configuration, manifest: Manifest) -> Iterator[str]:
     entry = manifest.whole_decoder
     reads = "inputs_embeds" if manifest.kind is Kind.VISION_LANGUAGE else "input_ids"
     yield from _differs("model.decoder.filename", decoder.filename, entry.file)
-    yield from _differs("model.decoder.inputs", sorted(given), sorted((reads, "attention_mask")))
+    grids = ["position_ids"] if manifest.images and manifest.images.grid_positions else []
+    yield from _differs("model.decoder.inputs", sorted(given), sorted((reads, "attention_mask", *grids)))
     if asked:
         yield from _differs("model.decoder.session_options", list(asked), _providers(entry))
 

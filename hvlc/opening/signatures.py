@@ -92,13 +92,14 @@ def _check_names(file: str, what: str, found: Iterable[str], said: Iterable[str]
 
 def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: int) -> dict[str, _Shape]:
     """Shapes of the values that hosts and onnxruntime-genai read, by name."""
-    hidden = manifest.hidden_size
+    width = manifest.embedding_width
     if name == DECODER or entry.phase is not Phase.ALWAYS:
         reads: dict[str, _Shape] = {"input_ids": (None, None), "attention_mask": (None, None)}
-        return reads | {"inputs_embeds": (None, None, hidden), "logits": (None, None, vocabulary)}
+        reads["position_ids"] = (3, None, None)
+        return reads | {"inputs_embeds": (None, None, width), "logits": (None, None, vocabulary)}
     if name == "embedding":
-        visual: dict[str, _Shape] = {"input_ids": (None, None), "image_features": (None, hidden)}
-        return visual | {"inputs_embeds": (None, None, hidden)}
+        visual: dict[str, _Shape] = {"input_ids": (None, None), "image_features": (None, width)}
+        return visual | {"inputs_embeds": (None, None, width)}
     if manifest.images is None:
         return {}
     pixels: dict[str, _Shape] = {"pixel_values": (None, 3, *(manifest.images.piece or (None, None)))}
@@ -106,8 +107,8 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
         sizes: dict[str, _Shape] = {"image": (None, None, 3), "image_ids": (None,), "grid": (2,), "used_scale": (1,)}
         return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,)}
     if entry.file in manifest.encoders.values():
-        return pixels | {"tile_features": (None, None, hidden)}
-    return {"tile_features": (None, None, hidden), "grid": (2,), "image_features": (None, hidden)} | pixels
+        return pixels | {"tile_features": (None, None, width)}
+    return {"tile_features": (None, None, width), "grid": (2,), "image_features": (None, width)} | pixels
 
 
 def _fits(found: _Shape, expected: _Shape) -> bool:

@@ -1,8 +1,9 @@
 """genai_config.json of a package (onnxruntime-genai 0.18).
 
 With host-run vision encoders, `type: gemma3` selects the plain vision state: one run, one-dimensional positions,
-rewind works, and no token id is baked in. A text decoder has the type of its family (`TEXT_TYPES`). Unknown keys below
-the root are errors there; unknown scalars at the root are not.
+rewind works, and no token id is baked in; `qwen2_5_vl` is the same with positions that follow the grids of images.
+`hidden_size` is read for the widths of `inputs_embeds` and `image_features` alone. A text decoder has the type of its
+family (`TEXT_TYPES`). Unknown keys below the root are errors there; unknown scalars at the root are not.
 """
 
 from collections.abc import Mapping
@@ -17,19 +18,19 @@ from hvlc.graphs.placement import Provider
 from hvlc.manifest.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST
 from hvlc.opening.configuration import TEXT_TYPES
 
-_VISION_TYPE = "gemma3"
+_VISION_TYPE, _GRID_TYPE = "gemma3", "qwen2_5_vl"
 
 
-def passthrough(hidden_size: int, reason: str = "") -> Component:
+def passthrough(width: int, reason: str = "") -> Component:
     """The vision graph that genai runs: the host has already computed the visual tokens.
 
     Args:
-        hidden_size: width of a visual token.
+        width: of a visual token.
         reason: why it runs on the CPU.
     """
     b = GraphBuilder("vision")
-    features = b.input(HOST_FEATURES, ir.DataType.FLOAT, ["visual_tokens", hidden_size])
-    b.output(b.op("Identity", features), "image_features", ir.DataType.FLOAT, ["visual_tokens", hidden_size])
+    features = b.input(HOST_FEATURES, ir.DataType.FLOAT, ["visual_tokens", width])
+    b.output(b.op("Identity", features), "image_features", ir.DataType.FLOAT, ["visual_tokens", width])
     return Component("vision", Role.VISION_ROUTER, b.model(), "front", reason=reason)
 
 
@@ -49,12 +50,14 @@ def genai_config(
         entries: session options of the decoder (`session_entries`).
         provider: of the decoder.
     """
-    sees = facts.image is not None
+    image = facts.image
     model = {
-        "decoder": _decoder(facts, files["model"], "inputs_embeds" if sees else "input_ids", entries, provider),
-        **(_vision(facts, files) if sees else {}),
+        "decoder": _decoder(facts, files["model"], "inputs_embeds" if image else "input_ids", entries, provider),
+        **(_vision(facts, files) if image else {}),
     }
-    return configuration(_VISION_TYPE if sees else TEXT_TYPES[model_type], facts, model)
+    if image is None:
+        return configuration(TEXT_TYPES[model_type], facts, model)
+    return configuration(_GRID_TYPE if image.grid_positions else _VISION_TYPE, facts, model)
 
 
 def configuration(kind: str, facts: Facts, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +108,8 @@ def session_entries(component: Component) -> dict[str, str]:
 def _decoder(
     facts: Facts, file: str, reads: str, entries: Mapping[str, str], provider: Provider | None
 ) -> dict[str, Any]:
-    return {
-        "filename": file,
-        **decoder_facts(facts, {reads: reads, "attention_mask": "attention_mask"}, entries, provider),
-    }
+    names = (reads, "attention_mask", *(["position_ids"] if facts.image and facts.image.grid_positions else []))
+    return {"filename": file, **decoder_facts(facts, {name: name for name in names}, entries, provider)}
 
 
 def decoder_facts(
@@ -125,7 +126,7 @@ def decoder_facts(
     text = facts.speaks
     return {
         "head_size": text.head_size,
-        "hidden_size": text.hidden_size,
+        "hidden_size": facts.embedding_width,  # the runtime's only use of it
         "num_attention_heads": text.num_heads,
         "num_hidden_layers": text.num_layers,
         "num_key_value_heads": text.num_kv_heads,
@@ -145,12 +146,15 @@ def decoder_facts(
 
 def _vision(facts: Facts, files: Mapping[str, str]) -> dict[str, Any]:
     """What a model that sees has besides the decoder."""
+    grids = facts.sees.grid_positions
     return {
         "image_token_id": facts.sees.image_token_id,
+        **({"vision_start_token_id": facts.sees.start_token_id} if grids else {}),
         "vision": {
             "filename": files["vision"],
             "inputs": {"pixel_values": "pixel_values"},
             "outputs": {"image_features": "image_features"},
+            **({"spatial_merge_size": 1} if grids else {}),  # grids count visual tokens
             "session_options": {"session.disable_prepacking": "1", **session()},
         },
         "embedding": {

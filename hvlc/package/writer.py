@@ -84,7 +84,7 @@ def write_package(
     facts = bundle.facts
     kind = facts.kind
     if kind is Kind.VISION_LANGUAGE:
-        bundle.add(passthrough(facts.hidden_size, bundle.components["front"].reason))
+        bundle.add(passthrough(facts.embedding_width, bundle.components["front"].reason))
     if kind is not Kind.VISION:
         copy_tokenizer(checkpoint_directory, partial, text)
     files, digests = write_components(bundle, partial, threads, written)
@@ -155,6 +155,8 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         piece=image.rule.piece_shape,
         tokens_per_piece=image.rule.tokens_per_piece,
         resolution_compressor=image.compresses,
+        side_channels=image.side_channels,
+        grid_positions=image.grid_positions,
         min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,
     )
     policy = EncoderPolicy(default=image.default_encoder)

@@ -67,16 +67,16 @@ def structural_passes(facts: Facts, target: Target) -> PassList:
         "structure",
         EXPORTED if facts.image else EXPORTED | {Trait.WIRED_TOKENS},
         (
-            *(_vision_passes(facts.image, facts.hidden_size) if facts.image else ()),
+            *(_vision_passes(facts.image, facts.embedding_width) if facts.image else ()),
             FuseSkipNorm(lambda role: target_for(role, target).takes_op),
             *([] if encoders("Attention") else [DecomposeAttention(encoders)]),
         ),
     )
 
 
-def _vision_passes(image: ImageFacts, hidden_size: int) -> tuple[Pass, ...]:
+def _vision_passes(image: ImageFacts, width: int) -> tuple[Pass, ...]:
     """What makes visual tokens of images, of a model that sees and speaks."""
-    return AddFront(image.rule), CompressResolution(image.compressor), MergePieces(image.rule, hidden_size)
+    return AddFront(image.rule), CompressResolution(image.compressor), MergePieces(image.rule, width)
 
 
 def float_passes(facts: Facts, target: Target, prepare: Preparation) -> PassList:
@@ -152,7 +152,7 @@ def quantizing_passes(before: PassList, facts: Facts, target: Target, plan: Plan
         *([QuantizeKVCache(numbers.magnitudes)] if plan.kv_cache is CacheType.INT8 else []),
         *([] if takes_apart else [PackProjections()]),
         KeepStoredEmbeddingType(lambda role, dtype: target_for(role, target).takes_lookup(dtype)),
-        *([SelectEncoder(chosen.rule, facts.hidden_size)] if chosen else []),
+        *([SelectEncoder(chosen.rule, facts.embedding_width)] if chosen else []),
     )
 
 

@@ -296,6 +296,8 @@ class VisionLanguageModel(LanguageModel):
         tensors = og.NamedTensors()
         tensors["input_ids"] = ids[None]
         tensors["num_image_tokens"] = np.array([visual_tokens], np.int64)
+        if seen and self._vision.images.grid_positions:
+            tensors["image_grid_thw"] = np.array([[1, *s.grid] for s in seen], np.int64)
         if seen:
             tensors["host_image_features"] = np.concatenate([self._vision.encode(s, chosen) for s in seen])
         with engine_runs(self.directory):

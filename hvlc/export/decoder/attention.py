@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from hvlc.export.decoder.parts import head_norm, last_position, linear
+from hvlc.export.decoder.rotation import Turns
 from hvlc.export.decoder.shape import DecoderShape
 from hvlc.graphs.builder import MICROSOFT, GraphBuilder
 
@@ -17,7 +18,7 @@ def attention(
     index: int,
     past: Sequence[ir.Value],
     lengths: tuple[ir.Value, ir.Value],
-    tables: tuple[ir.Value, ...],
+    turns: Turns,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Grouped-query attention of layer `index`; returns the projected output and the present key and value.
 
@@ -31,6 +32,10 @@ def attention(
     q = head_norm(b, q, f"{path}.q_norm", shape.heads, shape)
     k = head_norm(b, k, f"{path}.k_norm", shape.kv_heads, shape)
     rotates, window = shape.rotary[index], shape.windows[index]
+    if rotates:
+        q = turns.turned(b, q, shape.heads, f"{path}.q_rotary")
+        k = turns.turned(b, k, shape.kv_heads, f"{path}.k_rotary")
+    tables = turns.tables if rotates else ()
     # onnxruntime 1.31 counts the token itself into the window, as transformers does (tests/export/test_families.py).
     limited = {} if window is None else {"local_window_size": window}
     attended, key, value = b.ops(
@@ -42,7 +47,7 @@ def attention(
         num_heads=shape.heads,
         kv_num_heads=shape.kv_heads,
         scale=shape.head_size**-0.5 if shape.multipliers.attention is None else shape.multipliers.attention,
-        do_rotary=int(rotates),
+        do_rotary=int(bool(tables)),
         rotary_interleaved=0,
         **limited,
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from hvlc.export.decoder.shape import DecoderShape
 from hvlc.graphs.builder import EMBEDDED_TOKENS, GraphBuilder
 
 
@@ -18,21 +19,29 @@ def look_up(b: GraphBuilder, table: str, ids: ir.Value, vocabulary: int, hidden:
     return b.op("Mul", rows, b.constant(np.array(factor, np.float32)), name=name)
 
 
-def embedding(
-    b: GraphBuilder, name: str, vocabulary: int, hidden: int, image_token_id: int, factor: float = 1
-) -> ir.Model:
+def embedding(b: GraphBuilder, name: str, shape: DecoderShape, image_token_id: int) -> ir.Model:
     """Token embedding with the image placeholders replaced, in order, by visual tokens.
 
-    Rows of tokens, visual ones excepted, are multiplied by `factor`.
+    Rows of tokens, visual ones excepted, are multiplied by the decoder's factor of tokens.
 
-    Inputs `input_ids` int64 `[batch, sequence]`, `image_features` float `[visual_tokens, hidden]` (may be
-    empty); output `inputs_embeds` float `[batch, sequence, hidden]`.
+    Inputs `input_ids` int64 `[batch, sequence]`, `image_features` float `[visual_tokens, hidden + side channels]` (may
+    be empty); output `inputs_embeds` float `[batch, sequence, hidden + side channels]`, where the side channels of a
+    text's token are 0.
+
+    Args:
+        b: an empty graph.
+        name: parameter of the table.
+        shape: of the decoder.
+        image_token_id: placeholder of one visual token.
     """
     ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-    features = b.input("image_features", ir.DataType.FLOAT, ["visual_tokens", hidden])
-    tokens = look_up(b, name, ids, vocabulary, hidden, factor)
+    width, side = shape.hidden + shape.side_channels, shape.side_channels
+    features = b.input("image_features", ir.DataType.FLOAT, ["visual_tokens", width])
+    tokens = look_up(b, name, ids, shape.vocabulary, shape.hidden, shape.multipliers.tokens)
+    if side:
+        tokens = b.op("Pad", tokens, b.ints(0, 0, 0, 0, 0, side), name="side_channels")
     mask = b.op("Equal", ids, b.constant(np.array(image_token_id, np.int64)))
     positions = b.op("Transpose", b.op("NonZero", mask), perm=[1, 0])
     merged = b.op("ScatterND", tokens, positions, features, name="merge_image_features")
-    b.output(merged, "inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", hidden])
+    b.output(merged, "inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", width])
     return b.model()

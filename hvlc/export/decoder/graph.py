@@ -12,7 +12,8 @@ import onnx_ir as ir
 from hvlc.export.decoder.attention import attention
 from hvlc.export.decoder.embedding import look_up
 from hvlc.export.decoder.parts import gain, last_position, mlp, rms_norm, scaled
-from hvlc.export.decoder.rotary import RotaryTables, layer_tables
+from hvlc.export.decoder.rotary import RotaryTables
+from hvlc.export.decoder.rotation import layer_turns
 from hvlc.export.decoder.shape import DecoderShape
 from hvlc.export.settings import refuse_surplus
 from hvlc.graphs.builder import GraphBuilder
@@ -37,8 +38,9 @@ def decoder(
         table: dotted name of the embedding to look tokens up in; None when another graph does that.
 
     Returns:
-        Inputs `inputs_embeds` float `[batch, sequence, hidden]` (or `input_ids` int64 `[batch, sequence]` with a
-        table), `attention_mask` int64 `[batch, total]`, `past_key_values.N.key|value`; outputs `logits` float
+        Inputs `inputs_embeds` float `[batch, sequence, hidden + side channels]` (or `input_ids` int64
+        `[batch, sequence]` with a table), `attention_mask` int64 `[batch, total]`, `position_ids` int64
+        `[3, batch, sequence]` where positions are given, `past_key_values.N.key|value`; outputs `logits` float
         `[batch, 1, vocabulary]` (the last position only: an unpruned head on a long image prompt is gigabytes),
         `present.N.key|value`.
 
@@ -47,10 +49,11 @@ def decoder(
     """
     cache = ["batch", shape.kv_heads, "past", shape.head_size]
     if table is None:
-        x = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden])
+        embeds = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden + shape.side_channels])
+        x, taps = _streams(b, embeds, prefix, shape)
     else:
         ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-        x = look_up(b, table, ids, shape.vocabulary, shape.hidden, shape.multipliers.tokens)
+        x, taps = look_up(b, table, ids, shape.vocabulary, shape.hidden, shape.multipliers.tokens), []
     if shape.multipliers.embedding != 1:  # not in the table: a tied head reads that, and image features pass it by
         factor = b.constant(np.array(shape.multipliers.embedding, np.float32))
         x = b.op("Mul", x, factor, name=f"{prefix}.embedding_multiplier")
@@ -63,12 +66,12 @@ def decoder(
     lengths = b.op("Cast", lengths, to=int(ir.DataType.INT32))
     total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
     total = b.op("Cast", total, to=int(ir.DataType.INT32))
-    tables = layer_tables(b, rotary, shape)
+    turns = layer_turns(b, rotary, shape)
     present = []
     for index in range(shape.layers):
         layer = f"{prefix}.layers.{index}"
         normed = rms_norm(b, x, f"{layer}.{shape.norms.attention}", shape.hidden, shape)
-        given = past[index], (lengths, total), tables[index]
+        given = past[index], (lengths, total), turns[index]
         attended, *kv = attention(b, normed, f"{layer}.self_attn", shape, index, *given)
         attended = _added(b, attended, layer, shape.norms.attended, shape)
         if index == shape.layers - 1:
@@ -77,6 +80,9 @@ def decoder(
         normed = rms_norm(b, x, f"{layer}.{shape.norms.mlp}", shape.hidden, shape)
         transformed = _added(b, mlp(b, normed, f"{layer}.mlp", shape), layer, shape.norms.transformed, shape)
         x = b.op("Add", x, transformed, name=f"{layer}.residual2")
+        if index < len(taps):
+            tap = last_position(b, taps[index], f"{layer}.tap") if index == shape.layers - 1 else taps[index]
+            x = b.op("Add", x, tap, name=f"{layer}.residual3")
         present.append(kv)
     refuse_surplus(b, f"{prefix}.layers.{shape.layers}.{shape.norms.attention}.weight")
     x = _last_norm(b, x, f"{prefix}.norm", shape)
@@ -92,6 +98,19 @@ def decoder(
 def _added(b: GraphBuilder, x: ir.Value, layer: str, norm: str | None, shape: DecoderShape) -> ir.Value:
     """What a part of a layer adds to the residual stream, normalized where the decoder does that."""
     return x if norm is None else rms_norm(b, x, f"{layer}.{norm}", shape.hidden, shape)
+
+
+def _streams(b: GraphBuilder, embeds: ir.Value, prefix: str, shape: DecoderShape) -> tuple[ir.Value, list[ir.Value]]:
+    """The residual stream's channels of the embeddings, and those of each tap, float `[batch, sequence, hidden]`."""
+    if not shape.side_channels:
+        return embeds, []
+    names = [f"{prefix}.embeddings", *(f"{prefix}.layers.{index}.image_features" for index in range(shape.taps))]
+    starts = [at * shape.hidden for at in range(len(names))]
+    cut = [
+        b.op("Slice", embeds, b.ints(start), b.ints(start + shape.hidden), b.ints(2), name=name)
+        for name, start in zip(names, starts, strict=True)
+    ]
+    return cut[0], cut[1:]
 
 
 def _last_norm(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:

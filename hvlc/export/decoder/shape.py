@@ -56,6 +56,36 @@ class LayerNorms:
 
 
 @dataclass(frozen=True)
+class GridPositions:
+    """Positions in three axes, time, row and column, of which each pair of a head's channels turns by one (M-RoPE).
+
+    Attributes:
+        axes: for each of the `head_size / 2` angles, which axis: 0, 1 or 2.
+    """
+
+    axes: tuple[int, ...]
+
+    @classmethod
+    def sectioned(cls, sections: tuple[int, int, int]) -> "GridPositions":
+        """One axis after another (Qwen2-VL, arXiv 2409.12191)."""
+        return cls(tuple(axis for axis, size in enumerate(sections) for _ in range(size)))
+
+    @classmethod
+    def interleaved(cls, sections: tuple[int, int, int], angles: int) -> "GridPositions":
+        """Axes in turns, and time where rows and columns have no more (Qwen3-VL, arXiv 2511.21631).
+
+        Args:
+            sections: angles of each axis.
+            angles: of a head.
+        """
+        axes = [0] * angles
+        for axis in (1, 2):
+            for at in range(axis, min(3 * sections[axis], angles), 3):
+                axes[at] = axis
+        return cls(tuple(axes))
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """Dimensions and parts of a decoder.
 
@@ -80,6 +110,9 @@ class DecoderShape:
         offset_gains: whether the gain of every norm is stored as its offset from 1 (Gemma).
         activation: of the gated MLP, by its usual name in transformers.
         rotary_kinds: for each layer, the kind of layers whose rotary tables it reads (Gemma 3); (): all read the same.
+        grid_positions: positions in three axes, that the decoder is given; None: those of the sequence (Qwen-VL).
+        taps: how many first layers add features of the image after them (DeepStack, arXiv 2406.04334); they come
+            as channels of the embeddings behind those of the residual stream.
     """
 
     layers: int
@@ -102,3 +135,10 @@ class DecoderShape:
     offset_gains: bool = False
     activation: str = "silu"
     rotary_kinds: tuple[str, ...] = ()
+    grid_positions: GridPositions | None = None
+    taps: int = 0
+
+    @property
+    def side_channels(self) -> int:
+        """Channels of the embeddings that are not of the residual stream."""
+        return self.taps * self.hidden

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.segments import Walk, Weights, cut_segments, walk
 from hvlc.errors import HvlcError
+from hvlc.graphs.builder import POSITIONS
 from hvlc.graphs.bundle import Bundle, Component
 from hvlc.graphs.sessions import open_session, session_options
 from hvlc.runtime.vision import Seen
@@ -66,16 +67,21 @@ def text_feeds(
             yield decoder_feeds(decoder, "input_ids", np.stack(together[start : start + most]))
 
 
-def decoder_feeds(decoder: Component, name: str, sequence: np.ndarray) -> dict[str, np.ndarray]:
+def decoder_feeds(
+    decoder: Component, name: str, sequence: np.ndarray, positions: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """A decoder's inputs for a whole sequence without past.
 
     Args:
         decoder: its graph.
         name: of the input that takes the sequence.
-        sequence: int64 `[batch, n]`, or float32 `[batch, n, hidden]`.
+        sequence: int64 `[batch, n]`, or float32 `[batch, n, width]`.
+        positions: int64 `[3, batch, n]`, where the decoder is given them.
     """
     batch, length = sequence.shape[:2]
     feeds = {name: sequence, "attention_mask": np.ones((batch, length), np.int64)}
+    if positions is not None:
+        feeds[POSITIONS] = positions
     for value in decoder.graph.inputs:
         if str(value.name) not in feeds and value.shape is not None and value.dtype is not None:
             _, heads, _, size = value.shape

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
 from hvlc.calibration.segments import Weights
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.runtime.positions import grid_positions
 from hvlc.runtime.vision import Seen
 from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, look, output_of, stitcher
 
@@ -106,10 +107,21 @@ class VisionForward:
             sequences: their numbers, each with the features of its visual tokens; None for a text.
             weights: values of the embedding component's weights.
         """
-        nothing = np.empty((0, self.bundle.facts.hidden_size), np.float32)
-        given = [(self.sequences[i], nothing if features is None else features) for i, features in sequences]
+        nothing = np.empty((0, self.bundle.facts.embedding_width), np.float32)
+        asked = list(sequences)
+        given = [(self.sequences[i], nothing if features is None else features) for i, features in asked]
         merged = embedded(self.bundle.components["embedding"], given, self.threads, weights)
-        return [decoder_feeds(self.decoder, "inputs_embeds", embeds) for embeds in merged]
+        places = [self._positions(i) for i, _ in asked]
+        fed = zip(merged, places, strict=True)
+        return [decoder_feeds(self.decoder, "inputs_embeds", embeds, positions) for embeds, positions in fed]
+
+    def _positions(self, number: int) -> np.ndarray | None:
+        """Positions int64 `[3, 1, n]` of a sequence's tokens; None where the decoder is not given any."""
+        facts = self.bundle.facts.sees
+        if not facts.grid_positions:
+            return None
+        grids = [image.grid for image in self.seen[number : number + 1]]
+        return grid_positions(self.sequences[number], facts.image_token_id, grids)[:, None]
 
     def every(self, features: Mapping[int, np.ndarray]) -> list[tuple[int, np.ndarray | None]]:
         """All sequences, each with the features of its image, as `decoder_feeds` takes them."""

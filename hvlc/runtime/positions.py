@@ -1,0 +1,46 @@
+"""Positions of tokens in three axes, time, row and column, where a decoder is given them (M-RoPE, arXiv 2409.12191).
+
+onnxruntime-genai makes them of the tokens and `image_grid_thw`; this does the same for those who run a decoder alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_AXES = 3
+
+
+def grid_positions(ids: np.ndarray, image_token: int, grids: Sequence[np.ndarray]) -> np.ndarray:
+    """Position of each token of a sequence.
+
+    Text counts on in all axes at once. The tokens of an image share one time and have its rows and columns, counted
+    from there; the text after it goes on behind the largest of them.
+
+    Args:
+        ids: int64 `[n]`; the visual tokens of an image stand together.
+        image_token: placeholder of a visual token.
+        grids: int64 `[2]`, rows and columns of visual tokens of each image, in order.
+
+    Returns:
+        int64 `[3, n]`.
+
+    Raises:
+        ValueError: the tokens are not those of these images.
+    """
+    found = np.empty((_AXES, len(ids)), np.int64)
+    waiting, at, position = list(grids), 0, 0
+    while at < len(ids):
+        if ids[at] != image_token:
+            found[:, at] = position
+            at, position = at + 1, position + 1
+            continue
+        rows, columns = (int(size) for size in (waiting.pop(0) if waiting else (0, 0)))
+        end = at + rows * columns
+        if end == at or not np.array_equal(ids[at:end], np.full(rows * columns, image_token)):
+            raise ValueError(f"token {at} is of an image, and {len(grids)} grids do not say which")
+        row, column = np.indices((rows, columns)).reshape(2, -1)
+        found[:, at:end] = position + np.stack([np.zeros_like(row), row, column])
+        at, position = end, position + max(rows, columns)
+    if waiting:
+        raise ValueError(f"{len(waiting)} of {len(grids)} images have no tokens")
+    return found
