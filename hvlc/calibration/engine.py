@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hvlc.calibration.group_walk import statistics_of, steps_of, walk_groups
 from hvlc.calibration.observation import Observation, Observers
-from hvlc.calibration.segments import Segment, Walk, cut_segments
+from hvlc.calibration.segments import Segment, Walk, Weights, cut_segments
 from hvlc.calibration.state import State, pending
-from hvlc.errors import HvlcError, Progress, UserError
+from hvlc.errors import HvlcError, Progress
 from hvlc.graphs.bundle import Component
-from hvlc.graphs.linears import LinearGroup, linear_groups
+from hvlc.graphs.linears import LinearGroup, linear_groups, up_to_last
 from hvlc.graphs.plan import Action, Assignment
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
-from hvlc.solvers.statistics import Accumulator, InputStatistics
 from hvlc.weights.formats import Levels, WeightFormat
 from hvlc.weights.lazy import Expression, expression_of
 from hvlc.weights.quantized import SolvedWeight
@@ -65,23 +65,15 @@ class Calibration:
         Raises:
             UserError: values are not finite.
         """
-        groups = list(linear_groups(self.component.graph))  # of rounded ones too: a segment's weights are in memory
+        groups = linear_groups(self.component.graph)  # of rounded ones too: a segment's weights are in memory
         observers, watched = self._observers()
-        while groups and not wanted and not watched and not any(self._calibrated(n) for n in groups[-1].nodes):
-            groups.pop()
+        if not wanted and not watched:
+            groups = up_to_last(groups, lambda group: any(self._calibrated(node) for node in group.nodes))
         path = cut_segments(self.component.graph, [g.input for g in groups], wanted, watched)
         walk = Walk(self.feeds, self.threads, self.spool)
-        total, done = len(path) * len(walk), 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress(self.component.name, done, total)
-
-        for index, segment in enumerate(path):
-            walk.run(segment, self._weights(segment), step, observers.observe)
-            if index < len(groups):
-                self._solve(groups[index], walk)
+        step = steps_of(progress, self.component.name, path, walk)
+        for group in walk_groups(walk, path, groups, self._weights, step, observers.observe):
+            self._solve(group, walk)
         if watched:
             observers.put(self.state)
         return walk
@@ -137,7 +129,7 @@ class Calibration:
     def _key(self, node: ir.Node) -> str:
         return matrix_key(self.component.name, str(node.name))
 
-    def _weights(self, segment: Segment) -> Callable[[ir.Value], np.ndarray | None]:
+    def _weights(self, segment: Segment) -> Weights:
         """The values that a segment's matrices have in the package, as the graph reads them: `[in, out]`."""
         readers = {node.inputs[1]: node for node in segment.nodes if node.op_type == "MatMul"}
 
@@ -160,23 +152,6 @@ class Calibration:
 def matrix_key(component: str, node: str) -> str:
     """The name of a matrix in a state."""
     return f"{component}.{node}"
-
-
-def statistics_of(group: LinearGroup, walk: Walk) -> InputStatistics:
-    """Statistics of a group's input over all samples of a walk that has come to it.
-
-    Raises:
-        UserError: the values are not finite.
-    """
-    first = walk.value(group.input, 0)
-    accumulator = Accumulator(first.shape[-1])
-    for sample in range(len(walk)):
-        accumulator.add(walk.value(group.input, sample))
-    statistics = accumulator.finish()
-    if not np.isfinite(statistics.gram).all():
-        cause = f"what {group.nodes[0].name} is given is infinite, no number, or too large to square in float32"
-        raise UserError("calibration.overflow", cause, "check the checkpoint: it overflows in float32")
-    return statistics
 
 
 def _weight(node: ir.Node) -> ir.TensorProtocol:

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.calibration.engine import statistics_of
+from hvlc.calibration.group_walk import statistics_of, steps_of, walk_groups
 from hvlc.calibration.scaling import Rounding, awq_factors, scaled_statistics, smooth_factors
 from hvlc.calibration.segments import Walk, cut_segments
-from hvlc.calibration.sensitivity import in_float
 from hvlc.calibration.state import Pending, State, key_path
 from hvlc.errors import HvlcError, Progress
 from hvlc.graphs.bundle import Component
-from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups, operand, values_of
+from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups, operand, up_to_last, values_of
 from hvlc.solvers.registry import SOLVERS
 from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import WeightFormat
@@ -153,22 +152,15 @@ class FactorSearch:
             The walk, with the wanted values; what was found is in the state.
         """
         self._missing.update((g.nodes[0], g) for g in self.groups if not g.is_known(self.state))
-        groups = list(linear_groups(self.component.graph))  # of others too: a segment's weights are in memory
-        while groups and not wanted and _first(groups[-1]) not in self._missing:
-            groups.pop()
+        groups = linear_groups(self.component.graph)  # of others too: a segment's weights are in memory
+        if not wanted:
+            groups = up_to_last(groups, lambda group: _first(group) in self._missing)
         path = cut_segments(self.component.graph, [g.input for g in groups], wanted)
         walk = Walk(self.feeds, self.threads, self.spool)
-        total, done = len(path) * len(walk), 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress(f"{self.component.name} (factors)", done, total)
-
-        for index, segment in enumerate(path):
-            walk.run(segment, in_float, step)
-            if index < len(groups) and _first(groups[index]) in self._missing:
-                self._find(groups[index], walk)
+        step = steps_of(progress, f"{self.component.name} (factors)", path, walk)
+        for group in walk_groups(walk, path, groups, step=step):
+            if _first(group) in self._missing:
+                self._find(group, walk)
         return walk
 
     def _find(self, linears: LinearGroup, walk: Walk) -> None:

@@ -253,6 +253,10 @@ class Walk:
             return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
+def in_float(weight: ir.Value) -> None:
+    """Every weight as the checkpoint has it."""
+
+
 def walk(path: Sequence[Segment], walk: Walk, weights: Weights) -> None:
     """Run all segments; what the caller wanted remains."""
     for segment in path:

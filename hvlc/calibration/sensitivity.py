@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.calibration.engine import solve_rows, statistics_of
-from hvlc.calibration.segments import Segment, Walk, WalkCache, cut_segments
+from hvlc.calibration.engine import solve_rows
+from hvlc.calibration.group_walk import statistics_of, walk_groups
+from hvlc.calibration.segments import Segment, Walk, WalkCache, cut_segments, in_float, walk
 from hvlc.errors import HvlcError
 from hvlc.evaluation.distributions import kl_divergence
 from hvlc.graphs.bundle import Component
@@ -150,51 +151,49 @@ class Probe:
             trials: by the name of a part's first node, none for parts that need no trial.
             found: told of each trial's damage, in order.
         """
-        groups = [(g, wanted) for g in linear_groups(self.component.graph) if (wanted := _of_group(g, trials))]
-        path = cut_segments(self.component.graph, [g.input for g, _ in groups], [self.output])
-        walk = Walk(self.feeds({}), self.threads, self.spool, self.cache)
-        for index, (group, wanted) in enumerate(groups):
-            walk.run(path[index], in_float)
-            statistics = statistics_of(group, walk)
+        tried = {g: wanted for g in linear_groups(self.component.graph) if (wanted := _of_group(g, trials))}
+        path = cut_segments(self.component.graph, [group.input for group in tried], [self.output])
+        walked = Walk(self.feeds({}), self.threads, self.spool, self.cache)
+        for index, group in enumerate(walk_groups(walked, path[:-1], list(tried)), 1):
+            wanted, statistics = tried[group], statistics_of(group, walked)
             changed = [_Changed.by(trial, group, statistics) for trial in wanted]
             compared = [change for trial, change in zip(wanted, changed, strict=True) if trial.compare]
-            losses = iter(self._losses(path, index + 1, walk, compared))
+            losses = iter(self._losses(path, index, walked, compared))
             for trial, change in zip(wanted, changed, strict=True):
                 found(trial, Damage(change.output_error, next(losses) if trial.compare else None))
 
     def _losses(
-        self, path: Sequence[Segment], index: int, walk: Walk, changed: Sequence["_Changed"]
+        self, path: Sequence[Segment], index: int, walked: Walk, changed: Sequence["_Changed"]
     ) -> list[float | None]:
         """The loss of each change of a group that the segment at `index` begins with."""
         if self.float_logits is None:
             return [None] * len(changed)
         branching = [change for change in changed if not change.tables]
-        branched = iter(self._branched(path, index, walk, branching) if branching else ())
+        branched = iter(self._branched(path, index, walked, branching) if branching else ())
         return [self._again(path, change) if change.tables else next(branched) for change in changed]
 
-    def _branched(self, path: Sequence[Segment], index: int, walk: Walk, changed: Sequence["_Changed"]) -> list[float]:
+    def _branched(
+        self, path: Sequence[Segment], index: int, walked: Walk, changed: Sequence["_Changed"]
+    ) -> list[float]:
         """Each change on a branch of its own up to its last product; from there all together."""
         last = max(i for i, segment in enumerate(path) if any(c.reads(segment) for c in changed))
-        branches = [walk.branch() for _ in changed]
+        branches = [walked.branch() for _ in changed]
         outputs: Iterator[list[np.ndarray]]
         for branch, change in zip(branches, changed, strict=True):
-            for segment in path[index : min(last + 1, len(path) - 1)]:
-                branch.run(segment, change.weights)
+            walk(path[index : min(last + 1, len(path) - 1)], branch, change.weights)
         if last == len(path) - 1:
             outputs = (o for b, c in zip(branches, changed, strict=True) for o in b.results(path[-1], c.weights))
         else:
             together = Walk.joined(branches)
-            for segment in path[last + 1 : -1]:
-                together.run(segment, in_float)
+            walk(path[last + 1 : -1], together, in_float)
             outputs = together.results(path[-1], in_float)
         return self._losses_of_logits(outputs, len(changed))
 
     def _again(self, path: Sequence[Segment], change: "_Changed") -> float:
         """A change that begins with a table: everything once more."""
-        walk = Walk(self.feeds(change.tables), self.threads, self.spool, self.cache)
-        for segment in path[:-1]:
-            walk.run(segment, change.weights)
-        return self._losses_of_logits(walk.results(path[-1], change.weights), 1)[0]
+        walked = Walk(self.feeds(change.tables), self.threads, self.spool, self.cache)
+        walk(path[:-1], walked, change.weights)
+        return self._losses_of_logits(walked.results(path[-1], change.weights), 1)[0]
 
     def _losses_of_logits(self, outputs: Iterator[list[np.ndarray]], branches: int) -> list[float]:
         if self.float_logits is None:
@@ -247,10 +246,6 @@ class _Changed:
     def reads(self, segment: Segment) -> bool:
         """Whether a segment reads one of these."""
         return any(weight in self.values for weight in segment.weights)
-
-
-def in_float(weight: ir.Value) -> None:
-    """Every weight as the checkpoint has it."""
 
 
 def _of_group(group: LinearGroup, trials: Mapping[str, Sequence[Trial]]) -> list[Trial]:

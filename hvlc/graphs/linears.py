@@ -3,7 +3,7 @@
 Linears that share an input are calibrated, scaled and rotated together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,12 @@ def linear_groups(graph: ir.Graph) -> tuple[LinearGroup, ...]:
         if is_linear(node) and node.inputs[0] is not None:
             found.setdefault(node.inputs[0], []).append(node)
     return tuple(LinearGroup(value, tuple(nodes)) for value, nodes in found.items())
+
+
+def up_to_last(groups: Sequence[LinearGroup], needed: Callable[[LinearGroup], bool]) -> tuple[LinearGroup, ...]:
+    """Groups up to the last that is needed: a walk that has come to it has seen all that is."""
+    places = [place for place, group in enumerate(groups) if needed(group)]
+    return tuple(groups[: places[-1] + 1]) if places else ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ import onnx_ir as ir
 import pytest
 
 from hvlc.graphs.builder import IR_VERSION
-from hvlc.graphs.linears import cuts_positions, inverse_factors, linear_groups, projection_behind, read_by, tables
+from hvlc.graphs.linears import (
+    cuts_positions,
+    inverse_factors,
+    linear_groups,
+    projection_behind,
+    read_by,
+    tables,
+    up_to_last,
+)
 
 GRAPH = """
 graph (float[b, s, 2] x, int64[b, s] ids) => (float[b, s, 2] y, float[b, s, 2] kept)
@@ -47,6 +55,13 @@ def node(graph: ir.Graph, name: str) -> ir.Node:
 def test_linears_are_grouped_by_input_in_graph_order(graph: ir.Graph) -> None:
     found = [(group.input.name, [n.name for n in group.nodes]) for group in linear_groups(graph)]
     assert found == [("x", ["first", "third"]), ("n", ["second"])]
+
+
+def test_groups_behind_the_last_that_is_needed_are_left_out(graph: ir.Graph) -> None:
+    groups = linear_groups(graph)
+    for name, count in {"first": 1, "third": 1, "second": 2, "none": 0}.items():
+        found = up_to_last(groups, lambda group, name=name: any(n.name == name for n in group.nodes))
+        assert found == groups[:count]
 
 
 def test_a_projection_is_found_through_its_bias(graph: ir.Graph) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.samples import CalibrationSet
-from hvlc.calibration.segments import Walk, WalkCache, cut_segments, walk
-from hvlc.calibration.sensitivity import Answers, Feeds, in_float
+from hvlc.calibration.segments import Walk, WalkCache, cut_segments, in_float, walk
+from hvlc.calibration.sensitivity import Answers, Feeds
 from hvlc.errors import UserError
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.linears import linear_groups, operand, values_of

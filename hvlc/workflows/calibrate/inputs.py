@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
-from hvlc.calibration.segments import Walk, Weights, cut_segments, walk
+from hvlc.calibration.segments import Walk, Weights, cut_segments, in_float, walk
 from hvlc.errors import HvlcError
 from hvlc.graphs.builder import POSITIONS
 from hvlc.graphs.bundle import Bundle, Component
@@ -46,7 +46,7 @@ def embedded(
     embedding: Component,
     sequences: Sequence[tuple[np.ndarray, np.ndarray]],
     threads: int,
-    weights: Weights = lambda weight: None,
+    weights: Weights = in_float,
 ) -> list[np.ndarray]:
     """float32 `[1, n, hidden]` of each sequence of ids and its visual tokens."""
     output = output_of(embedding, "inputs_embeds")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.calibration.samples import CalibrationSet, ImageSample, TextSample
-from hvlc.calibration.segments import Weights
+from hvlc.calibration.segments import Weights, in_float
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.runtime.positions import grid_positions
 from hvlc.runtime.vision import Seen
@@ -99,7 +99,7 @@ class VisionForward:
         return found
 
     def decoder_feeds(
-        self, sequences: Iterable[tuple[int, np.ndarray | None]], weights: Weights = lambda weight: None
+        self, sequences: Iterable[tuple[int, np.ndarray | None]], weights: Weights = in_float
     ) -> list[dict[str, np.ndarray]]:
         """The decoder's inputs for some of the sequences.
 

@@ -437,8 +437,8 @@ def _try_all(
 
 def _float_logits(forward: "ForwardPass", tokens: int, threads: int, spool: Path) -> tuple["FloatLogits", float]:
     """What the float model answers, and how many seconds that takes for a weight of the decoder's products."""
-    from hvlc.calibration.segments import Walk, cut_segments, walk
-    from hvlc.calibration.sensitivity import FloatLogits, in_float
+    from hvlc.calibration.segments import Walk, cut_segments, in_float, walk
+    from hvlc.calibration.sensitivity import FloatLogits
     from hvlc.graphs.linears import linear_groups
     from hvlc.workflows.calibrate.forward import weights_of
 
