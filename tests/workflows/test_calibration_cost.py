@@ -11,7 +11,7 @@ from hvlc.recipes.resolve import resolve
 from hvlc.solvers.registry import CALIBRATED, SOLVERS
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, product_speed
+from hvlc.workflows.calibrate.cost import CalibrationCost, calibration_cost, product_speed, search_cost
 from tests.export.tiny_families import save_text
 from tests.helpers.calibration import write_recipe
 
@@ -61,6 +61,19 @@ def test_a_decoder_that_is_not_calibrated_does_not_run(tiny_checkpoint: Path, tm
     recipe.write_text(recipe.read_text().replace('"solver": "gptq"', '"solver": "rtn"', 1))
     encoders = cost(tiny_checkpoint, str(recipe), 4, "documents")
     assert 0 < encoders.operations < both.operations
+
+
+def test_a_search_counts_its_walk_and_what_it_rounds(wide: Path) -> None:
+    bundle = export_bundle(Checkpoint.open(wide))
+    inputs = open_set("text", Model(wide, bundle.facts), samples=4, tokens=64)
+    group = "model.layers.0.self_attn.q_proj"
+    assert group in {str(node.name) for node in bundle.components["model"].graph}
+    rows, searched = 128 + 2 * 64, 20 * 3 * 32  # of q, k and v; exponents, matrices, rows of each
+    found, walked = (search_cost(bundle, {("model", group): n}, inputs) for n in (searched, 0))
+    assert walked.operations == 4 * 64 * 128**2  # the Gram matrix: products behind the last stop do not run
+    assert found.operations - walked.operations == 4 * 128**2 * (searched + rows)
+    assert found.memory_bytes == 4 * 128 * (4 * rows + 5 * 128) + 3 * 4 * 4 * 64 * 128
+    assert search_cost(bundle, {}, inputs) == CalibrationCost(0, 0.0, 0)
 
 
 def test_this_machine_multiplies() -> None:

@@ -1,7 +1,7 @@
 """What a calibration will take, told before it starts: roughly, and on the safe side for memory."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -9,10 +9,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.facts import Kind
-from hvlc.graphs.linears import LinearGroup, linear_groups, operand, values_of
+from hvlc.graphs.linears import LinearGroup, linear_groups, operand, up_to_last, values_of
 from hvlc.graphs.plan import Action, Plan
 from hvlc.results.calibration_set import VisualSize
 
@@ -104,24 +105,18 @@ def calibration_cost(
     """
     solvers = set(calibrated)
     solved = {(a.component, a.node) for a in plan.assignments if a.action is Action.QUANTIZE and a.solver in solvers}
-    peaks, operations, weights = [0], 0.0, 0
-    for component in [*bundle.with_role(Role.VISION_ENCODER), *bundle.with_role(Role.DECODER)]:
-        load = _load(bundle, component, inputs)
-        groups = [_Group.of(group, component.name, solved) for group in linear_groups(component.graph)]
-        ends = component.role is Role.DECODER  # with the last that is solved or fed, which does not run any more
-        observed = plan.observes(component.role)
-        while ends and not observed and groups and not groups[-1].solved:
-            groups.pop()
-        values = _BETWEEN + _OBSERVED * observed
-        for group in groups:
-            rows = 0 if ends and group is groups[-1] else group.rows
-            walked, waiting = load.walking_bytes(rows, group.columns, values)
-            peaks.append(max(walked, group.solving_bytes) + waiting)
-            weights += group.solved * group.columns
-            operations += load.walking_operations(rows, group.columns)
-            if group.solved:
-                operations += float(group.columns) ** 2 * (load.tokens + group.solved + group.columns)
-    return CalibrationCost(max(peaks) + _pixels(bundle, inputs), operations, weights)
+
+    def solving(component: Component, group: LinearGroup, load: _Load) -> CalibrationCost | None:
+        rows, columns = (
+            sum(_rows(node) for node in group.nodes if (component.name, str(node.name)) in solved),
+            _columns(group),
+        )
+        if not rows:
+            return None
+        memory = columns * (_GRAMS * _FLOAT * columns + _SOLVING * min(rows, _ROWS))
+        return CalibrationCost(memory, float(columns) ** 2 * (load.tokens + rows + columns), rows * columns)
+
+    return _walking_cost(bundle, inputs, solving, plan.observes)
 
 
 def search_cost(bundle: Bundle, scaled: Mapping[tuple[str, str], int], inputs: "CalibrationSet") -> CalibrationCost:
@@ -133,50 +128,59 @@ def search_cost(bundle: Bundle, scaled: Mapping[tuple[str, str], int], inputs: "
             any group, nothing is walked.
         inputs: what it is calibrated on.
     """
-    peaks, operations = [0], 0.0
-    for component in [*bundle.with_role(Role.VISION_ENCODER), *bundle.with_role(Role.DECODER)] if scaled else []:
-        load = _load(bundle, component, inputs)
-        groups = [((component.name, str(g.nodes[0].name)), g) for g in linear_groups(component.graph)]
-        ends = component.role is Role.DECODER  # with the last that gets factors, which does not run any more
-        while ends and groups and groups[-1][0] not in scaled:
-            groups.pop()
-        for place, linears in groups:
-            group = _Group.of(linears, component.name, set())
-            rows = 0 if ends and linears is groups[-1][1] else group.rows
-            walked, waiting = load.walking_bytes(rows, group.columns, _BETWEEN)
-            searching = _FLOAT * group.columns * (_SEARCHING * group.rows + _GRAMS * group.columns)
-            peaks.append(max(walked, searching * (place in scaled)) + waiting)
-            operations += load.walking_operations(rows, group.columns)
-            if place in scaled:
-                rounded = scaled[place] and scaled[place] + group.rows  # once all, to draw those that are searched
-                operations += float(group.columns) ** 2 * (load.tokens + _DOUBLE * 2 * rounded)
-    return CalibrationCost(max(peaks) + bool(scaled) * _pixels(bundle, inputs), operations, 0)
+
+    def searching(component: Component, group: LinearGroup, load: _Load) -> CalibrationCost | None:
+        searched = scaled.get((component.name, str(group.nodes[0].name)))
+        if searched is None:
+            return None
+        rows, columns = sum(map(_rows, group.nodes)), _columns(group)
+        memory = _FLOAT * columns * (_SEARCHING * rows + _GRAMS * columns)
+        rounded = searched and searched + rows  # once all, to draw those that are searched
+        return CalibrationCost(memory, float(columns) ** 2 * (load.tokens + _DOUBLE * 2 * rounded), 0)
+
+    return _walking_cost(bundle, inputs, searching) if scaled else CalibrationCost(0, 0.0, 0)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Linears that share an input.
+def _walking_cost(
+    bundle: Bundle,
+    inputs: "CalibrationSet",
+    work: Callable[[Component, LinearGroup, _Load], CalibrationCost | None],
+    observes: Callable[[Role], bool] = lambda role: False,
+) -> CalibrationCost:
+    """Cost of a walk through the encoders and the decoder, and of the work where it has come to a group.
 
-    Attributes:
-        rows: outputs of all.
-        columns: inputs.
-        solved: outputs of those whose solver needs data.
+    Args:
+        bundle: before it is quantized.
+        inputs: what runs through it.
+        work: cost of what is done at a group; None where nothing is. The walk ends at the decoder's last group with
+            work, whose products do not run any more.
+        observes: whether values of the components of a role are observed, in a walk to the end.
     """
+    peaks, operations, weights = [0], 0.0, 0
+    for component in [*bundle.with_role(Role.VISION_ENCODER), *bundle.with_role(Role.DECODER)]:
+        load, groups = _load(bundle, component, inputs), linear_groups(component.graph)
+        done = {group: work(component, group, load) for group in groups}
+        ends, observed = component.role is Role.DECODER, observes(component.role)
+        if ends and not observed:
+            groups = up_to_last(groups, lambda group, done=done: done[group] is not None)  # type: ignore[misc]
+        for group in groups:
+            rows = 0 if ends and group is groups[-1] else sum(map(_rows, group.nodes))
+            walked, waiting = load.walking_bytes(rows, _columns(group), _BETWEEN + _OBSERVED * observed)
+            cost = done[group] or CalibrationCost(0, 0.0, 0)
+            peaks.append(max(walked, cost.memory_bytes) + waiting)
+            operations += load.walking_operations(rows, _columns(group)) + cost.operations
+            weights += cost.solved
+    return CalibrationCost(max(peaks) + _pixels(bundle, inputs), operations, weights)
 
-    rows: int
-    columns: int
-    solved: int
 
-    @classmethod
-    def of(cls, group: LinearGroup, component: str, solved: set[tuple[str, str]]) -> "_Group":
-        outputs = {str(node.name): int(values_of(operand(node, 1)).shape[1]) for node in group.nodes}
-        mine = sum(count for name, count in outputs.items() if (component, name) in solved)
-        return cls(sum(outputs.values()), int(values_of(operand(group.nodes[0], 1)).shape[0]), mine)
+def _rows(linear: ir.Node) -> int:
+    """Outputs of a linear."""
+    return int(values_of(operand(linear, 1)).shape[1])
 
-    @property
-    def solving_bytes(self) -> int:
-        """Memory of the Gram matrix and of the rows that are solved at once."""
-        return bool(self.solved) * self.columns * (_GRAMS * _FLOAT * self.columns + _SOLVING * min(self.solved, _ROWS))
+
+def _columns(group: LinearGroup) -> int:
+    """Inputs of a group's linears."""
+    return int(values_of(operand(group.nodes[0], 1)).shape[0])
 
 
 def _load(bundle: Bundle, component: Component, inputs: "CalibrationSet") -> _Load:
