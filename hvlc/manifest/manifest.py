@@ -24,6 +24,8 @@ MANIFEST = "hvlc.json"
 FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 #: Input of the vision graph of a package that answers about images: the visual tokens that the host has computed.
 HOST_FEATURES = "host_image_features"
+#: Input of a decoder of fixed shapes that is given positions: those of all rows of its cache, int32 `[3, context]`.
+POSITION_TABLE = "position_table"
 SCHEMA = 2  # of the manifest: 1 had tiles of one family
 DECODER = "model"  # component that is a whole decoder
 _LONGEST_NAME = 200
@@ -132,7 +134,8 @@ class Images(StrictModel):
         min_scale: smallest scale per side that the compressor chooses. None: there is none.
         side_channels: what a token's embedding, and a visual token, have beside the channels of the residual stream.
         grid_positions: whether a token's position follows the grid of its image: a host gives onnxruntime-genai
-            `image_grid_thw`, int64 `[images, 3]`, of 1 and the front graph's `grid`.
+            `image_grid_thw`, int64 `[images, 3]`, of 1 and the front graph's `grid`; or `position_table`, where a
+            decoder of fixed shapes takes it.
     """
 
     rule: PlainName

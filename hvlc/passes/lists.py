@@ -40,6 +40,7 @@ from hvlc.passes.static.fix_shapes import FixShapes
 from hvlc.passes.static.fold_shapes import FoldShapes
 from hvlc.passes.static.gather_last_token import GatherLastToken
 from hvlc.passes.static.keep_all_logits import KeepAllLogits
+from hvlc.passes.static.look_up_positions import LookUpPositions
 from hvlc.passes.static.replace_mask_with_lengths import ReplaceMaskWithLengths
 from hvlc.passes.static.split_decoder import SplitDecoder
 from hvlc.passes.static.split_embedding import SplitEmbedding
@@ -183,7 +184,7 @@ def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> Pa
         "static",
         *(_parts(target, decoder) if decoder else ()),
         FixShapes(chunk, decoder.context if decoder else chunk, roles),
-        *((_written_out(target), IntegerAttention()) if decoder else ()),
+        *((LookUpPositions(decoder.context), _written_out(target), IntegerAttention()) if decoder else ()),
         *([GatherLastToken(decoder.padding)] if decoder else []),
         FoldShapes(),
         MaterializeReshapeShapes(),

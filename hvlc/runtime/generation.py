@@ -13,11 +13,12 @@ from hvlc.errors import UserError
 from hvlc.graphs.facts import Kind
 from hvlc.inputs.images import to_array
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
-from hvlc.manifest.manifest import Manifest
+from hvlc.manifest.manifest import POSITION_TABLE, Manifest
 from hvlc.opening.engine import engine_runs
 from hvlc.opening.package import open_package
 from hvlc.results import Answered
 from hvlc.runtime.chunks import PromptChunks, force
+from hvlc.runtime.positions import grid_positions, position_table
 from hvlc.runtime.providers import open_engine, runs_on
 from hvlc.runtime.vision import Seen, Vision
 
@@ -296,8 +297,8 @@ class VisionLanguageModel(LanguageModel):
         tensors = og.NamedTensors()
         tensors["input_ids"] = ids[None]
         tensors["num_image_tokens"] = np.array([visual_tokens], np.int64)
-        if seen and self._vision.images.grid_positions:
-            tensors["image_grid_thw"] = np.array([[1, *s.grid] for s in seen], np.int64)
+        for name, given in self._positions(ids, seen).items():
+            tensors[name] = given
         if seen:
             tensors["host_image_features"] = np.concatenate([self._vision.encode(s, chosen) for s in seen])
         with engine_runs(self.directory):
@@ -306,6 +307,15 @@ class VisionLanguageModel(LanguageModel):
             stream, used = self._tokenizer.create_stream(), chosen if seen else ""
         ends = self._end_tokens
         return Generation(self.directory, generator, stream, len(ids), used, seen, ends, max_new_tokens, started)
+
+    def _positions(self, ids: np.ndarray, images: Sequence[Seen]) -> dict[str, np.ndarray]:
+        """What the runtime, or the graphs of a decoder of fixed shapes, must know of positions in grids."""
+        if not self._vision.images.grid_positions:
+            return {}
+        if self._windows is None:
+            return {"image_grid_thw": np.array([[1, *image.grid] for image in images], np.int64)} if images else {}
+        found = grid_positions(ids, self._vision.images.token, [image.grid for image in images])
+        return {POSITION_TABLE: position_table(found, self._windows.context)}
 
     def prompt_ids(self, prompt: str, images: Sequence[Seen] = ()) -> np.ndarray:
         """int32 token ids with everything that stands for an image in the place of its placeholder.

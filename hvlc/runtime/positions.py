@@ -44,3 +44,15 @@ def grid_positions(ids: np.ndarray, image_token: int, grids: Sequence[np.ndarray
     if waiting:
         raise ValueError(f"{len(waiting)} of {len(grids)} images have no tokens")
     return found
+
+
+def position_table(positions: np.ndarray, context: int) -> np.ndarray:
+    """Positions of all rows of a cache, int32 `[3, context]`: a prompt's, then those of an answer, which count on.
+
+    Args:
+        positions: int64 `[3, n]` of the prompt's tokens, `n` at least 1.
+        context: rows of the cache; those that a prompt has too many are left out.
+    """
+    rows = np.arange(1, context - positions.shape[1] + 1) + positions.max()
+    every = np.concatenate([positions, np.broadcast_to(rows, (_AXES, len(rows)))], axis=1)
+    return every[:, :context].astype(np.int32)

@@ -171,7 +171,9 @@ class _Cutter:
         for value, (source, called) in [*cut, *zip(graph.outputs, outputs, strict=True)]:
             value.name = called
             value.type = ir.TensorType(_dtype(source))
-            if source.name not in _names(self.decoder.graph.outputs):
+            if source.is_graph_input():  # may be wider than the stream
+                value.shape = source.shape
+            elif source.name not in _names(self.decoder.graph.outputs):
                 value.shape = ir.Shape(["batch", "sequence", self.width])
         for value in [v for v in graph.inputs[len(cut) :] if not v.uses()]:
             graph.inputs.remove(value)
@@ -207,8 +209,12 @@ def _replace(bundle: Bundle, decoder: Component, parts: Sequence[Component]) -> 
     for component in before:
         for part in parts if component is decoder else [component]:
             bundle.add(part)
+    readers = [part for part in parts if _EMBEDS in _names(part.graph.inputs)]  # several, where layers add features
     into = [
-        replace(w, target=f"{parts[0].name}.{_EMBEDS}") for w in bundle.wires if w.target.startswith(f"{decoder.name}.")
+        replace(wire, target=f"{part.name}.{_EMBEDS}")
+        for wire in bundle.wires
+        if wire.target.startswith(f"{decoder.name}.")
+        for part in readers
     ]
     bundle.wires = [w for w in bundle.wires if not w.target.startswith(f"{decoder.name}.")] + into
     for source, target in pairwise(parts):

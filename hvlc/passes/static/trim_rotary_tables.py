@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hvlc.graphs.builder import MICROSOFT
+from hvlc.graphs.builder import MICROSOFT, POSITIONS
 from hvlc.graphs.bundle import Component, Role, Skip
 from hvlc.graphs.editing import replace_weight
+from hvlc.graphs.linears import operand
 from hvlc.passes.base import ComponentPass, Outcome
 from hvlc.passes.traits import Trait
 from hvlc.weights.lazy import expression_of
@@ -34,7 +35,7 @@ class TrimRotaryTables(ComponentPass):
         """Cut every table once, however many layers read it."""
         attentions = [n for n in component.graph if n.op_type == "GroupQueryAttention" and n.domain == MICROSOFT]
         found = [v for n in attentions for at, v in enumerate(n.inputs) if at in _TABLES and v is not None]
-        tables = list(dict.fromkeys(found))
+        tables = list(dict.fromkeys([*found, *_picked(component.graph)]))
         changed = sum(self._cut(table) for table in tables)
         return Outcome(changed, () if tables else (Skip("*", "rotates with no table"),))
 
@@ -46,3 +47,9 @@ class TrimRotaryTables(ComponentPass):
         replace_weight(table, expression_of(tensor).narrow(0, 0, self.context))
         table.shape = ir.Shape(table.const_value.shape.numpy()) if table.const_value is not None else None
         return 1
+
+
+def _picked(graph: ir.Graph) -> list[ir.Value]:
+    """Tables whose rows are picked by positions that the graph is given, none of which is beyond the cache."""
+    readers = [use.node for value in graph.inputs if value.name == POSITIONS for use in value.uses()]
+    return [operand(node, 0) for node in readers if node.op_type == "Gather"]

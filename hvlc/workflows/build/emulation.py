@@ -17,12 +17,13 @@ from onnxruntime import NodeArg
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.graphs.facts import Kind
 from hvlc.inputs.images import to_array
-from hvlc.manifest.manifest import Manifest
+from hvlc.manifest.manifest import POSITION_TABLE, Manifest
 from hvlc.opening.package import open_package
 from hvlc.opening.sessions import PackageSession, session_options
 from hvlc.qnn.checking import Sample
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
+from hvlc.runtime.positions import grid_positions, position_table
 from hvlc.runtime.vision import Seen, Vision
 from hvlc.zoo.documents import examples
 
@@ -80,8 +81,12 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
         features = np.concatenate([vision.encode(seen, vision.choose("auto", 0)) for seen in images])
     if manifest.is_staged:
         ids = _prompt(directory, question.text, images)
-        config = open_package(directory).configuration
-        _Stages(directory, config.model.model_dump(mode="json")).run(ids, features, amount, samples)
+        config = open_package(directory).configuration.model
+        table = None
+        if manifest.images is not None and manifest.images.grid_positions:
+            positions = grid_positions(ids, manifest.images.token, [image.grid for image in images])
+            table = position_table(positions, config.context_length)
+        _Stages(directory, config.model_dump(mode="json"), table).run(ids, features, amount, samples)
     return dict(samples)
 
 
@@ -93,9 +98,9 @@ def _prompt(directory: Path, question: str, images: Sequence[Seen]) -> np.ndarra
 class _Stages:
     """The stages of a decoder of fixed shapes on the CPU."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], positions: np.ndarray | None) -> None:
         self._directory = directory
-        self._config = config
+        self._config, self._positions = config, positions
         self._stages: dict[str, Any] = config["decoder"]["pipeline"][0]
         self._sessions: dict[str, PackageSession] = {}
         self._cache: dict[str, np.ndarray] = {}
@@ -130,6 +135,7 @@ class _Stages:
         values: dict[str, np.ndarray] = {
             "input_ids": ids[None].astype(np.int32),
             LAST_INDEX: np.array([[total - 1]], np.int32),
+            **({} if self._positions is None else {POSITION_TABLE: self._positions}),
             MOST_TOKENS: np.array([self._config["context_length"]], np.int32),
         }
         for name, stage in ((name, stage) for name, stage in self._stages.items() if stage[when]):
