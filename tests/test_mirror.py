@@ -19,7 +19,7 @@ PROMISES: dict[str, str] = {
     "export": "overview_tiles parity",
     "fuzz": "checkpoints effects gates gguf images jsonl killed memory onnx packages prequantized processes templates",
     "inputs": "bounds encodings",
-    "lint": "corpus foreign hazards public_models",
+    "lint": "corpus foreign hazards notation public_models",
     "nano": "accuracy faults fixed parity",
     "passes": "front preparations structural",
     "qnn": "group_query_attention",

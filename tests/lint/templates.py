@@ -1,4 +1,4 @@
-"""Operators that need several constants: products of quantized weights, attention, quantized units."""
+"""Operators whose constants depend on each other: templates of the corpus."""
 
 import numpy as np
 
@@ -16,6 +16,19 @@ def blockwise(
     negative: bool = False,
     features: int = K,
 ) -> Case:
+    """A product by com.microsoft's MatMulNBits.
+
+    Args:
+        name: of the case.
+        bits: of a weight.
+        block: weights that share a scale.
+        dtype: of input, scales and output.
+        zero: byte that zero points consist of, None for no zero points.
+        bias: whether there is one.
+        activation: integer type of quantized activations, "" for float ones.
+        negative: whether every other scale is.
+        features: of the input.
+    """
     tape, blocks = Tape(), -(-features // block)
     x = tape.input("x", (1, S, features), dtype)
     x = tape.quantized(x, activation) if activation else x
@@ -35,6 +48,16 @@ def blockwise(
 def grouped(
     name: str, dtype: str, length: int = 1, rotary: int = 1, lengths: tuple[int, ...] = (1,), **attributes: object
 ) -> Case:
+    """Attention with a cache of 16 tokens by com.microsoft's GroupQueryAttention.
+
+    Args:
+        name: of the case.
+        dtype: of keys, values and queries.
+        length: of the tokens that are new.
+        rotary: 1 if it turns queries and keys.
+        lengths: dims of `seqlens_k` and of the total length.
+        attributes: further ones of the node.
+    """
     tape, heads, shared, width, past = Tape(), 4, 2, 16, 16
     query = tape.input("q", (1, length, heads * width), dtype)
     keys = [tape.input(n, (1, length, shared * width), dtype) for n in "kv"]
@@ -115,6 +138,18 @@ def product(
     bias: str = "none",
     **form: bool,
 ) -> Case:
+    """A product with a quantized weight; `convolution` has the same parameters.
+
+    Args:
+        name: of the case.
+        activation: integer type of quantized activations, "" for float ones.
+        weight: type of the weight.
+        grain: see `dequantized`.
+        op: MatMul or Gemm.
+        transposed: Gemm's `transB`.
+        bias: "none", "float" or "quantized".
+        form: `negative` or `bare`, see `dequantized`.
+    """
     tape = Tape()
     rows = (1, S) if op == "MatMul" else (S,)
     x = tape.input("x", (*rows, K))
@@ -135,6 +170,7 @@ def product(
 def convolution(
     name: str, activation: str, weight: str, grain: str, *, negative: bool = False, bare: bool = False
 ) -> Case:
+    """A convolution with windows of 1 and a quantized weight."""
     tape = Tape()
     x = tape.input("x", (1, H, 1, S))
     x = tape.quantized(x, activation) if activation else x
@@ -151,8 +187,56 @@ def convolution(
     return tape.case(name)
 
 
-def unit(name: str, dtype: str, op: str, scale: float = 0.0, zero: int | None = None) -> Case:
+def dequantized_operand(
+    name: str, op: str, weight: str, grain: str = "tensor", rows: int = S, *, negative: bool = False, bare: bool = False
+) -> Case:
+    """A dequantized constant that is not a weight of a product."""
     tape = Tape()
-    x = tape.quantized(tape.input("x", X), dtype)
-    tape.output(tape.quantized(tape.op(op, x), dtype, 8, zero, scale), X)
+    constant = dequantized(tape, (rows, H), weight, grain, 1, negative=negative, bare=bare)
+    if op == "Gather":
+        tape.output(tape.op(op, constant, tape.input("x", (1, S), "int32")), X)
+    else:
+        made = tape.op(op, tape.input("x", (rows, H)), constant, **({"axis": 0} if op == "Concat" else {}))
+        tape.output(made, (2 * rows, H) if op == "Concat" else (rows, H))
+    return tape.case(name)
+
+
+def transposed_weight(name: str, activation: str, weight: str, grain: str) -> Case:
+    """A product whose dequantized weight is transposed before it."""
+    tape = Tape()
+    x = tape.input("x", (1, S, K))
+    x = tape.quantized(x, activation) if activation else x
+    turned = tape.op("Transpose", dequantized(tape, (N, K), weight, grain, 0), perm=[1, 0])
+    y = tape.op("MatMul", x, turned)
+    tape.output(tape.quantized(y, activation) if activation else y, (1, S, N))
+    return tape.case(name)
+
+
+def normalization(name: str, op: str, activation: str, gamma: str, zero: int) -> Case:
+    """A norm with quantized activations and a quantized scale.
+
+    Args:
+        name: of the case.
+        op: the norm's operator.
+        activation: type of the activations.
+        gamma: type of the scale.
+        zero: zero point of the scale.
+    """
+    tape = Tape(23 if op == "RMSNormalization" else 21)
+    low, high, _ = LEVELS[gamma]
+    levels = tape.constant(np.linspace(max(low, zero), high, H).round(), gamma)
+    weight = tape.op("DequantizeLinear", levels, tape.constant(2 / (high - zero)), tape.constant(zero, gamma))
+    x = tape.quantized(tape.input("x", X), activation)
+    tape.output(tape.quantized(tape.op(op, x, weight, axis=-1), activation, 16), X)
+    return tape.case(name)
+
+
+def convolution_over(name: str, op: str, axes: int, group: int = 1, stride: int = 1, dilation: int = 1) -> Case:
+    """A convolution with windows of 3 over some axes of 9."""
+    tape = Tape()
+    x, w = tape.input("x", (1, 8, *[9] * axes)), tape.normal(8, 8 // group, *[3] * axes)
+    reach = 2 * dilation + 1
+    side = (9 - reach) // stride + 1 if op == "Conv" else 8 * stride + reach
+    made = tape.op(op, x, w, group=group, strides=[stride] * axes, dilations=[dilation] * axes)
+    tape.output(made, (1, 8, *[side] * axes))
     return tape.case(name)
