@@ -3,7 +3,7 @@
 - a norm: its weight and bias;
 - the value projection before an attention, whose output is a mixture of values, channel by channel, by weights that do
   not depend on the values;
-- a linear factor of a gated product.
+- a linear factor of a gated product, or one that a convolution makes channel by channel: its kernel.
 
 A factor does not pass through an activation function, so a group that follows one is declined.
 """
@@ -29,7 +29,10 @@ _ATTENTIONS = {
     (MICROSOFT, "GroupQueryAttention"): ("num_heads", "kv_num_heads"),
 }
 _VALUE, _PRESENT_VALUE = 2, 2
-_MATRIX = 2  # rank
+#: Ranks of constants by the axis along which they are divided: vectors and kernels of channels, matrices.
+_RANKS = {0: (1, 3), 1: (2,)}
+_KERNEL, _BIAS = 1, 2
+_POSITIONS_LAST = (0, 2, 1)  # axes of float `[batch, sequence, channels]` before and after a convolution
 _PAST_VALUE = {"Attention": 5, "GroupQueryAttention": 4}
 
 
@@ -87,7 +90,7 @@ def _own_weights(producer: Producer, group: LinearGroup) -> Producer | str:
         shape = values_of(constant).shape
         if len(constant.uses()) != 1:
             return "what makes its input shares a weight with another node"
-        fits &= len(shape) == (1 if axis == 0 else _MATRIX) and shape[-1] == producer.channels.max() + 1
+        fits &= len(shape) in _RANKS[axis] and shape[axis] == producer.channels.max() + 1
     return producer if fits else "what makes its input has a weight of another shape"
 
 
@@ -129,10 +132,31 @@ def _attention(node: ir.Node, value: ir.Value) -> Producer | str:
 
 def _gated(node: ir.Node) -> Producer | str:
     for value in reversed(node.inputs):
-        found = _through_projection(value, node) if value is not None else ""
+        found = _convolution(value, node) or _through_projection(value, node) if value is not None else ""
         if isinstance(found, Producer):
             return found
     return "no factor of the product before it is linear"
+
+
+def _convolution(value: ir.Value, reader: ir.Node) -> Producer | None:
+    """The kernel and bias of a depthwise convolution that makes a value, if nothing else reads that."""
+    turned = value.producer()
+    if turned is None or turned.op_type != "Transpose" or not read_by(value, [reader]) or len(value.uses()) != 1:
+        return None
+    source = operand(turned, 0)
+    node = source.producer()
+    if node is None or (node.domain, node.op_type) != (MICROSOFT, "CausalConvWithState") or len(source.uses()) != 1:
+        return None
+    if tuple(turned.attributes.get_ints("perm", ())) != _POSITIONS_LAST or source is not node.outputs[0]:
+        return None
+    activation, constants = (
+        node.attributes.get_string("activation", "none"),
+        (operand(node, _KERNEL), _optional(node, _BIAS)),
+    )
+    places = tuple((constant, 0) for constant in constants if constant is not None)
+    if activation != "none" or any(constant.const_value is None for constant, _ in places):
+        return None
+    return Producer(places, np.arange(int(values_of(places[0][0]).shape[0])))
 
 
 def _through_projection(value: ir.Value, reader: ir.Node) -> Producer | str:
