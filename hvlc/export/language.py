@@ -17,11 +17,19 @@ from hvlc.errors import HvlcError, UserError
 from hvlc.export.activations import activation_name
 from hvlc.export.decoder.graph import decoder
 from hvlc.export.decoder.rotary import RotaryTables
-from hvlc.export.decoder.shape import DecoderShape, FusedRows, GridPositions, LayerNorms, Multipliers
+from hvlc.export.decoder.shape import (
+    DecoderShape,
+    FusedRows,
+    GridPositions,
+    LayerNorms,
+    Multipliers,
+    ShortConvolution,
+)
 from hvlc.export.settings import end_tokens, read_config, require_positive
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
-from hvlc.graphs.facts import Facts, TextFacts
+from hvlc.graphs.facts import ConvolutionFacts, Facts, TextFacts
+from hvlc.graphs.layers import LayerName
 from hvlc.models.loading import CONFIG_ERRORS
 from hvlc.models.numbers import LanguageNumbers
 from hvlc.weights.checkpoint import Checkpoint
@@ -52,7 +60,7 @@ _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_p
 #: Every projection of a layer.
 PROJECTIONS = (*_ATTENTION, *_MLP)
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_FULL, _SLIDING, _CONVOLUTION = "full_attention", "sliding_attention", "conv"
 _ROTARY_MULTIPLE = 16  # "rotary_dim must be a multiple of 16", onnxruntime 1.31's GroupQueryAttention
 
 #: Settings that change what a decoder computes, and the values with which they do not. Some belong to other
@@ -108,9 +116,15 @@ class Family:
         norms: of a layer, by their names.
         offset_gains: whether the gain of every norm is stored as its offset from 1.
         activation_key: key of the configuration that names the MLP's activation.
-        activations: which of them are exported, by their usual names.
+        activations: which of them are exported, by their usual names; a class without the key has the first.
         rotary_kinds: whether each kind of layers has rotary settings of its own.
         grid_positions: the axis that each angle turns by, by configuration; None: positions are those of the sequence.
+        convolution: layers with a short convolution, by configuration; None: there are none.
+        intermediate: width of the MLP, by configuration; None: `intermediate_size`.
+        epsilon: name of the setting that the norms add to the variance.
+        names: what parts of a layer, and the norm after the last one, are called in checkpoints where that is not what
+            the graph calls them, each as the beginning of a dotted name inside the decoder's layer or the decoder.
+        neutral: settings that nobody reads, and the values with which they change nothing.
     """
 
     config: type[PreTrainedConfig]
@@ -128,6 +142,11 @@ class Family:
     activations: tuple[str, ...] = ("silu",)
     rotary_kinds: bool = False
     grid_positions: Callable[[Any], GridPositions] | None = None
+    convolution: Callable[[Any], ShortConvolution | None] | None = None
+    intermediate: Callable[[Any], int] | None = None
+    epsilon: str = "rms_norm_eps"
+    names: Mapping[str, str] = field(default_factory=dict)
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def no_biases(config: Any) -> frozenset[str]:
@@ -150,7 +169,7 @@ def language_bundle(checkpoint: Checkpoint, family: Family) -> Bundle:
     """
     config = read_config(family.config, checkpoint, LanguageNumbers)
     shape = decoder_shape(config, family, checkpoint.config, checkpoint.problems)
-    checkpoint = with_table(_with_prefix(checkpoint), config, _TABLE)
+    checkpoint = with_table(with_graph_names(_with_prefix(checkpoint), family, PREFIX), config, _TABLE)
     b = GraphBuilder("decoder", checkpoint)
     head = head_parameter(b, config, _TABLE)
     model = decoder(b, PREFIX, head, shape, rotary_tables(config, family, shape, checkpoint.problems), _TABLE)
@@ -181,6 +200,37 @@ def _with_prefix(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=named)
 
 
+def with_graph_names(checkpoint: Checkpoint, family: Family, prefix: str) -> Checkpoint:
+    """The checkpoint with the names that graphs have for the parts of a decoder, where its family has others.
+
+    Args:
+        checkpoint: as it was saved.
+        family: of the decoder.
+        prefix: dotted name of the decoder.
+    """
+    if not family.names:
+        return checkpoint
+    named = {graph_name(name, prefix, family.names): tensor for name, tensor in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=named)
+
+
+def graph_name(name: str, prefix: str, names: Mapping[str, str]) -> str:
+    """The name that a parameter has in graphs.
+
+    Args:
+        name: as it is stored.
+        prefix: dotted name of the decoder.
+        names: of parts, as in `Family.names`.
+    """
+    rest = name.removeprefix(f"{prefix}.")
+    layer = LayerName.of(rest)
+    inside = layer.within if layer is not None and not layer.before else rest
+    for stored, graph in names.items():
+        if rest != name and inside.startswith(f"{stored}."):
+            return name.removesuffix(inside) + graph + inside.removeprefix(stored)
+    return name
+
+
 def with_table(checkpoint: Checkpoint, config: Any, table: str, head: str = _HEAD) -> Checkpoint:
     """The checkpoint with its head as the table where both are tied and only the head is stored, as in transformers."""
     if not config.tie_word_embeddings or head not in checkpoint.tensors or is_stored(checkpoint, table):
@@ -208,15 +258,15 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
     shape = DecoderShape(
         layers=layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=family.intermediate(config) if family.intermediate else config.intermediate_size,
         heads=heads,
         kv_heads=config.num_key_value_heads,
         head_size=head_size,
         vocabulary=config.vocab_size,
-        epsilon=config.rms_norm_eps,
+        epsilon=getattr(config, family.epsilon),
         context=_context(config, family, problems),
         rotary=_rotations(config, family, layers, problems),
-        windows=_windows(config, layers, problems),
+        windows=_windows(config, family, layers, problems),
         biases=family.biases(config),
         head_norms=family.head_norms,
         fused=family.fused(config) if family.fused else {},
@@ -227,8 +277,9 @@ def decoder_shape(config: Any, family: Family, stored: Mapping[str, Any], proble
         activation=_activation(config, family, problems),
         rotary_kinds=_rotary_kinds(config, family),
         grid_positions=family.grid_positions(config) if family.grid_positions else None,
+        convolution=family.convolution(config) if family.convolution else None,
     )
-    _refuse_unread(config, stored, problems)
+    _refuse_unread(config, family, stored, problems)
     _refuse_dimensions(shape, problems)
     return shape
 
@@ -240,8 +291,9 @@ def head_width(config: Any) -> int:
 
 def _activation(config: Any, family: Family, problems: list[HvlcError]) -> str:
     """The usual name of the MLP's activation."""
+    named = getattr(config, family.activation_key, family.activations[0])
     try:
-        return activation_name(getattr(config, family.activation_key), family.activations, family.activation_key)
+        return activation_name(named, family.activations, family.activation_key)
     except UserError as error:
         problems.append(error)
         return family.activations[0]
@@ -289,12 +341,13 @@ def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcErro
     return rotations
 
 
-def _windows(config: Any, layers: int, problems: list[HvlcError]) -> tuple[int | None, ...]:
+def _windows(config: Any, family: Family, layers: int, problems: list[HvlcError]) -> tuple[int | None, ...]:
     """How many positions each layer's tokens see; a class that knows no kinds of layers has its window in all."""
     typed = hasattr(type(config), "layer_types")
     kinds = getattr(config, "layer_types", None) or [_FULL] * layers
     window = getattr(config, "sliding_window", None)
     known = {_FULL, _SLIDING} if typed else {_FULL}
+    known |= {_CONVOLUTION} if family.convolution else set()
     unknown = sorted({str(kind) for kind in kinds} - known)
     if unknown:
         problems.append(_refusal("export.attention", f"layer_types holds {', '.join(unknown)}"))
@@ -311,10 +364,10 @@ def _windows(config: Any, layers: int, problems: list[HvlcError]) -> tuple[int |
     return tuple(window if kind == _SLIDING else None for kind in kinds[:layers])
 
 
-def _refuse_unread(config: Any, stored: Mapping[str, Any], problems: list[HvlcError]) -> None:
+def _refuse_unread(config: Any, family: Family, stored: Mapping[str, Any], problems: list[HvlcError]) -> None:
     """Everything in the configuration that changes the numbers and that nobody here reads."""
     elsewhere = {k: v for k, v in _NEUTRAL_ELSEWHERE.items() if not hasattr(type(config), k)}
-    for key, neutral in {**_NEUTRAL, **elsewhere}.items():
+    for key, neutral in {**_NEUTRAL, **elsewhere, **family.neutral}.items():
         if key in stored and stored[key] not in neutral:
             expected = " or ".join(repr(value) for value in neutral)
             problems.append(_refusal("export.config", f"{key} is {stored[key]!r}, exported is {expected}"))
@@ -322,6 +375,8 @@ def _refuse_unread(config: Any, stored: Mapping[str, Any], problems: list[HvlcEr
 
 def _refuse_dimensions(shape: DecoderShape, problems: list[HvlcError]) -> None:
     """What onnxruntime's GroupQueryAttention does not take."""
+    if shape.convolution is not None and len(shape.convolution.layers) == shape.layers:
+        problems.append(_refusal("export.attention", "no layer has attention"))
     if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
         cause = f"{shape.heads} query heads are not a multiple of {shape.kv_heads} key/value heads"
         problems.append(_refusal("export.heads", cause))
@@ -410,6 +465,7 @@ def text_facts(directory: Path, config: Any, shape: DecoderShape) -> TextFacts:
     Raises:
         UserError: no token ends an answer.
     """
+    short = shape.convolution
     return TextFacts(
         hidden_size=shape.hidden,
         num_layers=shape.layers,
@@ -422,6 +478,7 @@ def text_facts(directory: Path, config: Any, shape: DecoderShape) -> TextFacts:
         eos_token_id=end_tokens(directory, config),
         bos_token_id=_inside(config.bos_token_id, shape),
         pad_token_id=_inside(config.pad_token_id, shape),
+        convolution=ConvolutionFacts(short.layers, short.length - 1) if short else None,
     )
 
 

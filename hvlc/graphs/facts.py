@@ -64,6 +64,19 @@ class ImageRule(Protocol):
 
 
 @dataclass(frozen=True)
+class ConvolutionFacts:
+    """Facts of the layers of a language model that have a short convolution in the place of attention.
+
+    Attributes:
+        layers: their indices.
+        positions: of the past, that their state holds.
+    """
+
+    layers: frozenset[int]
+    positions: int
+
+
+@dataclass(frozen=True)
 class TextFacts:
     """Facts of a language model.
 
@@ -79,6 +92,7 @@ class TextFacts:
         eos_token_id: ids that end an answer, as the checkpoint writes them.
         bos_token_id: id that begins a sequence. None: the checkpoint names none.
         pad_token_id: id of padding. None: the checkpoint names none.
+        convolution: None: every layer has attention.
     """
 
     hidden_size: int
@@ -92,6 +106,12 @@ class TextFacts:
     eos_token_id: int | list[int]
     bos_token_id: int | None
     pad_token_id: int | None
+    convolution: ConvolutionFacts | None = None
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a sequence can be cut back to an earlier length: the state of a convolution holds its end alone."""
+        return self.convolution is None
 
     @property
     def end_tokens(self) -> list[int]:

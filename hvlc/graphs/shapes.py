@@ -100,6 +100,12 @@ def _attention(node: ir.Node) -> None:
         _give(output, value, dims)  # of a cache that has its room from the start
 
 
+def _convolution(node: ir.Node) -> None:
+    """The output is like the input, and the state after like that before."""
+    for output, like in zip(node.outputs, (node.inputs[0], node.inputs[3]), strict=False):
+        _give(output, like, _dims(like))
+
+
 def _norm(node: ir.Node) -> None:
     dims = _dims(node.inputs[0])
     for output in (node.outputs[0], *node.outputs[3:]):
@@ -119,6 +125,7 @@ def _lookup(node: ir.Node) -> None:
 _CONTRIB: dict[str, Callable[[ir.Node], None]] = {
     "MatMulNBits": _product,
     "GroupQueryAttention": _attention,
+    "CausalConvWithState": _convolution,
     "SkipSimplifiedLayerNormalization": _norm,
     "SkipLayerNormalization": _norm,
     "GatherBlockQuantized": _lookup,

@@ -288,6 +288,7 @@ _STAND_INS: Mapping[tuple[str, str], _StandIn] = {
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip,
     (MICROSOFT, "SkipLayerNormalization"): _skip,
     (MICROSOFT, "GroupQueryAttention"): _like(0, 3, 4),
+    (MICROSOFT, "CausalConvWithState"): _like(0, 3),
     (MICROSOFT, "MultiHeadAttention"): _like(0),
     (MICROSOFT, "RotaryEmbedding"): _like(0),
     (MICROSOFT, "FastGelu"): _like(0),

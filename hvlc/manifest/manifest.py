@@ -248,6 +248,7 @@ class Manifest(StrictModel):
         context_length: longest sequence of the language model in tokens, answer included.
         trained_context_length: the checkpoint's own, which may be longer.
         bits_per_decoder_weight: stored bits on average; None when nothing was quantized.
+        rewinds: whether a sequence can be cut back to an earlier length; absent from the file where it can.
         files: every file of the package.
     """
 
@@ -266,14 +267,17 @@ class Manifest(StrictModel):
     context_length: Length | None = None
     trained_context_length: Length | None = None
     bits_per_decoder_weight: Finite | None
+    rewinds: bool = True
     files: dict[PlainName, FileEntry]
 
     @model_serializer(mode="wrap")
-    def _without_an_empty_rule(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most packages have no rule of texts, and those from before there were any have none either."""
+    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most packages have no rule of texts and can rewind, as those from before there were others."""
         found: dict[str, Any] = written(self)
         if self.text is None:
             found.pop("text", None)
+        if self.rewinds:
+            found.pop("rewinds", None)
         return found
 
     @model_validator(mode="after")

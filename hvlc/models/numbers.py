@@ -103,6 +103,7 @@ class LanguageNumbers(Numbers):
     vocab_size: Annotated[int, Field(ge=1, le=_TOKEN)] | None = None
     max_position_embeddings: Positions | None = None
     rms_norm_eps: Epsilon | None = None
+    norm_eps: Epsilon | None = None
     hidden_act: str | None = None
     hidden_activation: str | None = None
     attention_bias: bool | None = None
@@ -127,6 +128,13 @@ class LanguageNumbers(Numbers):
     partial_rotary_factor: Share | None = None
     rope_parameters: RopeNumbers | None = None
     rope_scaling: RopeNumbers | None = None
+    convolved: Annotated[int, Field(ge=2, le=64)] | None = Field(None, alias="conv_L_cache")
+    conv_bias: bool | None = None
+    block_auto_adjust_ff_dim: bool | None = None
+    block_ffn_dim_multiplier: Positive | None = None
+    block_multiple_of: Annotated[int, Field(ge=1, le=1 << 17)] | None = None
+    block_ff_dim: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    full_attn_idxs: Annotated[list[Annotated[int, Field(ge=0, le=4096)]], Field(max_length=4096)] | None = None
     bos_token_id: Tokens | None = None
     eos_token_id: Tokens | None = None
     pad_token_id: Tokens | None = None

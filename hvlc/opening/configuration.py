@@ -36,12 +36,15 @@ _CODE = "package.configuration"
 _FIX = "do not trust this package, or build it again"
 #: Types of onnxruntime-genai: of a model that sees and of text alone, each in one graph and in stages.
 _SEES, _SEES_IN_STAGES, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipeline"
+#: A model that sees, in one graph with states of convolutions.
+_SEES_WITH_STATES = "lfm2_vl"
 #: Of a text decoder in one graph, by its family as the checkpoint calls it. onnxruntime-genai knows no Ministral, and
 #: computes the whole sequence of a "phi3" again at its 4,097th token, for a long rope that is not exported.
 TEXT_TYPES = {
     "ernie4_5": "ernie4_5",
     "gemma3_text": "gemma3_text",
     "granite": "granite",
+    "lfm2": "lfm2",
     "llama": "llama",
     "ministral": "mistral",
     "ministral3": "mistral",
@@ -54,6 +57,7 @@ TEXT_TYPES = {
 
 #: Some checkpoints say -1 where they have no such token.
 _Id = Annotated[int, Field(ge=-1, lt=2**31)]
+_LayerKind = Literal["conv", "full_attention"]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -75,12 +79,14 @@ class _DecoderInputs(StrictModel):
     total_sequence_length: Literal["total_seq_len"] | None = None
     past_key_names: Literal["past_key_values.%d.key"]
     past_value_names: Literal["past_key_values.%d.value"]
+    past_conv_names: Literal["past_key_values.%d.conv"] | None = None
 
 
 class _DecoderOutputs(StrictModel):
     logits: Literal["logits"]
     present_key_names: Literal["present.%d.key"]
     present_value_names: Literal["present.%d.value"]
+    present_conv_names: Literal["present.%d.conv"] | None = None
 
 
 class _SlidingWindow(StrictModel):
@@ -109,11 +115,25 @@ class _Decoder(StrictModel):
     num_attention_heads: Size
     num_hidden_layers: Annotated[int, Field(ge=1, le=4096)]
     num_key_value_heads: Size
+    layer_types: Annotated[tuple[_LayerKind, ...], Field(min_length=2, max_length=4096)] | None = None
+    conv_cache_size: Size | None = None
     session_options: SessionOptions
     inputs: _DecoderInputs
     outputs: _DecoderOutputs
     sliding_window: _SlidingWindow | None = None
     pipeline: Annotated[tuple[dict[str, Stage], ...], Field(min_length=1, max_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _knows_its_states(self) -> Self:
+        """onnxruntime-genai makes a state for each layer, of the kind and size that it is told here."""
+        names = self.inputs.past_conv_names, self.outputs.present_conv_names
+        given = [value is not None for value in (self.layer_types, self.conv_cache_size, *names)]
+        if any(given) and not all(given):
+            raise ValueError("layer_types, conv_cache_size and the names of convolutions' states belong together")
+        kinds = self.layer_types or ()
+        if kinds and (len(kinds) != self.num_hidden_layers or len(set(kinds)) == 1):
+            raise ValueError("layer_types names each layer, some with a convolution and some with attention")
+        return self
 
 
 class _VisionInputs(StrictModel):
@@ -151,6 +171,8 @@ class _Embedding(StrictModel):
 class _Model(StrictModel):
     type: Literal[
         "gemma3",
+        "lfm2",
+        "lfm2_vl",
         "qwen2_5_vl",
         "decoder-pipeline",
         "ernie4_5",
@@ -276,7 +298,9 @@ def _contradictions(found: Configuration, manifest: Manifest) -> Iterator[str]:
 
 def _decoder(found: Configuration, manifest: Manifest) -> Iterator[str]:
     decoder = found.model.decoder
-    given = decoder.inputs.model_dump(exclude_none=True).keys() - {"past_key_names", "past_value_names"}
+    given = {name for name in decoder.inputs.model_dump(exclude_none=True) if not name.startswith("past_")}
+    given |= {"past_sequence_length"} if decoder.inputs.past_sequence_length else set()
+    yield from _differs("model.decoder.layer_types", decoder.layer_types is None, manifest.rewinds)
     asked = decoder.session_options.provider_options
     if manifest.is_staged:
         lengths = {"input_ids", "inputs_embeds", "past_sequence_length", "total_sequence_length"}
@@ -317,7 +341,7 @@ def _providers(entry: ComponentEntry) -> list[dict[str, dict[str, str]]]:
 
 def _type_of(manifest: Manifest) -> str:
     if manifest.kind is Kind.VISION_LANGUAGE:
-        return _SEES_IN_STAGES if manifest.is_staged else _SEES
+        return _SEES_IN_STAGES if manifest.is_staged else _SEES if manifest.rewinds else _SEES_WITH_STATES
     return _READS_IN_STAGES if manifest.is_staged else TEXT_TYPES.get(manifest.sources.model_type, "")
 
 

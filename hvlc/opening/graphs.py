@@ -20,6 +20,7 @@ _DEEPEST = 8  # graphs within each other
 #: Operators of onnxruntime that graphs hold, but for `EPContext`, which compiled ones do.
 _CONTRIB = frozenset(
     {
+        "CausalConvWithState",
         "GatherBlockQuantized",
         "GroupQueryAttention",
         "MatMulNBits",

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 import onnx
 
 from hvlc.graphs.placement import Phase
+from hvlc.graphs.states import PAST, PRESENT, is_convolution
 from hvlc.manifest.manifest import DECODER, ComponentEntry, Manifest
 from hvlc.opening.tensors import damaged, width_of
 
 _DTYPES = frozenset("float float16 int8 uint8 uint16 int16 int32 int64".split())
-_PAST, _PRESENT = "past_key_values.", "present."
 _LENGTHS = ("past_seq_len", "total_seq_len", "last_row")  # as hvlc.graph has them, which imports onnx_ir
 _HIGHEST_RANK = 8
 _MOST_BYTES = 2**31  # of one input or output whose shape is fixed; the largest cache has some 100 MB
@@ -42,8 +42,8 @@ def check_signature(
     inputs, outputs = _shapes(file, model.graph.input), _shapes(file, model.graph.output)
     whole = name == DECODER and entry.phase is Phase.ALWAYS
     staged = entry.phase is not Phase.ALWAYS
-    _check_names(file, "inputs", inputs, entry.inputs, _PAST if whole or staged else None)
-    _check_names(file, "outputs", outputs, entry.outputs, _PRESENT if whole or staged else None)
+    _check_names(file, "inputs", inputs, entry.inputs, PAST if whole or staged else None)
+    _check_names(file, "outputs", outputs, entry.outputs, PRESENT if whole or staged else None)
     if staged and not (entry.outputs and [name for name in entry.inputs if name not in _LENGTHS]):
         raise damaged(file, "the manifest says that it takes or gives nothing but lengths and caches")
     for value, shape in _expected(name, entry, manifest, vocabulary).items():
@@ -51,10 +51,8 @@ def check_signature(
         if found is not None and not _fits(found, shape):
             raise damaged(file, f"{value} is {_text(found)}, and hosts read {_text(shape)}")
     for value, shape in (*inputs.items(), *outputs.items()):
-        if value.startswith((_PAST, _PRESENT)) and len(shape) != 4:
-            raise damaged(file, f"{value} is {_text(shape)}, which is not a cache")
-        if value.startswith(_PAST) and (shape[1] is None or shape[3] is None):
-            raise damaged(file, f"{value} is {_text(shape)}, without its heads or their size")
+        if value.startswith((PAST, PRESENT)):
+            _check_state(file, value, shape)
         if staged and None in shape:
             raise damaged(file, f"{value} is {_text(shape)}, and graphs of a decoder in stages have fixed shapes")
 
@@ -109,6 +107,18 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
     if entry.file in manifest.encoders.values():
         return pixels | {"tile_features": (None, None, width)}
     return {"tile_features": (None, None, width), "grid": (2,), "image_features": (None, width)} | pixels
+
+
+def _check_state(file: str, value: str, shape: _Shape) -> None:
+    """Keys and values are `[batch, heads, positions, size]`, states of convolutions `[batch, channels, positions]`."""
+    if is_convolution(value):
+        if len(shape) != 3 or None in shape[1:]:
+            raise damaged(file, f"{value} is {_text(shape)}, which is not the state of a convolution")
+        return
+    if len(shape) != 4:
+        raise damaged(file, f"{value} is {_text(shape)}, which is not a cache")
+    if value.startswith(PAST) and (shape[1] is None or shape[3] is None):
+        raise damaged(file, f"{value} is {_text(shape)}, without its heads or their size")
 
 
 def _fits(found: _Shape, expected: _Shape) -> bool:

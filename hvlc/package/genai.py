@@ -1,7 +1,8 @@
 """genai_config.json of a package (onnxruntime-genai 0.18).
 
 With host-run vision encoders, `type: gemma3` selects the plain vision state: one run, one-dimensional positions,
-rewind works, and no token id is baked in; `qwen2_5_vl` is the same with positions that follow the grids of images.
+rewind works, and no token id is baked in; `qwen2_5_vl` is the same with positions that follow the grids of images, and
+`lfm2_vl` for decoders with states of convolutions, which it refuses to rewind.
 `hidden_size` is read for the widths of `inputs_embeds` and `image_features` alone. A text decoder has the type of its
 family (`TEXT_TYPES`). Unknown keys below the root are errors there; unknown scalars at the root are not.
 """
@@ -13,12 +14,13 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Component, Role
-from hvlc.graphs.facts import Facts
+from hvlc.graphs.facts import Facts, TextFacts
 from hvlc.graphs.placement import Provider
+from hvlc.graphs.states import CONVOLUTION, PAST, PRESENT
 from hvlc.manifest.manifest import FLOAT_PRODUCTS, HOST_FEATURES, MANIFEST
 from hvlc.opening.configuration import TEXT_TYPES
 
-_VISION_TYPE, _GRID_TYPE = "gemma3", "qwen2_5_vl"
+_VISION_TYPE, _GRID_TYPE, _TYPE_WITH_STATES = "gemma3", "qwen2_5_vl", "lfm2_vl"
 
 
 def passthrough(width: int, reason: str = "") -> Component:
@@ -57,7 +59,8 @@ def genai_config(
     }
     if image is None:
         return configuration(TEXT_TYPES[model_type], facts, model)
-    return configuration(_GRID_TYPE if image.grid_positions else _VISION_TYPE, facts, model)
+    plain = _VISION_TYPE if facts.speaks.rewinds else _TYPE_WITH_STATES
+    return configuration(_GRID_TYPE if image.grid_positions else plain, facts, model)
 
 
 def configuration(kind: str, facts: Facts, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,24 +127,39 @@ def decoder_facts(
         provider: of its session.
     """
     text = facts.speaks
+    states, past, present = _states(text)
     return {
         "head_size": text.head_size,
         "hidden_size": facts.embedding_width,  # the runtime's only use of it
         "num_attention_heads": text.num_heads,
         "num_hidden_layers": text.num_layers,
         "num_key_value_heads": text.num_kv_heads,
+        **states,
         "session_options": {"log_id": "onnxruntime-genai", **entries, **session(provider)},
         "inputs": {
             **inputs,
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
+            **past,
         },
         "outputs": {
             "logits": "logits",
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
+            **present,
         },
     }
+
+
+def _states(text: TextFacts) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Kinds of the layers where some have a convolution, and the names of its state before and after."""
+    short = text.convolution
+    if short is None:
+        return {}, {}, {}
+    kinds = ["conv" if index in short.layers else "full_attention" for index in range(text.num_layers)]
+    past, present = (f"{start}%d.{CONVOLUTION}" for start in (PAST, PRESENT))
+    entries = {"layer_types": kinds, "conv_cache_size": short.positions}
+    return entries, {"past_conv_names": past}, {"present_conv_names": present}
 
 
 def _vision(facts: Facts, files: Mapping[str, str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hvlc.chat.tokenizing import Tokenizing
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.facts import Facts, ImageFacts, Kind
+from hvlc.graphs.states import PAST, PRESENT
 from hvlc.manifest.lock import LOCK, Lock, Provenance
 from hvlc.manifest.manifest import (
     DECODER,
@@ -102,6 +103,7 @@ def write_package(
         text=_text_rule(text.tokenizing),
         hidden_size=facts.hidden_size,
         bits_per_decoder_weight=bits_per_decoder_weight,
+        rewinds=facts.text is None or facts.text.rewinds,
         files=entries,
         **_facts(facts, files, checkpoint_directory),
     )
@@ -168,9 +170,9 @@ def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEnt
     for name, component in bundle.components.items():
         inputs = tuple(str(v.name) for v in component.graph.inputs)
         outputs = tuple(str(v.name) for v in component.graph.outputs)
-        if component.role is Role.DECODER:  # the KV cache follows genai_config.json
-            inputs = tuple(n for n in inputs if not n.startswith("past_key_values"))
-            outputs = tuple(n for n in outputs if not n.startswith("present"))
+        if component.role is Role.DECODER:  # states follow genai_config.json
+            inputs = tuple(n for n in inputs if not n.startswith(PAST))
+            outputs = tuple(n for n in outputs if not n.startswith(PRESENT))
         entries[name] = ComponentEntry(
             file=files[name],
             role=component.role,

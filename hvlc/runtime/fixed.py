@@ -13,6 +13,7 @@ import onnxruntime as ort
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.graphs.placement import Phase
+from hvlc.graphs.states import PAST, PRESENT
 from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.opening.sessions import PackageSession
 from hvlc.runtime.providers import open_component, register_providers
@@ -28,7 +29,6 @@ DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
-PAST, PRESENT = "past_key_values.", "present."
 LOGITS = "logits"
 
 

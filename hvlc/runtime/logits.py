@@ -8,6 +8,7 @@ import numpy as np
 from hvlc.errors import UserError
 from hvlc.graphs.builder import keep_all_logits
 from hvlc.graphs.facts import Kind
+from hvlc.graphs.states import empty_shape
 from hvlc.inputs.tokenizer import opening_tokens
 from hvlc.opening.cutting import load_ir, session_of
 from hvlc.opening.package import open_package
@@ -62,7 +63,7 @@ class TextScorer:
             return self._staged.logits(ids)
         mask = np.ones((1, len(ids)), np.int64)
         past = {
-            value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), DTYPES[value.type])
+            value.name: np.zeros(empty_shape(value.shape), DTYPES[value.type])
             for value in self._session.get_inputs()
             if value.name not in ("input_ids", "attention_mask")
         }

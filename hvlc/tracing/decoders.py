@@ -12,9 +12,10 @@ import onnx_ir as ir
 from hvlc.errors import UserError
 from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
 from hvlc.graphs.placement import Phase
+from hvlc.graphs.states import PAST, PRESENT
 from hvlc.manifest.manifest import ComponentEntry, Manifest
 from hvlc.results import trace_points
-from hvlc.runtime.fixed import LOGITS, PAST, PRESENT
+from hvlc.runtime.fixed import LOGITS
 from hvlc.tracing.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
 from hvlc.tracing.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage
 from hvlc.tracing.parts import Graph, Part, Precision, before_rounding
@@ -250,8 +251,7 @@ def _vocabulary(graph: Graph) -> int:
 
 def _layer_part(graph: Graph, index: int, start: ir.Value, end: ir.Value) -> Part:
     """One layer of a graph, with its cache and what says how long the sequence is."""
-    sides = ("key", "value")
     lengths = [v for v in graph.graph.inputs if v.name in ("attention_mask", LAST_INDEX, MOST_TOKENS)]
-    past = [f"{PAST}{index}.{side}" for side in sides]
-    present = [graph.value(f"{PRESENT}{index}.{side}") for side in sides]
+    past = [str(v.name) for v in graph.graph.inputs if str(v.name).startswith(f"{PAST}{index}.")]
+    present = [v for v in graph.graph.outputs if str(v.name).startswith(f"{PRESENT}{index}.")]
     return graph.part([start, *lengths, *past], [end, *present])

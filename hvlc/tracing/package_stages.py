@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from hvlc.graphs.states import empty_shape
 from hvlc.opening.sessions import PackageSession
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question, Values
@@ -302,7 +303,7 @@ class DecoderLayer(_PartStage):
         prompt = len(values[trace_points.TOKENIZATION])
         ends = [prompt, *range(prompt + 1, given.shape[1] + 1)] if stepwise else [given.shape[1]]
         stream, _, *cache = session.get_inputs()
-        past = [np.zeros((1, v.shape[1], 0, v.shape[3]), DTYPES[v.type]) for v in cache]
+        past = [np.zeros(empty_shape(v.shape), DTYPES[v.type]) for v in cache]
         made, start = [], 0
         for end in ends:
             feeds = {stream.name: given[:, start:end], "attention_mask": np.ones((1, end), np.int64)}

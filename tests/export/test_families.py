@@ -24,11 +24,19 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 from hvlc.errors import UserError, raise_all
 from hvlc.export import export_bundle, known_families
 from hvlc.export.decoder.graph import decoder
-from hvlc.export.language import CONTEXT_LIMIT, decoder_shape, head_parameter, rotary_tables
+from hvlc.export.language import (
+    CONTEXT_LIMIT,
+    decoder_shape,
+    graph_name,
+    head_parameter,
+    rotary_tables,
+    with_graph_names,
+)
 from hvlc.export.settings import read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.plan import Action
+from hvlc.graphs.states import empty_shape
 from hvlc.models.numbers import LanguageNumbers
 from hvlc.results.build import BuildResult
 from hvlc.runtime.generation import LanguageModel
@@ -74,7 +82,7 @@ class Decoder:
     def __init__(self, graph: ort.InferenceSession) -> None:
         self.session = graph
         past = [i for i in self.session.get_inputs() if i.name.startswith("past")]
-        self.cache = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in past}
+        self.cache = {i.name: np.zeros(empty_shape(i.shape), np.float32) for i in past}
         self.total = 0
 
     def __call__(self, given: torch.Tensor) -> np.ndarray:
@@ -90,6 +98,12 @@ class Decoder:
         return logits
 
 
+def cache_of(model: torch.nn.Module) -> DynamicCache:
+    """transformers' cache, with states where there are some: its caches of windows get a window of one wrong."""
+    convolves = "conv" in (getattr(model.config, "layer_types", None) or ())
+    return DynamicCache(config=model.config) if convolves else DynamicCache()
+
+
 def text_difference(directory: Path, bundle: Bundle, optimization: str = "as written") -> float:
     """Largest difference between a bundle's logits and those of transformers."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -99,7 +113,7 @@ def text_difference(directory: Path, bundle: Bundle, optimization: str = "as wri
 @torch.no_grad()
 def logits_difference(model: torch.nn.Module, graph: ort.InferenceSession) -> float:
     """Largest difference of the logits after a prompt and after each of two more tokens."""
-    decode, cache, random = Decoder(graph), DynamicCache(), generator()
+    decode, cache, random = Decoder(graph), cache_of(model), generator()
     differences = []
     for length in (11, 1, 1):
         ids = torch.randint(0, 256, (1, length), generator=random)
@@ -117,8 +131,8 @@ def test_a_decoder_is_the_text_half_of_a_model_that_sees(tmp_path: Path, family:
     directory = save_text(tmp_path / "checkpoint", family, tie_word_embeddings=tied)
     opened = Checkpoint.open(directory)
     renamed = {name.replace("model.", "model.text_model.", 1): t for name, t in opened.tensors.items()}
-    checkpoint = replace(opened, tensors=renamed)
     record = importlib.import_module(f"hvlc.export.families.{family}").FAMILY
+    checkpoint = with_graph_names(replace(opened, tensors=renamed), record, "model.text_model")
     config = read_config(record.config, checkpoint, LanguageNumbers)
     shape = decoder_shape(config, record, checkpoint.config, checkpoint.problems)
     b = GraphBuilder("decoder", checkpoint)
@@ -126,7 +140,8 @@ def test_a_decoder_is_the_text_half_of_a_model_that_sees(tmp_path: Path, family:
     tables = rotary_tables(config, record, shape, checkpoint.problems)
     decode = Decoder(session(decoder(b, "model.text_model", head, shape, tables)))
     raise_all(checkpoint.problems)
-    model, cache = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(), DynamicCache()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    cache = cache_of(model)
     for length in (11, 1, 1):
         embeds = torch.randn(1, length, shape.hidden, generator=generator(length))
         expected = model(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[:, -1:].numpy()
@@ -189,6 +204,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite tied": ("granite", GRANITE | {"tie_word_embeddings": True}),
     "granite biases": ("granite", GRANITE | {"attention_bias": True, "mlp_bias": True}),
     "granite without multipliers": ("granite", dict.fromkeys(GRANITE, 1.0)),
+    "lfm2 untied": ("lfm2", {"tie_word_embeddings": False}),
+    "lfm2 convolution last": ("lfm2", {"layer_types": ["full_attention", "conv"]}),
+    "lfm2 biases": ("lfm2", {"conv_bias": True}),
+    "lfm2 kernel of two": ("lfm2", {"conv_L_cache": 2}),
+    "lfm2 kernel longer than the prompt": (
+        "lfm2",
+        {"conv_L_cache": 16, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
+    "lfm2 width as configured": ("lfm2", {"block_auto_adjust_ff_dim": False}),
+    "lfm2 width times a factor": ("lfm2", {"block_ffn_dim_multiplier": 1.3, "intermediate_size": 100}),
+    "lfm2 indices of attention": ("lfm2", {"layer_types": None, "full_attn_idxs": [1, 3], "num_hidden_layers": 5}),
+    "lfm2 yarn": ("lfm2", {"rope_parameters": ROPES["yarn"]}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "llama long rope": ("llama", {"rope_parameters": LONG_ROPE}),
     "ministral tied": ("ministral", {"tie_word_embeddings": True}),
@@ -356,6 +383,7 @@ def test_what_sets_a_family_apart_is_in_the_graph(tmp_path: Path, family: str) -
     expected = {
         "gemma3_text": (0, 4, [1, 1], [6, 0], {0.25}),
         "granite": (0, 0, [1, 1], [0, 0], {0.125}),
+        "lfm2": (0, 2, [1], [0], {0.25}),
         "ministral": (0, 0, [1, 1], [8, 0], {0.25}),
         "mistral": (0, 0, [1, 1], [8, 8], {0.25}),
         "qwen2": (6, 0, [1, 1], [0, 0], {0.25}),
@@ -366,9 +394,11 @@ def test_what_sets_a_family_apart_is_in_the_graph(tmp_path: Path, family: str) -
     assert found == expected.get(family, (0, 0, [1, 1], [0, 0], {0.25}))
     kinds = [n.op_type for n in graph]
     gates = 1 if family == "gemma3_text" else 2  # a gate multiplies, and so does SiLU
-    assert kinds.count("Mul") == 2 * gates + (family in ("gemma3_text", "granite"))
+    more = {"gemma3_text": 1, "granite": 1, "lfm2": 2}  # the embedding's factor, a convolution's gates
+    assert kinds.count("Mul") == 2 * gates + more.get(family, 0)
     assert kinds.count("Gelu") == 2 * (family == "gemma3_text")
     assert kinds.count("RMSNormalization") == 1 + len(norms) + 2 * (4 if family == "gemma3_text" else 2)
+    assert kinds.count("CausalConvWithState") == (family == "lfm2")
 
 
 INT4 = """
@@ -412,7 +442,8 @@ def weights_by_projection(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             sizes, parts = [fused.shape[0] // 2] * 2, ("gate_proj", "up_proj")
         views = zip(parts, fused.split(sizes), strict=True)
         weights |= {name.replace(name.split(".")[-2], part): view for part, view in views}
-    return weights
+    names = importlib.import_module(f"hvlc.export.families.{config.model_type}").FAMILY.names
+    return {graph_name(name, "model", names): value for name, value in weights.items()}
 
 
 def opened(result: BuildResult, component: str) -> ort.InferenceSession:

@@ -31,7 +31,8 @@ def test_layers_of_a_decoder_are_transformers_hidden_states(family: str, tmp_pat
     layers = tracer.layout.decoder
     for index, state in enumerate(expected.hidden_states[1:-1]):  # the last one is after the norm
         np.testing.assert_array_equal(values[trace_points.decoder_layer(index)], state[0].numpy())
-    normed = model.model.norm(torch.from_numpy(values[trace_points.decoder_layer(layers - 1)]))
+    norm = model.model.embedding_norm if family == "lfm2" else model.model.norm
+    normed = norm(torch.from_numpy(values[trace_points.decoder_layer(layers - 1)]))
     np.testing.assert_allclose(normed.numpy(), expected.hidden_states[-1][0].numpy(), atol=1e-6)
     np.testing.assert_allclose(values[trace_points.HEAD], expected.logits[0].numpy(), atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -10,6 +10,7 @@ from hvlc.errors import raise_all
 from hvlc.export import export_bundle
 from hvlc.graphs.builder import IR_VERSION
 from hvlc.graphs.bundle import Bundle, Component, Role
+from hvlc.graphs.states import empty_shape
 from hvlc.passes.lists import structural_passes
 from hvlc.targets import load_target
 from hvlc.training.tokenizer import VOCABULARY_SIZE, special_token_id
@@ -33,9 +34,7 @@ def bundle_of(checkpoint: Path, *, fused: bool = True) -> Bundle:
 
 def run_component(bundle: Bundle, name: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     model = session(bundle.components[name].model)
-    empty = {
-        i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in model.get_inputs() if "past" in i.name
-    }
+    empty = {i.name: np.zeros(empty_shape(i.shape), np.float32) for i in model.get_inputs() if "past" in i.name}
     return dict(zip([o.name for o in model.get_outputs()], model.run(None, feeds | empty), strict=True))
 
 

@@ -6,6 +6,8 @@ and keys. What a family stores otherwise (fused projections, neighbours that rot
 to this shape where weights are read, so that every pass knows the graph.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,8 +15,10 @@ from hvlc.export.decoder.attention import attention
 from hvlc.export.decoder.embedding import look_up
 from hvlc.export.decoder.parts import gain, last_position, mlp, rms_norm, scaled
 from hvlc.export.decoder.rotary import RotaryTables
-from hvlc.export.decoder.rotation import layer_turns
+from hvlc.export.decoder.rotation import Turns, layer_turns
 from hvlc.export.decoder.shape import DecoderShape
+from hvlc.export.decoder.short_convolution import short_convolution
+from hvlc.export.decoder.states import past_states, present_states
 from hvlc.export.settings import refuse_surplus
 from hvlc.graphs.builder import GraphBuilder
 
@@ -40,14 +44,13 @@ def decoder(
     Returns:
         Inputs `inputs_embeds` float `[batch, sequence, hidden + side channels]` (or `input_ids` int64
         `[batch, sequence]` with a table), `attention_mask` int64 `[batch, total]`, `position_ids` int64
-        `[3, batch, sequence]` where positions are given, `past_key_values.N.key|value`; outputs `logits` float
-        `[batch, 1, vocabulary]` (the last position only: an unpruned head on a long image prompt is gigabytes),
-        `present.N.key|value`.
+        `[3, batch, sequence]` where positions are given, `past_key_values.N.key|value` (`past_key_values.N.conv` of a
+        layer with a convolution); outputs `logits` float `[batch, 1, vocabulary]` (the last position only: an unpruned
+        head on a long image prompt is gigabytes), `present.N.key|value|conv`.
 
     Raises:
         UserError: the checkpoint stores a bias, norm or layer that its configuration does not have.
     """
-    cache = ["batch", shape.kv_heads, "past", shape.head_size]
     if table is None:
         embeds = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden + shape.side_channels])
         x, taps = _streams(b, embeds, prefix, shape)
@@ -58,10 +61,7 @@ def decoder(
         factor = b.constant(np.array(shape.multipliers.embedding, np.float32))
         x = b.op("Mul", x, factor, name=f"{prefix}.embedding_multiplier")
     mask = b.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
-    past = [
-        tuple(b.input(f"past_key_values.{i}.{part}", ir.DataType.FLOAT, cache) for part in ("key", "value"))
-        for i in range(shape.layers)
-    ]
+    past = past_states(b, shape)
     lengths = b.op("Sub", b.op("ReduceSum", mask, b.ints(1), keepdims=0), b.ints(1))
     lengths = b.op("Cast", lengths, to=int(ir.DataType.INT32))
     total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
@@ -72,26 +72,23 @@ def decoder(
         layer = f"{prefix}.layers.{index}"
         normed = rms_norm(b, x, f"{layer}.{shape.norms.attention}", shape.hidden, shape)
         given = past[index], (lengths, total), turns[index]
-        attended, *kv = attention(b, normed, f"{layer}.self_attn", shape, index, *given)
-        attended = _added(b, attended, layer, shape.norms.attended, shape)
+        mixed, *state = _mixed(b, normed, layer, shape, index, *given)
+        mixed = _added(b, mixed, layer, shape.norms.attended, shape)
         if index == shape.layers - 1:
             x = last_position(b, x, layer)
-        x = b.op("Add", x, attended, name=f"{layer}.residual1")
+        x = b.op("Add", x, mixed, name=f"{layer}.residual1")
         normed = rms_norm(b, x, f"{layer}.{shape.norms.mlp}", shape.hidden, shape)
         transformed = _added(b, mlp(b, normed, f"{layer}.mlp", shape), layer, shape.norms.transformed, shape)
         x = b.op("Add", x, transformed, name=f"{layer}.residual2")
         if index < len(taps):
             tap = last_position(b, taps[index], f"{layer}.tap") if index == shape.layers - 1 else taps[index]
             x = b.op("Add", x, tap, name=f"{layer}.residual3")
-        present.append(kv)
+        present.append(state)
     refuse_surplus(b, f"{prefix}.layers.{shape.layers}.{shape.norms.attention}.weight")
     x = _last_norm(b, x, f"{prefix}.norm", shape)
     logits = b.op("MatMul", x, _head_weight(b, head, table, shape), name="lm_head")
     b.output(logits, "logits", ir.DataType.FLOAT, ["batch", 1, shape.vocabulary])
-    grown = ["batch", shape.kv_heads, "total", shape.head_size]
-    for index, kv in enumerate(present):
-        for part, value in zip(("key", "value"), kv, strict=True):
-            b.output(value, f"present.{index}.{part}", ir.DataType.FLOAT, grown)
+    present_states(b, shape, present)
     return b.model()
 
 
@@ -111,6 +108,22 @@ def _streams(b: GraphBuilder, embeds: ir.Value, prefix: str, shape: DecoderShape
         for name, start in zip(names, starts, strict=True)
     ]
     return cut[0], cut[1:]
+
+
+def _mixed(
+    b: GraphBuilder,
+    x: ir.Value,
+    layer: str,
+    shape: DecoderShape,
+    index: int,
+    past: Sequence[ir.Value],
+    lengths: tuple[ir.Value, ir.Value],
+    turns: Turns,
+) -> tuple[ir.Value, ...]:
+    """What attention or convolution of a layer adds to the residual stream, and what it keeps for later positions."""
+    if shape.convolves(index):
+        return short_convolution(b, x, f"{layer}.conv", shape, index, *past)
+    return attention(b, x, f"{layer}.self_attn", shape, index, past, lengths, turns)
 
 
 def _last_norm(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:

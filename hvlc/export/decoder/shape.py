@@ -86,6 +86,19 @@ class GridPositions:
 
 
 @dataclass(frozen=True)
+class ShortConvolution:
+    """Layers that mix positions by a short convolution instead of attention (LFM2).
+
+    Attributes:
+        layers: their indices.
+        length: positions that the kernel reads, the token's own included.
+    """
+
+    layers: frozenset[int]
+    length: int
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """Dimensions and parts of a decoder.
 
@@ -113,6 +126,7 @@ class DecoderShape:
         grid_positions: positions in three axes, that the decoder is given; None: those of the sequence (Qwen-VL).
         taps: how many first layers add features of the image after them (DeepStack, arXiv 2406.04334); they come
             as channels of the embeddings behind those of the residual stream.
+        convolution: layers without attention (LFM2). None: every layer has one.
     """
 
     layers: int
@@ -137,8 +151,13 @@ class DecoderShape:
     rotary_kinds: tuple[str, ...] = ()
     grid_positions: GridPositions | None = None
     taps: int = 0
+    convolution: ShortConvolution | None = None
 
     @property
     def side_channels(self) -> int:
         """Channels of the embeddings that are not of the residual stream."""
         return self.taps * self.hidden
+
+    def convolves(self, layer: int) -> bool:
+        """Whether a layer has a short convolution in the place of its attention."""
+        return self.convolution is not None and layer in self.convolution.layers

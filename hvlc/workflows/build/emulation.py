@@ -16,6 +16,7 @@ from onnxruntime import NodeArg
 
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.graphs.facts import Kind
+from hvlc.graphs.states import PAST, PRESENT
 from hvlc.inputs.images import to_array
 from hvlc.manifest.manifest import POSITION_TABLE, Manifest
 from hvlc.opening.package import open_package
@@ -142,7 +143,7 @@ class _Stages:
             session = self._session(name, stage["filename"])
             feeds = {i.name: self._feed(i, values) for i in session.get_inputs()}
             filled = (slice(None), slice(None), slice(0, total))
-            caches = {o.name: filled for o in session.get_outputs() if o.name.startswith("present.")}
+            caches = {o.name: filled for o in session.get_outputs() if o.name.startswith(PRESENT)}
             samples[name].append(Sample(feeds, caches))
             outputs = dict(zip(stage["outputs"], session.run(stage["outputs"], feeds), strict=True))
             if "inputs_embeds" in outputs and features is not None:
@@ -154,7 +155,7 @@ class _Stages:
 
     def _feed(self, wanted: NodeArg, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """An input by its name; a cache that nothing has filled yet is zeros."""
-        present = wanted.name.replace("past_key_values.", "present.")
+        present = wanted.name.replace(PAST, PRESENT)
         if present == wanted.name:
             return values[wanted.name]
         return self._cache.get(present, np.zeros(wanted.shape, DTYPES[wanted.type]))

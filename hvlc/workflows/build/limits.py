@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hvlc.errors import TargetError, UserError, raise_all
-from hvlc.graphs.bundle import Bundle, Component
+from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.placement import Placement
 from hvlc.graphs.shapes import dynamic_dims, infer_shapes
 from hvlc.lint.engine import lint_graph
@@ -17,6 +17,10 @@ from hvlc.results.build import Estimate
 from hvlc.targets import Compiler, Operation, Target, target_for
 
 _OTHER = "choose another target"
+_PADDED_STATE = (
+    "a decoder of fixed shapes takes a prompt in chunks, the last one padded, and the state of the decoder's "
+    "convolutions would hold the padding"
+)
 _CPU = "cpu"  # the execution provider that no package needs to name
 
 
@@ -29,6 +33,8 @@ def check_target(bundle: Bundle, target: Target) -> None:
     problems = []
     if not target.fixed_shapes and target.execution_provider != _CPU and target.provider is None:
         problems.append(f"packages for the execution provider {target.execution_provider!r} cannot be written yet")
+    if target.fixes(Role.DECODER) and bundle.facts.text is not None and not bundle.facts.text.rewinds:
+        problems.append(_PADDED_STATE)
     problems += _refused(target, [c for c in bundle.components.values() if not target.fixes(c.role)])
     _raise(target, problems)
 

@@ -13,6 +13,7 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.builder import POSITIONS
 from hvlc.graphs.bundle import Bundle, Component
 from hvlc.graphs.sessions import open_session, session_options
+from hvlc.graphs.states import empty_shape
 from hvlc.runtime.vision import Seen
 
 BATCH_TOKENS = 2048  # of text that run at once
@@ -84,8 +85,7 @@ def decoder_feeds(
         feeds[POSITIONS] = positions
     for value in decoder.graph.inputs:
         if str(value.name) not in feeds and value.shape is not None and value.dtype is not None:
-            _, heads, _, size = value.shape
-            feeds[str(value.name)] = np.zeros((batch, int(str(heads)), 0, int(str(size))), value.dtype.numpy())
+            feeds[str(value.name)] = np.zeros(empty_shape(value.shape, batch), value.dtype.numpy())
     return feeds
 
 
