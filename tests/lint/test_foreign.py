@@ -19,6 +19,7 @@ from hvlc.lint.graphs import read_graph
 from hvlc.results.lint import GraphLint
 from hvlc.targets import load_target
 from tests.helpers.commands import Hvlc
+from tests.helpers.targets import SNAPDRAGONS
 
 CPU, NPU = load_target("cpu"), load_target("qnn-sm8750")
 node = helper.make_node
@@ -446,7 +447,7 @@ def test_constants_without_end_are_not_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.UINT64, TensorProto.INT16])
-@pytest.mark.parametrize("name", ["qnn-sm8550", "qnn-sm8650", "qnn-sm8750", "qnn-sm8850"])
+@pytest.mark.parametrize("name", SNAPDRAGONS)
 def test_element_types_that_no_snapdragon_has(dtype: int, name: str, tmp_path: Path) -> None:
     model = model_of(node("Add", ["x", "x"], ["y"]), inputs=[value("x", dtype=dtype)], opset=21)
     assert linted(model, tmp_path, load_target(name)).refused == 1

@@ -15,6 +15,7 @@ from hvlc.opening.options import check_options
 from hvlc.targets import load_target
 from tests.export.tiny_families import VISION_LANGUAGE
 from tests.helpers.packages import changed_json, renewed
+from tests.helpers.targets import SNAPDRAGONS
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_options_of_the_shipped_targets_are_known(name: str) -> None:
     check_options(name, target.provider_name, target.provider_options)
 
 
-@pytest.mark.parametrize("name", ["qnn-sm8550", "qnn-sm8650", "qnn-sm8750", "qnn-sm8850"])
+@pytest.mark.parametrize("name", SNAPDRAGONS)
 def test_options_of_compiled_graphs_are_known(name: str) -> None:
     from hvlc.qnn.compiler import CompileOptions
 

@@ -6,6 +6,7 @@ The pass decides nothing. Levels are lazy: they are computed when they are writt
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -35,6 +36,7 @@ class QuantizeWeights(ComponentPass):
         solved: levels that are known already, by node name within a component's name; the others are solved when
             they are written.
         roles: components whose assignments it performs.
+        reads: streams that its nodes read; a format that stores another one is an error.
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class QuantizeWeights(ComponentPass):
     requires = frozenset({Trait.WHOLE_DECODER, Trait.SEPARATE_ENCODERS})
     promises = frozenset({Trait.QUANTIZED_WEIGHTS})
     ends = frozenset({Trait.FLOAT_WEIGHTS})
+    reads: ClassVar[frozenset[Stream]] = frozenset({*_INPUTS, Stream.MIDDLES})
 
     def transform(self, component: Component) -> Outcome:
         """Perform the assignments of this component."""
@@ -69,6 +72,7 @@ class QuantizeWeights(ComponentPass):
             raise HvlcError("plan.incomplete", f"{assignment.weight} has no format or no value", "report it")
         known = self.solved.get((assignment.component, assignment.node))
         quantization = known or self._unsolved(expression_of(weight.const_value), assignment, format, lookup)
+        self._check_read(quantization.format)
         stored = self._initializers(graph, assignment.weight, quantization, rows=lookup)
         stored[Stream.SCALES] = self._float_scales(graph, node, stored[Stream.SCALES])
         new = _lookup(node, stored, format) if lookup else self._product(node, stored, assignment, format)
@@ -76,6 +80,17 @@ class QuantizeWeights(ComponentPass):
         if Stream.MIDDLES in stored:
             add_middles(graph, new, stored[Stream.MIDDLES], format.block_size)
         drop_unread(graph, weight)
+
+    def _check_read(self, format: WeightFormat) -> None:
+        """Hold the streams of a format against those that nodes read: one that is left out changes the numbers.
+
+        Raises:
+            HvlcError: it stores another (a bug).
+        """
+        unread = [stream for stream in format.streams if stream not in self.reads]
+        if unread:
+            cause = f"internal error: {self.name} reads no {unread[0]}, which {format} stores"
+            raise HvlcError("pass.stream", cause, "please report it")
 
     def _initializers(
         self, graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight, *, rows: bool

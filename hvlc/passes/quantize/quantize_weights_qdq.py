@@ -15,6 +15,7 @@ with int8 activations of the two, unless the session option `session.qdq_matmuln
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +49,7 @@ class QuantizeWeightsQDQ(QuantizeWeights):
     """
 
     direct: bool = False
+    reads: ClassVar[frozenset[Stream]] = frozenset({Stream.LEVELS, Stream.SCALES, Stream.FACTORS})
 
     def transform(self, component: Component) -> Outcome:
         """Perform the assignments of this component.

@@ -157,6 +157,15 @@ def test_a_plan_without_format_is_our_bug() -> None:
     assert error.value.exit_code == 1
 
 
+def test_a_stream_that_no_node_reads_is_our_bug() -> None:
+    weight = matrix(4, 32)
+    bundle = product(weight)
+    with pytest.raises(HvlcError, match=r"QuantizeWeights reads no factors, which int4 b16 sym lpbq stores") as error:
+        quantize(bundle, assignment(weight, weight_format(4, 16, True, ScaleType.LPBQ, False)))
+    assert (error.value.code, error.value.exit_code) == ("pass.stream", 1)
+    assert [node.op_type for node in bundle.components["graph"].graph] == ["MatMul"]
+
+
 ASYMMETRIC = [weight_format(bits, block, False, ScaleType.FLOAT32) for bits in (4, 8) for block in (16, 32, 128)]
 
 

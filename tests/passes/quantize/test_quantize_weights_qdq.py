@@ -3,13 +3,13 @@
 import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hvlc.errors import UserError
+from hvlc.errors import HvlcError, UserError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Action, ActivationFormat, Assignment, Plan
@@ -19,6 +19,7 @@ from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.weights.formats import ScaleType, Stream, WeightFormat, weight_format
+from hvlc.weights.formats.block import SymmetricFormat
 from hvlc.weights.lazy import Box, Constant, Expression, LazyTensor
 from hvlc.weights.quantized import SolvedWeight
 from tests.helpers.sessions import OPTIMIZATIONS, run, session
@@ -168,6 +169,22 @@ def test_what_the_form_cannot_hold_is_refused_before_anything_changes(format: We
     with pytest.raises(UserError, match=r"plan\.static") as error:
         quantize(bundle, assignment(weight, format))
     assert complaint in error.value.cause
+    assert ops(bundle.components["graph"].graph) == ["MatMul"]
+
+
+@dataclass(frozen=True)
+class WithMiddles(SymmetricFormat):
+    """A format whose values stay wrong unless something reads what it stores beside levels and scales."""
+
+    extra: ClassVar[tuple[Stream, ...]] = (Stream.MIDDLES,)
+
+
+def test_a_stream_that_no_node_reads_is_our_bug() -> None:
+    weight = matrix(4, 32)
+    bundle = product(weight)
+    with pytest.raises(HvlcError, match="QuantizeWeightsQDQ reads no middles, which int4 b16 sym f16 stores") as error:
+        quantize(bundle, assignment(weight, WithMiddles(4, 16)))
+    assert (error.value.code, error.value.exit_code) == ("pass.stream", 1)
     assert ops(bundle.components["graph"].graph) == ["MatMul"]
 
 
