@@ -175,7 +175,7 @@ class CalibrationSet:
 
 
 def _content(sample: Sample) -> Iterator[bytes]:
-    """What a sample feeds, field by field."""
+    """Contents of a sample, field by field."""
     if isinstance(sample, TextSample):
         yield from (b"text", _bytes(sample.ids))
         return

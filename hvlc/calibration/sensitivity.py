@@ -32,7 +32,7 @@ _ROWS = 4096  # of a matrix whose error is measured at a time
 
 #: Feeds of a component; the tables that are looked up on the way have these values, by component and node.
 Feeds = Callable[[Mapping[tuple[str, str], np.ndarray]], Sequence[Mapping[str, np.ndarray]]]
-#: What the whole model answers, given a component's output for each of its feeds, again and again for several branches.
+#: Function to the whole model's logits from a component's output for each of its feeds, called once for each branch.
 Answers = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 
@@ -133,7 +133,7 @@ class Probe:
     cache: WalkCache
 
     def costs(self, trials: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, list[int]]]:
-        """What each trial of each part costs, in weights of the component's products that every token passes; 0 where
+        """Cost of each trial of each part, in weights of the component's products that every token passes; 0 where
         answers are left out.
         """
         groups = linear_groups(self.component.graph)

@@ -18,7 +18,7 @@ from hvlc.zoo import documents
 #: Sources that come with hvlc.
 BUILT_IN = ("documents", "text")
 
-#: How many samples, and how many tokens each, where nothing else is said: what GPTQ calibrates on
+#: Samples, and tokens of each, where nothing else is said: what GPTQ calibrates on
 #: (arXiv:2210.17323, section 4), in windows a quarter as long.
 SAMPLES, TOKENS = 128, 512
 
@@ -54,7 +54,7 @@ class Model:
 
     @property
     def kind(self) -> Kind:
-        """What it is for."""
+        """Purpose of the model."""
         return self.facts.kind
 
     @property

@@ -189,7 +189,7 @@ def _joined(pieces: Iterable[tuple[str, bool]]) -> str:
 
 
 def _names(target: nodes.Node) -> Iterator[nodes.Name]:
-    """What a loop or an assignment binds."""
+    """Names that a loop or an assignment binds."""
     if isinstance(target, nodes.Name):
         yield target
     elif isinstance(target, nodes.Tuple) and all(isinstance(item, nodes.Name) for item in target.items):

@@ -11,7 +11,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-#: What a template can raise besides Jinja's own errors.
+#: Errors that a template can raise besides Jinja's own.
 TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     TypeError,

@@ -96,7 +96,7 @@ def _settled(
 def _expected(
     renderer: Renderer, source: str, specials: Mapping[str, str], directory: Path, images: bool
 ) -> list[tuple[Chat, str | Refusal]]:
-    """What transformers renders of each chat.
+    """Prompt of each chat as transformers renders it.
 
     Raises:
         UserError: it cannot render the simplest, or does not come to an end.

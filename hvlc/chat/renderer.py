@@ -16,14 +16,14 @@ from typing import Any
 from hvlc.files.scratch import temporary_directory
 
 WORKER = Path(__file__).with_name("worker.py")
-#: How the process is started; nothing else of hvlc's own starts one while a package is asked.
+#: Command that starts the process; nothing else of hvlc's own starts one while a package is asked.
 COMMAND = (sys.executable, "-P", str(WORKER))
 
 _RENDER_SECONDS = 4.0  # a real template takes milliseconds
 _OPEN_SECONDS = 18.0  # of a tokenizer: 150,000 tokens take about a second
 _ENCODE_SECONDS = 10.0  # a tokenizer's expressions may backtrack for ever; real ones take a second for 10 MB
 _MEMORY = 1_500_000_000  # bytes of address space
-#: What onnxruntime-genai needs in a directory before it opens the tokenizer there; nothing of it is used.
+#: Configuration that onnxruntime-genai needs before it opens the tokenizer of a directory; nothing of it is used.
 _CONFIG = {"type": "llama", "vocab_size": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _CONFIGURATION = json.dumps({"model": {**_CONFIG, "context_length": 1}})
 

@@ -25,7 +25,7 @@ NOT_FOR_RUNTIME = ("chat_template", "tiktoken_file")
 _MOST = 64  # named templates of a checkpoint
 
 _NAMED = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()
-#: What transformers' tokenizer classes take for a token that no file names.
+#: Defaults of transformers' tokenizer classes for a token that no file names.
 _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "Qwen2Tokenizer": dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>"),

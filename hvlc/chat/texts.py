@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-#: What any conversation has. Two tokenizers that differ here are not the same tokenizer.
+#: Texts as any conversation has them. Two tokenizers that differ here are not the same tokenizer.
 ORDINARY = (
     "What is 2 + 2?",
     "The quick brown fox jumps over the lazy dog.",
@@ -19,7 +19,7 @@ ORDINARY = (
     "\U0001f600 and \U0001f44d\U0001f3fd",
 )
 
-#: What few texts have.
+#: Texts that are rare in conversations.
 RARE = {
     "decomposed letters": "cafe\u0301 A\u030a n\u0303 \u1100\u1161",
     "compatibility characters": "\ufb01ne \u2460 \uff21\uff22\uff5c \u00bd \u212b",

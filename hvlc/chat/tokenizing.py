@@ -1,4 +1,4 @@
-"""How texts become tokens in the runtime, and where that is not what the tokenizer's own library makes of them."""
+"""Tokenization of texts in the runtime, and its differences from the tokenizer's own library."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ _FIX = "save the tokenizer again, or match it with the model"
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """How a host has to make tokens, so that they are those that the model was trained on.
+    """Steps by which a host makes the tokens that the model was trained on.
 
     Attributes:
         form: Unicode form that a text is put into before it is encoded, which the runtime does not do; None: as it is.

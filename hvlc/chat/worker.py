@@ -18,7 +18,7 @@ from typing import Any
 
 #: Every rendered text is shorter: the context of the models is some thousands of tokens.
 _LONGEST = 4_000_000
-#: Of a request's strings that share one recursion with the interpreter.
+#: Bytes of the stack: a request's strings share one recursion with the interpreter.
 _STACK = 64_000_000
 
 
@@ -27,7 +27,7 @@ class _RefusedError(Exception):
 
 
 class Worker:
-    """What is open: a tokenizer of the runtime, and one of the library that made it."""
+    """Tokenizers that are open: one of the runtime, and one of the library that made it."""
 
     def __init__(self) -> None:
         self._runtime: Any = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `build` and `plan` share."""
+    """Add the options that `build` and `plan` share."""
     options = (
         click.argument("checkpoint", type=PLACE, required=False),
         click.option(

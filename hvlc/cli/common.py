@@ -1,4 +1,4 @@
-"""What every command is made of: printing, progress bars and the option for JSON."""
+"""Parts of every command: printing, progress bars and the option for JSON."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -112,7 +112,7 @@ def _demanded(gates: GateRequest, opened: "Sequence[ComparedModel]", asking: "Ev
 
 
 def _judged(gates: DemandedGates, opened: "Sequence[ComparedModel]", found: "ComparisonResult") -> "Judgement | None":
-    """What came of the gates: every model but the reference is held against them.
+    """Judge every model but the reference by the gates.
 
     Raises:
         UserError: a gate has nothing to decide on, or a file cannot be written.

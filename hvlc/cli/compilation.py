@@ -60,7 +60,7 @@ def compile_command(
 
 
 def of_package(directory: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """How a package was compiled, as JSON and as tables; both are empty where it was not."""
+    """Compilation of a package as JSON and as tables; both are empty where it was not compiled."""
     from hvlc.report.compilation import compilation_tables
     from hvlc.results.compilation import read_compilation
 

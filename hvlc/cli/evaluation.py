@@ -1,4 +1,4 @@
-"""How good a package is, on the command line."""
+"""Evaluation of a package on the command line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,7 +150,7 @@ def finish(
     table: Any,
     as_json: bool,
 ) -> None:
-    """What follows when everything is measured and written: hold the gates against it, and print it.
+    """Judge by the gates what was measured and written, and print it.
 
     Args:
         directory: of the model.

@@ -71,7 +71,7 @@ def gate_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class GateRequest:
-    """What was asked for on the command line.
+    """Gates and files that were asked for on the command line.
 
     Attributes:
         texts: gates.

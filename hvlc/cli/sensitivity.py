@@ -16,7 +16,7 @@ _PARTS = 1000  # of the progress
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What both commands share."""
+    """Add the options that both commands share."""
     formats = click.option(
         "--format",
         "formats",
@@ -152,7 +152,7 @@ def _opened(
     threads: int | None,
     cache: Path | None,
 ) -> Iterator[tuple[Any, Any]]:
-    """What is measured, and how."""
+    """Open the inputs of a measurement and its options."""
     from hvlc.recipes.schema import FormatSpec
     from hvlc.workflows.build.estimate import processors
     from hvlc.workflows.sensitivity.sensitivity import SensitivityOptions, opened

@@ -18,7 +18,7 @@ def train() -> None:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every training asks for."""
+    """Add the options of every training."""
     for option in (
         json_option,
         click.option("--seed", type=SEED, default=0, show_default=True),

@@ -1,4 +1,4 @@
-"""What can be evaluated."""
+"""Protocols of what can be evaluated."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -8,7 +8,7 @@ from hvlc.results import Agreement, Evaluation
 
 
 def compare(evaluation: Evaluation, reference: Evaluation) -> Agreement:
-    """How an evaluation agrees with a reference.
+    """Agreement of an evaluation with a reference.
 
     Raises:
         UserError: the two did not answer the same examples.

@@ -1,4 +1,4 @@
-"""How far values of a stage are from expected ones.
+"""Deviation of a stage's values from expected ones.
 
 Errors are taken position by position (a token, a patch) and then averaged: decoders have positions whose values are a
 thousand times as large as all others' ("Massive Activations in Large Language Models", arXiv 2402.17762), which would

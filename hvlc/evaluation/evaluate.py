@@ -150,7 +150,7 @@ def measure_fidelity(
 
 
 def _along(model: TeacherForced, example: Example, answer: Sequence[int], asked: Evaluation) -> np.ndarray:
-    """What a model expects along an answer, asked as an evaluation was."""
+    """Logits of a model along an answer, asked as an evaluation was."""
     return model.logits(example.question, example.images, answer, encoder=asked.encoder, vrc=asked.vrc)
 
 
@@ -215,7 +215,7 @@ def _share_exact(examples: Sequence[ExampleResult]) -> Score:
 
 
 def require_count(task: Task, count: int | None) -> int:
-    """How many examples are evaluated: `count`, or all.
+    """Number of examples that are evaluated: `count`, or all.
 
     Raises:
         UserError: the task is empty or shorter than `count`.

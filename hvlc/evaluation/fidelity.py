@@ -1,4 +1,4 @@
-"""How close a model's distribution over the next token is to a reference's, both given the same tokens."""
+"""Distance of a model's distribution over the next token from a reference's, both given the same tokens."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a long work has found so far, a line each, so that one that was killed goes on."""
+"""Journal of a long run: a line for each result, so that a run that was killed goes on."""
 
 import contextlib
 import json

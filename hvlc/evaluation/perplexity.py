@@ -162,7 +162,7 @@ def _digest(windows: Sequence[np.ndarray]) -> str:
 
 
 def _score(said: np.ndarray, ids: np.ndarray) -> ScoredWindow:
-    """What a model makes of a window: `said` float32 `[n, vocabulary]`, `ids` int64 `[n]`."""
+    """Score of a model on a window: `said` float32 `[n, vocabulary]`, `ids` int64 `[n]`."""
     nll = _nll(said[:-1].astype(np.float32), ids[1:])
     if not np.isfinite(nll):
         raise UserError("eval.numbers", "the logits are not finite", "check the model: it overflows")

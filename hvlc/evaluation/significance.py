@@ -1,4 +1,4 @@
-"""What of a difference between two evaluations of the same examples is more than noise."""
+"""Tests of significance for differences between two evaluations of the same examples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a model is asked."""
+"""Tasks: the examples that a model is asked."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What a checkpoint says that it is and all that it holds, compared with what was exported.
+"""Coverage of a checkpoint: its stated architecture and all of its tensors, compared with what was exported.
 
 A model that is almost the exported one loses something without a word: a classifier its scores, a value model its
 head. So an architecture of another task is refused, and so is every tensor that no graph reads, but for kinds that
@@ -17,7 +17,7 @@ from hvlc.graphs.facts import Kind
 from hvlc.weights.checkpoint import Checkpoint, StoredTensor
 from hvlc.weights.lazy import expression_of
 
-#: How transformers' classes for a kind's task are named, whatever the family.
+#: Ends of the names of transformers' classes for a kind's task, whatever the family.
 _SUFFIXES = {
     Kind.LANGUAGE: "ForCausalLM",
     Kind.VISION: "Model",

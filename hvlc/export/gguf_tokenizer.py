@@ -130,7 +130,7 @@ def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 
 
 def _config(vocabulary: Vocabulary) -> dict[str, Any]:
-    """What tokenizer_config.json says besides the chat template."""
+    """Content of tokenizer_config.json besides the chat template."""
 
     def text(index: int | None) -> str | None:
         return None if index is None else vocabulary.tokens[index]

@@ -22,7 +22,7 @@ _LARGEST = 4096  # pixels of a side; MAX_IMAGE_SIZE of transformers' smolvlm and
 
 
 def normalization(settings: dict[str, Any]) -> Normalization:
-    """How an image processor normalizes.
+    """Normalization of an image processor.
 
     Args:
         settings: of the processor.
@@ -40,7 +40,7 @@ def normalization(settings: dict[str, Any]) -> Normalization:
 
 
 def resampling(settings: dict[str, Any], usual: int) -> Resampling:
-    """How an image processor resizes.
+    """Resampling of an image processor.
 
     Args:
         settings: of the processor.
@@ -94,7 +94,7 @@ def overview_tiles(checkpoint: Checkpoint, config: Any) -> Rule:
     return Rule(rule, written.image, written.image, written.around[0], frozenset(special), rule.most_visual_tokens)
 
 
-#: What GotOcr2's image processor does where its settings do not say otherwise.
+#: Defaults of GotOcr2's image processor.
 _GOT_OCR2 = {"min_patches": 1, "max_patches": 12, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
 
 

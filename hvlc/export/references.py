@@ -1,4 +1,4 @@
-"""What a family's record says of a checkpoint that answers without being built: its kind, encoders and reference."""
+"""Records of families for checkpoints that answer without being built: kind, encoders and reference."""
 
 import importlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What stands beside the weights of a checkpoint, and what of it is refused: configuration, generation, processor."""
+"""Settings beside the weights of a checkpoint, and which of them are refused: configuration, generation, processor."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -85,7 +85,7 @@ def end_tokens(directory: Path, config: PreTrainedConfig) -> int | list[int]:
 
 @dataclass(frozen=True)
 class Processor:
-    """What the image processor's saved settings say.
+    """Saved settings of the image processor.
 
     Attributes:
         mean: of each channel, for values from 0 to 1; None: not said.

@@ -103,7 +103,7 @@ def tower(b: GraphBuilder, pixel_values: ir.Value, prefix: str, config: Any) -> 
 
 
 def counts_patches(config: Any) -> bool:
-    """Whether this is a Siglip2, which takes flattened patches and counts them instead of naming an image size."""
+    """Whether the tower is a Siglip2, which takes flattened patches and counts them instead of naming an image size."""
     return hasattr(type(config), "num_patches")
 
 

@@ -49,7 +49,7 @@ def vision_bundle(checkpoint: Checkpoint, config_class: type[PreTrainedConfig]) 
 
 
 def _facts(checkpoint: Checkpoint, config: Any, size: int) -> TowerFacts:
-    """What a host must know besides the graph; what the checkpoint does not say is None.
+    """Facts that a host needs besides the graph; None for those that the checkpoint does not state.
 
     Raises:
         UserError: the image processor's settings are of other types or outside their bounds.

@@ -1,1 +1,1 @@
-"""How hvlc opens and writes files: regular files alone, within bounds, with errors that name the place."""
+"""Opening and writing of files: regular files alone, within bounds, with errors that name the place."""

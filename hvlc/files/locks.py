@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What file systems without such locks answer; NFS has none on directories (EBADF).
+#: Error codes of file systems without such locks; NFS has none on directories (EBADF).
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
 _PAUSE = 0.05  # seconds between attempts
 

@@ -37,7 +37,7 @@ _MARKS = (
 
 
 def state_of(path: Path) -> os.stat_result | None:
-    """What is at a path, links followed; None where nothing is, or where it cannot be looked at.
+    """Status of the file at a path, links followed; None where nothing is, or where it cannot be looked at.
 
     Never raises: names that are too long, have a NUL or lie in a forbidden directory lead nowhere.
     """
@@ -147,7 +147,7 @@ def map_file(path: Path, code: str, *, fix: str = "fetch it again") -> mmap.mmap
 
 
 def reason(error: OSError | ValueError) -> str:
-    """What went wrong, without the path, which the caller names."""
+    """Cause of an error, without the path, which the caller names."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error)

@@ -23,7 +23,7 @@ LAST_POSITION = "last_position"
 #: Inputs of a decoder that gets its lengths from the host: position of the last token that runs, int32 `[1, 1]`, and
 #: bound of the sequence, int32 `[1]`.
 LAST_INDEX, MOST_TOKENS = "past_seq_len", "total_seq_len"
-#: What the head of a prompt's chunk is told: the row of the last token that is not padding, int32 `[1]`.
+#: Input of the head of a prompt's chunk: the row of the last token that is not padding, int32 `[1]`.
 LAST_ROW = "last_row"
 #: Input of a decoder that is given positions in three axes, time, row and column, int64 `[3, batch, sequence]`.
 POSITIONS = "position_ids"

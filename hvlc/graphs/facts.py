@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What a model or a package is for."""
+    """Purpose of a model or a package."""
 
     VISION_LANGUAGE = "vision-language"
     LANGUAGE = "language"
@@ -22,7 +22,8 @@ class Kind(StrEnum):
 
 
 class ImageRule(Protocol):
-    """How a family turns an image into pieces for its encoder and tokens for its prompt; `hvlc.imaging` has the rules.
+    """Rule by which a family turns an image into pieces for its encoder and tokens for its prompt; `hvlc.imaging` has
+    the rules.
 
     Attributes:
         kind: name of the rule.
@@ -213,7 +214,7 @@ class Facts:
 
     @property
     def kind(self) -> Kind:
-        """What the model is for."""
+        """Purpose of the model."""
         if self.image is not None:
             return Kind.VISION_LANGUAGE
         return Kind.LANGUAGE if self.text is not None else Kind.VISION

@@ -96,7 +96,7 @@ def tables(graph: ir.Graph) -> tuple[ir.Value, ...]:
 
 
 def stored_tables(graphs: Iterable[ir.Graph]) -> frozenset[StoredTensor]:
-    """What the checkpoint stores of the tables of some graphs."""
+    """Tensors that the checkpoint stores for the tables of some graphs."""
     return frozenset(t for graph in graphs for table in tables(graph) for t in values_of(table).stored())
 
 
@@ -142,7 +142,7 @@ def read_by(value: ir.Value, readers: Iterable[ir.Node]) -> bool:
 
 
 def inverse_factors(factors: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """What the channels of a producer are multiplied by where those that are made of them are multiplied by factors.
+    """Factors for the channels of a producer where the channels that are made of them are multiplied by `factors`.
 
     Args:
         factors: float32 `[in]`, above 0; equal where channels are.

@@ -26,7 +26,7 @@ _SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a processor resizes.
+    """Filter and sizes by which a processor resizes.
 
     Attributes:
         filter: "bilinear", "bicubic" or "lanczos".

@@ -18,7 +18,7 @@ CHOSEN_SCALE, PIXELS, SIZE = "chosen_scale", "pixels", "size"
 
 @dataclass(frozen=True)
 class Normalization:
-    """How grey levels become what the vision encoder takes: `(level * rescale - mean) / std`.
+    """Normalization of grey levels for the vision encoder: `(level * rescale - mean) / std`.
 
     Attributes:
         mean: per channel, after rescaling.
@@ -60,7 +60,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageRule(ABC):
-    """How an image becomes pieces and token ids. Subclasses are plain data: numbers, strings and tuples of them."""
+    """Rule by which an image becomes pieces and token ids. Subclasses are plain data: numbers, strings and tuples."""
 
     kind: ClassVar[str]
 

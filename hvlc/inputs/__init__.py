@@ -1,1 +1,1 @@
-"""What users give: documents, JSON Lines, images, tokenizer files. Parsed strictly, within bounds."""
+"""Parsers of what users give: documents, JSON Lines, images, tokenizer files. Strict and within bounds."""

@@ -22,7 +22,7 @@ _LONGEST = 500  # characters of an error
 _MOST_DIGITS = 40  # of an integer: tokenizers say int(1e30) where they mean "without bound"
 _MOST_NODES = 200_000  # of a YAML document, aliases counted as often as they are used
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-#: What parsers raise besides their own errors: by numbers, tags, nesting, keys that cannot be hashed.
+#: Errors that parsers raise besides their own: by numbers, tags, nesting, keys that cannot be hashed.
 _PARSER_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -150,7 +150,7 @@ def _read(path: Path, parse: Callable[[str], Any], syntax: str) -> Any:
 
 
 def _strictly(parse: Callable[[], Any]) -> Any:
-    """What a parser of YAML or TOML makes, its many errors as one ValueError."""
+    """Call a parser of YAML or TOML, with its many errors as one ValueError."""
     try:
         found = parse()
     except RecursionError as error:
@@ -162,7 +162,7 @@ def _strictly(parse: Callable[[], Any]) -> Any:
 
 
 def _said(error: Exception) -> str:
-    """What a parser says, in a few lines; keys and values that it quotes may be as long as the file."""
+    """Message of a parser in a few lines; keys and values that it quotes may be as long as the file."""
     text = str(error)
     if "set_int_max_str_digits" in text:  # Python's advice is for programmers
         return f"an integer of more than {_MOST_DIGITS} digits"

@@ -1,4 +1,4 @@
-"""What an image file may make its decoder do: how much it reads, how often, and how many passes it takes.
+"""Bounds of an image file's decoder: how much it reads, how often, and how many passes it takes.
 
 Sizes in pixels bound the result. These bounds are for files whose headers cost more than their pixels: thousands of
 tags that name the same bytes, comments that are joined one by one, strips without number, scans that are drawn over

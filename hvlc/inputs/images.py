@@ -44,7 +44,7 @@ _BAND = 1 << 22  # pixels of a band
 
 _FIX = "give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
 _SHRINK = "shrink it first"
-#: What Pillow's readers of these formats raise on damaged bytes: found by reading them, and by fuzzing.
+#: Errors of Pillow's readers of these formats on damaged bytes: found by reading them, and by fuzzing.
 _DECODER_ERRORS = (
     OSError,  # UnidentifiedImageError is one
     SyntaxError,  # Pillow's own, of headers
@@ -189,7 +189,7 @@ class _Guarded:
 
 
 def _said(error: BaseException) -> str:
-    """What a decoder says, in few words; a message about the object that hvlc gave it says nothing."""
+    """Message of a decoder in few words; one about the object that hvlc gave it says nothing."""
     text = str(error) or type(error).__name__
     return "not an image of these formats" if "cannot identify" in text else text[:200]
 

@@ -169,7 +169,7 @@ def _object(raw: bytes) -> Any:
 
 
 def _said(error: Exception) -> str:
-    """What is wrong with a line, in at most some three lines of text."""
+    """Problem of a line, in at most some three lines of text."""
     text = _described(error)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

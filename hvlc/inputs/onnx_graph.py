@@ -100,7 +100,7 @@ def _order(nodes: Sequence[onnx.NodeProto]) -> list[int]:
 
 
 def _graph(graph: onnx.GraphProto, outer: Names | None, where: str) -> Iterator[str]:
-    """What is wrong with the names of a graph and of those inside it."""
+    """Problems of the names of a graph and of those inside it."""
     names = Names(outer)
     inputs = [value.name for value in graph.input]
     constants = [t.name for t in graph.initializer] + [s.values.name for s in graph.sparse_initializer]

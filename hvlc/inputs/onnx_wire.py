@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 _MESSAGE, _TEXT, _NUMBER = 120, 24, 16
 _WIDEST = 10  # bytes of a varint
 _Field = tuple[str, Descriptor | None]
-#: What a length-delimited field holds.
+#: Kinds of content of a length-delimited field.
 _CHILD, _STRING, _BULK, _NUMBERS = "message", "string", "bulk", "numbers"
 
 

@@ -1,4 +1,4 @@
-"""What the tokenizer files of a checkpoint or package say, without a library that reads them."""
+"""Tokenizer files of a checkpoint or package, read without the tokenizers library."""
 
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,7 @@ def judge(nodes: Sequence[Node], target: Target) -> tuple[JudgedNode, ...]:
 
 
 def _findings(node: Node, target: Target) -> tuple[Finding, ...]:
-    """What the target and onnxruntime have against a node: of one that is computed before, what keeps it from that."""
+    """Objections of the target and onnxruntime to a node, or to computing it where that is done before."""
     said = () if node.folded else target.findings(node.operation)
     if any(finding.severity is Severity.REFUSAL for finding in said):
         return said  # with a reason and a way out of its own

@@ -15,7 +15,7 @@ MOST = 1024  # elements of a value that is followed
 _Values = Sequence[np.ndarray | None]
 _Attributes = Mapping[str, object]
 _Function = Callable[[_Values, _Attributes], np.ndarray | None]
-#: What NumPy raises for values that an operator does not take; such nodes are not followed.
+#: Errors of NumPy for values that an operator does not take; such nodes are not followed.
 _ERRORS = (ArithmeticError, IndexError, KeyError, TypeError, ValueError, MemoryError)
 
 

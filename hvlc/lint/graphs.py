@@ -309,7 +309,7 @@ def _input(name: str, scope: _Scope) -> Operand:
 
 
 def _dequantizer(producer: onnx.NodeProto | None, scope: _Scope) -> onnx.NodeProto | None:
-    """What dequantizes a value; a Transpose behind constants without blocks is gone, onnxruntime turns those."""
+    """Node that dequantizes a value; a Transpose after constants without blocks is gone, onnxruntime turns those."""
     if producer is None or producer.op_type != "Transpose":
         return producer
     before = scope.producer(producer.input[0])
@@ -344,7 +344,7 @@ def _has_spare_unit(name: str, shape: tuple[int | None, ...] | None, scope: _Sco
 
 
 def _quantized(node: onnx.NodeProto, levels: str, scope: _Scope) -> Quantized | None:
-    """What a QuantizeLinear or DequantizeLinear says of the integers beside it."""
+    """Quantization of the integers beside a QuantizeLinear or DequantizeLinear."""
     dtype = scope.types[levels].dtype
     dtype = dtype or (scope.types[node.input[2]].dtype if len(node.input) > 2 else None)
     if dtype is None:

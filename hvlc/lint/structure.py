@@ -82,7 +82,7 @@ def _loads(ir_version: int, domain: str, version: int) -> bool:
 
 
 def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
-    """What is wrong with the types of the main graph's inputs."""
+    """Problems of the types of the main graph's inputs."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for value in graph.input:
         if value.type.WhichOneof("value") is None:
@@ -102,12 +102,12 @@ def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _values(node: onnx.NodeProto) -> int:
-    """How many of the attributes that give a Constant its value it has."""
+    """Number of attributes of a Constant that give its value."""
     return sum(attribute.name.startswith(("value", "sparse_value")) for attribute in node.attribute)
 
 
 def _nodes(graph: onnx.GraphProto, versions: dict[str, int], where: str) -> Iterator[str]:
-    """What contradicts the schemas of a graph's nodes, and of those inside them."""
+    """Contradictions of a graph's nodes, and of those inside them, to their schemas."""
     for place, node in enumerate(graph.node):
         name = f"{where}{label(node, place)}"
         operator = operators.operator_of(node.op_type, node.domain, version_of(node, versions))

@@ -1,1 +1,1 @@
-"""What a package says of itself, and what it was made from."""
+"""Records of a package: its manifest, and the lock of what it was made from."""

@@ -19,7 +19,7 @@ LOCK = "hvlc.lock.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a build was made from.
+    """Inputs that a build was made from.
 
     Attributes:
         sources: digests of the inputs, for the manifest.

@@ -63,7 +63,7 @@ _FACTS: Mapping[Kind, tuple[str, ...]] = {
 
 
 class CompiledEntry(StrictModel):
-    """How a graph was compiled for an NPU; its file holds nothing but a reference to the binary.
+    """Compilation of a graph for an NPU; the graph's file holds nothing but a reference to the binary.
 
     Attributes:
         binary: file with the context.
@@ -118,7 +118,7 @@ class FileEntry(StrictModel):
 
 
 class Images(StrictModel):
-    """How images become visual tokens. The front graph does it; this is what a host must know of it.
+    """Facts for hosts about how images become visual tokens, which the front graph does.
 
     Attributes:
         rule: name of the rule (`hvlc.imaging`).
@@ -177,7 +177,7 @@ class EncoderPolicy(StrictModel):
 
 
 class TextRule(StrictModel):
-    """What a host does to a text before it encodes it, and where the runtime still makes other tokens.
+    """Steps of a host before it encodes a text, and texts of which the runtime still makes other tokens.
 
     Attributes:
         normalization: Unicode form that a text is put into, rendered template and all; None: as it is.
@@ -189,7 +189,7 @@ class TextRule(StrictModel):
 
 
 class Preprocessing(StrictModel):
-    """How an image becomes the `pixel_values` of a vision tower; None where the checkpoint does not say.
+    """Preprocessing of an image to the `pixel_values` of a vision tower; None where the checkpoint does not say.
 
     Attributes:
         image_size: side in pixels of the square image.
@@ -209,7 +209,7 @@ class Preprocessing(StrictModel):
 
 
 class Sources(StrictModel):
-    """What the package was made from: hex SHA-256 of each input and of hvlc's own code, and the tools' versions.
+    """Sources of a package: hex SHA-256 of each input and of hvlc's own code, and the tools' versions.
 
     The calibration set is named as its source is, without directory; it is None where no solver needed one.
     """
@@ -411,7 +411,7 @@ class Manifest(StrictModel):
 
 
 def variants_of(encoders: Mapping[str, str], images: Images | None) -> dict[str, tuple[str, ...]]:
-    """What a request can choose: an encoder where there are several, the compressor where there is one."""
+    """Variants that a request can choose: an encoder where there are several, the compressor where there is one."""
     found: dict[str, tuple[str, ...]] = {"encoder": tuple(encoders)} if len(encoders) > 1 else {}
     return found | ({"vrc": ("on", "off")} if images is not None and images.resolution_compressor else {})
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from hvlc.errors import UserError
 from hvlc.models.numbers import Numbers, check_numbers
 
-#: What transformers' configuration classes and rotary embeddings raise over values that they did not expect.
+#: Errors of transformers' configuration classes and rotary embeddings over values that they did not expect.
 CONFIG_ERRORS = (
     ValueError,
     TypeError,

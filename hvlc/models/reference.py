@@ -86,7 +86,7 @@ class Reference:
     def logits(
         self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int], *, encoder: str, vrc: bool
     ) -> np.ndarray:
-        """What the model expects before each token of a given answer: float32 `[len(answer), vocabulary]`.
+        """Logits before each token of a given answer: float32 `[len(answer), vocabulary]`.
 
         Prompt and answer run at once, without cache.
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, SmolVLMImageProcessorPil, SmolVLMProcessor
 from transformers.processing_utils import ProcessorMixin
 
-#: What the full processor wants to know of videos: frames are prepared as images are.
+#: Settings of the full processor for videos: frames are prepared as images are.
 _SHARED = (
     "do_convert_rgb",
     "do_normalize",

@@ -204,7 +204,7 @@ def _unbatched(name: str, values: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _listening(modules: Mapping[str, Any], decoder: Any) -> Iterator[dict[str, np.ndarray]]:
-    """What modules return while the block runs, and what enters a decoder as embeddings."""
+    """Record the outputs of modules while the block runs, and the embeddings that enter a decoder."""
     heard: dict[str, np.ndarray] = {}
 
     def listen(name: str, module: Any) -> Any:

@@ -38,7 +38,7 @@ _FIX = "do not trust this package, or build it again"
 _SEES, _SEES_IN_STAGES, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipeline"
 #: A model that sees, in one graph with states of convolutions.
 _SEES_WITH_STATES = "lfm2_vl"
-#: Of a text decoder in one graph, by its family as the checkpoint calls it. onnxruntime-genai knows no Ministral, and
+#: Type of a text decoder in one graph, by its family in the checkpoint. onnxruntime-genai knows no Ministral, and
 #: computes the whole sequence of a "phi3" again at its 4,097th token, for a long rope that is not exported.
 TEXT_TYPES = {
     "ernie4_5": "ernie4_5",
@@ -272,7 +272,7 @@ def read_configuration(directory: Path, manifest: Manifest) -> Configuration:
 
 
 def _contradictions(found: Configuration, manifest: Manifest) -> Iterator[str]:
-    """What the configuration says otherwise than the manifest."""
+    """Contradictions of the configuration to the manifest."""
     model, sees = found.model, manifest.kind is Kind.VISION_LANGUAGE
     yield from _differs("model.type", model.type, _type_of(manifest))
     yield from _differs("model.context_length", model.context_length, manifest.context_length)
@@ -333,7 +333,7 @@ def _stages(found: Configuration, manifest: Manifest) -> Iterator[str]:
 
 
 def _providers(entry: ComponentEntry) -> list[dict[str, dict[str, str]]]:
-    """What the manifest asks for."""
+    """Provider options that the manifest asks for."""
     if entry.compiled:
         return [{COMPILED_NAME: entry.compiled.provider_options}]
     return [{entry.provider.name: entry.provider.options}] if entry.provider else []

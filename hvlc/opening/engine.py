@@ -1,5 +1,5 @@
-"""What onnxruntime-genai is shown of a package: links to the files that the manifest lists, and a configuration that
-hvlc writes itself.
+"""Directory that onnxruntime-genai is given for a package: links to the files that the manifest lists, and a
+configuration that hvlc writes itself.
 
 It looks for files by their names in the directory of its configuration, and does what they say. So it is given a
 directory of its own. Links lead to where the files really are, because onnxruntime takes external data through a link

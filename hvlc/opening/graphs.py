@@ -35,7 +35,7 @@ _NEVER_WRITTEN = frozenset({"Loop", "SequenceMap"})
 _SESSION_OPTIONS = "ort_config"
 _CONTEXT_SOURCES = ("QNN", "QNNExecutionProvider")
 
-#: What holds nodes.
+#: Containers of nodes.
 Body = onnx.GraphProto | onnx.FunctionProto
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from hvlc.errors import UserError
 
-#: Of compiled graphs (`hvlc.manifest.CompiledEntry.provider`), and what genai_config.json calls it.
+#: Provider of compiled graphs (`hvlc.manifest.CompiledEntry.provider`), and its name in genai_config.json.
 COMPILED_PROVIDER, COMPILED_NAME = "QNNExecutionProvider", "QNN"
 
 _SWITCH = r"[01]"

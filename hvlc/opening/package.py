@@ -43,7 +43,7 @@ class Package:
 
     @cached_property
     def configuration(self) -> Configuration:
-        """What onnxruntime-genai is told.
+        """Configuration of onnxruntime-genai.
 
         Raises:
             UserError: the package has no decoder, or see `read_configuration`.
@@ -113,7 +113,7 @@ def _check_unlisted(package: Package) -> None:
 
 
 def _names(directory: Path) -> list[str]:
-    """What lies right inside a directory."""
+    """Names right inside a directory."""
     try:
         return sorted(path.name for path in directory.iterdir())
     except OSError as error:

@@ -12,7 +12,7 @@ from hvlc.errors import UserError
 from hvlc.graphs import sessions
 from hvlc.manifest.manifest import FLOAT_PRODUCTS
 
-#: What onnxruntime raises: its own errors, and Python's where it is given other types than it takes.
+#: Errors of onnxruntime: its own, and Python's where it is given other types than it takes.
 _FAILURES = (*sessions.REFUSALS, RuntimeError, TypeError, ValueError)
 
 _FIX = "build or copy the package again"
@@ -67,11 +67,11 @@ class PackageSession:
             self._inputs, self._outputs = found.get_inputs(), found.get_outputs()
 
     def get_inputs(self) -> list[ort.NodeArg]:
-        """What the graph takes, in order."""
+        """Inputs of the graph, in order."""
         return self._inputs
 
     def get_outputs(self) -> list[ort.NodeArg]:
-        """What the graph gives, in order."""
+        """Outputs of the graph, in order."""
         return self._outputs
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

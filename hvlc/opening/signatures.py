@@ -1,4 +1,4 @@
-"""What the graphs of a package take and give: tensors of the ranks and sizes that hosts count on.
+"""Signatures of a package's graphs: inputs and outputs of the ranks and sizes that hosts count on.
 
 onnxruntime holds what it is fed against a graph's inputs. What a graph gives it believes, and a host that reads two
 numbers of a result with one, or a row of logits that ends early, reads what is not there.

@@ -1,4 +1,4 @@
-"""What graphs say of their constants: type, shape, and where the values lie, as far as that is true."""
+"""Constants of graphs as stated and checked: type, shape, and where the values lie."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _WITHOUT_WIDTH = frozenset({"string", "undefined"})
 
 
 def damaged(file: str, cause: str) -> UserError:
-    """What is wrong with a graph file."""
+    """Error about a graph file that is damaged."""
     return UserError("package.graph", f"{file}: {cause}", "build or copy the package again")
 
 

@@ -43,7 +43,7 @@ def check_tokenizer(directory: Path) -> None:
 
 
 def _problems(content: Any) -> Iterator[str]:
-    """What of tokenizer.json has not the form of the tokenizers library."""
+    """Problems of tokenizer.json: parts that do not have the form of the tokenizers library."""
     if not isinstance(content, dict):
         yield "it is not a mapping"
         return

@@ -94,7 +94,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _foreign(directory: Path) -> str | None:
-    """What makes a directory something else than a package, or than an empty directory; None: nothing does."""
+    """Reason why a directory is neither a package nor empty; None: it is one of them."""
     if not is_directory(directory):
         return "is not a package"
     found = list(directory.iterdir())

@@ -200,7 +200,7 @@ class _Flattening:
         return _hash(node.label, *read, "nested", *(self._flow[number] for number in node.nested))
 
     def _label(self, number: int | None) -> str:
-        """What a node's own label says of an input."""
+        """Label of an input within its node's own."""
         if number is None:
             return "absent"
         return self._signatures.get(number, "value")
@@ -212,7 +212,7 @@ class _Flattening:
 
 
 def _signature(constant: Initializer) -> str:
-    """What counts as structure of a constant: all of a few integers, of others the form."""
+    """Structure of a constant as text: dtype and shape, with the values of a few integers."""
     form = f"{constant.dtype} {list(constant.shape)}"
     if constant.dtype in _INTEGERS and constant.size <= _STRUCTURAL:
         return f"{form} {constant.read().tolist()}"

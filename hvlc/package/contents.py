@@ -80,7 +80,7 @@ def file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
 
 
 def _plain(name: str) -> Content:
-    """What a file without a graph is."""
+    """Kind of content of a file without a graph."""
     if name.startswith(_TOKENIZER):
         return Content.TOKENIZER
     return Content.UNUSED if name.endswith(".data") else Content.CONFIGURATION

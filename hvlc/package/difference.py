@@ -125,7 +125,7 @@ def _compiled_pair(name: str, first: _Package, second: _Package) -> ComponentDif
 
 
 def _compiled(entries: Sequence[ComponentEntry | None]) -> Iterator[ValueChange]:
-    """What is known of the sides of a component that are compiled: the chip, and that the weights are not readable."""
+    """Facts of the sides of a component that are compiled: the chip, and that the weights are not readable."""
     chips = [entry.compiled.chip if entry and entry.compiled else None for entry in entries]
     yield from changed_values({"compiled for": chips[0]}, {"compiled for": chips[1]})
     if any(chips):
@@ -216,7 +216,7 @@ class _Pair:
                     yield TensorChange(name=constant.name, a=forms[0], b=forms[1])
 
     def _constant(self, one: Initializer, other: Initializer) -> TensorChange | None:
-        """How a constant differs from its counterpart, if it does; a quantized weight is told of once, as a whole."""
+        """Difference of a constant from its counterpart, if any; a quantized weight is told of once, as a whole."""
         quantized = self._weights[0].get(one.name), self._weights[1].get(other.name)
         whole = quantized[0] is not None and quantized[1] is not None and not quantized[0].is_float
         if (one.dtype, one.shape) == (other.dtype, other.shape):

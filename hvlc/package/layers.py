@@ -73,7 +73,7 @@ def paired(first: Mapping[str, StoredWeight], second: Mapping[str, StoredWeight]
 
 
 def _rows(weight: StoredWeight, others: Mapping[str, StoredWeight]) -> tuple[StoredWeight, ...] | None:
-    """What holds the same rows in another package: the weight itself, or the members that it stacks."""
+    """Weights that hold the same rows in another package: the weight itself, or the members that it stacks."""
     if weight.name in others:
         return (others[weight.name],)
     members = tuple(others[name] for name in weight.members if name in others)

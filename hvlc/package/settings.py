@@ -15,7 +15,7 @@ from hvlc.opening.configuration import CONFIGURATION
 from hvlc.opening.tokenizer import check_tokenizer
 from hvlc.results.difference import ValueChange
 
-#: Of the manifest what the lock says in more detail, or what is compared as files.
+#: Entries of the manifest that the lock has in more detail, or that are compared as files.
 _ELSEWHERE = ("files", "sources")
 _TOKENIZER_ELSEWHERE = ("chat_template",)
 _MISSING = object()
@@ -38,7 +38,7 @@ def changed_values(a: Any, b: Any, key: str = "") -> Iterator[ValueChange]:
 
 
 def _entries_of(value: Any) -> dict[str, Any] | None:
-    """What is inside a value, by the step to it; None where it is not entered."""
+    """Entries of a value, by the step to each; None where it is not entered."""
     if value is _MISSING:
         return {}
     if isinstance(value, Mapping):
@@ -53,7 +53,7 @@ def _text(value: Any) -> str | None:
 
 
 def changed_settings(a: Path, b: Path, manifests: tuple[Manifest, Manifest]) -> dict[str, tuple[ValueChange, ...]]:
-    """What differs in onnxruntime-genai's configuration, the manifest, and what the packages were made from.
+    """Differences in onnxruntime-genai's configuration, the manifest, and the sources of packages.
 
     Raises:
         UserError: a file cannot be read.
@@ -72,7 +72,7 @@ def changed_settings(a: Path, b: Path, manifests: tuple[Manifest, Manifest]) -> 
 
 
 def _origins(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """What a package was made from: of the lock where there is one, else what the manifest knows."""
+    """Sources of a package: from the lock where there is one, otherwise from the manifest."""
     sources = manifest.sources.model_dump(mode="json")
     found: dict[str, Any] = {
         "recipe": {"name": sources["recipe_name"]},

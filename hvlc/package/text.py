@@ -49,7 +49,7 @@ class PackageText:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user has to know of it."""
+        """Notes for the user, a sentence each."""
         found = []
         if self.tokenizing.differing:
             kinds = ", ".join(self.tokenizing.differing[:_NAMED])

@@ -33,7 +33,7 @@ _PRODUCTS = ("MatMul", "Gemm")
 #: Names that `hvlc.graphs.builder.GraphBuilder` gives to constants that are not parameters.
 _CONSTANT = re.compile(r"(^|[./])const_\d+$")
 _LEVELS = re.compile(r"\.u?int\d+(_rows)?$")  # what is appended to the name of quantized parameters
-#: What joining graphs puts before the names of their parameters: "vision_base/", "resolution.".
+#: Prefixes that joining graphs puts before the names of their parameters: "vision_base/", "resolution.".
 _JOINED = re.compile(r"^(.*/)?(resolution\.)?")
 _SMALLEST_BLOCK = 16
 _COLUMN_ORDER = 4  # input of MatMulNBits
@@ -73,7 +73,7 @@ class StoredWeight:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is stored as floats."""
+        """Whether the weight is stored as floats."""
         return isinstance(self.values, FloatValues)
 
     def load(self) -> np.ndarray:
@@ -171,7 +171,7 @@ class BlockValues:
 
     @property
     def _extra(self) -> tuple[Stream, ...]:
-        """What is stored beside levels and scales; zero points that are float mean what middles do."""
+        """Streams that are stored beside levels and scales; zero points that are float mean what middles do."""
         if self.factors is not None:
             return (Stream.FACTORS,)
         if self.middles is not None or (self.zeros is not None and self.zeros.dtype in _FLOATS):
@@ -294,7 +294,7 @@ class _Reader:
         return {node.input[1] for node in products if not _integer(node, "transB", 0)}
 
     def _quantized(self, node: onnx.NodeProto) -> BlockValues | None:
-        """What a node dequantizes, if that is a weight."""
+        """Weight that a node dequantizes, if any."""
         match node.op_type:
             case "MatMulNBits":
                 return self._product(node)

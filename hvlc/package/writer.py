@@ -127,7 +127,7 @@ def _config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> dict[s
 
 
 def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
-    """What only some kinds have in their manifest."""
+    """Entries of the manifest that only some kinds have."""
     if facts.tower is not None:
         tower = facts.tower
         return {
@@ -146,7 +146,7 @@ def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path) -> dict[str
 
 
 def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
-    """What a model that sees has in its manifest."""
+    """Entries of the manifest of a model that sees."""
     encoders = {name: files[f"vision_{name}"] for name in image.encoders}
     images = Images(
         rule=image.rule.kind,

@@ -76,7 +76,7 @@ def structural_passes(facts: Facts, target: Target) -> PassList:
 
 
 def _vision_passes(image: ImageFacts, width: int) -> tuple[Pass, ...]:
-    """What makes visual tokens of images, of a model that sees and speaks."""
+    """Passes that make visual tokens of images, for a model that sees and speaks."""
     return AddFront(image.rule), CompressResolution(image.compressor), MergePieces(image.rule, width)
 
 
@@ -197,7 +197,7 @@ def _written_out(target: Target) -> Pass:
 
 
 def _parts(target: Target, decoder: Sizes) -> tuple[Pass, ...]:
-    """What makes a decoder of parts, which get their lengths from the host."""
+    """Passes that make a decoder of parts, which get their lengths from the host."""
     return (
         ReplaceMaskWithLengths(),
         KeepAllLogits(),

@@ -48,7 +48,7 @@ class Trait(StrEnum):
     LATE_OPSET = "a late opset"
 
 
-#: What holds for a bundle that was just exported, apart from WIRED_TOKENS.
+#: Traits of a bundle that was just exported, apart from WIRED_TOKENS.
 EXPORTED = frozenset(
     {
         Trait.SEPARATE_ENCODERS,

@@ -156,7 +156,7 @@ def emulate_file(
 
 
 class _Sums:
-    """What a comparison needs of all values so far; sums are float64.
+    """Sums over all values so far that a comparison needs, in float64.
 
     Integers stand for values around a zero point that is not known here, so they are taken around their mean. Steps of
     8 bits are so wide that two values which differ by little are mostly on one level and now and then on two, and that

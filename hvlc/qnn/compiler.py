@@ -26,7 +26,7 @@ _NO_FALLBACK = ("session.disable_cpu_ep_fallback", "1")
 TRACE = "qnn_op_trace.json"  # the provider's own account of nodes that it refused
 _SILENT = "no reason given"
 _SHOWN = 5  # refused nodes, in the text of an error
-#: How the provider names nodes in its log, which is all there is where it took none.
+#: Nodes as the provider's log names them, which is all there is where it took none.
 _UNSUPPORTED = re.compile(r"\{ name: (?P<name>[^{}]*), type: (?P<op_type>\w+) \}")
 #: Said where finalization ran out of its own memory; another mode may get through (QAIRT 2.51).
 _OUT_OF_MEMORY = "QNN_COMMON_ERROR_MEM_ALLOC"
@@ -56,7 +56,7 @@ class CompileOptions:
 
     @classmethod
     def of(cls, target: Target) -> Self:
-        """What a target's file says.
+        """Options of a target's file.
 
         Raises:
             UserError: its compiler is another one, or it names no chip.

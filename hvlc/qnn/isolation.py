@@ -16,7 +16,7 @@ from hvlc.errors import UserError
 
 _SCRIPT = Path(__file__).with_name("worker.py")
 _LINES = 3  # of what a process said last
-#: What Qualcomm's libraries say on every start, and Python's own lines around an error.
+#: Lines of Qualcomm's libraries on every start, and Python's own around an error.
 _NOISE = re.compile(r"LIBNATIVE|sysfs|libcdsprpc|^Traceback|^ {2,}")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 #: Time and place of a line of onnxruntime's log, and the class of an error.

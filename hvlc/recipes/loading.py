@@ -120,7 +120,7 @@ def _merged_rules(under: list[Any], over: list[Any]) -> list[Any]:
 
 
 def _subject(rule: Any) -> str:
-    """What a rule speaks of."""
+    """Subject of a rule: its role and weights, as text."""
     return repr((rule.get("role"), rule.get("weights"))) if isinstance(rule, dict) else repr(rule)
 
 

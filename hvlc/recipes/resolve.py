@@ -34,7 +34,7 @@ class _Place:
 
     @property
     def role(self) -> Role:
-        """What recipes call it; a table is an embedding also where it lies in the decoder's graph."""
+        """Role by which recipes name the weight; a table is an embedding also where it lies in the decoder's graph."""
         return Role.EMBEDDING if self.is_lookup else self.component.role
 
     def shares(self, other: "_Place") -> bool:
@@ -201,7 +201,7 @@ def _cache_verdict(cache: CacheType, decoder: Target) -> SupportAnswer:
 
 
 def _home(place: _Place, target: Target) -> Target:
-    """What a weight is held against. Where a decoder gets fixed shapes, its table becomes an embedding of its own."""
+    """Target of a weight. Where a decoder gets fixed shapes, its table becomes an embedding of its own."""
     leaves = place.is_lookup and target.fixes(Role.DECODER)
     return target_for(Role.EMBEDDING if leaves else place.component.role, target)
 
@@ -250,7 +250,7 @@ def _choice(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> 
 
 
 def _made(place: _Place, spec: WeightSpec, target: Target, recipe: Recipe) -> _Choice:
-    """What a rule asks for, or what it falls back on where that does not fit the matrix or the target, and why."""
+    """Format that a rule asks for, or its fallback where that does not fit the matrix or the target, and why."""
     format = spec.format(place.dims[1], negative_scales=False)
     if _takes_negative(target, format, place, recipe):
         format = format.with_negative_scales()

@@ -14,7 +14,7 @@ _TITLES = ("stage", "own error", "tolerance", "accumulated", "computes with", "c
 _TERMINAL = 5  # columns of them that a terminal has room for
 _NUMBERS = frozenset({"own error", "tolerance", "accumulated", "cosine"})
 
-#: What the indices of a value are, by the first part of its stage's name.
+#: Names of a value's indices, by the first part of its stage's name.
 _AXES = {
     "tokenization": ("position",),
     "resolution": ("image",),
@@ -52,7 +52,7 @@ def _reason(stage: StageResult) -> str:
 
 
 def _evidence(found: Bisection) -> list[str]:
-    """What speaks for the verdict."""
+    """Evidence for the verdict."""
     stage = found.departing
     if stage is None:
         return []

@@ -193,7 +193,7 @@ def _pieces(images: Images) -> str:
 
 
 def _kind_facts(manifest: Manifest) -> dict[str, str]:
-    """What only some kinds of packages have."""
+    """Rows that only some kinds of packages have."""
     facts = {}
     if manifest.policy:
         facts["default encoder"] = manifest.policy.default

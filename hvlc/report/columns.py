@@ -7,7 +7,7 @@ from hvlc.errors import UserError
 from hvlc.results import Agreement, Evaluation, Interval, Score
 from hvlc.results.comparison import SIGNIFICANCE
 
-#: What stands where a number was not measured.
+#: Sign for a number that was not measured.
 ABSENT = "–"
 
 
@@ -110,7 +110,7 @@ _RATE = Column("tokens/s", "tok\n/s", lambda e: interval_text(e.summary.tokens_p
 _PEAK = Column("peak memory, MB", "", lambda e: megabytes(e.peak_memory_bytes))
 _SIZE = Column("size, MB", "size\nMB", lambda e: megabytes(e.size_bytes))
 
-#: What an evaluation took.
+#: Columns of an evaluation's costs.
 COSTS: tuple[Column, ...] = (
     _VISUAL,
     Column("prompt tokens", "", lambda e: interval_text(e.summary.prompt_tokens, 1)),
@@ -124,7 +124,7 @@ COSTS: tuple[Column, ...] = (
     Column("bits/weight", "", lambda e: number(e.bits_per_weight, 2)),
 )
 
-#: How close an evaluation's distributions are to its reference's.
+#: Columns of the distance of an evaluation's distributions from its reference's.
 FIDELITY: tuple[Column, ...] = (
     Column("KL, nats", "", lambda e: significant(e.fidelity.kl if e.fidelity else None)),
     Column("same top-1, %", "", lambda e: _score(e.fidelity.top1) if e.fidelity else ABSENT),
@@ -165,7 +165,7 @@ def notes(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def emulation(evaluations: Sequence[Evaluation]) -> str:
-    """What times of an emulated processor are worth; nothing where none is."""
+    """Note on the times of an emulated processor; "" where none is emulated."""
     emulated = any("emulated" in e.runs_on for e in evaluations)
     return "Times in emulation say nothing of a device's. " if emulated else ""
 

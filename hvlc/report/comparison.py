@@ -129,7 +129,7 @@ def fidelity_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def tests_note(comparison: Comparison) -> str:
-    """What the tests are."""
+    """Note on the tests of significance."""
     methods = {test.method for test in comparison.tests}
     parts = ["McNemar's exact test on examples that changed sides"] if "McNemar" in methods else []
     parts += ["random signs of paired differences (10,000 draws)"] if "sign flips" in methods else []
@@ -170,7 +170,7 @@ def _value(text: str | None) -> str:
 
 
 def plan_summary(comparison: Comparison) -> list[list[str]]:
-    """How many weights go from which format to which, by contestant against the reference."""
+    """Number of weights for each change of format, by contestant against the reference."""
     counts: dict[tuple[str, str, str], int] = {}
     for change in comparison.plan:
         before = change.formats.get(comparison.reference, ABSENT)

@@ -44,7 +44,7 @@ def write_comparison_page(
 
 
 def _view(comparison: Comparison) -> dict[str, Any]:
-    """What the template shows of a comparison."""
+    """Values of a comparison that the template shows."""
     order = [run.contestant for run in comparison.runs]
     colours = {
         c.name: (order.index(c.name) if c.name in order else i) % _COLOURS for i, c in enumerate(comparison.contestants)

@@ -78,7 +78,7 @@ def _components(components: Sequence[ComponentDifference]) -> Table:
 
 
 def _counts(one: ComponentDifference) -> str:
-    """What differs in a component, counted, e.g. "20 nodes changed, 20 weights up to 1.05e-01"."""
+    """Counts of differences in a component, e.g. "20 nodes changed, 20 weights up to 1.05e-01"."""
     alone = {"only in A": [c for c in one.changed if c.b is None], "only in B": [c for c in one.changed if c.a is None]}
     changed = len(one.changed) - sum(map(len, alone.values()))
     parts = [f"{_counted(changed, 'node')} changed"] if changed else []

@@ -25,7 +25,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runs made of an example.
+    """Outcome of an example in all runs.
 
     Attributes:
         example: the example, as the first run answered it.
@@ -70,7 +70,7 @@ class Card:
 
 
 def outcomes(runs: Sequence[Run]) -> list[Outcome]:
-    """What the runs made of each example, in the order of the page."""
+    """Outcomes of each example, in the order of the page."""
     rows = zip(*(run.evaluation.examples for run in runs), strict=True)
     return sorted((_outcome(runs, row) for row in rows), key=lambda outcome: outcome.rank)
 

@@ -14,7 +14,7 @@ from hvlc.results.gates import GateOutcome, GateVerdict, Judgement
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written, written_ends
 
-#: What stands before a gate.
+#: Sign before a gate, by its verdict.
 SIGNS: Mapping[GateVerdict, str] = MappingProxyType(
     {GateVerdict.PASSED: "✅", GateVerdict.UNDECIDED: "⚠️", GateVerdict.BROKEN: "❌"}
 )
@@ -69,7 +69,7 @@ def compared(outcome: GateOutcome) -> str:
 
 
 def judgement_tables(judgement: Judgement) -> Group:
-    """What broke or is undecided, a sentence each; then a table of all gates, a few lines each within 80 columns."""
+    """Sentences on what broke or is undecided; then a table of all gates, a few lines each within 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     several = len(judgement.evaluations) > 1
     for title in ["", *(["model"] if several else []), "gate", "measured", "times the reference"]:

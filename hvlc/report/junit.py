@@ -14,7 +14,7 @@ from hvlc.results.gates import GateOutcome, GateVerdict, JudgedEvaluation, Judge
 from hvlc.results.measures import MEASURES
 from hvlc.results.units import written
 
-#: What XML 1.0 cannot hold, even escaped (section 2.2, Char). Names and tasks are text of others.
+#: Characters that XML 1.0 cannot hold, even escaped (section 2.2, Char). Names and tasks are text of others.
 _FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

@@ -56,7 +56,7 @@ def placed_components(manifest: Manifest, compilation: Compilation | None) -> tu
 
 
 def _checked(name: str, compilation: Compilation | None) -> str:
-    """How far the values of a compiled graph are known."""
+    """Result of the check of a compiled graph's values, in words."""
     for check in compilation.checks if compilation else ():
         if check.component == name:
             return f"emulated, {check.worst.noise:.2%} noise"

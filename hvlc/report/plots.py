@@ -41,7 +41,7 @@ class DotPlot:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often which number of visual tokens: `bars` are (left, width, height) in percent."""
+    """Histogram of the numbers of visual tokens: `bars` are (left, width, height) in percent."""
 
     runs: list[Run]
     text: str

@@ -28,7 +28,7 @@ from hvlc.results.gates import (
 )
 from hvlc.results.measures import MEASURES
 
-#: Of SARIF files.
+#: Schema of SARIF files.
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _ROOT = "%SRCROOT%"
 

@@ -41,7 +41,7 @@ TEXT_COLUMNS: tuple[TextColumn, ...] = (
 
 
 def text_notes(evaluations: Sequence[TextEvaluation]) -> str:
-    """What was read, what it ran on, and what the columns mean.
+    """Note on the text, what it ran on, and the meaning of the columns.
 
     Raises:
         UserError: there is no evaluation, or two read different windows.

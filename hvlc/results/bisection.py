@@ -35,7 +35,7 @@ class Deviation(Record):
     expected_shape: tuple[int, ...]
 
     def exceeds(self, tolerance: float) -> bool:
-        """Whether this is more than a tolerance, or cannot be compared at all."""
+        """Whether the deviation is more than a tolerance, or cannot be compared at all."""
         return self.relative is None or self.relative > tolerance
 
 

@@ -8,7 +8,7 @@ from hvlc.results.base import Record
 
 DIFFERENCE_VERSION: Final = 1
 
-#: How alike two components are, from nothing to everything: one is missing; other nodes; the same nodes with other
+#: Likeness of two components, from nothing to everything: one is missing; other nodes; the same nodes with other
 #: weights; other names only; the same bytes, of the graph and of all that it reads. "compiled" are two of which one or
 #: both were compiled, into other bytes: whether they compute the same cannot be read from them.
 Likeness = Literal["only in A", "only in B", "structure", "compiled", "weights", "names", "identical"]

@@ -118,5 +118,5 @@ class Evaluation(Measurement):
 
 
 def label_of(name: str, encoder: str, vrc: bool) -> str:
-    """How a model in a setting is called; an encoder of "" is left out."""
+    """Label of a model in a setting; an encoder of "" is left out."""
     return " · ".join([name, *([encoder] if encoder else []), *(["VRC"] if vrc else [])])

@@ -83,7 +83,7 @@ def _said(error: ValidationError | ArithmeticError) -> str:
 
 
 class _Head(BaseModel):
-    """What a file of any version says."""
+    """Field of a file of any version."""
 
     schema_version: int
 

@@ -115,5 +115,5 @@ class TextEvaluation(Measurement):
         return self.name
 
 
-#: What an evaluation leaves.
+#: Results of an evaluation.
 Measured = Evaluation | TextEvaluation

@@ -81,7 +81,7 @@ class Part(Record):
 
     @property
     def kind(self) -> str:
-        """What it is in its layer: "q_proj/k_proj/v_proj"."""
+        """Name of the part in its layer: "q_proj/k_proj/v_proj"."""
         modules = [weight.removesuffix(".weight").rpartition(".")[2] for weight in self.weights]
         return "/".join(dict.fromkeys(modules))
 

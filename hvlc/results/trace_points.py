@@ -137,7 +137,7 @@ class Layout:
     vocabulary: int
 
     def differences(self, other: "Layout") -> Iterator[str]:
-        """What is not the same, in words."""
+        """Differences in words."""
         for name in ("decoder", "hidden", "vocabulary"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 
-#: What a unit of a measure may be written in, and how many of it that is. "" is a bare number. Decimals, so that 95% is
+#: Spellings of a measure's unit, each with its factor to the unit. "" is a bare number. Decimals, so that 95% is
 #: the float nearest to 0.95, which 95 * 0.01 is not.
 _WRITTEN: Mapping[str, Mapping[str, Decimal]] = {
     "": {"": Decimal(1)},
@@ -47,7 +47,7 @@ def split_quantity(text: str) -> tuple[Decimal, str]:
 
 
 def factors(unit: str, *, share: bool = False) -> Mapping[str, Decimal]:
-    """What a unit may be written in, and the factor to the unit itself; case does not count.
+    """Spellings of a unit with the factor to the unit itself; case does not count.
 
     Args:
         unit: of a measure (`hvlc.results.measures`).

@@ -1,4 +1,4 @@
-"""What a host must know of a decoder of fixed shapes, as onnxruntime-genai 0.18 runs it (`decoder.pipeline`).
+"""Facts for hosts about a decoder of fixed shapes, as onnxruntime-genai 0.18 runs it (`decoder.pipeline`).
 
 The prompt runs in chunks (genai's "windows"), the last one padded. Found by running (tests/runtime/test_chunks.py):
 padding counts as sequence, so a prompt takes whole chunks of the context; the end of the prompt is where the first
@@ -17,7 +17,7 @@ from hvlc.opening.configuration import Configuration
 
 @dataclass(frozen=True)
 class PromptChunks:
-    """How a prompt is cut.
+    """Chunks that a prompt is cut into.
 
     Attributes:
         size: tokens of a chunk.

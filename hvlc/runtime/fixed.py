@@ -34,7 +34,7 @@ LOGITS = "logits"
 
 @dataclass
 class Cache:
-    """What attention keeps of a sequence that runs piece by piece.
+    """Keys and values of a sequence that runs piece by piece.
 
     Attributes:
         context: positions that there is room for.
@@ -117,7 +117,7 @@ def _run_window(session: PackageSession, stream: str, window: np.ndarray, cache:
 
 
 def _past(wanted: ort.NodeArg, cache: Cache) -> np.ndarray:
-    """What a cache holds; where nothing was written yet, what stands there is not looked at."""
+    """Content of a cache; where nothing was written yet, its values are not looked at."""
     found = cache.past.get(wanted.name)
     return np.zeros(wanted.shape, DTYPES[wanted.type]) if found is None else found
 

@@ -127,7 +127,7 @@ class LanguageModel:
     def logits(
         self, prompt: str, images: Sequence[Image.Image], answer: Sequence[int], *, encoder: str, vrc: bool
     ) -> np.ndarray:
-        """What the model expects before each token of a given answer: float32 `[len(answer), vocabulary]`.
+        """Logits before each token of a given answer: float32 `[len(answer), vocabulary]`.
 
         The prompt runs as in `start`; then the tokens go one by one through the KV cache, as an answer's own do.
 
@@ -309,7 +309,7 @@ class VisionLanguageModel(LanguageModel):
         return Generation(self.directory, generator, stream, len(ids), used, seen, ends, max_new_tokens, started)
 
     def _positions(self, ids: np.ndarray, images: Sequence[Seen]) -> dict[str, np.ndarray]:
-        """What the runtime, or the graphs of a decoder of fixed shapes, must know of positions in grids."""
+        """Inputs of the runtime, or of the graphs of a decoder of fixed shapes, for positions in grids."""
         if not self._vision.images.grid_positions:
             return {}
         if self._windows is None:

@@ -87,7 +87,7 @@ class PackageTokenizer:
         return found
 
     def create_stream(self) -> Any:
-        """What turns tokens into text one by one."""
+        """Stream that turns tokens into text one by one."""
         return self._tokenizer.create_stream()
 
     def _unreadable(self, how: str) -> UserError:

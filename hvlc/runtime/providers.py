@@ -51,7 +51,7 @@ def is_emulated() -> bool:
 
 
 def runs_on(manifest: Manifest) -> str:
-    """What executes the package here, for reports."""
+    """Name of what executes the package here, for reports."""
     chips = sorted({entry.compiled.chip for entry in manifest.components.values() if entry.compiled})
     if not chips:
         named = [entry.provider for entry in manifest.components.values() if entry.provider]
@@ -75,7 +75,7 @@ def provider_list(provider: Provider | None) -> list[tuple[str, dict[str, str]]]
 
 
 def open_engine(package: Package) -> tuple[og.Model, PackageTokenizer]:
-    """What onnxruntime-genai runs of a package, on the CPU where this onnxruntime lacks the decoder's provider.
+    """Open a package in onnxruntime-genai, on the CPU where this onnxruntime lacks the decoder's provider.
 
     Raises:
         UserError: onnxruntime-genai refuses it; see `register_providers` and `engine_directory`.
@@ -133,7 +133,7 @@ def _register(provider: str) -> None:
 
 @contextmanager
 def _stdout_aside() -> Iterator[None]:
-    """What native code prints goes to stderr for now: stdout is for answers and JSON."""
+    """Send what native code prints to stderr for now: stdout is for answers and JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

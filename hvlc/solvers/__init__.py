@@ -43,7 +43,7 @@ class CalibratedSolver:
     prepare: Callable[[InputStatistics, WeightFormat, Any], Callable[[np.ndarray], Levels]]
 
 
-#: Those that need calibration data.
+#: Solvers that need calibration data.
 CALIBRATED = {
     solver.name: solver
     for solver in (

@@ -105,7 +105,7 @@ def weighted_extremes(
 
 
 def _grid(format: WeightFormat) -> tuple[int, bool, bool, bool, bool]:
-    """What kernels of fits are told: bits, symmetric, negative scales, float16 scales, whole zero points."""
+    """Arguments of the kernels of fits: bits, symmetric, negative scales, float16 scales, whole zero points."""
     whole = format.zero_dtype != np.float32
     return format.bits, format.symmetric, format.negative_scales, format.half_scales, whole
 

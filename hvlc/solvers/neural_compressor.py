@@ -241,7 +241,7 @@ def awq(weights: Sequence[np.ndarray], format: WeightFormat, gram: np.ndarray, m
         return ScaledLevels(scales.numpy(), tuple(levels))
 
 
-#: Those that need no data, as recipes name them.
+#: Solvers that need no data, as recipes name them.
 DATA_FREE = {solver.name: solver for solver in (Solver("inc/rtn", rtn, 1e-8), Solver("inc/hqq", hqq, 8e-7))}
 
 

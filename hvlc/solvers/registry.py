@@ -29,7 +29,7 @@ def _prepare_inc_gptq(
 #: Data-free ones.
 SOLVERS = {**solvers.SOLVERS, **neural_compressor.DATA_FREE}
 
-#: Those that need calibration data.
+#: Solvers that need calibration data.
 CALIBRATED = {**solvers.CALIBRATED, "inc/gptq": CalibratedSolver("inc/gptq", NoOptions, _prepare_inc_gptq)}
 
 

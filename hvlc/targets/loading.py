@@ -56,7 +56,7 @@ def target_text(name: str) -> str:
 
 
 def target_for(role: str, target: Target) -> Target:
-    """What a component of a role is held against: the CPU where the target leaves the role, or nodes of it, to that."""
+    """Target of a component of a role: the CPU where the target leaves the role, or nodes of it, to that."""
     return _cpu() if target.partial or target.leaves_to_cpu(role) else target
 
 

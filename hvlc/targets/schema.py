@@ -20,7 +20,7 @@ Width = Annotated[int, Field(ge=1, le=64)]
 
 
 class Tried(StrEnum):
-    """How packages for a target were tested."""
+    """Kind of test that packages for a target have had."""
 
     RUN = "run"
     EMULATED = "compiled and emulated"
@@ -302,7 +302,7 @@ class Target(StrictModel):
 
     @property
     def provider(self) -> Provider | None:
-        """What a session is told, where a package names the provider."""
+        """Provider and options of a session, where a package names the provider."""
         return Provider(name=self.provider_name, options=self.provider_options) if self.provider_name else None
 
     def findings(self, operation: Operation) -> tuple[Finding, ...]:

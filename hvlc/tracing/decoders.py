@@ -120,12 +120,12 @@ class _Fixed:
 
     @property
     def compiled(self) -> bool:
-        """Whether it cannot be cut."""
+        """Whether the part is compiled, and so cannot be cut."""
         return self.entries[Phase.PROMPT].compiled is not None
 
     @property
     def is_head(self) -> bool:
-        """Whether it gives logits."""
+        """Whether the part gives logits."""
         return LOGITS in self.entries[Phase.PROMPT].outputs
 
     def given(self, phase: Phase) -> ir.Value:
@@ -143,13 +143,13 @@ class _Fixed:
         return sorted({int(match[1]) for match in found if match})
 
     def ends(self, phase: Phase) -> list[ir.Value]:
-        """What enters its first layer, and what each layer gives."""
+        """Values at the ends of its layers: the first layer's input, and the output of each."""
         entries = self.graphs[phase].layers(_NORM).entries
         inside = [entries[index] for index in self.layers[1:]]
         return [self.given(phase), *inside, before_rounding(self.made(phase))]
 
     def rounding(self, phase: Phase) -> list[Part]:
-        """What rounds its last value for the part behind it, if anything does."""
+        """Part that rounds the last value for the part after it, if any."""
         made = self.made(phase)
         exact = before_rounding(made)
         return [] if exact is made else [self.graphs[phase].part([exact], [made])]

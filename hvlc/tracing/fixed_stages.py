@@ -112,7 +112,7 @@ class _FixedStage(Stage):
         """`[n, ...]`: what it is given, in the package's basis."""
 
     def _back(self, made: np.ndarray) -> np.ndarray:
-        """What it made, in the checkpoint's basis."""
+        """Output of the stage in the checkpoint's basis."""
         return made
 
 

@@ -89,7 +89,7 @@ class PackageTracer:
 
     @property
     def sees(self) -> bool:
-        """Whether it takes images."""
+        """Whether the model takes images."""
         return self.manifest.kind is Kind.VISION_LANGUAGE
 
     @property
@@ -128,7 +128,7 @@ class PackageTracer:
         return replace(question, encoder=self._vision.choose(question.encoder, tokens))
 
     def seen(self, question: Question, scales: np.ndarray | None) -> list[Seen]:
-        """What the front graph makes of a question's images.
+        """Outputs of the front graph for a question's images.
 
         Args:
             question: asked.

@@ -41,17 +41,17 @@ class Stage(ABC):
 
     @property
     def label(self) -> str:
-        """What results call it."""
+        """Name of the stage in results."""
         return self.name
 
     @property
     def precision(self) -> Precision:
-        """What it computes with."""
+        """Precision of the stage."""
         return Precision()
 
     @property
     def part(self) -> Part | None:
-        """What it runs; None: not a part of one graph."""
+        """Part of a graph that the stage runs; None: not a part of one graph."""
         return None
 
     @abstractmethod
@@ -91,11 +91,11 @@ class Basis:
         return self.rotation.matrix().read()
 
 
-#: That of the checkpoint.
+#: Basis of the checkpoint.
 SAME = Basis(None, inside=False)
 
 
-#: What the front graph makes of a question's images, at scales that are given or as the question says.
+#: Function to the front graph's outputs for a question's images, at scales that are given or as the question says.
 See = Callable[[Question, np.ndarray | None], list[Seen]]
 
 
@@ -182,7 +182,7 @@ class _PartStage(Stage):
 
     @property
     def part(self) -> Part | None:
-        """What it runs."""
+        """Part of a graph that the stage runs."""
         return self._part
 
     @contextmanager

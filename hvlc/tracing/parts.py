@@ -186,7 +186,7 @@ class Graph:
         return before_rounding(self._read_by(norm.outputs[0]))
 
     def part(self, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value]) -> "Part":
-        """What computes some values from others.
+        """Part that computes some values from others.
 
         Args:
             inputs: values, or names of graph inputs, that it is given.
@@ -207,7 +207,7 @@ class Graph:
 
 
 def before_rounding(value: ir.Value) -> ir.Value:
-    """What a value of the stream is made of, before it is quantized or put into another basis."""
+    """Value of the stream before it is quantized or put into another basis."""
     while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and node.name != _ENTRY:
             break

@@ -21,7 +21,7 @@ from hvlc.training import tokenizer as tokens
 from hvlc.training.reading import Page, page, random_scale
 from hvlc.zoo.documents import Document, render
 
-#: What the model is asked when it shall write down all text.
+#: Question that asks the model to write down all text.
 TRANSCRIBE = "Read."
 
 Sample = tuple[Page, list[tuple[str, str]]]
@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Chat:
-    """How a checkpoint's chat spells an image, a question and an answer, in token ids.
+    """Token ids by which a checkpoint's chat spells an image, a question and an answer.
 
     Attributes:
         prefix: The prompt up to and including the image, by the image's grid.
@@ -141,7 +141,7 @@ def attention_mask(segments: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Answers:
-    """What the model says to a batch.
+    """Answers of the model to a batch.
 
     Attributes:
         logits: float32 `[targets, vocabulary]`, at the positions that have a target.

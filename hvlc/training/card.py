@@ -67,7 +67,7 @@ def write(
 
 
 def measured(found: Sequence[Score], work: Path, order: Sequence[str]) -> dict[str, Any]:
-    """What `scores.json` holds: scores, digests of the documents, and the stages of `order` with their curves."""
+    """Content of `scores.json`: scores, digests of the documents, and the stages of `order` with their curves."""
     digests = {
         split: {"text": split_digest(split, DIGESTED), "pixels": split_digest(split, DIGESTED, pixels=True)}
         for split in SPLITS

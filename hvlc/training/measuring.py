@@ -1,4 +1,4 @@
-"""How well a checkpoint answers: the product's own path, one question a document."""
+"""Accuracy of a checkpoint by the product's own path, one question a document."""
 
 from __future__ import annotations
 

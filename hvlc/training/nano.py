@@ -48,7 +48,7 @@ MINUTES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much goes into a batch of one worker.
+    """Sizes of a batch of one worker.
 
     Attributes:
         windows: Windows in the reading stages.
@@ -73,7 +73,7 @@ FROZEN = 0.5
 #: Documents that the trained model labels for the compressor, by split.
 LABELLED = {"train": 1200, "calibration": 320}
 
-#: What counts as equally legible, and the share of right answers the compressor has to keep on
+#: Tolerance of what counts as equally legible, and the share of right answers the compressor has to keep on
 #: calibration documents; more than the 98.7 % that is asked of held-out ones.
 TOLERANCE = Tolerance()
 KEEP = 0.995

@@ -112,7 +112,7 @@ def to_tiles(raster: np.ndarray, side: int) -> np.ndarray:
 
 
 def page(document: Document, scale: float, processor: HyperVLImageProcessor, patch: int) -> Page:
-    """What the product's image processor makes of a document, with targets."""
+    """Page of a document as the product's image processor makes it, with targets."""
     tiles, grid = processor.tiles(document.image, scale)
     height, width = scaled_size(document.image.height, document.image.width, scale)
     side = processor.tile_size // patch

@@ -31,7 +31,7 @@ LEGIBLE = 10.0
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much larger the answer loss may be than at full size.
+    """Bounds on how much larger the answer loss may be than at full size.
 
     Attributes:
         ratio: Factor on the loss at full size.
@@ -44,7 +44,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Label:
-    """What the model said about one document.
+    """Losses and right answers of the model on one document.
 
     Attributes:
         index: Of the document in its split.
@@ -176,7 +176,7 @@ def predicted_scales(
     documents: Sequence[Document],
     offset: float = 0.0,
 ) -> list[float]:
-    """What `compressor.scale` gives with `offset` added to its output."""
+    """Scales of `compressor.scale` with `offset` added to its output."""
     compressor.eval()
     bias = compressor.linear_2.bias
     bias += offset

@@ -42,7 +42,7 @@ MINUTES = {"read": 7.0, "answer": 76.0}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much goes into a batch of one worker.
+    """Sizes of a batch of one worker.
 
     Attributes:
         tiles: in the reading stage.

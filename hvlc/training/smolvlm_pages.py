@@ -22,7 +22,7 @@ PARTS_PER_SHEET = 4
 
 
 def page(document: Document, processor: SmolVLMImageProcessorPil, patch: int) -> Page:
-    """What the image processor makes of a document, with targets; the overview, too small to read, has none.
+    """Page of a document as the image processor makes it, with targets; the overview, too small to read, has none.
 
     The processor stretches a document to whole tiles, so a character's width and height grow by factors of their own.
     """

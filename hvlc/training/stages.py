@@ -178,6 +178,6 @@ def _set_thread() -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `Stage.save` wrote."""
+    """Stage that `Stage.save` wrote."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state

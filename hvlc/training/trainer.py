@@ -1,4 +1,4 @@
-"""What the recipes share: the trainer of their stages, and the stages of reading and answering."""
+"""Training that the recipes share: the trainer of their stages, and the stages of reading and answering."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ _DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-#: Those besides config.json that transformers looks for code in.
+#: Files besides config.json that transformers looks for code in.
 _NAMING_CODE = (
     "generation_config.json",
     "tokenizer_config.json",

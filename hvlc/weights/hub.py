@@ -78,7 +78,7 @@ def origin_of(directory: Path) -> str | None:
 
 
 def name_of(directory: Path) -> str:
-    """What people call a checkpoint: its directory's name, or that of its model on the hub."""
+    """Name of a checkpoint for people: its directory's, or that of its model on the hub."""
     origin = origin_of(directory)
     return origin.partition("@")[0].rpartition("/")[2] if origin else directory.resolve().name
 

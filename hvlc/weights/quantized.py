@@ -48,7 +48,7 @@ class Quantization:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """What is stored."""
+        """Streams that are stored."""
         return self.format.streams
 
     def stream(self, stream: Stream) -> "StoredPart":
@@ -103,7 +103,7 @@ class SolvedWeight:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """What is stored."""
+        """Streams that are stored."""
         return self.format.streams
 
     def stream(self, stream: Stream) -> Expression:

@@ -34,7 +34,7 @@ class Package:
 
     @property
     def manifest(self) -> Manifest:
-        """What the package says of itself."""
+        """Manifest of the package."""
         return self.model.manifest
 
     def ask(

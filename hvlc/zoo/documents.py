@@ -99,7 +99,7 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Style:
-    """How the content is drawn; lengths in pixels."""
+    """Style in which the content is drawn; lengths in pixels."""
 
     font: str
     text_size: int

@@ -127,7 +127,7 @@ def _outcome(gate: Gate, evaluation: Measured, references: Sequence[Measured]) -
 
 
 def _number(gate: Gate, evaluation: Measured) -> Interval:
-    """What the gate's metric reads, if that can decide anything."""
+    """Interval of the gate's metric, if that can decide anything."""
     found = MEASURES[gate.metric].read(evaluation)
     if found is None:
         computed = [name for name, measure in MEASURES.items() if measure.read(evaluation) is not None]
@@ -156,7 +156,7 @@ def _setting(measured: Measured) -> tuple[str, bool]:
 
 
 def verdict(gate: Gate, low: float, high: float | None) -> GateVerdict:
-    """What an interval says of a bound.
+    """Verdict of an interval on a bound.
 
     Args:
         gate: the bound.
@@ -201,7 +201,7 @@ def _around(low: float, high: float | None, n: int, unit: str) -> str:
 
 
 def _stands(gate: Gate, value: float, ends: tuple[float, float | None], n: int, found: GateVerdict) -> str:
-    """How a number stands to its bound, in words."""
+    """Relation of a number to its bound, in words."""
     if found is GateVerdict.PASSED:
         return f"{_KEPT[gate.operator]} {gate.written}"
     low, high = ends

@@ -1,4 +1,4 @@
-"""How gates are written: `[surely] METRIC[ENCODER] OPERATOR BOUND`, on a command line or in a file.
+"""Language of gates: `[surely] METRIC[ENCODER] OPERATOR BOUND`, on a command line or in a file.
 
 `docs/gates.md` describes the language. A bound is in the metric's unit, or `0.98x`: times the reference's value. What
 could never break, never hold, or not be understood is an error before anything is measured.

@@ -22,7 +22,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class _Statistic:
-    """How a number is made of observations.
+    """Functions that make a number of observations.
 
     Attributes:
         of: what is taken from an example, or from a window of a text.

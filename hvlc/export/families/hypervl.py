@@ -129,7 +129,7 @@ FAMILY = VisionLanguageFamily(
 )
 
 
-#: How transformers computes it.
+#: Model as transformers computes it.
 LOADED = LoadedHyperVL
 
 

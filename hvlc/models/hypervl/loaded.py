@@ -1,4 +1,4 @@
-"""What is HyperVL's own when transformers answers: the resolution compressor, and two encoders."""
+"""HyperVL's own parts where transformers answers: the resolution compressor, and two encoders."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -37,7 +37,7 @@ class _Projection:
 
     @property
     def result(self) -> ir.Value:
-        """What readers see."""
+        """Value that readers of the projection take."""
         return (self.bias or self.node).outputs[0]
 
     @property

@@ -256,7 +256,7 @@ class _Factors:
 
 
 class _Positions:
-    """What follows from the position of the last token: made for the first attention, and read by all like it."""
+    """Values that follow from the position of the last token: made for the first attention, and read by all like it."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[object, ...], ir.Value] = {}

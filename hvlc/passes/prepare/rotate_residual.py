@@ -233,7 +233,7 @@ def _sources(bundle: Bundle, component: Component, entry: ir.Value) -> list[Plac
 
 
 def _made_of(bundle: Bundle, component: Component, value: ir.Value) -> Iterator[Place | None]:
-    """What hidden vectors are made of, upwards through the bundle; None for what a rotation does not pass."""
+    """Places that hidden vectors are made of, upwards through the bundle; None for what a rotation does not pass."""
     node, projection = value.producer(), projection_behind(value)
     looked_up = [operand(node, 0)] if node is not None and operand(node, 0) in tables(component.graph) else []
     if value.is_graph_input():
@@ -251,7 +251,7 @@ def _made_of(bundle: Bundle, component: Component, value: ir.Value) -> Iterator[
 
 
 def _wired_to(bundle: Bundle, target: str) -> Iterator[Place | None]:
-    """What feeds an input, through components that lay tokens out and leave their channels alone."""
+    """Places that feed an input, through components that lay tokens out and leave their channels alone."""
     sources = [wire.source for wire in bundle.wires if wire.target == target]
     if not sources or any(sum(wire.source == source for wire in bundle.wires) != 1 for source in sources):
         yield None

@@ -114,7 +114,7 @@ def _constants(producer: Producer, factors: np.ndarray) -> Factors | str:
 
 
 def _is_scaled(group: LinearGroup, factors: np.ndarray | Factors) -> bool:
-    """Whether these factors are in the weights already."""
+    """Whether the weights have these factors already."""
     return all(_holds(values_of(operand(node, 1)), factors) for node in group.nodes)
 
 

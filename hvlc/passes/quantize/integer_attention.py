@@ -113,7 +113,7 @@ def _made(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _levels(value: ir.Value | None, dtype: np.dtype) -> _Levels | None:
-    """What a value is dequantized from, through what moves and turns it; None where that is nothing of this type."""
+    """Quantization that a value is dequantized from, through what moves and turns it; None: none of this type."""
     turned = False
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "DequantizeLinear":

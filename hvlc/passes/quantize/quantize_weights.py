@@ -95,7 +95,7 @@ class QuantizeWeights(ComponentPass):
     def _initializers(
         self, graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight, *, rows: bool
     ) -> dict[Stream, ir.Value]:
-        """What the format stores; `rows` is the look-up's 2-D view of the bytes."""
+        """Initializers of the streams that the format stores; `rows` is the look-up's 2-D view of the bytes."""
         values = {}
         for stream in quantization.streams:
             part = quantization.stream(stream)

@@ -190,7 +190,7 @@ class _SignFlipped(Elementwise):
 
 @dataclass(frozen=True)
 class _Turned(Expression):
-    """What is stored of a matrix's rows, `[out]` or `[out, n]`, with the rows along the last axis.
+    """Stored values of a matrix's rows, `[out]` or `[out, n]`, with the rows along the last axis.
 
     Any of it takes all rows. They are read some at a time, because reading may be solving.
     """

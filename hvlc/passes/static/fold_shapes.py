@@ -68,7 +68,7 @@ def _folded(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
 
 
 def _dims(value: ir.Value | None) -> tuple[int, ...] | None:
-    """What a constant int64 `[rank]` holds."""
+    """Values of a constant int64 `[rank]`."""
     tensor = value.const_value if value is not None else None
     if tensor is None or tensor.dtype != ir.DataType.INT64 or len(tensor.shape) != 1:
         return None

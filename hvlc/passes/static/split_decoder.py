@@ -182,7 +182,7 @@ class _Cutter:
 
 
 def _between(graph: ir.Graph, first: ir.Value | None, outputs: Sequence[ir.Value]) -> ir.Graph:
-    """What computes `outputs` from a cut and the graph's own inputs; initializers keep their tensors."""
+    """Graph that computes `outputs` from a cut and the graph's own inputs; initializers keep their tensors."""
     inputs = [*([first] if first is not None else []), *(value for value in graph.inputs if value is not first)]
     found = ir.convenience.extract(graph, inputs, outputs)
     for name in graph.initializers:  # extracted in an order that changes from run to run

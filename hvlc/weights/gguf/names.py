@@ -95,7 +95,7 @@ def interleaved_heads(file: GgufFile, name: str) -> int:
 
 
 def derived_config(file: GgufFile) -> dict[str, Any]:
-    """What config.json would say, from the metadata.
+    """Content of config.json, derived from the metadata.
 
     Raises:
         UserError: another architecture, a missing or odd value, or a setting that is not read; all of it at once.
@@ -184,7 +184,7 @@ def _refuse_unread(file: GgufFile, settings: Mapping[str, Any]) -> None:
 
 
 def _out_of_bounds(key: str, value: Any) -> str:
-    """What is wrong with a number; "" when nothing is."""
+    """Problem of a number; "" when there is none."""
     kind, low, high = _NUMBERS[key]
     fits = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
     if fits and low <= value <= high:
@@ -226,7 +226,7 @@ def _rope(file: GgufFile, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _llama3_divisors(scaling: Mapping[str, Any], count: int) -> np.ndarray:
-    """What Llama 3 divides its frequencies by (transformers' `_compute_llama3_parameters`), float64 `[count]`."""
+    """Divisors of Llama 3's frequencies (transformers' `_compute_llama3_parameters`), float64 `[count]`."""
     low, high, context = (scaling[key] for key in _LLAMA3)
     turns = context / math.tau * scaling["rope_theta"] ** (-np.arange(count) / count)
     smooth = np.clip((turns - low) / (high - low), 0, 1)

@@ -47,7 +47,7 @@ _FILLING: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What llama.cpp makes of a file's tokenizer.
+    """Vocabulary of a file's tokenizer as llama.cpp reads it.
 
     Attributes:
         kind: tokenizer.ggml.model.

@@ -24,7 +24,7 @@ _VERSIONS = {True: "gptq", False: "gptq_v2"}  # by whether zero points are store
 
 @dataclass(frozen=True)
 class _Layers:
-    """What is known of a checkpoint's quantized layers.
+    """Facts about a checkpoint's quantized layers.
 
     Attributes:
         groupings: how each layer is quantized; None for layers that the settings leave in float.
@@ -49,7 +49,7 @@ def read_layer(checkpoint: Checkpoint, path: str) -> Expression:
 
 
 def _layers_of(checkpoint: Checkpoint) -> _Layers:
-    """What is known of the layers, found out once.
+    """Facts about the layers, found out once.
 
     Raises:
         UserError: the settings are not read, or contradict the zero points.
@@ -67,7 +67,8 @@ def _layers_of(checkpoint: Checkpoint) -> _Layers:
 
 
 def _settled(checkpoint: Checkpoint, base: Grouping, groupings: Mapping[str, Grouping | None]) -> bool | None:
-    """How zero points are stored where the settings say it wrong; None: as they say, or nothing shows otherwise.
+    """Way in which zero points are stored where the settings say it wrong; None: as they say, or nothing shows
+    otherwise.
 
     Symmetric matrices show it: every zero point is the middle level, by one way of storing them and not by the other.
 

@@ -11,7 +11,7 @@ from hvlc.weights.formats import Stream, WeightFormat
 from hvlc.weights.lazy import Box, Expression
 from hvlc.weights.quantized import SolvedWeight
 
-#: What a plan calls the solver of a matrix whose levels are taken as they are.
+#: Name in a plan for the solver of a matrix whose levels are taken as they are.
 STORED = "stored"
 
 _SMALLEST_BLOCK = 16  # of com.microsoft.MatMulNBits

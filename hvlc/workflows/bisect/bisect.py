@@ -52,7 +52,7 @@ class Tracer(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare.
+    """Models that are compared, and how.
 
     Attributes:
         package: directory.

@@ -1,4 +1,4 @@
-"""What is wrong with a stage that departs, as far as its weights and values say.
+"""Diagnosis of a stage that departs, as far as its weights and values say.
 
 Everything here is a hint: the stage departs because of what it computes, and this says what was found when looking
 for the mistakes that converters make.
@@ -90,7 +90,7 @@ def reader(reference: Path) -> Reader:
 
 
 def _of_weights(part: Part, tracer: PackageTracer, read: Reader) -> tuple[str, ...]:
-    """What is unlike the reference in the weights of a part of a graph."""
+    """Differences from the reference in the weights of a part of a graph."""
     if tracer.prepared:
         return (f"its weights are not compared: the recipe changes them by {tracer.prepared} before they are stored",)
     component = next(n for n, entry in _graphs(tracer).items() if entry == part.file)
@@ -130,7 +130,7 @@ def _belongs(name: str, initializers: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What one parameter is like.
+    """Finding about one parameter.
 
     Attributes:
         name: of the parameter.
@@ -261,7 +261,7 @@ def _of_scales(found: np.ndarray, expected: np.ndarray, tracer: PackageTracer) -
 
 
 def _of_tiles(found: np.ndarray, expected: np.ndarray) -> Iterator[str]:
-    """What is unlike the reference in float `[tiles, 3, T, T]`."""
+    """Differences from the reference in float `[tiles, 3, T, T]`."""
     if found.shape != expected.shape:
         yield f"{len(found)} tiles, where the reference cuts {len(expected)}"
         return

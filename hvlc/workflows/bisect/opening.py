@@ -32,7 +32,7 @@ def open_tracer(directory: Path, threads: int = 0) -> PackageTracer:
 
 
 def _precisions(recipe: Recipe) -> dict[Role, Precision]:
-    """What an NPU computes a recipe's components with, by role: floats become numbers of 16 bits there."""
+    """Precision of an NPU for a recipe's components, by role: floats become numbers of 16 bits there."""
     activations = 8 if recipe.activations == "int8" else 16
     cache = 16 if recipe.kv_cache is CacheType.FLOAT else 8
     found = {}

@@ -27,7 +27,7 @@ from hvlc.workflows.build.emulation import Amount, component_samples
 
 _CONFIG = "genai_config.json"
 _TOOL = "onnxruntime-qnn"
-#: What the provider is called in genai_config.json.
+#: Name of the provider in genai_config.json.
 _GENAI_PROVIDER = "QNN"
 _ALWAYS_UNCHECKED = (
     NotChecked(what="speed, memory and the last bit on a device", reason="emulation on x86-64 shows none of them"),
@@ -37,7 +37,7 @@ _SHARED = "graphs of one binary share weights, which the emulation cannot load; 
 
 @dataclass(frozen=True)
 class CompileRequest:
-    """How a package is compiled.
+    """Request to compile a package.
 
     Attributes:
         check: whether compiled graphs are run in emulation.

@@ -1,4 +1,4 @@
-"""What compiled components are fed in emulation: what they would meet in a request, from the package's own graphs.
+"""Inputs of compiled components in emulation: those of a request, from the package's own graphs.
 
 A page with a question goes through the package on the CPU, stage by stage, as onnxruntime-genai would run it; on the
 way the inputs of every stage are kept. Emulation is slow, so little is kept: it shows whether a graph computes what it
@@ -34,7 +34,7 @@ _SPLIT = "calibration"
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is run, of one page.
+    """Amount that is run of one page.
 
     Attributes:
         tiles: for each encoder.
@@ -47,7 +47,7 @@ class Amount:
     tokens: int = 3
 
     def describe(self) -> str:
-        """What the inputs are, in words."""
+        """Description of the inputs in words."""
         return (
             f"a drawn page with a question, its first {self.tiles} tiles, {self.windows} windows of the prompt and "
             f"{self.tokens} tokens of the answer"

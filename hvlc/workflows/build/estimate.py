@@ -1,4 +1,4 @@
-"""What a build will take, told before it starts: disk to the byte of the weights, memory and time as estimates."""
+"""Cost of a build, told before it starts: disk to the byte of the weights, memory and time as estimates."""
 
 import os
 import time
@@ -33,7 +33,7 @@ _FIXED = 40 << 20  # machine code of the kernels, file formats, buffers
 
 @dataclass(frozen=True)
 class WeightTotals:
-    """What the weights of a bundle come to.
+    """Totals of the weights of a bundle.
 
     Attributes:
         data_bytes: external data of all components.
@@ -99,13 +99,13 @@ def _row(unit: Unit) -> int:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def machine_factor() -> float:
-    """How much longer this machine takes than the reference, from the median of a few short runs."""
+    """Ratio of this machine's time to the reference's, from the median of a few short runs."""
     values, out = np.linspace(-8, 8, 1 << 16, dtype=np.float32), np.empty(1 << 16, np.float32)
 
     def once() -> float:
@@ -127,7 +127,7 @@ def estimate(
     base: int,
     calibration: CalibrationCost | None = None,
 ) -> Estimate:
-    """What the build will take.
+    """Estimate of what the build will take.
 
     Args:
         totals: of the bundle.

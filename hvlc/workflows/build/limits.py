@@ -1,4 +1,4 @@
-"""What refuses a build before its work: the target, the disk, the memory."""
+"""Limits that refuse a build before its work: the target, the disk, the memory."""
 
 import shutil
 from collections import Counter

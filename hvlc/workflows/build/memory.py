@@ -1,4 +1,4 @@
-"""What a build really took: peak memory of this process, sampled while it runs, and a limit that is kept."""
+"""Memory that a build really took: this process's peak, sampled while it runs, and a limit that is kept."""
 
 import threading
 from pathlib import Path

@@ -76,7 +76,7 @@ def prepare(
 
 
 def _notes(opened: BuildInputs, lowered: "_Lowered") -> tuple[str, ...]:
-    """What was decided about the checkpoint, its text and the calibration set, each once."""
+    """Notes on decisions about the checkpoint, its text and the calibration set, each once."""
     said = lowered.inputs.notes if lowered.inputs else ()
     return tuple(dict.fromkeys((*opened.checkpoint.notes, *lowered.package_text.notes, *said)))
 
@@ -184,7 +184,7 @@ def _resolved(target: Target, opened: BuildInputs, bundle: Bundle, found: Collec
 
 @dataclass(frozen=True)
 class _Lowered:
-    """What lowering settles beside the graphs.
+    """Results of lowering beside the graphs.
 
     Attributes:
         inputs: what the plan is calibrated on; None: nothing in it needs data.
@@ -243,7 +243,7 @@ def _quantities(planned: PlannedModel, directory: Path) -> Quantities:
 def _estimate(
     request: BuildRequest, opened: BuildInputs, planned: PlannedModel, lowered: _Lowered, found: Collector
 ) -> Estimate:
-    """What the build takes, with as many threads as fit into memory; raises what was found until now."""
+    """Estimate of the build, with as many threads as fit into memory; raises the problems found until now."""
     totals, base = weight_totals(planned.bundle), current_memory().unshared
     copied = tokenizer_files(lowered.text)
     expected = [

@@ -1,4 +1,4 @@
-"""What the functions of `hvlc.workflows.build.prepare` hand to each other, and to the calibration and the writer."""
+"""Records that the functions of `hvlc.workflows.build.prepare` hand to each other, the calibration and the writer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """What a build reads.
+    """Inputs that a build reads.
 
     Attributes:
         checkpoint: the input.

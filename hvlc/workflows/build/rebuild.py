@@ -183,7 +183,7 @@ def _drawn(file: Path) -> Sample:
 
 
 def changed_tools(lock: Lock) -> dict[str, tuple[str, str]]:
-    """What is installed in another version than the one that is locked."""
+    """Tools that are installed in another version than the locked one."""
     then = {**lock.versions, "hvlc's code": lock.code[:16]}
     now = {**_installed(then), **tool_versions(), "hvlc's code": code_digest()[:16]}
     names = sorted({*then, *now})

@@ -1,4 +1,4 @@
-"""What is asked of a build, and what it was made from."""
+"""Request for a build, and the provenance of its package."""
 
 import hashlib
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """Request for a build.
 
     Attributes:
         checkpoint: a checkpoint directory, a GGUF file, or an id on the Hugging Face hub.
@@ -121,7 +121,7 @@ def open_request(
 def provenance_of(
     checkpoint: Checkpoint, recipe: Document, target: Document, inputs: "CalibrationSet | None"
 ) -> Provenance:
-    """What a build is made from, in enough detail to make it again; equal sources make an equal package."""
+    """Provenance of a build, in enough detail to make it again; equal sources make an equal package."""
     sources = Sources(
         model_type=checkpoint.model_type,
         checkpoint=checkpoint.digest,

@@ -1,4 +1,4 @@
-"""What must be there before weights are read: the packages that only building needs, and a tokenizer."""
+"""Requirements before weights are read: the packages that only building needs, and a tokenizer."""
 
 import importlib.util
 from pathlib import Path

@@ -41,7 +41,7 @@ _NOTHING: tuple[list[StageError], list[str]] = ([], [])
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What packages are evaluated on.
+    """Request to evaluate packages: what they are evaluated on.
 
     Attributes:
         task: name or file of the questions, or a text.
@@ -211,7 +211,7 @@ def compare_models(
 
 
 def _questions(task: Task | None, asking: EvaluationRequest, run: Measured) -> list[Question]:
-    """What layers are compared on: the first examples in the first run's setting, or the beginning of the text."""
+    """Questions that layers are compared on: the first examples in the first run's setting, or the text's beginning."""
     if asking.text:
         return [Question(read_text(asking.text, "task.text", limit=TEXT)[:_PROMPT])]
     if task is None or not isinstance(run, Evaluation):
@@ -312,7 +312,7 @@ def _read_texts(
     store: Store,
     progress: Progress,
 ) -> dict[str, tuple[Measured, ...]]:
-    """How packages read a text."""
+    """Evaluations of packages that read a text."""
     found = evaluate_texts(
         [model.package for model in packages if model.package],
         text,
@@ -363,7 +363,7 @@ def _against_reference(
 
 
 def _setting(evaluation: Measured) -> tuple[object, ...]:
-    """What two runs must have in common to be compared."""
+    """Setting that two runs must have in common to be compared."""
     if isinstance(evaluation, Evaluation):
         return evaluation.kind, evaluation.task, evaluation.encoder, evaluation.vrc
     return evaluation.kind, evaluation.task
@@ -420,7 +420,7 @@ def _scores(contestant: str, evaluation: Measured) -> RunScores:
 
 
 def _settings(first: ComparedModel, others: Sequence[ComparedModel]) -> dict[str, dict[str, tuple[ValueChange, ...]]]:
-    """What packages were made from and say otherwise than the reference."""
+    """Changes of settings and tokenizers from the reference's, by package."""
     if first.package is None:
         return {}
     found = {}

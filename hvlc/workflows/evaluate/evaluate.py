@@ -23,7 +23,7 @@ from hvlc.workflows.evaluate.model import Model, Subject, answering, open_subjec
 
 @dataclass(frozen=True)
 class Setting:
-    """How to ask: which encoder ("" where there is none), with or without the resolution compressor."""
+    """Setting of a question: the encoder ("" where there is none), with or without the resolution compressor."""
 
     encoder: str
     vrc: bool
@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """What a model is held against.
+    """Reference that a model is compared with.
 
     Attributes:
         directory: the reference, a package or a checkpoint.
@@ -46,7 +46,7 @@ class ReferenceModel:
 
 @dataclass(frozen=True)
 class Work:
-    """What is done for every setting of a model.
+    """Work that is done for every setting of a model.
 
     Attributes:
         subject: the model.
@@ -69,7 +69,7 @@ class Work:
         return label_of(self.subject.label, setting.encoder, setting.vrc)
 
     def depends_on(self, setting: Setting) -> dict[str, object]:
-        """What answers depend on, besides the questions."""
+        """Facts that answers depend on, besides the questions."""
         asked = {"task": self.task.name, "encoder": setting.encoder, "vrc": setting.vrc}
         return {**asked, "max_new_tokens": self.max_new_tokens, **self.subject.provenance}
 
@@ -116,7 +116,8 @@ class Work:
 
 
 def settings_of(subject: Subject, encoders: Sequence[str] = (), *, vrc: bool = True) -> list[Setting]:
-    """How to ask a model: with each of some encoders, or of its own; with its resolution compressor, if it has one.
+    """Settings in which a model is asked: with each of some encoders, or of its own; with its resolution compressor, if
+    it has one.
 
     Raises:
         UserError: it has no such encoder, or none at all.

@@ -65,7 +65,7 @@ class Store:
         return journal
 
     def read(self, label: str) -> Measured | None:
-        """What an earlier run finished, if it can be read."""
+        """Evaluation that an earlier run finished, if it can be read."""
         path = self._path(label)
         if path is None or not is_file(path):
             return None
@@ -89,7 +89,7 @@ class Store:
 
 
 def shared_facts(evaluations: Sequence[Measured]) -> dict[str, str]:
-    """What all numbers have in common: versions, and the machine."""
+    """Facts that all numbers have in common: versions, and the machine."""
     first, *others = (evaluation.provenance for evaluation in evaluations)
     return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
 

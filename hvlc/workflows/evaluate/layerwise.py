@@ -30,7 +30,7 @@ _NAMED = 3  # weights in a note
 
 @dataclass(frozen=True)
 class WeightDifferences:
-    """How the weights of packages differ.
+    """Differences between the weights of packages.
 
     Attributes:
         layers: errors by layer and kind.

@@ -1,4 +1,4 @@
-"""What is evaluated: packages through onnxruntime, checkpoints through what can run them."""
+"""Models that are evaluated: packages through onnxruntime, checkpoints through what can run them."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class Subject:
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """What its numbers depend on: its digest, the versions of what runs it, and the machine."""
+        """Facts that the numbers depend on: the digest, the versions of what runs it, and the machine."""
         runs = ["hvlc", "onnxruntime", "onnxruntime-genai"]
         if self.manifest is None and self.kind is Kind.VISION_LANGUAGE:
             runs = ["hvlc", "torch", "transformers"]
@@ -80,7 +80,7 @@ class Subject:
 
     @cached_property
     def compilation(self) -> Compilation | None:
-        """What a compiler made of a package.
+        """Compilation of a package.
 
         Raises:
             UserError: its record is damaged.
@@ -102,7 +102,7 @@ class Subject:
 
     @property
     def compresses(self) -> bool:
-        """Whether it has a resolution compressor."""
+        """Whether the model has a resolution compressor."""
         if self.kind is not Kind.VISION_LANGUAGE:
             return False
         if self.manifest:
@@ -205,7 +205,7 @@ def answering(subject: Subject) -> Iterator[Model]:
 
 @contextmanager
 def reading(subject: Subject) -> Iterator[tuple[TextScorer, str]]:
-    """What reads texts, and what it runs on; a checkpoint becomes a float32 package that is built for as long.
+    """Open a scorer of texts, with a name of what it runs on; a checkpoint becomes a float32 package for as long.
 
     Raises:
         UserError: it is not a language model, or it cannot be opened or built.

@@ -37,7 +37,7 @@ def evaluate_texts(
     names: Sequence[str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[TextEvaluation]:
-    """How packages, or checkpoints built without quantization, read the middle of a text.
+    """Evaluate packages, or checkpoints built without quantization, on the middle of a text.
 
     Each reads it alone, the first last, so that its peak memory is its own; then each distribution is held against the
     first's.
@@ -101,7 +101,7 @@ def measure_perplexities(
 
 
 class _Work:
-    """What is done with the windows of a text."""
+    """Work that is done with the windows of a text."""
 
     def __init__(self, task: str, windows: Sequence[np.ndarray], store: Store, step: "_Steps") -> None:
         self._task = task

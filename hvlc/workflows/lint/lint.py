@@ -140,7 +140,7 @@ def _fix(model: Path, graphs: Sequence[_Graph], target: Target, output: Path) ->
 
 
 def _files(model: Path) -> Iterator[tuple[str, Path]]:
-    """What a model consists of: the files of a package, or a graph and the data that it names; names below the output.
+    """Files of a model: those of a package, or a graph and the data that it names; names below the output.
 
     Raises:
         UserError: one is missing, or lies outside.
@@ -189,7 +189,7 @@ def _fix_graph(path: Path, found: GraphLint, target: Target) -> Iterator[tuple[s
 
 
 def _refused(found: GraphLint, target: Target) -> RefusedNodes:
-    """What a target refuses, by what can be done about it."""
+    """Nodes that a target refuses, by what can be done about it."""
     rules = {f"rules.{name}": rule for name, rule in target.rules.items()}
     asked = [(f.node, operand) for f in found.findings if f.rule in rules for operand in rules[f.rule].when.inputs]
     return RefusedNodes(

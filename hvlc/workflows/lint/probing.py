@@ -32,7 +32,7 @@ def probed(graph: GraphLint, target: Target) -> GraphLint:
 
 
 def disagreements(graph: GraphLint, said: Probe) -> CompilerAnswer:
-    """What the compiler said, beside what the rules say."""
+    """Answer of the compiler, with its disagreements with the rules."""
     refused = {finding.node for finding in graph.findings if finding.weight is Severity.REFUSAL}
     found = [
         Disagreement(

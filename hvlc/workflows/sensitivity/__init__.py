@@ -1,1 +1,1 @@
-"""What each part costs when it is quantized."""
+"""Cost of each part when it is quantized."""

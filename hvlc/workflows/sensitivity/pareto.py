@@ -30,7 +30,7 @@ Score = Callable[[Path], float]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How the packages of a front are measured.
+    """Measurement of the packages of a front.
 
     Attributes:
         text: that a language model's perplexity is measured on.
@@ -128,7 +128,7 @@ def _point(sensitivity: Sensitivity, choice: Sequence[int], recipe: str, *, unif
 
 
 def _score(checkpoint: Checkpoint, scoring: Scoring) -> tuple[Scored, Score]:
-    """What is measured, and who measures it.
+    """Measure of the packages, and the function that measures it.
 
     Raises:
         UserError: there is no text for a language model.

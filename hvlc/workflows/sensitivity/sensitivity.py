@@ -44,7 +44,7 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True)
 class SensitivityOptions:
-    """How to measure.
+    """Options of a measurement.
 
     Attributes:
         formats: of every part, one after another.
@@ -73,7 +73,7 @@ class SensitivityOptions:
 
     @classmethod
     def of(cls, budget: BudgetSpec, source: str | None, cache: Path | None, threads: int) -> "SensitivityOptions":
-        """What a budget asks for."""
+        """Options of a budget."""
         return cls(
             budget.formats,
             budget.solver,
@@ -88,7 +88,7 @@ class SensitivityOptions:
 
 @dataclass(frozen=True)
 class SensitivityInputs:
-    """What is measured.
+    """Inputs of a measurement.
 
     Attributes:
         directory: of the checkpoint, or its GGUF file.
@@ -252,7 +252,7 @@ def _check_room(directory: Path, bundle: Bundle, inputs: "CalibrationSet") -> No
 
 
 def _plans(recipe: Recipe, bundle: Bundle, target: Target, how: SensitivityOptions) -> list[Plan]:
-    """What a build would do if all parts had one format, for each of them."""
+    """Plan of a build in which all parts have one format, for each of them."""
     from hvlc.solvers.registry import CALIBRATED, SOLVERS, solver_problems
 
     options = {name: solver.options for name, solver in CALIBRATED.items()}
@@ -291,7 +291,7 @@ class _Part:
         return f"{self.component.name}:{nodes} {trial.products[0].format}"
 
     def candidates(self, cache: "TrialCache", *, loss: bool) -> tuple[Candidate, ...]:
-        """What is known of each format; what was not listened to is scaled by what was."""
+        """Candidates with the known damage of each format; what was not compared is scaled by what was."""
         compared = [cache.damages[self.key(trial)] for trial in self.trials if trial.compare]
         factor = compared[0]["loss"] / compared[0]["output_error"] if loss and compared[0]["output_error"] else 0.0
         found = []
@@ -436,7 +436,7 @@ def _try_all(
 
 
 def _float_logits(forward: "ForwardPass", tokens: int, threads: int, spool: Path) -> tuple["FloatLogits", float]:
-    """What the float model answers, and how many seconds that takes for a weight of the decoder's products."""
+    """Logits of the float model, and the seconds that they take for a weight of the decoder's products."""
     from hvlc.calibration.segments import Walk, cut_segments, in_float, walk
     from hvlc.calibration.sensitivity import FloatLogits
     from hvlc.graphs.linears import linear_groups
