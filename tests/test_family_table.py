@@ -19,6 +19,7 @@ LEVELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tests.export.tiny_families", "TEXT"),
         ("tests.export.test_families", "VISION"),
         ("tests.export.tiny_families", "VISION_LANGUAGE"),
+        ("tests.export.test_grid_vit", "FAMILIES"),
     ),
     "answers as `generate`": (
         ("tests.export.tiny_families", "TEXT"),

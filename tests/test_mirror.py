@@ -16,7 +16,7 @@ PROMISES: dict[str, str] = {
     "benchmarks": "benchmarks gptq identity",
     "cli": "help",
     "evaluation": "agreement_with_scipy",
-    "export": "overview_tiles parity",
+    "export": "grid_families overview_tiles parity",
     "fuzz": "checkpoints effects gates gguf images jsonl killed memory onnx packages prequantized processes templates",
     "inputs": "bounds encodings",
     "lint": "corpus foreign hazards notation public_models",

@@ -11,6 +11,7 @@ from hvlc.graphs.builder import GraphBuilder
 SYNONYMS = {
     "silu": ("silu", "swish"),
     "gelu": ("gelu", "gelu_python"),
+    "quick_gelu": ("quick_gelu",),
     "gelu_pytorch_tanh": ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate"),
 }
 _GELU = {"gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}

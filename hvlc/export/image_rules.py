@@ -10,6 +10,7 @@ from hvlc.export.prompt_tokens import PromptTokens
 from hvlc.export.settings import image_settings, processor_document
 from hvlc.export.vision_language import Rule
 from hvlc.imaging.multiple_tiles import MultipleTiles, OverviewTokens
+from hvlc.imaging.native_grid import NativeGrid
 from hvlc.imaging.ratio_tiles import RatioTiles
 from hvlc.imaging.resize import Resampling
 from hvlc.imaging.rule import Normalization
@@ -163,6 +164,99 @@ def _image_tokens(checkpoint: Checkpoint, config: Any) -> list[int]:
     names = [tokens.named(setting, usual) for setting, usual in texts]
     ids = tokens.ids_of(names)
     tokens.check(config.image_token_id, names[1], "image_token_id")
+    return ids
+
+
+#: What Qwen2-VL's image processor does where its settings do not say otherwise.
+_QWEN2_VL = {
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    "image_mean": OPENAI_CLIP_MEAN,
+    "image_std": OPENAI_CLIP_STD,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+
+
+def native_grid(checkpoint: Checkpoint, config: Any, patch: int, merge: int, frames: int) -> Rule:
+    """A grid of the image's own shape: the Qwen-VL families.
+
+    Args:
+        checkpoint: of the model.
+        config: of the model.
+        patch: side in pixels of the tower's patches.
+        merge: side of the squares of patches that become a visual token.
+        frames: of which the tower makes a patch.
+
+    Raises:
+        UserError: the processor is missing or contradicts the model, or the tokenizer lacks its tokens.
+    """
+    settings = {key: value for key, value in image_settings(checkpoint.directory).items() if value is not None}
+    settings, found = _QWEN2_VL | settings, Collector()
+    with found:
+        _check_patches(settings, {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames})
+    bounds, ids = None, None
+    with found:
+        bounds = _pixel_bounds(settings)
+    with found:
+        ids = _vision_tokens(checkpoint, config)
+    found.raise_all()
+    start, image, end = found.require(ids)
+    least, most = found.require(bounds)
+    rule = NativeGrid(
+        cell_size=patch * merge,
+        min_pixels=least,
+        max_pixels=most,
+        resampling=resampling(settings, 3),
+        normalization=normalization(settings),
+        image_token=image,
+    )
+    return Rule(rule, image, image, start, frozenset({start, image, end}), rule.most_visual_tokens)
+
+
+def _check_patches(settings: dict[str, Any], expected: dict[str, int]) -> None:
+    """Compare the processor's patches with the tower's.
+
+    Raises:
+        UserError: they differ, or the processor keeps images as they are.
+    """
+    wrong = [f"{key} is {settings[key]}, not {size}" for key, size in expected.items() if settings[key] != size]
+    if settings.get("do_resize") is False:
+        wrong.append("do_resize is false")
+    if wrong:
+        cause = f"the image processor contradicts the vision tower: {', '.join(wrong)}"
+        raise UserError("checkpoint.processor", cause, "save the processor that belongs to the model")
+
+
+def _pixel_bounds(settings: dict[str, Any]) -> tuple[int, int]:
+    """Fewest and most pixels of an image; `min_pixels` and `max_pixels`, as older versions saved them, win over `size`.
+
+    Raises:
+        UserError: one is not said, or they contradict each other.
+    """
+    size = settings["size"]
+    least = settings.get("min_pixels") or size.get("shortest_edge")
+    most = settings.get("max_pixels") or size.get("longest_edge")
+    if least is None or most is None or least > most:
+        cause = f"the image processor bounds images by {least} and {most} pixels"
+        raise UserError("checkpoint.processor", cause, "set size.shortest_edge, and size.longest_edge above it")
+    return least, most
+
+
+def _vision_tokens(checkpoint: Checkpoint, config: Any) -> list[int]:
+    """Ids of the tokens before an image, of a visual token and after an image.
+
+    Raises:
+        UserError: the tokenizer lacks some, or has other ids than the configuration.
+    """
+    tokens, found = PromptTokens(checkpoint.directory), Collector()
+    places = {"vision_start": "<|vision_start|>", "image": "<|image_pad|>", "vision_end": "<|vision_end|>"}
+    names = {place: tokens.named(f"{place}_token", usual) for place, usual in places.items()}
+    ids = tokens.ids_of(list(names.values()))
+    for place, name in names.items():
+        with found:
+            tokens.check(getattr(config, f"{place}_token_id"), name, f"{place}_token_id")
+    found.raise_all()
     return ids
 
 

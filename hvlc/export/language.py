@@ -432,6 +432,8 @@ def _rotary_obstacles(settings: Mapping[str, Any], family: Family, shape: Decode
     causes = []
     if kind not in _STATIC_ROPE:
         causes.append(f"rope_type {kind!r} is none of {', '.join(_STATIC_ROPE)}")
+    if "mrope_section" in settings and family.grid_positions is None:
+        causes.append(f"mrope_section is {settings['mrope_section']}, exported are positions in one axis")
     if partial != 1 and not family.partial:
         causes.append(f"partial_rotary_factor is {partial}, exported is 1")
     elif partial != 1 and (rotated < _ROTARY_MULTIPLE or rotated % _ROTARY_MULTIPLE):

@@ -220,9 +220,10 @@ def _check_encoders(config: Any, family: VisionLanguageFamily, names: Names, fou
     """Refuse towers that are not for colour images, and added ones that contradict themselves or the first."""
     encoders = family.encoders(config, names)
     for encoder in encoders:
-        channels = encoder.config.num_channels
+        key = "num_channels" if hasattr(encoder.config, "num_channels") else "in_channels"
+        channels = getattr(encoder.config, key)
         if channels != _CHANNELS:
-            cause = f"config.json: num_channels of the vision encoder {encoder.name} is {channels}, not {_CHANNELS}"
+            cause = f"config.json: {key} of the vision encoder {encoder.name} is {channels}, not {_CHANNELS}"
             found.problems.append(UserError("checkpoint.config", cause, "correct it"))
     for encoder in encoders[1:] if getattr(config, ADDED, None) else ():
         alone = copy(config)
@@ -253,8 +254,9 @@ def _encoder(
 ) -> Component:
     """Tower and connector: pieces to visual tokens."""
     b = GraphBuilder(f"vision_{encoder.name}", checkpoint)
-    sides = rule.piece_shape or ("piece_height", "piece_width")
-    pixels = b.input("pixel_values", ir.DataType.FLOAT, ["tiles", _CHANNELS, *sides])
+    # pieces of one shape can run together; one that has the image's shape runs alone
+    pieces, sides = ("tiles", rule.piece_shape) if rule.piece_shape else (1, ("piece_height", "piece_width"))
+    pixels = b.input("pixel_values", ir.DataType.FLOAT, [pieces, _CHANNELS, *sides])
     features = family.tower(b, pixels, encoder)
     tokens = family.connector(b, features, encoder, config)
     cells = rule.tokens_per_piece or "tokens"
@@ -262,7 +264,7 @@ def _encoder(
         b.note(
             f"the connector of vision encoder {encoder.name} is untrained: train it before its answers mean anything"
         )
-    b.output(tokens, "tile_features", ir.DataType.FLOAT, ["tiles", cells, width])
+    b.output(tokens, "tile_features", ir.DataType.FLOAT, [pieces, cells, width])
     return Component(f"vision_{encoder.name}", Role.VISION_ENCODER, b.model(), "vision")
 
 

@@ -185,6 +185,40 @@ class VisionLanguageNumbers(Numbers):
     tie_word_embeddings: bool | None = None
 
 
+class GridTowerNumbers(Numbers):
+    """Vision towers over an image's own grid of patches; Qwen2-VL's `hidden_size` is the width of visual tokens."""
+
+    depth: Layers | None = None
+    embed_dim: Width | None = None
+    hidden_size: Width | None = None
+    out_hidden_size: Width | None = None
+    intermediate_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] | None = None
+    num_heads: Heads | None = None
+    in_channels: Annotated[int, Field(ge=1, le=64)] | None = None
+    patch_size: Side | None = None
+    temporal_patch_size: Side | None = None
+    spatial_merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    window_size: Pixels | None = None
+    fullatt_block_indexes: Annotated[list[Annotated[int, Field(ge=0, le=256)]], Field(max_length=256)] | None = None
+    deepstack_visual_indexes: Annotated[list[Annotated[int, Field(ge=0, le=256)]], Field(max_length=256)] | None = None
+    num_position_embeddings: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    hidden_act: str | None = None
+    rope_parameters: RopeNumbers | None = None
+
+
+class GridNumbers(Numbers):
+    """Vision-language models with such a tower."""
+
+    vision_config: GridTowerNumbers | None = None
+    text_config: LanguageNumbers | None = None
+    image_token_id: Token | None = None
+    video_token_id: Token | None = None
+    vision_start_token_id: Token | None = None
+    vision_end_token_id: Token | None = None
+    tie_word_embeddings: bool | None = None
+
+
 class ProcessorNumbers(Numbers):
     """Image processors; means and deviations are for values from 0 to 1."""
 
@@ -203,6 +237,7 @@ class ProcessorNumbers(Numbers):
     min_pixels: Area | None = None
     max_pixels: Area | None = None
     patch_size: Pixels | None = None
+    temporal_patch_size: Annotated[int, Field(ge=1, le=64)] | None = None
     merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
     do_resize: bool | None = None
     do_image_splitting: bool | None = None

@@ -1,6 +1,7 @@
 """Small checkpoints of public vision-language families: transformers' own classes and processors, random weights."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from transformers import (
     ProcessorMixin,
     QianfanOCRConfig,
     QianfanOCRProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLProcessor,
     Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
     SmolVLMConfig,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from hvlc.models.smolvlm import SmolVLMImageTextProcessor
@@ -60,6 +68,24 @@ RATIO_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ 'PLACEHOLDER\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+GRID_TOKENS = {
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+}
+GRID_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *GRID_TOKENS.values())
+
+#: The form of the Qwen-VL families' own templates.
+GRID_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
     "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -192,11 +218,15 @@ def save_overview(
     return directory
 
 
-class _WithoutFrames(InternVLProcessor):
-    """InternVL's processor for images and text: its video processor needs torchvision."""
+class _WithoutVideo(ProcessorMixin):
+    """A processor whose video processor, which needs torchvision, may be None."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+
+class _WithoutFrames(_WithoutVideo, InternVLProcessor):
+    """InternVL's processor for images and text."""
 
 
 def ratio_processor(directory: Path) -> ProcessorMixin:
@@ -270,3 +300,121 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Change the top level of a JSON file; None removes a key."""
     content = json.loads(path.read_text("utf-8")) | changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), "utf-8")
+
+
+class _Qwen2VLWithoutFrames(_WithoutVideo, Qwen2VLProcessor):
+    """Qwen2-VL's processor for images and text."""
+
+
+class _Qwen25VLWithoutFrames(_WithoutVideo, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor for images and text."""
+
+
+class _Qwen3VLWithoutFrames(_WithoutVideo, Qwen3VLProcessor):
+    """Qwen3-VL's processor for images and text."""
+
+
+@dataclass(frozen=True)
+class _GridFamily:
+    """What tells the families with a grid apart.
+
+    Attributes:
+        config: transformers' class.
+        processor: transformers' class, for images and text.
+        vision: settings of a small tower.
+        text: other settings of a small decoder.
+    """
+
+    config: type[PreTrainedConfig]
+    processor: type[ProcessorMixin]
+    vision: dict[str, Any]
+    text: dict[str, Any]
+
+
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+GRID_FAMILIES = {
+    "qwen2_vl": _GridFamily(
+        Qwen2VLConfig,
+        _Qwen2VLWithoutFrames,
+        {"depth": 3, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2, "hidden_size": 64},
+        {"rope_parameters": _SECTIONS},
+    ),
+    "qwen2_5_vl": _GridFamily(
+        Qwen2_5_VLConfig,
+        _Qwen25VLWithoutFrames,
+        {
+            "depth": 4,
+            "hidden_size": 48,
+            "num_heads": 3,
+            "intermediate_size": 72,
+            "out_hidden_size": 64,
+            "window_size": 24,
+            "fullatt_block_indexes": [1, 3],
+        },
+        {"rope_parameters": _SECTIONS},
+    ),
+    "qwen3_vl": _GridFamily(
+        Qwen3VLConfig,
+        _Qwen3VLWithoutFrames,
+        {
+            "depth": 4,
+            "hidden_size": 48,
+            "num_heads": 3,
+            "intermediate_size": 72,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 36,
+            "deepstack_visual_indexes": [0, 2],
+        },
+        {"head_dim": 16, "rope_parameters": _SECTIONS | {"mrope_interleaved": True}},
+    ),
+}
+
+
+def grid_processor(directory: Path) -> ProcessorMixin:
+    """transformers' processor of a saved Qwen2-VL, Qwen2.5-VL or Qwen3-VL, on Pillow."""
+    tokenizer, pictures = AutoTokenizer.from_pretrained(directory), Qwen2VLImageProcessorPil.from_pretrained(directory)
+    kind = json.loads((directory / "config.json").read_text("utf-8"))["model_type"]
+    return GRID_FAMILIES[kind].processor(pictures, tokenizer, None)
+
+
+def save_grid(
+    directory: Path,
+    family: str = "qwen3_vl",
+    *,
+    patch: int = PATCH,
+    merge: int = 2,
+    tied: bool = False,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    pictures: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """A Qwen2-VL, a Qwen2.5-VL or a Qwen3-VL.
+
+    Args:
+        directory: where it is saved.
+        family: its model_type.
+        patch: side of a patch in pixels.
+        merge: side of the squares of patches that merge.
+        tied: whether the head is the embedding table.
+        vision: other settings of the tower.
+        text: other settings of the decoder.
+        pictures: other settings of the image processor.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    parts = GRID_FAMILIES[family]
+    tokenizer = byte_tokenizer(GRID_SPECIALS, GRID_TEMPLATE, "<|im_end|>")
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in GRID_TOKENS.items()}
+    settings = parts.text | {"tie_word_embeddings": tied} | (text or {})
+    config = parts.config(
+        text_config=text_settings(tokenizer, **settings),
+        vision_config=parts.vision | {"patch_size": patch, "spatial_merge_size": merge} | (vision or {}),
+        tie_word_embeddings=tied,
+        **ids,
+    )
+    cell = (patch * merge) ** 2
+    seen = {"size": {"shortest_edge": 4 * cell, "longest_edge": 100 * cell}, "patch_size": patch, "merge_size": merge}
+    save(directory, config, tokenizer, Qwen2VLImageProcessorPil(**seen | (pictures or {})), seed=seed, dtype=dtype)
+    return directory

@@ -1,0 +1,217 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images and parameters are read as their processors and classes mean them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvlc.errors import HvlcError, raise_all
+from hvlc.export import export_bundle, vision_language_family
+from hvlc.export.families.qwen2_vl import with_text_config
+from hvlc.export.settings import read_config
+from hvlc.export.vision_language import Rule
+from hvlc.imaging.native_grid import NativeGrid
+from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.assemble import assemble
+from tests.helpers.tiny import picture
+from tests.helpers.tiny_vision_language import GRID_FAMILIES, edit_json, grid_processor, save_grid
+from tests.imaging.fronts import Front
+
+
+@pytest.fixture(scope="module", params=GRID_FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_grid(tmp_path_factory.mktemp(request.param) / "checkpoint", request.param)
+
+
+def rule_of(directory: Path) -> Rule:
+    checkpoint = Checkpoint.open(directory)
+    family = vision_language_family(checkpoint.model_type)
+    assert family is not None
+    return family.rule(checkpoint, read_config(family.config, checkpoint, family.numbers))
+
+
+@pytest.fixture(scope="module")
+def front(checkpoint: Path) -> Front:
+    return Front(rule_of(checkpoint).rule)
+
+
+@pytest.fixture(scope="module")
+def seen_by_transformers(checkpoint: Path) -> Callable[[Image.Image], Any]:
+    processor = grid_processor(checkpoint)
+    template = "<|vision_start|><|image_pad|><|vision_end|>"
+    return lambda image: processor(images=[image], text=template, return_tensors="np")
+
+
+#: Sides in pixels: whole cells, halves that round to even in either direction, one pixel, and long ones.
+SIDES = (1, 4, 8, 12, 13, 20, 28, 36, 44, 60, 90, 200)
+
+
+@pytest.mark.parametrize("height", SIDES)
+def test_image_is_that_of_the_processor(
+    checkpoint: Path, front: Front, seen_by_transformers: Callable[[Image.Image], Any], height: int
+) -> None:
+    image_token = json.loads((checkpoint / "config.json").read_text("utf-8"))["image_token_id"]
+    processor = grid_processor(checkpoint).image_processor
+    for width in SIDES:
+        image = picture(height, width)
+        seen, expected = front.run(image), seen_by_transformers(image)
+        assert [1, *(2 * side for side in seen.grid)] == expected["image_grid_thw"][0].tolist()
+        patches, *_ = processor.patchify(seen.pixel_values[0], 4, 2, 2)
+        np.testing.assert_array_equal(patches, expected["pixel_values"])
+        assert [token for token in expected["input_ids"][0] if token == image_token] == seen.image_ids
+
+
+def test_an_image_of_the_most_extreme_ratio_is_seen_alike(
+    front: Front, seen_by_transformers: Callable[[Image.Image], Any]
+) -> None:
+    for size in ((1, 200), (200, 1), (2, 400)):
+        seen, expected = front.run(picture(*size)), seen_by_transformers(picture(*size))
+        assert [1, *(2 * side for side in seen.grid)] == expected["image_grid_thw"][0].tolist()
+    with pytest.raises(ValueError, match="aspect ratio"):
+        seen_by_transformers(picture(1, 201))
+
+
+def bounds(directory: Path, **changes: Any) -> tuple[int, int]:
+    """Fewest and most pixels by the settings of an image processor."""
+    edit_json(directory / "preprocessor_config.json", **changes)
+    rule = rule_of(directory).rule
+    assert isinstance(rule, NativeGrid)
+    processor = grid_processor(directory).image_processor
+    assert (rule.min_pixels, rule.max_pixels) == (processor.size["shortest_edge"], processor.size["longest_edge"])
+    return rule.min_pixels, rule.max_pixels
+
+
+def test_bounds_are_read_from_keys_old_and_new(tmp_path: Path) -> None:
+    directory = save_grid(tmp_path / "checkpoint")
+    assert bounds(directory) == (256, 6400)
+    assert bounds(directory, size=None, min_pixels=512, max_pixels=1024) == (512, 1024)
+    assert bounds(directory, size={"shortest_edge": 128, "longest_edge": 2048}) == (512, 1024)
+    assert bounds(directory, max_pixels=None) == (512, 2048)
+    assert bounds(directory, min_pixels=None) == (128, 2048)
+    assert bounds(directory, size=None) == (56 * 56, 28 * 28 * 1280)
+
+
+def test_normalization_and_filter_are_the_processors(tmp_path: Path) -> None:
+    directory = save_grid(tmp_path / "checkpoint")
+    edit_json(directory / "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3], image_std=[0.5] * 3, resample=2)
+    front, processor = Front(rule_of(directory).rule), grid_processor(directory).image_processor
+    seen, expected = front.run(picture(30, 50)), processor([picture(30, 50)], return_tensors="np")
+    np.testing.assert_array_equal(processor.patchify(seen.pixel_values[0], 4, 2, 2)[0], expected["pixel_values"])
+
+
+def flat(directory: Path) -> None:
+    """Put the decoder's settings beside the others, as Qwen2-VL was first saved."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    text = config.pop("text_config")
+    text.pop("model_type")
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    path.write_text(json.dumps({**text, **config}), "utf-8")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_settings_beside_each_other_are_the_decoders(tmp_path: Path, family: str) -> None:
+    nested = Checkpoint.open(save_grid(tmp_path / "nested", family))
+    flat(save_grid(tmp_path / "flat", family))
+    read = with_text_config(Checkpoint.open(tmp_path / "flat"))
+    record = vision_language_family(family)
+    assert record is not None
+    ours, theirs = (read_config(record.config, one, record.numbers) for one in (read, nested))
+    found, expected = ours.text_config.to_dict(), theirs.text_config.to_dict()
+    rope = found.pop("rope_parameters")
+    assert rope.items() >= expected.pop("rope_parameters").items()
+    assert rope["rope_type"] == "default"
+    del found["dtype"], expected["dtype"]  # of the weights, and not said of a part
+    assert found == expected
+    assert ours.vision_config.to_dict() == theirs.vision_config.to_dict()
+    assert with_text_config(nested) is nested
+
+
+def refused(directory: Path) -> str:
+    """Codes and causes of the refusal."""
+    with pytest.raises(HvlcError) as error:
+        exported(directory)
+    return str(error.value)
+
+
+def exported(directory: Path) -> None:
+    """Export a checkpoint, and raise what that found wrong with its tensors."""
+    checkpoint = Checkpoint.open(directory)
+    export_bundle(checkpoint)
+    raise_all(checkpoint.problems)
+
+
+def changed(file: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda directory: edit_json(directory / file, **changes)
+
+
+def with_vision(**changes: Any) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text("utf-8"))
+        edit_json(directory / "config.json", vision_config=config["vision_config"] | changes)
+
+    return change
+
+
+def renamed(old: str, new: str) -> Callable[[Path], None]:
+    def rename(directory: Path) -> None:
+        path = directory / "tokenizer.json"
+        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+
+    return rename
+
+
+def without_processor(directory: Path) -> None:
+    (directory / "preprocessor_config.json").unlink()
+    (directory / "processor_config.json").unlink(missing_ok=True)
+
+
+#: What contradicts itself: the damage, and what the refusal says.
+DAMAGES = [
+    (without_processor, "checkpoint.processor"),
+    (changed("preprocessor_config.json", patch_size=8), "patch_size is 8, not 4"),
+    (changed("preprocessor_config.json", merge_size=4), "merge_size is 4, not 2"),
+    (changed("preprocessor_config.json", temporal_patch_size=1), "temporal_patch_size is 1, not 2"),
+    (changed("preprocessor_config.json", do_resize=False), "do_resize is false"),
+    (changed("preprocessor_config.json", min_pixels=1024, max_pixels=1023), "1024 and 1023 pixels"),
+    (changed("preprocessor_config.json", size={"shortest_edge": 64}), "64 and None pixels"),
+    (changed("preprocessor_config.json", size={"height": 64, "width": 64}), "None and None pixels"),
+    (changed("preprocessor_config.json", resample=4), "checkpoint.processor"),
+    (changed("preprocessor_config.json", image_std=[0, 1, 1]), "image_std"),
+    (changed("config.json", image_token_id=3), "image_token_id is 3"),
+    (changed("config.json", vision_start_token_id=4), "vision_start_token_id is 4"),
+    (changed("config.json", vision_end_token_id=5), "vision_end_token_id is 5"),
+    (renamed("<|image_pad|>", "<picture>"), "no token <|image_pad|>"),
+    (with_vision(out_hidden_size=80), "80 wide, the decoder 64"),
+    (with_vision(num_heads=5), "5 heads"),
+    (with_vision(num_heads=8), "multiple of 4"),
+    (with_vision(in_channels=1), "in_channels"),
+    (with_vision(patch_size=[4, 8]), "patch_size of the vision tower is [4, 8]"),
+    (with_vision(deepstack_visual_indexes=[0, 4]), "deepstack_visual_indexes is [0, 4]"),
+    (with_vision(deepstack_visual_indexes=[1, 1]), "deepstack_visual_indexes is [1, 1]"),
+    (with_vision(num_position_embeddings=35), "35 num_position_embeddings"),
+    (with_vision(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rotary settings"),
+    (with_vision(depth=0), "depth"),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected"), DAMAGES)
+def test_what_contradicts_itself_is_refused(tmp_path: Path, damage: Callable[[Path], None], expected: str) -> None:
+    directory = save_grid(tmp_path / "checkpoint")
+    damage(directory)
+    assert expected in refused(directory)
+
+
+def test_a_second_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(HvlcError, match=r"assemble\.family"):
+        assemble(checkpoint, "second", checkpoint, tmp_path / "both", seed=0)
+
+
+def test_windows_smaller_than_a_visual_token_are_refused(tmp_path: Path) -> None:
+    assert "window_size" in refused(save_grid(tmp_path / "checkpoint", "qwen2_5_vl", vision={"window_size": 7}))
