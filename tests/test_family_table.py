@@ -19,13 +19,13 @@ LEVELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tests.export.tiny_families", "TEXT"),
         ("tests.export.test_families", "VISION"),
         ("tests.export.tiny_families", "VISION_LANGUAGE"),
-        ("tests.export.test_grid_vit", "FAMILIES"),
     ),
     "answers as `generate`": (
         ("tests.export.tiny_families", "TEXT"),
         ("tests.runtime.test_generation", "FAMILIES"),
         ("tests.export.test_overview_tiles", "FAMILIES"),
         ("tests.export.test_internvl", "FAMILIES"),
+        ("tests.export.test_grid_families", "FAMILIES"),
     ),
     "compiled for Snapdragons, emulated": (
         ("tests.workflows.test_fixed_families", "FAMILIES"),

@@ -35,7 +35,7 @@ CONFIGURATION = "genai_config.json"
 _CODE = "package.configuration"
 _FIX = "do not trust this package, or build it again"
 #: Types of onnxruntime-genai: of a model that sees and of text alone, each in one graph and in stages.
-_SEES, _SEES_IN_STAGES, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipeline"
+_SEES, _SEES_GRIDS, _READS_IN_STAGES = "gemma3", "qwen2_5_vl", "decoder-pipeline"
 #: A model that sees, in one graph with states of convolutions.
 _SEES_WITH_STATES = "lfm2_vl"
 #: Type of a text decoder in one graph, by its family in the checkpoint. onnxruntime-genai knows no Ministral, and
@@ -341,7 +341,10 @@ def _providers(entry: ComponentEntry) -> list[dict[str, dict[str, str]]]:
 
 def _type_of(manifest: Manifest) -> str:
     if manifest.kind is Kind.VISION_LANGUAGE:
-        return _SEES_IN_STAGES if manifest.is_staged else _SEES if manifest.rewinds else _SEES_WITH_STATES
+        grids = manifest.images is not None and manifest.images.grid_positions
+        if manifest.is_staged or grids:
+            return _SEES_GRIDS
+        return _SEES if manifest.rewinds else _SEES_WITH_STATES
     return _READS_IN_STAGES if manifest.is_staged else TEXT_TYPES.get(manifest.sources.model_type, "")
 
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images and parameters are read as their processors and classes mean them."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: packages answer as transformers does, from the processor to the last token."""
 
 import json
 from collections.abc import Callable
@@ -15,11 +15,89 @@ from hvlc.export.families.qwen2_vl import with_text_config
 from hvlc.export.settings import read_config
 from hvlc.export.vision_language import Rule
 from hvlc.imaging.native_grid import NativeGrid
+from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.runtime.vision import Seen
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.assemble import assemble
+from tests.helpers.answers import Reference, asked_of_transformers, check_answer, packaged
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import GRID_FAMILIES, edit_json, grid_processor, save_grid
+from tests.helpers.tiny_vision_language import GRID_FAMILIES, GRID_TEMPLATE, edit_json, grid_processor, save_grid
 from tests.imaging.fronts import Front
+
+#: A template that puts images behind the text, each between texts of its own.
+BEHIND = GRID_TEMPLATE.replace("in message['content'] %}", "in message['content'] | reverse %}").replace(
+    "{{ '<|vision_start|>", "{{ 'See ' + '<|vision_start|>"
+)
+
+#: Settings of checkpoints, one of each kind somewhere.
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"family": "qwen2_vl", "tied": True},
+    "qwen2_vl-behind": {"family": "qwen2_vl", "merge": 3, "template": BEHIND, "dtype": "bfloat16", "seed": 1},
+    "qwen2_5_vl": {"family": "qwen2_5_vl", "seed": 2},
+    "qwen2_5_vl-windows-of-one": {"family": "qwen2_5_vl", "vision": {"window_size": 8}, "template": BEHIND, "seed": 3},
+    "qwen3_vl": {"template": BEHIND, "seed": 4},
+    "qwen3_vl-a-tap-a-layer": {
+        "vision": {"deepstack_visual_indexes": [1, 3]},
+        "text": {"num_hidden_layers": 2},
+        "seed": 5,
+    },
+    "qwen3_vl-more-taps-than-layers": {
+        "vision": {"deepstack_visual_indexes": [3, 0, 2]},
+        "text": {"attention_bias": True},
+        "tied": True,
+        "seed": 6,
+    },
+    "qwen3_vl-no-taps": {"vision": {"deepstack_visual_indexes": []}, "text": {"num_hidden_layers": 3}, "seed": 7},
+}
+
+FAMILIES = tuple(sorted({settings.get("family", "qwen3_vl") for settings in CHECKPOINTS.values()}))
+
+#: Heights and widths: whole cells, halves of them, too small, too large, portrait, landscape, one side alone.
+SIZES = [(32, 32), (20, 44), (90, 40), (40, 90), (1, 1), (300, 20), (5, 200), (120, 130)]
+
+#: One image of every size, two and three images, none.
+ASKED = [
+    *([picture(*size)] for size in SIZES),
+    [picture(50, 90), picture(33, 30)],
+    [picture(16, 48), picture(1, 30), picture(60, 16)],
+    [],
+]
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_grid(tmp_path_factory.mktemp(request.param) / "checkpoint", **CHECKPOINTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def package(saved: Path) -> VisionLanguageModel:
+    return packaged(saved)
+
+
+@pytest.fixture(scope="module")
+def reference(saved: Path) -> Reference:
+    return asked_of_transformers(saved, grid_processor(saved))
+
+
+@pytest.fixture(scope="module")
+def patches(saved: Path) -> Callable[[list[Seen]], np.ndarray]:
+    pictures = grid_processor(saved).image_processor
+
+    def cut(seen: list[Seen]) -> np.ndarray:
+        """The patches of all images in the processor's order."""
+        return np.concatenate([pictures.patchify(one.pieces[0], 4, pictures.merge_size, 2)[0] for one in seen])
+
+    return cut
+
+
+@pytest.mark.parametrize("images", ASKED, ids=lambda images: "-".join(f"{i.height}x{i.width}" for i in images))
+def test_package_answers_as_transformers(
+    package: VisionLanguageModel,
+    reference: Reference,
+    patches: Callable[[list[Seen]], np.ndarray],
+    images: list[Image.Image],
+) -> None:
+    check_answer(package, reference, images, patches)
 
 
 @pytest.fixture(scope="module", params=GRID_FAMILIES)

@@ -47,8 +47,6 @@ TOWERS: dict[str, dict[str, Any]] = {
     "qwen3_vl-large-table": {"vision": {"num_position_embeddings": 48 * 48, "hidden_act": "gelu"}, "seed": 8},
 }
 
-FAMILIES = tuple(sorted({settings.get("family", "qwen3_vl") for settings in TOWERS.values()}))
-
 #: Rows and columns of visual tokens: one, windows of 1, 3 and 4 that fit and do not, the table's own size, portrait,
 #: landscape, one side alone.
 GRIDS = [(1, 1), (3, 3), (6, 3), (3, 6), (4, 5), (5, 4), (8, 4), (1, 9), (10, 2), (2, 7)]

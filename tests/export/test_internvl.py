@@ -11,20 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
 
 from hvlc.errors import HvlcError, raise_all
 from hvlc.export import export_bundle
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.runtime.vision import Seen
 from hvlc.tracing.package import PackageTracer
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import open_request
+from tests.helpers.answers import QUESTION, Reference, asked_of_transformers, check_answer, packaged
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_vision_language import edit_json, ratio_processor, save_ratio
-from tests.helpers.tolerances import GRAPH_FLOAT32
 
-QUESTION = "What is it?"
 DYNAMIC = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
 
 #: Settings of checkpoints, one of each kind somewhere.
@@ -55,66 +52,30 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return save_ratio(tmp_path_factory.mktemp(request.param) / "checkpoint", **CHECKPOINTS[request.param])
 
 
-def packaged(checkpoint: Path) -> VisionLanguageModel:
-    output = checkpoint.parent / f"{checkpoint.name}-package"
-    build(open_request(checkpoint, "cpu", "float32", output))
-    return VisionLanguageModel(output, threads=1)
-
-
 @pytest.fixture(scope="module")
 def package(checkpoint: Path) -> VisionLanguageModel:
     return packaged(checkpoint)
 
 
-Reference = Callable[[list[Image.Image]], tuple[Any, list[int], np.ndarray]]
-
-
-def asked_of_transformers(checkpoint: Path) -> Reference:
-    """transformers' inputs for some images, its greedy tokens, and its logits for the last position of the prompt."""
-    torch.set_num_threads(1)
-    processor = ratio_processor(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
-
-    @torch.no_grad()
-    def run(images: list[Image.Image]) -> tuple[Any, list[int], np.ndarray]:
-        content = [{"type": "image"}] * len(images) + [{"type": "text", "text": QUESTION}]
-        messages = [{"role": "user", "content": content if images else QUESTION}]
-        text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = processor(images=images or None, text=text, return_tensors="pt")
-        inputs.pop("num_patches", None)  # Qianfan-OCR's processor leaves it in
-        tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        return inputs, tokens.tolist(), model(**inputs, logits_to_keep=1).logits[0].numpy()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> Reference:
-    return asked_of_transformers(checkpoint)
+    return asked_of_transformers(checkpoint, ratio_processor(checkpoint))
 
 
 #: One image of every size, two images, none.
 ASKED = [*([picture(*size)] for size in SIZES), [picture(50, 90), picture(33, 30)], []]
 
 
-def check_answer(package: VisionLanguageModel, reference: Reference, images: list[Image.Image]) -> None:
-    inputs, tokens, logits = reference(images)
-    seen = [package._vision.see(np.asarray(image), compress=True) for image in images]
-    assert package.prompt_ids(QUESTION, seen).tolist() == inputs["input_ids"][0].tolist()
-    if images:
-        pieces = np.concatenate([one.pieces for one in seen])
-        np.testing.assert_array_equal(pieces, inputs["pixel_values"].numpy())
-    answered = package.answer(QUESTION, images, encoder="auto", vrc=True, max_new_tokens=8)
-    assert list(answered.tokens) == tokens
-    found = package.logits(QUESTION, images, [0], encoder="auto", vrc=True)
-    np.testing.assert_allclose(found, logits, atol=GRAPH_FLOAT32 * 10, rtol=0)
+def pieces(seen: list[Seen]) -> np.ndarray:
+    """The tiles of all images."""
+    return np.concatenate([one.pieces for one in seen])
 
 
 @pytest.mark.parametrize("images", ASKED, ids=lambda images: "-".join(f"{i.height}x{i.width}" for i in images))
 def test_package_answers_as_transformers(
     package: VisionLanguageModel, reference: Reference, images: list[Image.Image]
 ) -> None:
-    check_answer(package, reference, images)
+    check_answer(package, reference, images, pieces)
 
 
 @pytest.mark.parametrize("limit", [4, 16, 17, 48, 64, 112])
@@ -199,9 +160,9 @@ def test_original_names_and_keys_are_the_same_model(tmp_path: Path, kind: str, p
     original = as_remote_code(directory)
     template = original / "chat_template.jinja"
     template.write_text(template.read_text("utf-8").replace("<IMG_CONTEXT>", placeholder), "utf-8")
-    package, reference = packaged(original), asked_of_transformers(directory)
+    package, reference = packaged(original), asked_of_transformers(directory, ratio_processor(directory))
     for images in ([picture(40, 90)], [picture(50, 90), picture(33, 30)], []):
-        check_answer(package, reference, images)
+        check_answer(package, reference, images, pieces)
 
 
 def refused(directory: Path) -> str:

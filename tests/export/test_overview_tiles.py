@@ -6,21 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
 
 from hvlc.errors import HvlcError
 from hvlc.export import export_bundle
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.runtime.vision import Seen
 from hvlc.weights.checkpoint import Checkpoint
-from hvlc.workflows.build.build import build
-from hvlc.workflows.build.request import open_request
+from tests.helpers.answers import QUESTION, Reference, asked_of_transformers, check_answer, packaged
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_vision_language import edit_json, overview_processor, save_overview
-from tests.helpers.tolerances import GRAPH_FLOAT32
-
-QUESTION = "What is it?"
 
 #: Settings of checkpoints, one of each kind somewhere.
 CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -45,28 +40,17 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def package(checkpoint: Path) -> VisionLanguageModel:
-    output = checkpoint.parent / "package"
-    build(open_request(checkpoint, "cpu", "float32", output))
-    return VisionLanguageModel(output, threads=1)
+    return packaged(checkpoint)
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> Callable[[list[Image.Image]], tuple[Any, list[int], np.ndarray]]:
-    """transformers' inputs for some images, its greedy tokens, and its logits for the last position of the prompt."""
-    torch.set_num_threads(1)
-    processor = overview_processor(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+def reference(checkpoint: Path) -> Reference:
+    return asked_of_transformers(checkpoint, overview_processor(checkpoint))
 
-    @torch.no_grad()
-    def run(images: list[Image.Image]) -> tuple[Any, list[int], np.ndarray]:
-        content = [{"type": "image"}] * len(images) + [{"type": "text", "text": QUESTION}]
-        messages = [{"role": "user", "content": content if images else QUESTION}]
-        text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = processor(images=images or None, text=text, return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        return inputs, tokens.tolist(), model(**inputs, logits_to_keep=1).logits[0].numpy()
 
-    return run
+def pieces(seen: list[Seen]) -> np.ndarray:
+    """The tiles of all images, in a batch of one prompt."""
+    return np.concatenate([one.pieces for one in seen])[None]
 
 
 #: One image of every size, two images, none.
@@ -75,26 +59,15 @@ ASKED = [*([picture(*size)] for size in SIZES), [picture(50, 90), picture(33, 30
 
 @pytest.mark.parametrize("images", ASKED, ids=lambda images: "-".join(f"{i.height}x{i.width}" for i in images))
 def test_package_answers_as_transformers(
-    package: VisionLanguageModel, reference: Callable[..., Any], images: list[Image.Image]
+    package: VisionLanguageModel, reference: Reference, images: list[Image.Image]
 ) -> None:
-    inputs, tokens, logits = reference(images)
-    seen = [package._vision.see(np.asarray(image), compress=True) for image in images]
-    assert package.prompt_ids(QUESTION, seen).tolist() == inputs["input_ids"][0].tolist()
-    if images:
-        pieces = np.concatenate([one.pieces for one in seen])
-        np.testing.assert_array_equal(pieces, inputs["pixel_values"][0].numpy())
-    answered = package.answer(QUESTION, images, encoder="auto", vrc=True, max_new_tokens=8)
-    assert list(answered.tokens) == tokens
-    found = package.logits(QUESTION, images, [0], encoder="auto", vrc=True)
-    np.testing.assert_allclose(found, logits, atol=GRAPH_FLOAT32 * 10, rtol=0)
+    check_answer(package, reference, images, pieces)
 
 
 @pytest.mark.parametrize("limit", [4, 16, 17, 48, 80, 100])
 def test_bound_of_visual_tokens_is_kept(tmp_path_factory: pytest.TempPathFactory, limit: int) -> None:
     directory = save_overview(tmp_path_factory.mktemp("bound") / "checkpoint")
-    output = directory.parent / "package"
-    build(open_request(directory, "cpu", "float32", output))
-    package = VisionLanguageModel(output, threads=1)
+    package = packaged(directory)
     asked = {"encoder": "auto", "vrc": True, "max_visual_tokens": limit, "max_new_tokens": 2}
     if limit < 16:  # a tile's
         with pytest.raises(HvlcError, match=r"request\.max_visual_tokens"):

@@ -33,7 +33,17 @@ from hvlc.training.tokenizer import VOCABULARY_SIZE, build_nano_tokenizer, speci
 from tests.helpers.tiny import randomize
 
 #: Families that see and speak; `tests.helpers.tiny` and `tests.helpers.tiny_vision_language` save them.
-VISION_LANGUAGE = ("hypervl", "idefics3", "internvl", "internvl_chat", "qianfan_ocr", "smolvlm")
+VISION_LANGUAGE = (
+    "hypervl",
+    "idefics3",
+    "internvl",
+    "internvl_chat",
+    "qianfan_ocr",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
 TEXT: dict[str, type[PreTrainedConfig]] = {
     "ernie4_5": Ernie4_5Config,
     "gemma3_text": Gemma3TextConfig,

@@ -387,6 +387,7 @@ def save_grid(
     vision: dict[str, Any] | None = None,
     text: dict[str, Any] | None = None,
     pictures: dict[str, Any] | None = None,
+    template: str = GRID_TEMPLATE,
     dtype: str = "float32",
     seed: int = 0,
 ) -> Path:
@@ -401,11 +402,12 @@ def save_grid(
         vision: other settings of the tower.
         text: other settings of the decoder.
         pictures: other settings of the image processor.
+        template: for chats.
         dtype: of the weights.
         seed: of the weights.
     """
     parts = GRID_FAMILIES[family]
-    tokenizer = byte_tokenizer(GRID_SPECIALS, GRID_TEMPLATE, "<|im_end|>")
+    tokenizer = byte_tokenizer(GRID_SPECIALS, template, "<|im_end|>")
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in GRID_TOKENS.items()}
     settings = parts.text | {"tie_word_embeddings": tied} | (text or {})
     config = parts.config(
