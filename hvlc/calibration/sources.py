@@ -1,4 +1,4 @@
-"""Where calibration inputs come from: a name, a file or a directory."""
+"""Sources of calibration inputs: a name, a file or a directory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Which chat template and which special tokens a checkpoint has, as transformers 5.23 reads them.
+"""Chat template and special tokens of a checkpoint, as transformers 5.23 reads them.
 
 `PreTrainedTokenizerBase._from_pretrained`: files win over the entry of tokenizer_config.json, special_tokens_map.json
 counts where tokenizer_config.json lists no added tokens.

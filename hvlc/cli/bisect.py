@@ -1,4 +1,4 @@
-"""Where a package departs from its reference, on the command line."""
+"""Bisection on the command line: the first stage in which a package departs from its reference."""
 
 import sys
 from pathlib import Path

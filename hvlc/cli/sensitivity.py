@@ -1,4 +1,4 @@
-"""Where quantization hurts, and what size buys, on the command line."""
+"""Sensitivity on the command line: the damage of quantization part by part, and the gain from size."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which tasks there are."""
+"""Registry of tasks."""
 
 from pathlib import Path
 

@@ -100,7 +100,7 @@ def _judged(name: str, read: set[str]) -> bool:
 
 
 def _reason(name: str, tensor: StoredTensor, checkpoint: Checkpoint, left_out: tuple[str, ...]) -> str:
-    """Why a tensor need not be read; empty when it need be."""
+    """Reason why a tensor need not be read; empty when it need be."""
     if left_out and name.startswith(left_out):
         return "this part of the model is left out"
     for pattern, reason in _HARMLESS.items():

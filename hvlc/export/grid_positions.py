@@ -1,4 +1,4 @@
-"""Which axis each angle of a head turns by, where positions follow the grids of images: as configurations say it."""
+"""Axis that each angle of a head turns by, where positions follow the grids of images: as configurations say it."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the files of a directory that others wrote may lie: in it, or in the hub's cache that it is a snapshot of.
+"""Places of the files of a directory that others wrote: in it, or in the hub's cache that it is a snapshot of.
 
 The Hugging Face cache keeps every file once, under the digest of its content, and makes a snapshot of links to them:
 
@@ -32,7 +32,7 @@ def leads_outside(path: Path, directory: Path) -> bool:
 
 
 def _blobs_of(root: Path) -> Path | None:
-    """Where the files of a snapshot are; None where the directory belongs to none."""
+    """Directory of a snapshot's files; None where the directory belongs to none."""
     for snapshot in (root, *root.parents):
         if snapshot.parent.name == _SNAPSHOTS:
             return snapshot.parent.parent / _BLOBS

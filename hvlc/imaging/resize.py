@@ -52,7 +52,7 @@ class Resampling:
 
 
 class _Taps(NamedTuple):
-    """Where the weights of output rows lie.
+    """Weights of output rows, and the input rows that they apply to.
 
     Attributes:
         first: first input row of every output row, int64 `[rows, 1]`; may lie outside.

@@ -29,7 +29,7 @@ _DIGITS = 18  # of an offset or a length
 
 @dataclass(frozen=True)
 class ExternalRange:
-    """Where external data lies.
+    """Place of external data.
 
     Attributes:
         path: of the file.
@@ -78,7 +78,7 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def place_of(tensor: onnx.TensorProto, directory: Path, area: str) -> ExternalRange:
-    """Where the external data of a tensor lies, compared with its shape and with the file's size.
+    """Place of a tensor's external data, compared with its shape and with the file's size.
 
     Raises:
         UserError: see `check_tensors`.

@@ -161,7 +161,7 @@ class PolicyRule(StrictModel):
 
 
 class EncoderPolicy(StrictModel):
-    """Which vision encoder answers when the caller says "auto".
+    """Rules for the vision encoder that answers when the caller says "auto".
 
     Attributes:
         default: when no rule holds.

@@ -1,4 +1,4 @@
-"""Where transformers' vision-language models keep the modules whose values are traced."""
+"""Names of the modules of transformers' vision-language models whose values are traced."""
 
 from dataclasses import dataclass
 

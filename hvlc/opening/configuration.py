@@ -242,7 +242,7 @@ class Configuration(StrictModel):
         return self.model.decoder.pipeline[0] if self.model.decoder.pipeline else {}
 
     def text(self) -> str:
-        """As the runtime reads it."""
+        """JSON of the configuration, as the runtime reads it."""
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_unset=True), indent=1)
 
 

@@ -61,7 +61,7 @@ def check_output(output: Path, *, force: bool) -> None:
 
 
 def _obstacle(output: Path, *, force: bool) -> UserError | None:
-    """Why a new package may not take the place of what is at `output`; None: it may.
+    """Reason why a new package may not take the place of what is at `output`; None: it may.
 
     Raises:
         OSError: it cannot be looked at.

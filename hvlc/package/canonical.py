@@ -273,7 +273,7 @@ def _sorted_readers(number: int | None, readers: Mapping[int, list[bytes]]) -> I
 
 @dataclass(frozen=True)
 class Matching:
-    """Which nodes of two graphs are each other.
+    """Pairs of nodes of two graphs that are each other's counterparts.
 
     Attributes:
         same: positions of nodes with the same label.

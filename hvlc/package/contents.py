@@ -113,7 +113,7 @@ def _graph(path: Path, component: str, sizes: Mapping[str, int], ranges: _Ranges
 
 
 def _note_reads(graph: Body, aliases: dict[str, str], read: dict[str, tuple[Content, str]]) -> None:
-    """Which values of a graph are read as levels, scales and zero points, and how wide a level is."""
+    """Note the values of a graph that are read as levels, scales and zero points, and how wide a level is."""
     for node in graph.node:
         if node.op_type in _FORMS and node.input:
             source = aliases.get(node.input[0], node.input[0])

@@ -45,7 +45,7 @@ class Initializer:
 
     @property
     def place(self) -> tuple[Path, int] | None:
-        """Where the values lie, the same for tensors that share bytes; None inside a graph."""
+        """Place of the values, the same for tensors that share bytes; None inside a graph."""
         return None if self.file is None else (self.file, self.offset)
 
     def read(self) -> np.ndarray:
@@ -63,7 +63,7 @@ class Initializer:
 
 
 def open_initializer(path: Path, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> Initializer:
-    """Where an initializer lies, as far as that is true.
+    """Find an initializer's values, as far as the graph tells the truth about them.
 
     Args:
         path: of its graph.

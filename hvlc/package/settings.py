@@ -98,7 +98,7 @@ def _parsed(text: str, parse: Callable[[str], Any]) -> Any:
 
 
 def changed_tokenizer(a: Path, b: Path) -> tuple[ValueChange, ...]:
-    """Which tokens, merges, special tokens and lines of the template differ, then what else of the tokenizer.
+    """Differences in tokens, merges, special tokens and lines of the template, then in the rest of the tokenizer.
 
     Raises:
         UserError: a file cannot be read, or is not of a tokenizer.

@@ -95,7 +95,7 @@ class FloatValues:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored."""
+        """Stored shape."""
         return self.tensor.shape
 
     @property
@@ -165,7 +165,7 @@ class BlockValues:
 
     @property
     def format(self) -> str:
-        """As plans name it (`hvlc.weights.formats.WeightFormat`); "whole" where blocks are whole rows."""
+        """Name of the format in plans (`hvlc.weights.formats.WeightFormat`); "whole" where blocks are whole rows."""
         block = "whole" if self.block_size == self.columns and not self.packed else f"b{self.block_size}"
         return stored_name(self.bits, block, self._extra, self.scales.dtype)
 

@@ -279,7 +279,7 @@ def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) 
 
 
 def _obstacle(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) -> str:
-    """Why a matrix cannot be stored in a format; empty when it can."""
+    """Reason why a matrix cannot be stored in a format; empty when it can."""
     static = recipe.activation_format
     if static is not None and place.role in static.roles and (found := format.static_obstacle(place.dims[1])):
         return found

@@ -128,7 +128,7 @@ def _dot(run: Run, score: Score, floor: float) -> Dot:
 
 
 def _floor(scores: Sequence[Score]) -> float:
-    """Where the axis begins: at 0 unless all scores are high."""
+    """Beginning of the axis: 0 unless all scores are high."""
     low = min(score.low for score in scores)
     return math.floor(low * 10) / 10 if low >= 0.5 else 0.0
 

@@ -87,7 +87,7 @@ class Part(Record):
 
     @property
     def name(self) -> str:
-        """Where it is: "decoder 3 down_proj"."""
+        """Name of the part with its place: "decoder 3 down_proj"."""
         layer = "" if self.layer is None else f" {self.layer}"
         return f"{self.component}{layer} {self.kind}"
 

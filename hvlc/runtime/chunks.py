@@ -31,7 +31,7 @@ class PromptChunks:
 
     @classmethod
     def of(cls, configuration: Configuration) -> Self | None:
-        """As genai_config.json says; None where shapes are not fixed."""
+        """Chunks by genai_config.json; None where shapes are not fixed."""
         model = configuration.model
         window = model.decoder.sliding_window
         return cls(window.window_size, model.context_length, model.pad_token_id) if window else None

@@ -281,7 +281,7 @@ class Target(StrictModel):
         return SupportAnswer(taken, f"{self.name} declares no CPU component of the role {role}")
 
     def why_cpu(self, role: str) -> str:
-        """Why a component of this role is meant to run on the CPU."""
+        """Reason why a component of this role is meant to run on the CPU."""
         known = self.sources.get("cpu_roles")
         otherwise = known.source if known else f"{self.name} leaves a {role} to it"
         return self.cpu_roles.get(role, otherwise) if isinstance(self.cpu_roles, dict) else otherwise
@@ -297,7 +297,7 @@ class Target(StrictModel):
 
     @property
     def placement(self) -> Placement:
-        """Where its graphs run."""
+        """Processor of its graphs."""
         return self.processor or (Placement.NPU if self.fixed_shapes else Placement.CPU)
 
     @property

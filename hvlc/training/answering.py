@@ -213,7 +213,7 @@ def pairs(document: Document) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Diet:
-    """Which documents a stage sees.
+    """Documents that a stage sees.
 
     Attributes:
         cells: Documents whose grid has more cells are left out.

@@ -26,7 +26,7 @@ REPORT_EVERY = 20.0
 
 @dataclass(frozen=True)
 class Report:
-    """Where a stage stands.
+    """Progress of a stage.
 
     Attributes:
         stage: Its name.
@@ -80,7 +80,7 @@ class Stage(Generic[Batch]):
 
     @property
     def path(self) -> Path:
-        """Where the stage is saved."""
+        """File that the stage is saved in."""
         return self.work / f"{self.name}.pt"
 
     def run(self) -> None:

@@ -122,12 +122,12 @@ class Stored(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """As stored."""
+        """Stored shape."""
         return self.tensor.shape
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """As stored."""
+        """Stored type."""
         return self.tensor.dtype
 
     def box(self, box: Box) -> np.ndarray:
@@ -147,12 +147,12 @@ class Constant(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """As given."""
+        """Shape of the values."""
         return self.values.shape
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """As given."""
+        """Type of the values."""
         return self.values.dtype
 
     def box(self, box: Box) -> np.ndarray:

@@ -124,7 +124,7 @@ class StoredPart(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """As onnxruntime stores it."""
+        """Shape in which onnxruntime stores the stream."""
         rows, columns = self.of.weight.shape
         return self.of.format.shape(self.stream, (rows, columns))
 

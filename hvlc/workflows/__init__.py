@@ -1,1 +1,1 @@
-"""Where the rooms meet: building, evaluating, and the demonstration."""
+"""Workflows, in which the rooms meet: building, evaluating, and the demonstration."""

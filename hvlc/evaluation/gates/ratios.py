@@ -63,7 +63,7 @@ _STATISTICS: Mapping[str, _Statistic] = {
     "perplexity": _Statistic(_reading, lambda columns: math.exp(_quotient(columns))),
 }
 
-#: Where all pairs are equal, a bootstrap would claim certainty. These are bounded by 1, so the interval of a coin of
+#: Metrics bounded by 1. Where all pairs are equal, a bootstrap would claim certainty; the interval of a coin of
 #: the same mean is a safe stand-in.
 _BOUNDED = ("exact_match", "anls")
 

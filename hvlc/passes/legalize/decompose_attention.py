@@ -49,7 +49,7 @@ class DecomposeAttention(ComponentPass):
 
 
 def _obstacle(node: ir.Node, takes: TakesOperator) -> str:
-    """Why an attention stays as it is; empty when nothing speaks against writing it out."""
+    """Reason why an attention stays as it is; empty when nothing speaks against writing it out."""
     if takes("Attention"):
         return "the target takes Attention"
     refused = next((verdict for op in _NEEDED if not (verdict := takes(op))), None)

@@ -91,7 +91,7 @@ class DecomposeGroupQueryAttention(ComponentPass):
         return taken and (not _is_quantized(node) or bool(self.takes_integers))
 
     def _obstacle(self, node: ir.Node) -> str:
-        """Why an attention stays as it is; empty when nothing speaks against writing it out."""
+        """Reason why an attention stays as it is; empty when nothing speaks against writing it out."""
         asked = (*_NEEDED, *(_ROUNDING if _is_quantized(node) else ()))
         refused = next((verdict for op in asked if not (verdict := self.takes(op))), None)
         return refused.reason if refused is not None else _form_obstacle(node)
@@ -279,7 +279,7 @@ class _Positions:
         return self._once(("cache", rows, sizes), make)
 
     def visible(self, ops: _Ops, last: ir.Value, sizes: _Sizes) -> ir.Value:
-        """Which positions of the cache each row of queries sees, bool `[1, 1, groups * tokens, room]`.
+        """Mask of the cache's positions that each row of queries sees, bool `[1, 1, groups * tokens, room]`.
 
         None behind the row's own: there the cache holds padding, another request or nothing.
         """

@@ -47,7 +47,7 @@ class DecomposeSkipNorm(ComponentPass):
         return Outcome(changed, tuple(skipped))
 
     def _obstacle(self, node: ir.Node, opset: int) -> str:
-        """Why a norm stays as it is; empty when nothing speaks against it."""
+        """Reason why a norm stays as it is; empty when nothing speaks against it."""
         norm = PLAIN[node.op_type]
         for part in ("Add", norm):
             verdict = self.takes(part)

@@ -52,7 +52,7 @@ def _spell_out(node: ir.Node) -> None:
 
 
 def _obstacle(node: ir.Node) -> str:
-    """Why a Gemm is not a plain product and sum; empty when it is."""
+    """Reason why a Gemm is not a plain product and sum; empty when it is."""
     scales = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
     if any(scale != 1.0 for scale in scales):
         return "it scales the product or the bias"

@@ -59,7 +59,7 @@ def _along(node: ir.Node, negative: np.ndarray, levels: np.ndarray | None) -> np
 
 
 def _obstacle(node: ir.Node, levels: np.ndarray | None, negative: np.ndarray) -> str:
-    """Why the signs must stay; empty when they may be turned."""
+    """Reason why the signs must stay; empty when they may be turned."""
     if node.attributes.get_int("block_size", 0):
         return "its scales are those of blocks"
     if levels is None:

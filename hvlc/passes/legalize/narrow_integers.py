@@ -49,7 +49,7 @@ class NarrowIntegers(ComponentPass):
 
 
 def _obstacle(node: ir.Node, place: int, constant: ir.TensorProtocol, opset: int) -> str:
-    """Why an input must stay int64; empty when it may be int32."""
+    """Reason why an input must stay int64; empty when it may be int32."""
     schema = defs.get_schema(node.op_type, opset) if defs.has(node.op_type, opset) else None
     if schema is None or place >= len(schema.inputs):
         return "ONNX has no schema of it"

@@ -47,7 +47,7 @@ Place = tuple[ir.Value, int]
 
 
 class _NotExactError(Exception):
-    """Why a stream cannot be rotated."""
+    """Reason why a stream cannot be rotated."""
 
 
 @dataclass

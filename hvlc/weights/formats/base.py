@@ -240,7 +240,7 @@ class WeightFormat(ABC):
         return ()
 
     def static_obstacle(self, in_features: int) -> str:
-        """Why a product in QDQ form cannot take a matrix of this format; empty when it can."""
+        """Reason why a product in QDQ form cannot take a matrix of this format; empty when it can."""
         if not self.symmetric:
             return "static activations take weights without zero points"
         if in_features % self.block_size:
@@ -248,11 +248,11 @@ class WeightFormat(ABC):
         return ""
 
     def product_obstacle(self, in_features: int) -> str:
-        """Why MatMulNBits cannot take a matrix of this format on any target; empty when it can."""
+        """Reason why MatMulNBits cannot take a matrix of this format on any target; empty when it can."""
         return ""
 
     def lookup_obstacle(self, in_features: int) -> str:
-        """Why GatherBlockQuantized cannot read rows of this format on any target; empty when it can."""
+        """Reason why GatherBlockQuantized cannot read rows of this format on any target; empty when it can."""
         if in_features % self.block_size:  # the operator would return the padding of the last block too
             return f"rows of {in_features} are not a whole number of blocks of {self.block_size}"
         if self.block_size.bit_count() > 1:

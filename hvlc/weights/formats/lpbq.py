@@ -34,7 +34,7 @@ class LpbqFormat(WeightFormat):
 
     @classmethod
     def spelled(cls, bits: int, block: str, scales: str) -> str:
-        """Whatever the type of the whole numbers is."""
+        """Name of the format, whatever the type of the whole numbers is."""
         return super().spelled(bits, block, ScaleType.LPBQ.value)
 
     @property

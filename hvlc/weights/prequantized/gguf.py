@@ -225,7 +225,7 @@ class GgufMatrix(Prequantized):
 
     @property
     def obstacle(self) -> str:  # type: ignore[override]
-        """Why it has no form."""
+        """Reason why the matrix has no format; empty when it has one."""
         return "" if self.format else "its levels are not even steps of a block"
 
     @cached_property
@@ -249,7 +249,7 @@ class GgufMatrix(Prequantized):
         return numbers[:, box[1].start - first * values : box[1].stop - first * values]
 
     def levels(self, start: int, stop: int) -> np.ndarray:
-        """As stored, moved so that the middle levels meet."""
+        """Stored levels, moved so that the middle levels meet."""
         kind = _TYPES[self.kind]
         levels = kind.levels(self._blocks(start, stop)) + np.uint8(kind.shift)
         return levels.reshape(stop - start, -1, kind.block)

@@ -75,7 +75,7 @@ class GroupedMatrix(Prequantized):
 
     @property
     def obstacle(self) -> str:  # type: ignore[override]
-        """Why it has no form."""
+        """Reason why the matrix has no format; empty when it has one."""
         return "" if self.groups is None else "its channels are grouped by activation order (desc_act), not in blocks"
 
     @property
@@ -102,7 +102,7 @@ class GroupedMatrix(Prequantized):
         return (self._levels(*rows, columns.start, columns.stop).astype(np.float32) - zeros) * scales
 
     def levels(self, start: int, stop: int) -> np.ndarray:
-        """As stored; the padding of the last block is 0."""
+        """Stored levels; the padding of the last block is 0."""
         levels = self._levels(start, stop, 0, self.columns)
         padded = np.pad(levels, ((0, 0), (0, -self.columns % self._block)))
         return padded.reshape(stop - start, -1, self._block)
@@ -112,7 +112,7 @@ class GroupedMatrix(Prequantized):
         return self._each_block(self._scales(start, stop))
 
     def zero_points(self, start: int, stop: int) -> np.ndarray:
-        """As the levels count."""
+        """Zero points in the numbers of the levels."""
         return self._each_block(self._zeros(start, stop))
 
     def _each_block(self, values: np.ndarray) -> np.ndarray:

@@ -96,17 +96,17 @@ class PrequantizedRows(Prequantized):
 
     @property
     def origin(self) -> str:  # type: ignore[override]
-        """As of the matrix."""
+        """Origin of the matrix."""
         return self.of.origin
 
     @property
     def format(self) -> WeightFormat | None:  # type: ignore[override]
-        """As of the matrix."""
+        """Format of the matrix."""
         return self.of.format
 
     @property
     def obstacle(self) -> str:  # type: ignore[override]
-        """As of the matrix."""
+        """Obstacle of the matrix."""
         return self.of.obstacle
 
     def parts(self) -> Iterator[Expression]:
@@ -144,13 +144,13 @@ class TakenPart(Expression):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """As onnxruntime stores it."""
+        """Shape in which onnxruntime stores the stream."""
         rows, columns = self.of.shape
         return self.format.shape(self.stream, (rows, columns))
 
     @property
     def dtype(self) -> np.dtype:  # type: ignore[override]
-        """As onnxruntime stores it."""
+        """Type in which onnxruntime stores the stream."""
         return self.format.dtype(self.stream)
 
     def parts(self) -> Iterator[Expression]:

@@ -1,1 +1,1 @@
-"""Where a package departs from its reference."""
+"""Bisection of a package that departs from its reference."""

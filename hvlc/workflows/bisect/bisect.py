@@ -1,4 +1,4 @@
-"""Where a package departs from its reference: every stage on the reference's inputs, and on its own."""
+"""Bisection of a package against its reference: every stage on the reference's inputs, and on its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -212,7 +212,7 @@ def _check_inputs(lock: Lock, checkpoint: Checkpoint) -> None:
 
 
 def _calibration_source(manifest: Manifest, given: str | None) -> str | None:
-    """Where the package's calibration set comes from.
+    """Source of the package's calibration set.
 
     Raises:
         UserError: it was the user's own, and nobody says where that is.

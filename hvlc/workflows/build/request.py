@@ -60,7 +60,7 @@ class BuildRequest:
 
     @property
     def state_directory(self) -> Path:
-        """Where a calibration keeps what it found."""
+        """Directory in which a calibration keeps what it found."""
         return self.state or self.output.parent / f"{self.output.name}.calibration"
 
 

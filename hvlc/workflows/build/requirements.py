@@ -19,7 +19,7 @@ def require_compile(work: str) -> None:
 
 
 def text_files(checkpoint: Checkpoint, scratch: Path) -> Path:
-    """Where the tokenizer is: beside the weights, or in `scratch` when a GGUF file has it inside.
+    """Directory of the tokenizer: beside the weights, or `scratch` when a GGUF file has it inside.
 
     Raises:
         UserError: the file's tokenizer cannot be read.

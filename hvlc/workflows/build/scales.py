@@ -70,7 +70,7 @@ def _is_narrow(assignment: Assignment) -> bool:
 
 
 def _obstacle(plan: Plan, place: tuple[str, str], extremes: Extremes, vocabulary: object) -> str:
-    """Why float16 does not hold a matrix' scales; empty when it does."""
+    """Reason why float16 does not hold a matrix's scales; empty when it does."""
     assignment = plan.for_component(place[0])[place[1]]
     format = assignment.format
     if format is None:

@@ -454,4 +454,4 @@ def _images(task: Task) -> Callable[[int], Image.Image | None]:
 
 
 def _no_image(index: int) -> None:
-    """Where the task is not known."""
+    """Give no image: the task is not known."""

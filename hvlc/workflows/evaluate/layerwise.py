@@ -1,4 +1,4 @@
-"""Where packages differ layer by layer: in their weights, and in the values that they compute."""
+"""Differences of packages layer by layer: in their weights, and in the values that they compute."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which line of a recipe a broken gate points at: weights with large errors, and the rules that chose their format."""
+"""Lines of a recipe that a broken gate points at: weights with large errors, and the rules that chose their format."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def _recipe(text: str, package: Path) -> Recipe:
 
 
 def origin_of(model: Path, suspects: Sequence[Suspect] = (), recipe: Path | None = None) -> Origin:
-    """Where a model comes from, for locations in SARIF files.
+    """Origin of a model, for locations in SARIF files.
 
     Args:
         model: a package, a checkpoint, or the file of an evaluation.

@@ -37,7 +37,7 @@ _STEPS = 1000  # of the progress
 
 
 def cache_directory() -> Path:
-    """Where measurements are kept, as the XDG Base Directory Specification has it."""
+    """Directory in which measurements are kept, as the XDG Base Directory Specification has it."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "hvlc" / "sensitivity"
 
