@@ -3,6 +3,7 @@
 HVLC_REGEN=1 asks the compiler again, which takes an hour and needs onnxruntime-qnn.
 """
 
+import fnmatch
 import os
 import re
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hvlc import targets
 from hvlc.lint.engine import JudgedNode, judge
 from hvlc.lint.graphs import nodes_of
 from hvlc.lint.partitions import count_partitions
@@ -19,6 +21,7 @@ from tests.lint.corpus import corpus
 from tests.lint.recording import TARGET, ask, record, recorded
 from tests.lint.tape import Case
 
+TARGETS = Path(targets.__file__).parent
 DOCUMENT = Path(__file__).parents[2] / "docs" / "targets.md"
 NPU = load_target(TARGET)
 CASES = {case.name: case for case in corpus()}
@@ -198,6 +201,24 @@ def test_a_rule_that_is_said_to_have_run_is_borne_out_by_the_compiler() -> None:
     # tests/compilation, which are compiled and run there.
     elsewhere = {"nbits-groups", "attention-quantized-cache", "lpbq-factors", "sixteen-rows"}
     assert said - borne_out == elsewhere
+
+
+def unknown_rows(source: str) -> list[str]:
+    """Names and patterns in a source, before "in tests/lint/corpus.py", that no row has."""
+    said = source.partition(" in tests/lint/corpus.py")[0].rpartition("; ")[2]
+    names = [name for name in re.split(r", | and ", said) if re.fullmatch(r"[\w*.]+(?:-[\w*.]*)+", name)]
+    return [name for name in names if not fnmatch.filter(CASES, name)]
+
+
+def test_a_source_names_rows_of_the_corpus() -> None:
+    text = (TARGETS / "families" / "qnn-htp.toml").read_text("utf-8")
+    sources = [source for source in re.findall(r'source = "(.*)"', text) if "in tests/lint/corpus.py" in source]
+    assert len(sources) > 80
+    assert {source: unknown for source in sources if (unknown := unknown_rows(source))} == {}
+    assert unknown_rows("typed-*-int7 and five-Gelu-same-*, Pad-edges in tests/lint/corpus.py") == [
+        "typed-*-int7",
+        "Pad-edges",
+    ]
 
 
 def test_partitions_are_those_that_the_compiler_makes() -> None:
