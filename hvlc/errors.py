@@ -56,7 +56,7 @@ class GateError(HvlcError):
 
 
 class Collector:
-    """Collects what is wrong, so that a user learns all of it at once; our own bugs pass through.
+    """Collector of problems, so that a user learns all of them at once; our own bugs pass through.
 
     Attributes:
         problems: in the order they were found.

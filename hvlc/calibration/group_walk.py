@@ -40,7 +40,7 @@ def walk_groups(
 
 
 def steps_of(progress: Progress, what: str, path: Sequence[Segment], walk: Walk) -> Callable[[], None]:
-    """Tells how many of all samples of all segments are done, one more at each call."""
+    """Tell how many of all samples of all segments are done, one more at each call."""
     done, total = count(1), len(path) * len(walk)
     return lambda: progress(what, next(done), total)
 

@@ -51,7 +51,7 @@ def translate(source: str, specials: Mapping[str, str]) -> tuple[str, tuple[str,
 
 
 class _Statements(Expressions):
-    """Writes a template."""
+    """Writer of templates."""
 
     def __init__(self, parsed: nodes.Template, specials: Mapping[str, str]) -> None:
         names, macros = list(parsed.find_all(nodes.Name)), {str(macro.name) for macro in parsed.find_all(nodes.Macro)}

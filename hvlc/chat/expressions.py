@@ -56,7 +56,7 @@ class Scope:
 
 
 class Expressions:
-    """Writes expressions.
+    """Writer of expressions.
 
     Args:
         taken: names that the template uses.

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, within bounds of time, memory and output."""
+"""Rendering of chat templates in a process of its own, within bounds of time, memory and output."""
 
 import json
 import os

@@ -65,7 +65,7 @@ def _require(output: Path) -> None:
 
 
 def _progress(minutes: dict[str, float]) -> Callable[[Any], None]:
-    """Says where a recipe stands whose stages, in order, take so many minutes."""
+    """Say where a recipe stands whose stages, in order, take so many minutes."""
     stages = list(minutes)
 
     def report(update: Any) -> None:

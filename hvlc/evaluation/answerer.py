@@ -26,7 +26,7 @@ class Answerer(Protocol):
     def answer(
         self, prompt: str, images: Sequence[Image.Image], *, encoder: str, vrc: bool, max_new_tokens: int
     ) -> Answered:
-        """Answers greedily.
+        """Answer greedily.
 
         Args:
             prompt: the question, without chat template or image placeholders.

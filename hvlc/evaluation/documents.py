@@ -30,7 +30,7 @@ class DocumentsTask:
         return self.count
 
     def example(self, index: int) -> Example:
-        """Draws document `index`.
+        """Draw document `index`.
 
         Raises:
             IndexError: there is no such document in the task.

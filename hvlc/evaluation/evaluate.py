@@ -39,7 +39,7 @@ def evaluate(
     compilation: Compilation | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Answers the first `count` examples of a task; one image is in memory at a time.
+    """Answer the first `count` examples of a task; one image is in memory at a time.
 
     Args:
         answerer: the model.
@@ -157,7 +157,7 @@ def _along(model: TeacherForced, example: Example, answer: Sequence[int], asked:
 def answer_example(
     answerer: Answerer, example: Example, index: int, encoder: str, vrc: bool, max_new_tokens: int
 ) -> ExampleResult:
-    """Answers one example and scores it.
+    """Answer one example and score it.
 
     Raises:
         HvlcError: it could not be answered; of the answerer's class and code, with the example's id.

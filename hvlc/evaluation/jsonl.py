@@ -64,7 +64,7 @@ class JsonlTask:
         return len(self._lines)
 
     def example(self, index: int) -> Example:
-        """Reads line and images `index`.
+        """Read line and images `index`.
 
         Raises:
             UserError: the line or an image of it can no longer be read.

@@ -6,7 +6,7 @@ _PROCESS = Path("/proc/self")
 
 
 def reset_peak_memory() -> bool:
-    """Starts a new peak at the present memory; false where the system cannot (anything but Linux)."""
+    """Start a new peak at the present memory; false where the system cannot (anything but Linux)."""
     try:
         (_PROCESS / "clear_refs").write_text("5")  # "5" resets VmHWM: proc(5)
     except OSError:

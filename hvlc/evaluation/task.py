@@ -42,5 +42,5 @@ class Task(Protocol):
     def __len__(self) -> int: ...
 
     def example(self, index: int) -> Example:
-        """Loads example `index`, from 0."""
+        """Load example `index`, from 0."""
         ...

@@ -14,7 +14,7 @@ Sections = tuple[int, int, int]
 
 
 def sectioned(default: Sections) -> Callable[[Any], GridPositions]:
-    """Reads axes that follow one another; together they are all angles of a head (Qwen2-VL).
+    """Reader of axes that follow one another; together they are all angles of a head (Qwen2-VL).
 
     Args:
         default: sections where the configuration has none.
@@ -30,7 +30,7 @@ def sectioned(default: Sections) -> Callable[[Any], GridPositions]:
 
 
 def interleaved(default: Sections) -> Callable[[Any], GridPositions]:
-    """Reads axes that take turns (Qwen3-VL).
+    """Reader of axes that take turns (Qwen3-VL).
 
     Args:
         default: sections where the configuration has none.

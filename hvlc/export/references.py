@@ -43,7 +43,7 @@ class VisionLanguageCheckpoint:
         return self.model(self.directory, self.names, self.default, self.family.numbers)
 
     def reference(self, name: str) -> Reference:
-        """Answers questions as transformers does.
+        """Open a model that answers questions as transformers does.
 
         Args:
             name: as reports show it.
@@ -51,7 +51,7 @@ class VisionLanguageCheckpoint:
         return Reference(self.loaded(), name)
 
     def tracer(self) -> VisionLanguageTracer:
-        """Takes traces of it."""
+        """Tracer of the checkpoint."""
         towers = {e.name: (e.config.hidden_size, e.config.num_hidden_layers) for e in self.encoders}
         return VisionLanguageTracer(self.loaded(), self.family.modules, towers)
 
@@ -78,7 +78,7 @@ def vision_language_checkpoint(directory: Path) -> VisionLanguageCheckpoint | No
 
 
 def checkpoint_tracer(directory: Path) -> LanguageTracer:
-    """Takes traces of a checkpoint that speaks.
+    """Tracer of a checkpoint that speaks.
 
     Raises:
         UserError: it is damaged or quantized, or no family exports its model_type.

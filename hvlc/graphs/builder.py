@@ -31,7 +31,7 @@ MICROSOFT = "com.microsoft"
 
 
 class GraphBuilder:
-    """Builds one graph, node by node.
+    """Builder of one graph, node by node.
 
     Weights become lazy initializers under their dotted parameter name, so that a recipe, a plan
     and a report can speak of them as the checkpoint does.

@@ -13,7 +13,7 @@ from hvlc.results import Answered
 
 
 class _FirstToken(BaseStreamer):
-    """Notes when the first generated token arrives (the prompt is put first)."""
+    """Clock of the first generated token (the prompt is put first)."""
 
     def __init__(self) -> None:
         self.puts = 0

@@ -26,7 +26,7 @@ from hvlc.weights.prequantized.settings import read_quantization
 
 
 class LanguageTracer:
-    """Takes traces of a text decoder.
+    """Tracer of a text decoder.
 
     Args:
         directory: a checkpoint in floats.
@@ -125,7 +125,7 @@ class LanguageTracer:
 
 
 class VisionLanguageTracer(LanguageTracer):
-    """Takes traces of a vision-language model.
+    """Tracer of a vision-language model.
 
     Args:
         loaded: a checkpoint in floats.

@@ -1,4 +1,4 @@
-"""Reads the graphs of a package, and refuses what this version does not write into one.
+"""Read the graphs of a package, and refuse what this version does not write into one.
 
 A graph says where its weights lie, may define functions and name operators of other libraries, and may hold a loop
 without end. onnxruntime believes it; so it is looked at before.

@@ -1,1 +1,1 @@
-"""Writes and checks the onnxruntime-genai directory, its manifest and digests."""
+"""Write and check the onnxruntime-genai directory, its manifest and digests."""

@@ -249,7 +249,7 @@ def graph_weights(component: str, path: Path, sizes: Mapping[str, int]) -> list[
 
 
 class _Reader:
-    """Finds the weights of one graph."""
+    """Reader of the weights of one graph."""
 
     def __init__(self, component: str, path: Path, sizes: Mapping[str, int]) -> None:
         model = load_graph(path)

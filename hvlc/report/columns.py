@@ -179,7 +179,7 @@ def _compared(evaluation: Evaluation, agreement: Agreement) -> str:
 
 
 def require_same_examples(evaluations: Sequence[Evaluation]) -> None:
-    """Refuses to show evaluations side by side that did not answer the same examples.
+    """Refuse to show evaluations side by side that did not answer the same examples.
 
     Raises:
         UserError: there is no evaluation, or two answered different examples.

@@ -27,7 +27,7 @@ def write_comparison_page(
     *,
     title: str,
 ) -> None:
-    """Writes a comparison with its examples.
+    """Write a comparison with its examples.
 
     Args:
         path: the HTML file; an existing one is replaced, and only by a whole one.

@@ -31,7 +31,7 @@ def write_page(
     facts: Mapping[str, str],
     reference: Evaluation | None = None,
 ) -> None:
-    """Writes evaluations of the same examples side by side.
+    """Write evaluations of the same examples side by side.
 
     Args:
         path: the HTML file; an existing one is replaced, and only by a whole one.

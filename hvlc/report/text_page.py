@@ -38,7 +38,7 @@ class WindowPlot:
 
 
 def write_text_page(path: Path, evaluations: Sequence[TextEvaluation], *, title: str, facts: Mapping[str, str]) -> None:
-    """Writes evaluations of the same windows side by side.
+    """Write evaluations of the same windows side by side.
 
     Args:
         path: the HTML file; an existing one is replaced, and only by a whole one.

@@ -58,7 +58,7 @@ def text_notes(evaluations: Sequence[TextEvaluation]) -> str:
 
 
 def require_same_windows(evaluations: Sequence[TextEvaluation]) -> None:
-    """Refuses to show evaluations side by side that did not read the same.
+    """Refuse to show evaluations side by side that did not read the same.
 
     Raises:
         UserError: there is no evaluation, or two read different windows.

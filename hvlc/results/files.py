@@ -18,7 +18,7 @@ UNWRITABLE = "results.unwritable"
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Writes a UTF-8 text file whole or not at all; see `hvlc.files.whole.replacing`.
+    """Write a UTF-8 text file whole or not at all; see `hvlc.files.whole.replacing`.
 
     Raises:
         UserError: the file cannot be written.
@@ -27,7 +27,7 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
 
 
 def write_results(texts: Mapping[Path, Iterable[str]], others: Mapping[Path, Iterable[bytes]]) -> None:
-    """Writes the results of a command; none appears before the last of them is written.
+    """Write the results of a command; none appears before the last of them is written.
 
     Args:
         texts: the parts of each text file.
@@ -46,7 +46,7 @@ def encoded(text: str) -> bytes:
 
 
 def write_evaluation(path: Path, evaluation: Measured) -> None:
-    """Writes an evaluation as JSON.
+    """Write an evaluation as JSON.
 
     Raises:
         UserError: the file cannot be written.
@@ -55,7 +55,7 @@ def write_evaluation(path: Path, evaluation: Measured) -> None:
 
 
 def read_evaluation(path: Path) -> Measured:
-    """Reads what `write_evaluation` wrote.
+    """Read what `write_evaluation` wrote.
 
     Raises:
         UserError: the file is missing, cut short, of another version, or has unknown keys.

@@ -1,4 +1,4 @@
-"""Runs a package with onnxruntime and onnxruntime-genai; torch is never imported."""
+"""Run a package with onnxruntime and onnxruntime-genai; torch is never imported."""
 
 import os
 

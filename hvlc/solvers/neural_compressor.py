@@ -345,7 +345,7 @@ def _check_no_zeros(weights: Sequence[np.ndarray], format: WeightFormat) -> None
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what neural-compressor logs in this thread while it works and is imported; errors come through."""
+    """Drop what neural-compressor logs in this thread while it works and is imported; errors come through."""
     thread, logger = threading.get_ident(), logging.getLogger("neural_compressor")
 
     def errors(record: logging.LogRecord) -> bool:
@@ -360,7 +360,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Lets torch add up in one order, whatever threads it may take: the same levels on every machine of a kind."""
+    """Let torch add up in one order, whatever threads it may take: the same levels on every machine of a kind."""
     import torch
 
     before = torch.get_num_threads()
@@ -373,7 +373,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _little_garbage() -> Iterator[None]:
-    """Sets aside what there is: HQQ collects garbage twice a call, 0.4 s where torch is loaded."""
+    """Set aside the objects that there are: HQQ collects garbage twice a call, 0.4 s where torch is loaded."""
     gc.freeze()
     try:
         yield

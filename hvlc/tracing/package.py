@@ -40,7 +40,7 @@ from hvlc.weights.rotation import Rotation
 
 
 class PackageTracer:
-    """Takes traces of a package.
+    """Tracer of a package.
 
     Args:
         directory: what `hvlc build` wrote. Its files are not held against their digests: a damaged package is what

@@ -101,7 +101,7 @@ def pack(
     chat: Chat = HYPERVL,
     length_multiple: int = 16,
 ) -> Batch:
-    """Joins documents with their (question, answer) pairs into one batch."""
+    """Join documents with their (question, answer) pairs into one batch."""
     rows = [_pack_row(p.grid, pairs, chat) for p, pairs in zip(pages, segments, strict=True)]
     longest = max(len(ids) for ids, *_ in rows)
     length = -(-longest // length_multiple) * length_multiple

@@ -1,4 +1,4 @@
-"""Writes a trained checkpoint with its model card."""
+"""Write a trained checkpoint with its model card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ORDER = ("read-large", "read-base", "answer", "imitate", "align", "size", "resol
 
 
 def save(model: Any, save_processor: Callable[[Path], None], output: Path) -> None:
-    """Writes weights, configuration, tokenizer and processor; the directory appears complete."""
+    """Write weights, configuration, tokenizer and processor; the directory appears complete."""
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
@@ -76,7 +76,7 @@ def measured(found: Sequence[Score], work: Path, order: Sequence[str]) -> dict[s
 
 
 def write_record(record: dict[str, Any], text: str, output: Path) -> None:
-    """Writes `scores.json` and the model card."""
+    """Write `scores.json` and the model card."""
     (output / "scores.json").write_text(json.dumps(record, indent=1) + "\n")
     (output / "README.md").write_text(text)
 

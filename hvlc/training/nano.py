@@ -322,7 +322,7 @@ def train(
     workers: int = 2,
     progress: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Trains `hypervl-nano` from scratch, measures it, and writes it to `output`.
+    """Train `hypervl-nano` from scratch, measure it, and write it to `output`.
 
     Interrupted, it goes on from what it left in `work`.
 

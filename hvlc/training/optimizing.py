@@ -13,7 +13,7 @@ _TABLES = (nn.Embedding,)
 
 
 class Optimizer:
-    """Updates parameters at a learning rate that follows the share of the stage that is over.
+    """Optimizer whose learning rate follows the share of the stage that is over.
 
     Args:
         modules: What is trained.
@@ -84,7 +84,7 @@ class Optimizer:
         return {"updates": self.updates, "methods": [m.state_dict() for m in self._methods]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes up where `state_dict` left off."""
+        """Take up where `state_dict` left off."""
         self.updates = state["updates"]
         for method, saved in zip(self._methods, state["methods"], strict=True):
             method.load_state_dict(saved)

@@ -172,7 +172,7 @@ def windows(
 
 
 def initialize_positions(tower: nn.Module, period: float = 100.0) -> None:
-    """Starts a tower's learned position embedding at two-dimensional sines and cosines.
+    """Start a tower's learned position embedding at two-dimensional sines and cosines.
 
     Neighbouring patches then look alike to attention from the first update on, and a tower finds
     the other half of a character much sooner than from random positions.

@@ -153,7 +153,7 @@ def label_batches(
 
 
 def steady_statistics(compressor: nn.Module, momentum: float = 0.02) -> None:
-    """Lets batch normalization average over many batches.
+    """Let batch normalization average over many batches.
 
     transformers gives MobileNetV2 a momentum of 0.997, TensorFlow's meaning of the word; in
     PyTorch's that keeps the last batch only, and the network answers differently once trained.

@@ -84,7 +84,7 @@ class Stage(Generic[Batch]):
         return self.work / f"{self.name}.pt"
 
     def run(self) -> None:
-        """Resumes if there is something to resume, then trains until the time is over."""
+        """Resume if there is something to resume, then train until the time is over."""
         if self.path.exists():
             self._resume()
         if self.spent >= self.seconds:
@@ -97,7 +97,7 @@ class Stage(Generic[Batch]):
         self.save()
 
     def _train(self) -> None:
-        """Updates until the time is over; saved now and then, in case the process is killed."""
+        """Update until the time is over; saved now and then, in case the process is killed."""
         saved = reported = clock = time.monotonic()
         sums: dict[str, list[float]] = {}
         with ThreadPoolExecutor(self.workers, initializer=_set_thread) as pool:
@@ -128,7 +128,7 @@ class Stage(Generic[Batch]):
     def _accumulate(
         self, results: Sequence[tuple[Sequence[torch.Tensor | None], dict[str, float]]]
     ) -> Iterator[tuple[str, float]]:
-        """Leaves the mean gradient in the parameters and passes the values on."""
+        """Leave the mean gradient in the parameters and pass the values on."""
         for gradients, values in results:
             for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
                 if gradient is None:
@@ -138,7 +138,7 @@ class Stage(Generic[Batch]):
             yield from values.items()
 
     def save(self) -> None:
-        """Writes the file whole or not at all."""
+        """Write the file whole or not at all."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),

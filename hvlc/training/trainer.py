@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trainer:
-    """Runs the stages of a recipe.
+    """Runner of a recipe's stages.
 
     Attributes:
         work: directory for their state.

@@ -1,4 +1,4 @@
-"""Starts `smolvlm-nano` from what `hypervl-nano` knows.
+"""Start `smolvlm-nano` from what `hypervl-nano` knows.
 
 The tower reads already; SmolVLM's is the same, with fewer positions. The decoder is a Qwen3, which normalizes queries
 and keys; Llama does not, so the normalization is folded into the projections at its mean over documents. The connector

@@ -11,7 +11,7 @@ from hvlc.weights.lazy import Box, Expression
 
 @dataclass(frozen=True)
 class Solver:
-    """Chooses the levels of a weight matrix, some rows at a time.
+    """Function that chooses the levels of a weight matrix, some rows at a time.
 
     Attributes:
         name: as recipes give it.
@@ -138,6 +138,6 @@ class StoredPart(Expression):
         yield self.of.weight
 
     def box(self, box: Box) -> np.ndarray:
-        """Solves the box's rows."""
+        """Solve the box's rows."""
         rows = self.of.weight.rows(box[0].start, box[0].stop)
         return self.of.solve(rows)[self.stream][(slice(None), *box[1:])]

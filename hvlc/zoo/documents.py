@@ -117,7 +117,7 @@ class _Style:
 
 
 def render(split: str, index: int) -> Document:
-    """Draws document `index` of `split`; equal arguments give equal documents.
+    """Draw document `index` of `split`; equal arguments give equal documents.
 
     Args:
         split: One of `SPLITS`. No two splits share a seed.
@@ -137,7 +137,7 @@ def render(split: str, index: int) -> Document:
 
 
 def render_sheet(split: str, index: int) -> Document:
-    """Draws a page full of unrelated words and values, without questions, for learning to read.
+    """Draw a page full of unrelated words and values, without questions, for learning to read.
 
     Args:
         split: One of `SPLITS`; sheets share no seed with the documents of any split.
@@ -155,7 +155,7 @@ def render_sheet(split: str, index: int) -> Document:
 
 
 def examples(split: str, count: int, start: int = 0) -> Iterator[tuple[Document, Question]]:
-    """Yields documents `start` to `start + count - 1`, each with one question chosen by its seed."""
+    """Yield documents `start` to `start + count - 1`, each with one question chosen by its seed."""
     for index in range(start, start + count):
         document = render(split, index)
         yield document, _rng(split, index, "question").choice(document.questions)
@@ -323,7 +323,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 class _Canvas:
-    """Draws text and keeps the box of each character."""
+    """Canvas that draws text and keeps the box of each character."""
 
     def __init__(self, size: tuple[int, int], style: _Style) -> None:
         self.image = Image.new("RGB", size, style.paper)
@@ -333,7 +333,7 @@ class _Canvas:
         self._cap = -self.font.getbbox("H", anchor="ls")[1]
 
     def write(self, x: int, baseline: int, text: str, ink: Colour) -> None:
-        """Draws `text` with its left end at `x` on the baseline."""
+        """Draw `text` with its left end at `x` on the baseline."""
         self.draw.text((x, baseline), text, fill=ink, font=self.font, anchor="ls")
         ends = [x + self.font.getlength(text[:count]) for count in range(len(text) + 1)]
         for char, x0, x1 in zip(text, ends[:-1], ends[1:], strict=True):

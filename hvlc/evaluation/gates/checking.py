@@ -1,4 +1,4 @@
-"""Holds gates against evaluations.
+"""Judgement of evaluations by gates.
 
 A gate speaks of the model, a measurement of some examples. So it is the 95 % interval that is held against the bound:
 

@@ -43,7 +43,7 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 class HyperVLImageProcessor(BaseImageProcessor):
-    """Turns images into tiles, grids of cells, and the compressor's proxies.
+    """Processor of images into tiles, grids of cells, and the compressor's proxies.
 
     Args:
         tile_size: side of a tile in pixels.

@@ -136,7 +136,7 @@ def _entry(graph: ir.Graph) -> ir.Value:
 
 @dataclass(frozen=True)
 class _Cutter:
-    """Cuts components out of a decoder.
+    """Cutter of components out of a decoder.
 
     Attributes:
         decoder: the whole one, which is not changed.

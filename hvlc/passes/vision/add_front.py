@@ -1,4 +1,4 @@
-"""Adds the front graph, by which images become pieces for an encoder and tokens for the prompt."""
+"""Add the front graph, by which images become pieces for an encoder and tokens for the prompt."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class AddFront(BundlePass):
-    """Adds component "front"; what its rule cannot obey is declined with the reason.
+    """Add component "front"; what its rule cannot obey is declined with the reason.
 
     Attributes:
         rule: how an image becomes pieces and tokens.

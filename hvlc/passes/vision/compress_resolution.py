@@ -1,4 +1,4 @@
-"""Puts the Visual Resolution Compressor in front of the tiling: a scale of 0 means "ask the compressor"."""
+"""Put the Visual Resolution Compressor in front of the tiling: a scale of 0 means "ask the compressor"."""
 
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
 
 @dataclass(frozen=True)
 class CompressResolution(BundlePass):
-    """Joins components "front" and "resolution" into "front".
+    """Join components "front" and "resolution" into "front".
 
     The compressor runs in an `If` branch, only when the caller leaves the scale to it.
 

@@ -1,4 +1,4 @@
-"""Joins what an encoder makes of an image's pieces into the visual tokens of the image."""
+"""Join what an encoder makes of an image's pieces into the visual tokens of the image."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class MergePieces(BundlePass):
-    """Adds the component that joins an image's pieces after a vision encoder.
+    """Add the component that joins an image's pieces after a vision encoder.
 
     Attributes:
         rule: how an image became pieces.

@@ -21,7 +21,7 @@ from hvlc.passes.traits import Trait
 
 @dataclass(frozen=True)
 class SelectEncoder(BundlePass):
-    """Adds component "vision_fused", which copies the encoders as they are by then.
+    """Add component "vision_fused", which copies the encoders as they are by then.
 
     Attributes:
         rule: how an image became pieces.

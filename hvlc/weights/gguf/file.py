@@ -105,7 +105,7 @@ class GgufFile:
 
 
 class _Cursor:
-    """Reads values one after another and never past the end."""
+    """Reader of values one after another, never past the end."""
 
     def __init__(self, path: Path, buffer: mmap.mmap, position: int = 0) -> None:
         self.path, self.buffer, self.position = path, buffer, position

@@ -211,7 +211,7 @@ class GgufMatrix(Prequantized):
 
     @cached_property
     def _format(self) -> WeightFormat | None:
-        """Reads rows of a type with minima until one has no integer zero points: the first, in most files."""
+        """Read rows of a type with minima until one has no integer zero points: the first, in most files."""
         kind = _TYPES.get(self.kind)
         if kind is None:
             return None

@@ -1,4 +1,4 @@
-"""Opens packages for tracing, in the basis that their recipes put them in."""
+"""Open packages for tracing, in the basis that their recipes put them in."""
 
 from pathlib import Path
 

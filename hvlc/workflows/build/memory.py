@@ -30,7 +30,7 @@ def current_memory() -> MemoryUse:
 
 
 class MemoryWatch:
-    """Samples memory in the background.
+    """Sampler of memory in the background.
 
     Attributes:
         peak: the largest values seen; they need not be of the same moment.

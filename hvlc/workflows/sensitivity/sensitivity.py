@@ -1,4 +1,4 @@
-"""Measures how much each part of a checkpoint suffers from each format, and keeps what it found."""
+"""Measure how much each part of a checkpoint suffers from each format, and keep what was found."""
 
 import json
 import os
