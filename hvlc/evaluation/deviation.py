@@ -20,7 +20,8 @@ def deviation(
     Args:
         found: float `[..., channels]`.
         expected: the same shape, if all is well.
-        before: of that shape: what both were added to; errors are relative to what was added.
+        before: of that shape, or with more channels behind: what both were added to; errors are relative to what was
+            added.
         whole: take all values as one position.
     """
     shapes = {"shape": found.shape, "expected_shape": expected.shape}
@@ -32,7 +33,7 @@ def deviation(
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(error))[0])
         return Deviation(**shapes, place=place, expected=_finite(expected[place]))
     place = tuple(int(i) for i in np.unravel_index(np.abs(error).argmax(), error.shape))
-    added = wanted if before is None else wanted - before
+    added = wanted if before is None else wanted - before[..., : wanted.shape[-1]]
     return Deviation(
         **shapes,
         relative=_relative(*((v.reshape(1, -1) for v in (error, added)) if whole else (error, added))),

@@ -160,10 +160,10 @@ def tower(b: GraphBuilder, pixel_values: ir.Value, prefix: str, shape: GridTower
         x = _block(b, x, prefix, index, grid, shape)
         if index in shape.taps:
             path = f"{prefix}deepstack_merger_list.{shape.taps.index(index)}"
-            tapped.append(_merged(b, x, path, grid, shape, is_tap=True))
+            tapped.append(_merged(b, x, path, grid, shape))
     refuse_surplus(b, f"{prefix}blocks.{shape.layers}.norm1.weight")
     refuse_surplus(b, f"{prefix}deepstack_merger_list.{len(shape.taps)}.norm.weight")
-    last = _merged(b, x, f"{prefix}merger", grid, shape, is_tap=False)
+    last = _merged(b, x, f"{prefix}merger", grid, shape, f"{prefix}post_layernorm")
     return b.op("Concat", last, *tapped, axis=-1) if tapped else last
 
 
@@ -344,7 +344,9 @@ def _activated(b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
     return siglip.activation(b, x, usual)
 
 
-def _merged(b: GraphBuilder, x: ir.Value, path: str, grid: _Grid, shape: GridTower, *, is_tap: bool) -> ir.Value:
+def _merged(
+    b: GraphBuilder, x: ir.Value, path: str, grid: _Grid, shape: GridTower, named: str | None = None
+) -> ir.Value:
     """Squares of patches become visual tokens: a norm, two linears; float `[1, visual tokens, output]`.
 
     Args:
@@ -353,13 +355,13 @@ def _merged(b: GraphBuilder, x: ir.Value, path: str, grid: _Grid, shape: GridTow
         path: dotted name of the merger.
         grid: of the patches.
         shape: of the tower.
-        is_tap: whether the norm is over a whole square, not over each patch.
+        named: of the norm's node, which is over each patch. None: a tap's, which is over a whole square.
     """
     square, norm = shape.merge**2 * shape.width, f"{path}.{shape.parts.norm}"
-    if not is_tap:
-        x = _norm(b, x, norm, norm, shape.width, shape)
+    if named is not None:
+        x = _norm(b, x, norm, named, shape.width, shape)
     x = _squares(b, x, grid, shape)
-    if is_tap:
+    if named is None:
         x = _norm(b, x, norm, norm, square, shape)
     first, second = (f"{path}.{part}" for part in shape.parts.linears)
     x = siglip.activation(b, siglip.linear(b, x, first, square, square), "gelu")

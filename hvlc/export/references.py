@@ -52,7 +52,7 @@ class VisionLanguageCheckpoint:
 
     def tracer(self) -> VisionLanguageTracer:
         """Tracer of the checkpoint."""
-        towers = {e.name: (e.config.hidden_size, e.config.num_hidden_layers) for e in self.encoders}
+        towers = {encoder.name: self.family.tower_size(encoder.config) for encoder in self.encoders}
         return VisionLanguageTracer(self.loaded(), self.family.modules, towers)
 
 

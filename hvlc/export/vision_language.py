@@ -141,6 +141,7 @@ class VisionLanguageFamily:
         default_encoder: name of the one that answers when a caller names none, by configuration.
         compressor: None: the family has none.
         taps: how many first layers of the decoder add features of the image (DeepStack), by configuration.
+        tower_size: width and number of layers of a tower, by its configuration.
     """
 
     config: type[PreTrainedConfig]
@@ -156,6 +157,9 @@ class VisionLanguageFamily:
     default_encoder: Callable[[Any], str] = field(default=lambda config: "main")
     compressor: Compressor | None = None
     taps: Callable[[Any], int] = field(default=lambda config: 0)
+    tower_size: Callable[[Any], tuple[int, int]] = field(
+        default=lambda tower: (tower.hidden_size, tower.num_hidden_layers)
+    )
 
 
 def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Bundle:

@@ -1,11 +1,12 @@
 """A vision-language checkpoint as transformers loads it: model, processor, and how a question becomes their inputs."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
@@ -102,6 +103,21 @@ class LoadedModel:
         """Keyword arguments of the model's forward pass that select an encoder."""
         return {}
 
+    def pieces(self, inputs: dict[str, Any]) -> list[np.ndarray]:
+        """Pixels that a processor made, float32 `[3, H, W]` of each piece of all images."""
+        values = inputs["pixel_values"]
+        return [piece.numpy() for piece in values.reshape(-1, *values.shape[-3:])]
+
+    def laid(self, name: str, values: np.ndarray, inputs: dict[str, Any]) -> np.ndarray:
+        """What a module of the vision half computes, as traces have it (`hvlc.results.trace_points`).
+
+        Args:
+            name: of the trace's value.
+            values: as the module returns them.
+            inputs: of the model.
+        """
+        return values
+
     def text(self, prompt: str, images: int) -> str:
         """The prompt through the chat template.
 
@@ -116,8 +132,17 @@ class LoadedModel:
         return text
 
 
-def pieces(inputs: dict[str, Any]) -> torch.Tensor:
-    """Pixels that a processor made, float32 `[pieces, 3, H, W]` of all images."""
-    values = inputs["pixel_values"]
-    found: torch.Tensor = values.reshape(-1, *values.shape[-3:])
-    return found
+def followed(inputs: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+    """Inputs of a model with more tokens of text behind the prompt; kinds of tokens, where it takes them, are 0 there.
+
+    Args:
+        inputs: with `input_ids` int64 `[1, prompt]`.
+        tokens: int64 `[1, n]`.
+    """
+    ids = torch.cat([inputs["input_ids"], tokens], -1)
+    beside = {
+        name: torch.cat([tensor, torch.zeros_like(tokens)], -1)
+        for name, tensor in inputs.items()
+        if name.endswith("token_type_ids")
+    }
+    return {**inputs, **beside, "input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -11,9 +11,10 @@ class Modules:
         tower: the vision tower.
         connector: makes visual tokens of features.
         decoder: the text model.
-        embeddings: of patches, inside the tower.
+        embeddings: of patches, inside the tower. "": they are what enters the first layer.
         layers: of the tower, inside it.
         norm: after the last layer, inside the tower; an identity counts as none.
+        taps: list of modules that make features for first layers of the decoder (DeepStack). "": there are none.
     """
 
     tower: str
@@ -22,3 +23,4 @@ class Modules:
     embeddings: str = "embeddings"
     layers: str = "encoder.layers"
     norm: str = "post_layernorm"
+    taps: str = ""

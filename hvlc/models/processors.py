@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin, SmolVLMProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    ProcessorMixin,
+    SmolVLMProcessor,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from hvlc.models import smolvlm
 
@@ -18,7 +26,7 @@ def load_processor(directory: Path) -> Any:
         directory: of the checkpoint.
     """
     settings, _ = ProcessorMixin.get_processor_dict(directory)
-    kind = getattr(transformers, str(settings.get("processor_class")), None)
+    kind = getattr(transformers, str(settings.get("processor_class") or _class_of(directory)), None)
     if kind is SmolVLMProcessor:  # refuses to be made without num2words
         return smolvlm.load_processor(directory)
     if kind is None or "video_processor" not in kind.get_attributes():
@@ -26,6 +34,11 @@ def load_processor(directory: Path) -> Any:
     images = AutoImageProcessor.from_pretrained(directory, backend="pil")
     parts = [images, AutoTokenizer.from_pretrained(directory), None]
     return _without_video(kind).from_args_and_dict(parts, settings)
+
+
+def _class_of(directory: Path) -> str | None:
+    """The class of a model's processors; not all checkpoints name it beside their tokenizer."""
+    return PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(directory).model_type)
 
 
 def _without_video(kind: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
-from hvlc.models.loaded import LoadedModel, pieces
+from hvlc.models.loaded import LoadedModel, followed
 from hvlc.results import Answered
 
 
@@ -75,7 +75,7 @@ class Reference:
             tokens=tuple(tokens),
             encoder=branch if images else "",
             scales=tuple(self.loaded.used(images, scales)),
-            tiles=len(pieces(inputs)) if images else 0,
+            tiles=len(self.loaded.pieces(inputs)) if images else 0,
             visual_tokens=int((inputs["input_ids"] == self.model.config.image_token_id).sum()) if images else 0,
             prompt_tokens=prompt_tokens,
             time_to_first_token=first.at - started,
@@ -103,8 +103,7 @@ class Reference:
         branch = self.loaded.encoder(encoder)
         inputs = self.loaded.inputs(prompt, images, self.loaded.scales(images, vrc=vrc))
         given = torch.tensor([list(answer[:-1])], dtype=torch.long)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], given], -1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs = followed(inputs, given)
         chosen = self.loaded.chosen(branch) if images else {}
         found: np.ndarray = self.model(**inputs, **chosen, logits_to_keep=len(answer)).logits[0].float().numpy()
         return found

@@ -1,8 +1,9 @@
 """Traces of checkpoints (`hvlc.results.trace_points`): what transformers' modules compute, recorded in float32."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.utils import logging
 
 from hvlc.chat.reference import rendered
 from hvlc.errors import UserError
-from hvlc.models.loaded import LoadedModel, pieces
+from hvlc.models.loaded import LoadedModel, followed
 from hvlc.models.loading import check_config, loading
 from hvlc.models.modules import Modules
 from hvlc.models.numbers import LanguageNumbers, Numbers
@@ -23,6 +24,8 @@ from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.hub import name_of
 from hvlc.weights.prequantized.settings import read_quantization
+
+_TAP = "taps."  # and its number: what one of several modules makes
 
 
 class LanguageTracer:
@@ -101,6 +104,11 @@ class LanguageTracer:
         asked = {"max_new_tokens": question.max_new_tokens, "do_sample": False}
         return _array(self.model.generate(input_ids=ids, attention_mask=mask, **asked, **inputs)[0, ids.shape[1] :])
 
+    def _layers(self, decoder: Any) -> Sequence[Any]:
+        """Modules that make the values of a decoder's layers."""
+        layers: Sequence[Any] = decoder.layers
+        return layers
+
     def _run(
         self, found: Values, modules: Mapping[str, Any], decoder: Any, inputs: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
@@ -116,10 +124,11 @@ class LanguageTracer:
             All values.
         """
         ids = torch.from_numpy(trace_points.read_ids(found))[None]
-        kept = torch.arange(trace_points.head_start(found), ids.shape[1])
-        named = dict(modules) | {trace_points.decoder_layer(i): layer for i, layer in enumerate(decoder.layers)}
+        prompt, kept = len(found[trace_points.TOKENIZATION]), torch.arange(trace_points.head_start(found), ids.shape[1])
+        asked = followed({**inputs, "input_ids": ids[:, :prompt]}, ids[:, prompt:])
+        named = dict(modules) | {trace_points.decoder_layer(i): m for i, m in enumerate(self._layers(decoder))}
         with _listening(named, decoder) as heard:
-            output = self.model(input_ids=ids, logits_to_keep=kept, use_cache=False, **inputs)
+            output = self.model(**asked, logits_to_keep=kept, use_cache=False)
         values = {name: _unbatched(name, value) for name, value in heard.items()}
         return {**found, **values, trace_points.HEAD: _array(output.logits[0])}
 
@@ -174,13 +183,38 @@ class VisionLanguageTracer(LanguageTracer):
         modules = {trace_points.EMBEDDING: self.model.get_input_embeddings()}
         if images:
             found[trace_points.RESOLUTION] = np.array(self._loaded.used(images, scales), np.float32)
-            found[trace_points.PREPROCESSING] = _array(pieces(inputs))
+            found[trace_points.PREPROCESSING] = trace_points.joined_pixels(self._loaded.pieces(inputs))
             modules |= self._vision_modules(encoder)
         values = self._run(found, modules, self._module(self._modules.decoder), inputs)
         if images:  # as the decoder reads them, whatever form a model gives them before
             seen = trace_points.read_ids(found) == placeholder
             values[trace_points.STITCHING] = values[trace_points.MERGE][seen]
+            values = self._laid(values, inputs)
+        for name in (trace_points.EMBEDDING, trace_points.MERGE):
+            if name in values:
+                values[name] = _widened(values[name], self.layout.hidden * (1 + len(self._taps)))
         return trace_points.in_order(values)
+
+    @property
+    def _taps(self) -> Sequence[Any]:
+        """Modules that make features for first layers of the decoder."""
+        found: Sequence[Any] = self._module(self._modules.taps) if self._modules.taps else ()
+        return found
+
+    def _layers(self, decoder: Any) -> Sequence[Any]:
+        """A model with taps adds them between its layers: a layer's value is what enters the next, or the norm."""
+        if not self._taps:
+            return super()._layers(decoder)
+        return [Entering(module) for module in (*decoder.layers[1:], decoder.norm)]
+
+    def _laid(self, values: dict[str, np.ndarray], inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The values of the vision half as traces have them, those of all taps as one."""
+        found = {
+            name: self._loaded.laid(name, value, inputs) if _is_vision(name) else value
+            for name, value in values.items()
+        }
+        taps = [found.pop(name) for name in list(found) if name.startswith(_TAP)]
+        return found | ({trace_points.TAPS: np.concatenate(taps, -1)} if taps else {})
 
     def _module(self, name: str, encoder: str = "") -> Any:
         return self.model.get_submodule(name.replace("{encoder}", encoder))
@@ -190,16 +224,40 @@ class VisionLanguageTracer(LanguageTracer):
         layers = self._module(f"{names.tower}.{names.layers}", encoder)
         norm = self._module(f"{names.tower}.{names.norm}", encoder)
         return {
-            trace_points.VISION_EMBEDDINGS: self._module(f"{names.tower}.{names.embeddings}", encoder),
+            trace_points.VISION_EMBEDDINGS: self._module(f"{names.tower}.{names.embeddings}", encoder)
+            if names.embeddings
+            else Entering(layers[0]),
+            **{f"{_TAP}{index}": tap for index, tap in enumerate(self._taps)},
             **{trace_points.vision_layer(index): layer for index, layer in enumerate(layers)},
             **({} if isinstance(norm, torch.nn.Identity) else {trace_points.POST_NORM: norm}),
             trace_points.PROJECTOR: self._module(names.connector, encoder),
         }
 
 
+def _is_vision(name: str) -> bool:
+    """Whether a value is of the vision half's modules."""
+    return name.startswith(("vision.", _TAP)) or name == trace_points.PROJECTOR
+
+
 def _unbatched(name: str, values: np.ndarray) -> np.ndarray:
     """Values of positions have a batch of one; tiles are the batch."""
-    return values if name.startswith("vision.") or name == trace_points.PROJECTOR else values[0]
+    return values if _is_vision(name) else values[0]
+
+
+def _widened(rows: np.ndarray, width: int) -> np.ndarray:
+    """Rows with zeros in the channels that they lack."""
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
+
+
+@dataclass(frozen=True)
+class Entering:
+    """Stands for what enters a module, in place of what it returns.
+
+    Attributes:
+        module: that the value enters.
+    """
+
+    module: Any
 
 
 @contextmanager
@@ -208,14 +266,20 @@ def _listening(modules: Mapping[str, Any], decoder: Any) -> Iterator[dict[str, n
     heard: dict[str, np.ndarray] = {}
 
     def listen(name: str, module: Any) -> Any:
+        if isinstance(module, Entering):
+            return module.module.register_forward_pre_hook(partial(hear_entry, name), with_kwargs=True)
+
         def hear(_: Any, __: Any, output: Any) -> None:
             heard[name] = _array(output[0] if isinstance(output, tuple) else output)
 
         return module.register_forward_hook(hear)
 
+    def hear_entry(name: str, _: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        heard[name] = _array(given[0] if given else named["hidden_states"])
+
     def hear_input(_: Any, __: Any, inputs: dict[str, Any]) -> None:
         if inputs.get("inputs_embeds") is not None:
-            heard[trace_points.MERGE] = _array(inputs["inputs_embeds"])
+            heard[trace_points.MERGE] = _with_taps(inputs)
 
     handles = [listen(name, module) for name, module in modules.items()]
     handles.append(decoder.register_forward_pre_hook(hear_input, with_kwargs=True))
@@ -224,6 +288,18 @@ def _listening(modules: Mapping[str, Any], decoder: Any) -> Iterator[dict[str, n
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_taps(inputs: Mapping[str, Any]) -> np.ndarray:
+    """float32 `[1, positions, width]`: embeddings, and behind them what first layers add, 0 where there is no image."""
+    embeddings = _array(inputs["inputs_embeds"])
+    taps = inputs.get("deepstack_visual_embeds") or []
+    if not taps:
+        return embeddings
+    places = _array(inputs["visual_pos_masks"])
+    beside = np.zeros((*embeddings.shape[:2], sum(tap.shape[-1] for tap in taps)), np.float32)
+    beside[places] = np.concatenate([_array(tap) for tap in taps], -1)
+    return np.concatenate([embeddings, beside], -1)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

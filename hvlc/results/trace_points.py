@@ -12,17 +12,19 @@ these shapes, one question at a time:
 | `vision.layers.N` | the same, after a layer |
 | `vision.post_norm` | the same, after the last norm |
 | `projector` | float32 `[pieces, cells, hidden]` |
-| `stitching` | float32 `[visual tokens, hidden]` of all images |
-| `embedding` | float32 `[positions, hidden]`, rows of the table; at image placeholders of no meaning |
-| `merge` | float32 `[positions, hidden]`, what enters the decoder |
+| `taps` | float32 `[pieces, cells, taps * hidden]`, what first layers of the decoder add (DeepStack) |
+| `stitching` | float32 `[visual tokens, width]` of all images, the taps behind what enters the first layer |
+| `embedding` | float32 `[positions, width]`, rows of the table; at image placeholders of no meaning |
+| `merge` | float32 `[positions, width]`, what enters the decoder |
 | `decoder.layers.N` | float32 `[positions, hidden]`, after a layer |
 | `decoder.head` | float32 `[last positions, vocabulary]`, logits from `head_start` on |
 | `sampling` | int64 `[tokens]`, the greedy answer up to a placeholder of an image, and `ANSWER`, all of it |
 
-Positions are those of the prompt and of the answer but its last token.
+Positions are those of the prompt and of the answer but its last token. The pieces of a model that sees images at their
+own sizes are one behind the other as one piece: `[1, 3, pixels]`, row by row, and `[1, patches or cells, width]`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +36,7 @@ PREPROCESSING: Final = "preprocessing"
 VISION_EMBEDDINGS: Final = "vision.embeddings"
 POST_NORM: Final = "vision.post_norm"
 PROJECTOR: Final = "projector"
+TAPS: Final = "taps"
 STITCHING: Final = "stitching"
 EMBEDDING: Final = "embedding"
 MERGE: Final = "merge"
@@ -50,6 +53,7 @@ _ORDER = (
     "vision.layers",
     POST_NORM,
     PROJECTOR,
+    TAPS,
     STITCHING,
     EMBEDDING,
     MERGE,
@@ -59,6 +63,7 @@ _ORDER = (
     ANSWER,
 )
 
+_FREE = 4  # axes of a piece of an image's own size
 _HEAD_POSITIONS = 64  # of a prompt, whose logits are compared: all of a long one would be gigabytes
 
 #: The values of a trace by name of their stage.
@@ -83,6 +88,17 @@ def in_order(values: Values) -> Values:
         return (_ORDER.index(kind), int(index)) if index.isdigit() else (_ORDER.index(name), 0)
 
     return {name: values[name] for name in sorted(values, key=place)}
+
+
+def joined_pixels(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 `[pieces, 3, H, W]`; of pieces that may differ in size, `[1, 3, pixels]`.
+
+    Args:
+        pieces: float32 `[3, H, W]` each; one of an image's own size is marked by a leading axis, `[1, 3, H, W]`.
+    """
+    if pieces and pieces[0].ndim == _FREE:
+        return np.concatenate([piece.reshape(*piece.shape[:2], -1) for piece in pieces], -1)
+    return np.stack(pieces)
 
 
 def head_start(values: Values) -> int:

@@ -4,6 +4,7 @@ What runs a window is asked how long it is and what its cache holds, so a graph 
 in integers. Padding stands after what it pads, where attention does not look.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,11 +41,15 @@ class Cache:
         context: positions that there is room for.
         used: positions that ran.
         past: keys and values, by the name of the input that takes them.
+        whole: other inputs, the same for every window.
+        rows: other inputs `[n, ...]`, of which each window takes those of its positions.
     """
 
     context: int
     used: int = 0
     past: dict[str, np.ndarray] = field(default_factory=dict)
+    whole: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def stream_of(session: PackageSession) -> ort.NodeArg:
@@ -102,6 +107,8 @@ def _run_window(session: PackageSession, stream: str, window: np.ndarray, cache:
         LAST_INDEX: np.array([[total - 1]], np.int32),
         MOST_TOKENS: np.array([cache.context], np.int32),
         LAST_ROW: np.array([row], np.int32),
+        **cache.whole,
+        **{name: _window_of(rows, cache.used, window.shape[1]) for name, rows in cache.rows.items()},
     }
     feeds = {v.name: given[v.name] if v.name in given else _past(v, cache) for v in session.get_inputs()}
     names = [output.name for output in session.get_outputs()]
@@ -114,6 +121,12 @@ def _run_window(session: PackageSession, stream: str, window: np.ndarray, cache:
     if made is None:
         raise ValueError(f"the graph of {stream} gives nothing but its cache")
     return made
+
+
+def _window_of(rows: np.ndarray, start: int, size: int) -> np.ndarray:
+    """`[1, size, ...]` of rows `[n, ...]`, zeros behind the last."""
+    found = rows[start : start + size]
+    return np.pad(found, ((0, size - len(found)), *[(0, 0)] * (rows.ndim - 1)))[None]
 
 
 def _past(wanted: ort.NodeArg, cache: Cache) -> np.ndarray:

@@ -10,14 +10,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hvlc.errors import UserError
-from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS
+from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS, POSITIONS
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.states import PAST, PRESENT
-from hvlc.manifest.manifest import ComponentEntry, Manifest
+from hvlc.manifest.manifest import POSITION_TABLE, ComponentEntry, Images, Manifest
 from hvlc.results import trace_points
 from hvlc.runtime.fixed import LOGITS
 from hvlc.tracing.fixed_stages import Chain, CompiledGraph, FixedHead, FixedLayers, HostMerge
-from hvlc.tracing.package_stages import Basis, DecoderLayer, Embedding, Head, Merge, Stage
+from hvlc.tracing.package_stages import EMBEDDINGS, Basis, Beside, DecoderLayer, Embedding, Head, Merge, Shapes, Stage
 from hvlc.tracing.parts import Graph, Part, Precision, before_rounding
 
 _NORM, _LAST_NORM = "input_layernorm", "norm"
@@ -43,12 +43,12 @@ class Decoder(ABC):
     turns_inside: bool
 
     @abstractmethod
-    def stages(self, basis: Basis, *, seeing: bool) -> Iterator[Stage]:
+    def stages(self, basis: Basis, shapes: Shapes | None) -> Iterator[Stage]:
         """Its stages from the ids on.
 
         Args:
             basis: of the residual stream.
-            seeing: whether there are visual tokens.
+            shapes: of the images; None: there are no visual tokens.
 
         Raises:
             UserError: a graph cannot be cut.
@@ -84,7 +84,7 @@ class WholeDecoder(Decoder):
         self.turns_inside = _turns(self._graph)
         self.vocabulary = _vocabulary(self._graph)
 
-    def stages(self, basis: Basis, *, seeing: bool) -> Iterator[Stage]:
+    def stages(self, basis: Basis, shapes: Shapes | None) -> Iterator[Stage]:
         """See `Decoder.stages`."""
         source = trace_points.EMBEDDING
         if self._images is None or self._embedding is None:
@@ -94,12 +94,13 @@ class WholeDecoder(Decoder):
             entry, made = self._graph.value("inputs_embeds"), self._embedding.value("inputs_embeds")
             part = self._embedding.part(["input_ids", "image_features"], [made])
             yield Embedding(part, basis, self._images.token)
-            if seeing:
+            if shapes is not None:
                 yield Merge(part, basis, self._images.token)
                 source = trace_points.MERGE
         ends = [entry, *self._stream.layers[1:], self._stream.end]
+        beside = Beside(shapes, self._images.token if self._images else None)
         for index, (start, end) in enumerate(pairwise(ends)):
-            yield DecoderLayer(index, source, _layer_part(self._graph, index, start, end), basis)
+            yield DecoderLayer(index, source, _layer_part(self._graph, index, start, end, self._images), basis, beside)
             source = trace_points.decoder_layer(index)
         yield Head(source, self._graph.part([self._stream.end], [self._graph.value(LOGITS)]), basis)
 
@@ -190,22 +191,23 @@ class FixedDecoder(Decoder):
                 cause = f"{part.name} is compiled and takes {dtype.name}, whose scale is inside the binary"
                 raise UserError("bisect.compiled", cause, _UNCOMPILED)
 
-    def stages(self, basis: Basis, *, seeing: bool) -> Iterator[Stage]:
+    def stages(self, basis: Basis, shapes: Shapes | None) -> Iterator[Stage]:
         """See `Decoder.stages`."""
         made = self._embedding.value("inputs_embeds")
         yield Embedding(self._embedding.part(["input_ids"], [made]), basis)
         source = trace_points.EMBEDDING
-        if seeing and self._images is not None:
+        if shapes is not None and self._images is not None:
             yield HostMerge(self._images.token)
             source = trace_points.MERGE
+        beside = Beside(shapes, self._images.token if self._images else None)
         before: dict[Phase, list[Part]] = {Phase.PROMPT: [], Phase.TOKEN: []}
         for part in self._parts:
             if part.is_head:
                 prompt, token = (self._head(part, phase, before[phase]) for phase in (Phase.PROMPT, Phase.TOKEN))
-                yield FixedHead(source, prompt, token, basis, self._context)
+                yield FixedHead(source, prompt, token, basis, self._context, beside)
                 return
             for last, prompt, token in self._layers(part, before):
-                yield FixedLayers(last, source, prompt, token, basis, self._context)
+                yield FixedLayers(last, source, prompt, token, basis, self._context, beside)
                 source = trace_points.decoder_layer(last)
             before = {phase: [] if part.compiled else part.rounding(phase) for phase in before}
 
@@ -226,7 +228,7 @@ class FixedDecoder(Decoder):
     def _cut(self, part: _Fixed, phase: Phase) -> list[Part]:
         """The layers of a part."""
         ends = zip(part.layers, pairwise(part.ends(phase)), strict=True)
-        return [_layer_part(part.graphs[phase], index, *between) for index, between in ends]
+        return [_layer_part(part.graphs[phase], index, *between, self._images) for index, between in ends]
 
     def _head(self, part: _Fixed, phase: Phase, before: Sequence[Part]) -> Chain:
         if part.compiled:
@@ -249,9 +251,10 @@ def _vocabulary(graph: Graph) -> int:
     return int(str(shape[-1])) if shape is not None else 0
 
 
-def _layer_part(graph: Graph, index: int, start: ir.Value, end: ir.Value) -> Part:
+def _layer_part(graph: Graph, index: int, start: ir.Value, end: ir.Value, images: Images | None) -> Part:
     """One layer of a graph, with its cache and what says how long the sequence is."""
     lengths = [v for v in graph.graph.inputs if v.name in ("attention_mask", LAST_INDEX, MOST_TOKENS)]
     past = [str(v.name) for v in graph.graph.inputs if str(v.name).startswith(f"{PAST}{index}.")]
     present = [v for v in graph.graph.outputs if str(v.name).startswith(f"{PRESENT}{index}.")]
-    return graph.part([start, *lengths, *past], [end, *present])
+    beside = graph.inputs(POSITIONS, POSITION_TABLE, *([EMBEDDINGS] if images and images.side_channels else []))
+    return graph.part([start, *lengths, *past], [end, *present], beside)

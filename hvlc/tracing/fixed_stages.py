@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hvlc.manifest.manifest import ComponentEntry
+from hvlc.manifest.manifest import POSITION_TABLE, ComponentEntry
 from hvlc.opening.sessions import PackageSession
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Values
-from hvlc.runtime.fixed import Cache, run_windows
+from hvlc.runtime.fixed import Cache, run_windows, stream_of
+from hvlc.runtime.positions import position_table
 from hvlc.runtime.providers import open_component
-from hvlc.tracing.package_stages import SAME, Basis, Run, Stage, run_tiles
+from hvlc.tracing.package_stages import EMBEDDINGS, SAME, Basis, Beside, Run, Stage, run_tiles
 from hvlc.tracing.parts import Part, Precision
 
 
@@ -64,9 +65,9 @@ class _FixedStage(Stage):
 
     steps = True
 
-    def __init__(self, name: str, prompt: Chain, token: Chain, context: int) -> None:
+    def __init__(self, name: str, prompt: Chain, token: Chain, context: int, beside: Beside) -> None:
         self.name = name
-        self._prompt, self._token, self._context = prompt, token, context
+        self._prompt, self._token, self._context, self._beside = prompt, token, context, beside
         made = prompt[-1]
         self._whole = made if isinstance(made, CompiledGraph) else None
         self.detail = self._whole.detail if self._whole else ""
@@ -103,9 +104,19 @@ class _FixedStage(Stage):
         stepwise: bool = False,
     ) -> dict[str, np.ndarray]:
         given, tokens = self._given(values), max(0, len(values[trace_points.SAMPLING]) - 1) if stepwise else 0
-        at, caches = len(given) - tokens, [Cache(self._context) for _ in prompt]
+        at, caches = len(given) - tokens, [self._cache(session, values) for session in prompt]
         made = [_through(prompt, given[:at], caches), *([_through(token, given[at:], caches)] if tokens else [])]
         return {self.name: self._back(np.concatenate(made))}
+
+    def _cache(self, session: PackageSession, values: Values) -> Cache:
+        """An empty cache, and what the graph reads besides the stream."""
+        wanted = {value.name for value in session.get_inputs()}
+        whole = {}
+        if POSITION_TABLE in wanted:
+            whole[POSITION_TABLE] = position_table(self._beside.positions(values), self._context)
+        stream = stream_of(session).name
+        rows = {EMBEDDINGS: self._beside.embeddings(values)} if EMBEDDINGS in wanted - {stream} else {}
+        return Cache(self._context, whole=whole, rows=rows)
 
     @abstractmethod
     def _given(self, values: Values) -> np.ndarray:
@@ -132,10 +143,13 @@ class FixedLayers(_FixedStage):
         token: what runs one token.
         basis: of the residual stream.
         context: positions of the cache.
+        beside: what layers read besides the stream.
     """
 
-    def __init__(self, last: int, source: str, prompt: Chain, token: Chain, basis: Basis, context: int) -> None:
-        super().__init__(trace_points.decoder_layer(last), prompt, token, context)
+    def __init__(
+        self, last: int, source: str, prompt: Chain, token: Chain, basis: Basis, context: int, beside: Beside
+    ) -> None:
+        super().__init__(trace_points.decoder_layer(last), prompt, token, context, beside)
         self.before, self._basis = source, basis
 
     def _given(self, values: Values) -> np.ndarray:
@@ -154,10 +168,11 @@ class FixedHead(_FixedStage):
         token: what runs one token.
         basis: of the residual stream.
         context: positions of the cache, which it has none of.
+        beside: what layers read besides the stream.
     """
 
-    def __init__(self, source: str, prompt: Chain, token: Chain, basis: Basis, context: int) -> None:
-        super().__init__(trace_points.HEAD, prompt, token, context)
+    def __init__(self, source: str, prompt: Chain, token: Chain, basis: Basis, context: int, beside: Beside) -> None:
+        super().__init__(trace_points.HEAD, prompt, token, context, beside)
         self._source, self._basis = source, basis
 
     def _given(self, values: Values) -> np.ndarray:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from PIL import Image
 
 from hvlc.errors import UserError
@@ -26,16 +27,19 @@ from hvlc.runtime.vision import Seen, Vision
 from hvlc.tracing.decoders import open_decoder
 from hvlc.tracing.fixed_stages import CompiledEncoder, CompiledGraph
 from hvlc.tracing.package_stages import (
+    PIXELS,
     TILE_BATCH,
     Basis,
+    Pictures,
     Preprocessing,
     Resolution,
+    Shapes,
     Stage,
     Stitching,
     Tiles,
     Tokenization,
 )
-from hvlc.tracing.parts import Graph, Precision, Stream
+from hvlc.tracing.parts import Graph, Precision, Stream, before_rounding
 from hvlc.weights.rotation import Rotation
 
 
@@ -151,9 +155,10 @@ class PackageTracer:
         """
         found: list[Stage] = [Tokenization(question, self.engine, self.seen)]
         if question.images:
-            found += [Resolution(question, self.seen), Preprocessing(question, self.seen)]
+            found += [Resolution(question, self.seen), Preprocessing(question, self.seen, is_free=self._is_free)]
             found += self._vision_stages(question)
-        return (*found, *self._decoder.stages(self._basis, seeing=bool(question.images)))
+        shapes = Shapes(question, self.seen) if question.images else None
+        return (*found, *self._decoder.stages(self._basis, shapes))
 
     def trace(self, question: Question) -> Values:
         """The values of all stages of a resolved question, in the order in which they run.
@@ -204,11 +209,43 @@ class PackageTracer:
             covers, precision = "tower and projector", self._precision(Role.VISION_ENCODER)
             name = f"vision_{question.encoder}"
             yield CompiledEncoder(CompiledGraph(name, self.directory, entry, covers, precision, self._threads))
+        elif self._is_free:
+            yield from self._free_stages(question.encoder, Shapes(question, self.seen))
         else:
             yield from self._tower_stages(question.encoder)
         stitch = self.graph("stitch")
         laid = stitch.part(["tile_features", "grid"], [stitch.value("image_features")])
-        yield Stitching(question, self.seen, laid, self._basis)
+        yield Stitching(question, self.seen, laid, self._basis, is_free=self._is_free)
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether each image is one piece of its own size."""
+        return self.manifest.images is not None and self.manifest.images.piece is None
+
+    def _free_stages(self, encoder: str, shapes: Shapes) -> Iterator[Stage]:
+        """Stages of a tower over images of any size, whose layers read the grid of the patches, so the pixels, too."""
+        graph, stream = self._tower(encoder)
+        pixels, projected, taps = graph.inputs(PIXELS), *_tokens_and_taps(graph)
+        ends = [*stream.layers, stream.end]
+        first = graph.part(pixels, [stream.layers[0]])
+        yield Pictures(trace_points.VISION_EMBEDDINGS, {}, first, shapes)
+        names = [trace_points.VISION_EMBEDDINGS, *(trace_points.vision_layer(i) for i in range(len(stream.layers)))]
+        for (source, start), (name, end) in pairwise(zip(names, ends, strict=True)):
+            part = graph.part([start], [end], pixels)
+            yield Pictures(name, {str(start.name): source}, part, shapes, residual=True)
+        last = names[-1]
+        if stream.norm is not None:
+            norm = graph.part([stream.end], [stream.norm], pixels)
+            yield Pictures(trace_points.POST_NORM, {str(stream.end.name): last}, norm, shapes)
+            last = trace_points.POST_NORM
+        entry = stream.norm or stream.end
+        projector = graph.part([entry], [projected], pixels)
+        yield Pictures(trace_points.PROJECTOR, {str(entry.name): last}, projector, shapes, self._basis)
+        if taps:
+            part = graph.part([], taps, [*ends, *pixels])
+            read = {v.name for v in part.model.graph.inputs}
+            sources = {str(end.name): name for name, end in zip(names, ends, strict=True) if end.name in read}
+            yield Pictures(trace_points.TAPS, sources, part, shapes)
 
     def _tower_stages(self, encoder: str) -> Iterator[Stage]:
         graph, stream = self._tower(encoder)
@@ -225,3 +262,13 @@ class PackageTracer:
             source = trace_points.POST_NORM
         projector = graph.part([stream.norm or stream.end], [graph.value("tile_features")])
         yield Tiles(trace_points.PROJECTOR, source, projector, self._basis)
+
+
+def _tokens_and_taps(graph: Graph) -> tuple[ir.Value, list[ir.Value]]:
+    """Features of an encoder's last layer, and those of other layers, which lie side by side in its output."""
+    features = graph.value("tile_features")
+    node = before_rounding(features).producer()
+    if node is None or node.op_type != "Concat":
+        return features, []
+    first, *rest = (value for value in node.inputs if value is not None)
+    return first, rest

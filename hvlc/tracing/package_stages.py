@@ -1,24 +1,27 @@
 """The stages of a package, each a function of the values before it; `hvlc.tracing.package` puts them in a row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from hvlc.graphs.states import empty_shape
+from hvlc.graphs.builder import POSITIONS
+from hvlc.graphs.states import PAST, empty_shape
 from hvlc.opening.sessions import PackageSession
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question, Values
 from hvlc.runtime.fixed import DTYPES
 from hvlc.runtime.generation import LanguageModel
+from hvlc.runtime.positions import grid_positions
 from hvlc.runtime.vision import Seen
 from hvlc.tracing.parts import Part, Precision
 from hvlc.weights.rotation import Rotation
 
 TILE_BATCH = 4  # tiles per run of an encoder
+PIXELS, EMBEDDINGS = "pixel_values", "inputs_embeds"
 
 #: The values that a stage makes of those before it.
 Run = Callable[..., dict[str, np.ndarray]]
@@ -160,12 +163,25 @@ class Resolution(_Front):
 
 
 class Preprocessing(_Front):
-    """Images at given scales to normalized pieces."""
+    """Images at given scales to normalized pieces.
+
+    Args:
+        question: resolved.
+        see: runs the front graph.
+        is_free: whether each image has a piece of its own size.
+    """
 
     name = trace_points.PREPROCESSING
 
+    def __init__(self, question: Question, see: See, *, is_free: bool) -> None:
+        super().__init__(question, see)
+        self._is_free = is_free
+
     def _made(self, values: Values) -> np.ndarray:
-        return np.concatenate([seen.pieces for seen in self._see(self._question, values[trace_points.RESOLUTION])])
+        seen = self._see(self._question, values[trace_points.RESOLUTION])
+        if self._is_free:
+            return trace_points.joined_pixels([image.pieces for image in seen])
+        return np.concatenate([image.pieces for image in seen])
 
 
 class _PartStage(Stage):
@@ -216,6 +232,72 @@ class Tiles(_PartStage):
         return run_tiles(session, values[self._source])
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a question's images, each of which is one piece of its own size.
+
+    Attributes:
+        question: resolved.
+        see: runs the front graph.
+    """
+
+    question: Question
+    see: See
+
+    def seen(self, values: Values) -> list[Seen]:
+        """The images after the front graph."""
+        return self.see(self.question, values[trace_points.RESOLUTION])
+
+    def pictures(self, values: Values) -> list[np.ndarray]:
+        """Pixels of a trace, float32 `[1, 3, H, W]` each."""
+        sizes = [image.pieces.shape for image in self.seen(values)]
+        ends = np.cumsum([height * width for *_, height, width in sizes])
+        parts = np.split(values[trace_points.PREPROCESSING], ends[:-1], axis=-1)
+        return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
+
+    def shares(self, joined: np.ndarray, values: Values) -> list[np.ndarray]:
+        """What each image has of values `[1, n, ...]` that lie one image behind the other."""
+        areas = np.cumsum([image.visual_tokens for image in self.seen(values)])
+        return np.split(joined, areas[:-1] * joined.shape[1] // areas[-1], axis=1)
+
+
+class Pictures(_PartStage):
+    """A part of a vision encoder that takes images of any size, one after another.
+
+    Args:
+        name: of the stage.
+        sources: names of the values that enter it, by the names of the part's inputs; the pixels are beside them.
+        part: of the encoder.
+        shapes: of the images.
+        basis: of what it makes.
+        residual: whether it adds to the one value that enters it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: Mapping[str, str],
+        part: Part,
+        shapes: Shapes,
+        basis: Basis = SAME,
+        *,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(name, part, basis)
+        self._sources, self._shapes = sources, shapes
+        self.before = next(iter(sources.values())) if residual else ""
+
+    def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
+        pictures = self._shapes.pictures(values)
+        given = {name: self._shapes.shares(values[source], values) for name, source in self._sources.items()}
+        wanted, made = {v.name for v in session.get_inputs()}, []
+        for index, picture in enumerate(pictures):
+            feeds = {PIXELS: picture, **{name: shares[index] for name, shares in given.items()}}
+            outputs = session.run(None, {name: value for name, value in feeds.items() if name in wanted})
+            made.append(np.concatenate(outputs, -1))
+        return np.concatenate(made, 1)
+
+
 def run_tiles(session: PackageSession, given: np.ndarray) -> np.ndarray:
     """A graph over `[tiles, ...]`, as many at a time as it takes."""
     taken = session.get_inputs()[0]
@@ -228,16 +310,21 @@ def run_tiles(session: PackageSession, given: np.ndarray) -> np.ndarray:
 class Stitching(_PartStage):
     """The pieces of each image to its visual tokens, image after image."""
 
-    def __init__(self, question: Question, see: See, part: Part, basis: Basis) -> None:
+    def __init__(self, question: Question, see: See, part: Part, basis: Basis, *, is_free: bool) -> None:
         super().__init__(trace_points.STITCHING, part, basis)
-        self._question, self._see = question, see
+        self._question, self._see, self._is_free = question, see, is_free
 
     def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
-        features, made, start = self._given(trace_points.PROJECTOR, values), [], 0
-        for seen in self._see(self._question, values[trace_points.RESOLUTION]):
-            stop = start + len(seen.pieces)
-            made.append(session.run(None, {"tile_features": features[start:stop], "grid": seen.grid})[0])
-            start = stop
+        features, made = self._given(trace_points.PROJECTOR, values), []
+        if trace_points.TAPS in values:
+            features = np.concatenate([features, values[trace_points.TAPS]], -1)
+        images = self._see(self._question, values[trace_points.RESOLUTION])
+        if self._is_free:
+            parts = Shapes(self._question, self._see).shares(features, values)
+        else:
+            parts = np.split(features, np.cumsum([len(seen.pieces) for seen in images])[:-1])
+        for seen, part in zip(images, parts, strict=True):
+            made.append(session.run(None, {"tile_features": part, "grid": seen.grid})[0])
         return np.concatenate(made)
 
 
@@ -289,24 +376,73 @@ class Merge(_PartStage):
         return np.where((text & (merged == looked_up).all(-1))[:, None], given, merged)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What layers of a decoder read besides the residual stream: positions in grids, features of images.
+
+    Attributes:
+        shapes: of the images. None: the question has none.
+        image: placeholder of a visual token. None: the package sees nothing.
+    """
+
+    shapes: Shapes | None
+    image: int | None
+
+    def positions(self, values: Values) -> np.ndarray:
+        """int64 `[3, positions]`."""
+        ids = trace_points.read_ids(values)
+        grids = [image.grid for image in self.shapes.seen(values)] if self.shapes else []
+        return grid_positions(ids, -1 if self.image is None else self.image, grids)
+
+    def embeddings(self, values: Values) -> np.ndarray:
+        """float32 `[positions, width]`: what enters the decoder."""
+        return values[trace_points.MERGE if trace_points.MERGE in values else trace_points.EMBEDDING]
+
+    def rows(self, wanted: Container[str], values: Values) -> "Rows":
+        """Rows of all positions that a part asks for."""
+        positions = self.positions(values)[:, None] if POSITIONS in wanted else None
+        return Rows(positions, self.embeddings(values)[None] if EMBEDDINGS in wanted else None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer reads besides the residual stream, at all positions.
+
+    Attributes:
+        positions: int64 `[3, 1, n]`. None: it is given none.
+        embeddings: float32 `[1, n, width]`. None: it does not read them again.
+    """
+
+    positions: np.ndarray | None
+    embeddings: np.ndarray | None
+
+    def between(self, start: int, end: int) -> dict[str, np.ndarray]:
+        """The graph's inputs for some positions."""
+        found = {} if self.positions is None else {POSITIONS: self.positions[..., start:end]}
+        return found if self.embeddings is None else found | {EMBEDDINGS: self.embeddings[:, start:end]}
+
+
 class DecoderLayer(_PartStage):
     """A decoder layer: over all positions at once, or as an answer is made, one token after another with a cache."""
 
     steps = True
 
-    def __init__(self, index: int, source: str, part: Part, basis: Basis) -> None:
+    def __init__(self, index: int, source: str, part: Part, basis: Basis, beside: "Beside") -> None:
         super().__init__(trace_points.decoder_layer(index), part, basis)
-        self.before = source
+        self.before, self._beside = source, beside
 
     def _made(self, session: PackageSession, values: Values, *, stepwise: bool) -> np.ndarray:
         given = self._given(self.before, values)[None]
         prompt = len(values[trace_points.TOKENIZATION])
         ends = [prompt, *range(prompt + 1, given.shape[1] + 1)] if stepwise else [given.shape[1]]
-        stream, _, *cache = session.get_inputs()
+        stream, *more = session.get_inputs()
+        cache = [value for value in more if value.name.startswith(PAST)]
+        rows = self._beside.rows({value.name for value in more}, values)
         past = [np.zeros(empty_shape(v.shape), DTYPES[v.type]) for v in cache]
         made, start = [], 0
         for end in ends:
             feeds = {stream.name: given[:, start:end], "attention_mask": np.ones((1, end), np.int64)}
+            feeds |= rows.between(start, end)
             out, *past = session.run(None, feeds | {v.name: p for v, p in zip(cache, past, strict=True)})
             made.append(out[0])
             start = end

@@ -119,6 +119,10 @@ class Graph:
                 return node.outputs[0]
         raise UserError("bisect.boundaries", f"{self.file} has no {name}", _FIX)
 
+    def inputs(self, *names: str) -> list[ir.Value]:
+        """Inputs of the graph by name; those that it does not have are left out."""
+        return [value for value in self.graph.inputs if value.name in names]
+
     def stream(self, norm: str, last: str) -> Stream:
         """The residual stream whose layers begin with a norm.
 
@@ -185,21 +189,28 @@ class Graph:
             return take_apart(self.graph, norm)
         return before_rounding(self._read_by(norm.outputs[0]))
 
-    def part(self, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value]) -> "Part":
+    def part(
+        self, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value], optional: Sequence[ir.Value] = ()
+    ) -> "Part":
         """Part that computes some values from others.
 
         Args:
             inputs: values, or names of graph inputs, that it is given.
             outputs: values that it computes.
+            optional: values that it is given too, where it reads them.
 
         Raises:
             UserError: the outputs need more than the inputs.
         """
         given = [self.value(v) if isinstance(v, str) else v for v in inputs]
+        given += [value for value in optional if value not in given]
         try:
             cut = ir.convenience.extract(self.graph, given, list(outputs))
         except ValueError as error:
             raise UserError("bisect.boundaries", f"{self.file} cannot be cut: {error}", _FIX) from error
+        spare = {value.name for value in optional} - {v.name for v in given[: len(inputs)]}
+        for value in [v for v in cut.inputs if v.name in spare and not v.uses() and not v.is_graph_output()]:
+            cut.inputs.remove(value)
         for value in (*cut.inputs, *cut.outputs):
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)  # files need not say it of values inside
         model = ir.Model(cut, ir_version=self.model.ir_version)

@@ -35,7 +35,7 @@ class Fault:
 
 def plant(name: str, package: Path) -> None:
     """Damage a package in place; its files are as the manifest says afterwards."""
-    FAULTS[name].plant(package)
+    (FAULTS | MORE_FAULTS)[name].plant(package)
     manifest = Manifest.load(package)
     files = {file: _entry(package / file) for file in manifest.files}
     changed = manifest.model_copy(update={"files": files})
@@ -127,7 +127,7 @@ def _encoders(package: Path) -> list[_Stored]:
 def _scale_projector(package: Path) -> None:
     """The last product of the connector."""
     for stored in _encoders(package):
-        names = ("projector.linear_2.weight", "modality_projection.proj.weight")
+        names = ("projector.linear_2.weight", "modality_projection.proj.weight", "visual.merger.linear_fc2.weight")
         _scale_weight(stored, next(name for name in names if any(stored.names(name))))
 
 
@@ -172,7 +172,7 @@ def _shift_mean(package: Path) -> None:
 def _shift_positions(package: Path) -> None:
     """Every patch has the position of the one before it."""
     for stored in _encoders(package):
-        (name,) = stored.names("position_embedding.weight")
+        (name,) = (*stored.names("position_embedding.weight"), *stored.names("pos_embed.weight"))
         stored.write(name, np.roll(stored.floats(name), 1, axis=0))
         stored.save()
 
@@ -226,6 +226,21 @@ FAULTS: dict[str, Fault] = {
     "swapped token ids": Fault(_swap_tokens, "tokenization"),
     "wrong int4 scales": Fault(_wrong_scales, f"decoder.layers.{LAYERS[1]}", ("w4a16-rtn",)),
 }
+
+
+def _drop_taps(package: Path) -> None:
+    """What first layers of the decoder add of an image is nothing (DeepStack), as other exporters have it."""
+    for stored in _encoders(package):
+        names = list(stored.names("deepstack_merger_list", ".linear_fc2"))
+        assert names
+        for name in names:
+            stored.write(name, np.zeros_like(stored.floats(name)))
+        stored.save()
+
+
+#: That models with DeepStack alone can have.
+DROPPED_TAPS = "dropped taps"
+MORE_FAULTS: dict[str, Fault] = {DROPPED_TAPS: Fault(_drop_taps, "taps", ("float32",))}
 
 #: In the order in which a model runs.
 NAMES: Sequence[str] = tuple(FAULTS)

@@ -9,15 +9,16 @@ from PIL import Image
 from hvlc.errors import UserError
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.export.references import vision_language_checkpoint
+from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.workflows.bisect.bisect import Request, bisect
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import open_request
 from hvlc.workflows.evaluate.evaluate import evaluate_questions
 from hvlc.workflows.evaluate.model import open_subject
 from tests.export.tiny_families import save_text
-from tests.helpers.faults import FAULTS, planted
+from tests.helpers.faults import DROPPED_TAPS, FAULTS, MORE_FAULTS, planted
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import save_overview, save_ratio
+from tests.helpers.tiny_vision_language import save_grid, save_overview, save_ratio
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,52 @@ def test_towers_with_a_class_token_are_compared(tmp_path: Path, image: Path, set
     found = bisect(Request(output, checkpoint, "What is it?", (image,), max_new_tokens=6))
     assert found.departs is None
     assert ("vision.post_norm" in {stage.name for stage in found.stages}) == ("vision" in settings)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_grid(tmp_path_factory.mktemp("grid") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def grid_packages(grid: Path) -> dict[str, Path]:
+    outputs = {recipe: grid.parent / recipe for recipe in ("float32", "w4a16-rtn")}
+    for recipe, output in outputs.items():
+        build(open_request(grid, "cpu", recipe, output))
+    return outputs
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, DROPPED_TAPS])
+def test_a_planted_stage_of_a_native_grid_is_named(
+    grid: Path, grid_packages: dict[str, Path], tmp_path: Path, image: Path, fault: str
+) -> None:
+    planned = (FAULTS | MORE_FAULTS)[fault]
+    damaged = planted(fault, grid_packages[planned.recipes[0]], tmp_path / "package")
+    found = bisect(Request(damaged, grid, "What is it?", (image,), max_new_tokens=6))
+    assert found.departs == planned.stage
+
+
+def test_without_taps_the_tokens_are_others(grid: Path, grid_packages: dict[str, Path], tmp_path: Path) -> None:
+    damaged = planted(DROPPED_TAPS, grid_packages["float32"], tmp_path / "package")
+    asked = {"encoder": "auto", "vrc": True, "max_new_tokens": 8}
+    pictures = [picture(40 + 20 * i, 90 - 10 * i) for i in range(4)]
+    sound, without = (
+        [VisionLanguageModel(path).answer("What is it?", [p], **asked).tokens for p in pictures]
+        for path in (grid_packages["float32"], damaged)
+    )
+    assert sound != without
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_no_stage_of_a_native_grid_departs(tmp_path: Path, family: str, images: int) -> None:
+    checkpoint, output = save_grid(tmp_path / "checkpoint", family), tmp_path / "package"
+    build(open_request(checkpoint, "cpu", "float32", output))
+    files = [tmp_path / f"{index}.png" for index in range(images)]
+    for index, path in enumerate(files):
+        picture(40 + 30 * index, 90 - 50 * index).save(path)
+    found = bisect(Request(output, checkpoint, "What is it?", tuple(files), max_new_tokens=6))
+    assert found.departs is None
+    names = {stage.name for stage in found.stages}
+    assert ("taps" in names) == (family == "qwen3_vl" and images > 0)
+    assert ("vision.layers.3" in names) == (family != "qwen2_vl" and images > 0)

@@ -14,6 +14,7 @@ from hvlc.export.families import qwen2_vl
 from hvlc.export.grid_vit import GridTower, Parts, Windows
 from hvlc.export.vision_language import vision_language_bundle
 from hvlc.graphs.bundle import Bundle
+from hvlc.models.grid import GridModel
 from hvlc.weights.checkpoint import Checkpoint
 
 
@@ -41,6 +42,7 @@ FAMILY = qwen2_vl.family(
     _shape,
     {"qwen2_5_vl_text": replace(qwen2_vl.TEXT, config=Qwen2_5_VLTextConfig, rotary=Qwen2_5_VLRotaryEmbedding)},
 )
+LOADED = GridModel
 
 
 def read(checkpoint: Checkpoint) -> Checkpoint:

@@ -21,6 +21,7 @@ from hvlc.export.language import Family
 from hvlc.export.vision_language import Encoder, Names, Rule, VisionLanguageFamily, vision_language_bundle
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle
+from hvlc.models.grid import GridModel
 from hvlc.models.loading import CONFIG_ERRORS
 from hvlc.models.modules import Modules
 from hvlc.models.numbers import GridNumbers
@@ -32,8 +33,9 @@ NAMES = (
     Names("visual.", "visual.merger.", "model"),
 )
 MODULES = Modules(
-    "model.visual", "model.visual.merger", "model.language_model", embeddings="patch_embed", layers="blocks"
+    "model.visual", "model.visual.merger", "model.language_model", embeddings="", layers="blocks", norm="merger.ln_q"
 )
+LOADED = GridModel
 
 #: Qwen2 with positions in three axes, one after another.
 TEXT = replace(QWEN2, grid_positions=sectioned((16, 24, 24)))
@@ -106,7 +108,10 @@ def with_text_config(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def family(
-    config: type[PreTrainedConfig], shape: Callable[[Any], GridTower], decoders: Mapping[str, Family]
+    config: type[PreTrainedConfig],
+    shape: Callable[[Any], GridTower],
+    decoders: Mapping[str, Family],
+    modules: Modules = MODULES,
 ) -> VisionLanguageFamily:
     """A family with a tower over the image's own grid.
 
@@ -114,6 +119,7 @@ def family(
         config: transformers' class.
         shape: of the tower, by its configuration.
         decoders: that speak, by model_type.
+        modules: where transformers' model keeps what traces look at.
     """
 
     def check(whole: Any, found: Collector) -> None:
@@ -138,7 +144,7 @@ def family(
     return VisionLanguageFamily(
         config=config,
         numbers=GridNumbers,
-        modules=MODULES,
+        modules=modules,
         names=NAMES,
         rule=rule,
         tower=tokens,
@@ -147,6 +153,7 @@ def family(
         check=check,
         encoders=_encoders,
         taps=lambda whole: len(shape(whole.vision_config).taps),
+        tower_size=lambda tower: (shape(tower).width, shape(tower).layers),
     )
 
 

@@ -13,6 +13,7 @@ from hvlc.export.grid_positions import interleaved
 from hvlc.export.grid_vit import GridTower, Parts
 from hvlc.export.vision_language import vision_language_bundle
 from hvlc.graphs.bundle import Bundle
+from hvlc.models.grid import GridModel
 from hvlc.weights.checkpoint import Checkpoint
 
 _TEXT = replace(
@@ -46,7 +47,9 @@ FAMILY = qwen2_vl.family(
     Qwen3VLConfig,
     _shape,
     {"qwen3_vl_text": _TEXT},
+    replace(qwen2_vl.MODULES, norm="merger.norm", taps="model.visual.deepstack_merger_list"),
 )
+LOADED = GridModel
 
 
 def export(checkpoint: Checkpoint) -> Bundle:
