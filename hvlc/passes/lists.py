@@ -193,7 +193,7 @@ def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> Pa
 
 
 def _written_out(target: Target) -> Pass:
-    return DecomposeGroupQueryAttention(target.takes_op, target.takes_cache(CacheType.INT8))
+    return DecomposeGroupQueryAttention(target.takes_op, target.takes_cache(CacheType.INT8), target.takes_windows())
 
 
 def _parts(target: Target, decoder: Sizes) -> tuple[Pass, ...]:

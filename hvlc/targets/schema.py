@@ -234,6 +234,12 @@ class Target(StrictModel):
             dtype in self.written_cache_dtypes, f"{self.name} has no way to write a KV cache of {dtype}"
         )
 
+    def takes_windows(self) -> SupportAnswer:
+        """Whether an attention may see a window of positions alone."""
+        found = self.findings(Operation("GroupQueryAttention", _MICROSOFT, {"local_window_size": 1}))
+        refusal = next((finding for finding in found if finding.severity is Severity.REFUSAL), None)
+        return SupportAnswer(refusal is None, refusal.reason if refusal else "")
+
     def takes_lookup(self, dtype: str) -> SupportAnswer:
         """Whether an embedding look-up may copy rows of this element type."""
         return SupportAnswer(dtype in self.lookup_dtypes, f"{self.name} looks up no {dtype}")

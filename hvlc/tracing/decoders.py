@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hvlc.errors import UserError
-from hvlc.graphs.builder import LAST_INDEX, LAST_ROW, MOST_TOKENS, POSITIONS
+from hvlc.graphs.builder import EMBEDDED_TOKENS, LAST_INDEX, LAST_ROW, MOST_TOKENS, POSITIONS
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.states import PAST, PRESENT
 from hvlc.manifest.manifest import POSITION_TABLE, ComponentEntry, Images, Manifest
@@ -88,7 +88,7 @@ class WholeDecoder(Decoder):
         """See `Decoder.stages`."""
         source = trace_points.EMBEDDING
         if self._images is None or self._embedding is None:
-            entry = self._graph.value("embed_tokens")
+            entry = self._graph.value(EMBEDDED_TOKENS)
             yield Embedding(self._graph.part(["input_ids"], [entry]), basis)
         else:
             entry, made = self._graph.value("inputs_embeds"), self._embedding.value("inputs_embeds")

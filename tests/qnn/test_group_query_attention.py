@@ -37,9 +37,12 @@ def samples(made: Bundle, tokens: int) -> list[Sample]:
     return [Sample(shifted(feeds(made, first, first))) for first in (0, CHUNK, ROOM - tokens)]
 
 
+@pytest.mark.parametrize("window", [-1, 5])
 @pytest.mark.parametrize(("quantized", "tokens"), [(False, CHUNK), (True, CHUNK), (True, 1)])
-def test_it_computes_what_the_cpu_computes(tmp_path: Path, output: Path, quantized: bool, tokens: int) -> None:
-    made = attention(tokens, 32, layers=2, quantized=quantized)
+def test_it_computes_what_the_cpu_computes(
+    tmp_path: Path, output: Path, quantized: bool, tokens: int, window: int
+) -> None:
+    made = attention(tokens, 32, layers=2, quantized=quantized, local_window_size=window)
     given = samples(made, tokens)
     compiled = compile_graph(saved(written_out(made), tmp_path / "a.onnx"), options(), output)
     check = check_compiled(compiled, given, "noise")

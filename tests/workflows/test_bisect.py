@@ -281,7 +281,10 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("family", "recipe"),
-    [*((family, "float32") for family in TEXT), *((f, "w4a16-rtn") for f in ("granite", "llama", "phi3", "qwen3"))],
+    [
+        *((family, "float32") for family in TEXT),
+        *((f, "w4a16-rtn") for f in ("gemma3_text", "granite", "llama", "phi3", "qwen3")),
+    ],
 )
 def test_language_packages_depart_nowhere(families: dict[str, Path], tmp_path: Path, family: str, recipe: str) -> None:
     package = build(open_request(families[family], "cpu", recipe, tmp_path / "package")).output

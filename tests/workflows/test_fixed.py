@@ -304,7 +304,8 @@ def test_windowed_attention_is_refused_by_the_rules_of_the_target(tmp_path: Path
     checkpoint = save_text(
         tmp_path / "checkpoint", "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0
     )
-    target = write_target(tmp_path / "npu.toml")
+    group = {"taken": False, "names": ["And"], "reason": "tried", "evidence": "run", "source": "a test"}
+    target = write_target(tmp_path / "npu.toml", operators={"none": group})  # which can write out no window either
     with pytest.raises(TargetError) as error:
         build(request(checkpoint, target, tmp_path / "o"))
     assert "a local window is not taken" in error.value.cause

@@ -41,6 +41,8 @@ TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"head_dim": 128}),
     "mistral": ("mistral", {"sliding_window": CONTEXT}),
     "ernie4_5": ("ernie4_5", {"use_bias": True}),
+    "short windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    "gemma3_text": ("gemma3_text", {"num_hidden_layers": 7, "layer_types": None, "sliding_window": 24}),
     "granite": ("granite", {"residual_multiplier": 0.22, "tie_word_embeddings": True}),
     "phi3": ("phi3", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
 }
@@ -138,12 +140,15 @@ def test_rows_that_no_block_divides_are_refused_with_the_recipes_that_fit(tmp_pa
     assert error.value.code == "plan.target"
 
 
-def test_a_window_shorter_than_the_cache_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_a_window_shorter_than_the_cache_is_refused_where_it_cannot_be_written_out(tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "windows", "windows")
+    group = {"taken": False, "names": ["And"], "reason": "tried", "evidence": "run", "source": "a test"}
+    target = write_target(tmp_path / "npu.toml", operators={"none": group})
     with pytest.raises(TargetError, match=r"a local window is not taken \(2 nodes; .*--context") as error:
-        planned(checkpoint, target=write_target(tmp_path / "npu.toml"), context=CONTEXT + CHUNK)
+        planned(checkpoint, target=target, context=CONTEXT + CHUNK)
     assert error.value.code == "target.refused"
     assert planned(checkpoint, context=CONTEXT).assignments
+    assert planned(checkpoint, context=CONTEXT + CHUNK).assignments
 
 
 def test_a_tower_has_no_context(tmp_path: Path) -> None:

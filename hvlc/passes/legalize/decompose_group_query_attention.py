@@ -1,7 +1,8 @@
 """Decompose GroupQueryAttention over a KV cache of fixed length into standard operators.
 
 com.microsoft.GroupQueryAttention rotates, writes the cache and attends in one node. Some compilers of NPUs have no such
-node, and Qualcomm's has it for a float cache alone (onnxruntime-qnn 2.7; with `k_scale` and `v_scale` it is refused).
+node, and Qualcomm's has it for a float cache without window alone (onnxruntime-qnn 2.7; `k_scale`, `v_scale` and
+`local_window_size` are refused).
 Written out, the same becomes RotaryEmbedding, ScatterElements into the rows of the new positions, MatMul, a mask that
 follows from the positions, Softmax and MatMul. Query heads that share keys are rows of one product, so no key is
 repeated. What depends on positions alone is computed once for all layers.
@@ -34,12 +35,14 @@ _NEEDED = (
     *("Add", "Expand", "Gather", "LessOrEqual", "MatMul", "Mul", "Reshape", "RotaryEmbedding"),
     *("ScatterElements", "Softmax", "Transpose", "Where"),
 )
+_NEEDED_BY_WINDOWS = ("And", "Greater")
 _FLOAT, _BOOL, _INT32, _UINT8 = ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.UINT8
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _NEEDED_INPUTS = {0: "query", 1: "key", 2: "value", 3: "cache of keys", 4: "cache of values", 5: "position"}
 _COSINES, _SINES, _SCALES = 7, 8, (12, 13)
 _OTHER_INPUTS = {9: "positions of its own", 10: "a bias of its scores", 11: "head sinks"}
-_OTHER_ATTRIBUTES = ("softcap", "smooth_softmax", "local_window_size", "qk_output")
+_WINDOW, _NO_WINDOW = "local_window_size", -1
+_OTHER_ATTRIBUTES = ("softcap", "smooth_softmax", "qk_output")
 _HEADS_FIRST, _KEYS_LAST = [0, 2, 1, 3], [0, 1, 3, 2]
 _HIDDEN = float(np.finfo(np.float16).min)  # what a score becomes that is not to be seen; its weight is 0 exactly
 _BITS, _LAST_LEVEL, _ZERO_LEVEL = 8, 127, 128
@@ -53,10 +56,12 @@ class DecomposeGroupQueryAttention(ComponentPass):
     Attributes:
         takes: operators that are taken where the decoder runs.
         takes_integers: whether a GroupQueryAttention there may have a KV cache of integers, or why not.
+        takes_windows: whether it may have a local window, or why not.
     """
 
     takes: TakesOperator
     takes_integers: SupportAnswer
+    takes_windows: SupportAnswer
     roles = frozenset({Role.DECODER})
     requires = frozenset({Trait.GROUP_ATTENTION, Trait.HOST_LENGTHS, Trait.NARROW_WINDOWS, Trait.STATIC_SHAPES})
     promises = frozenset({Trait.DECOMPOSED_ATTENTION})
@@ -86,13 +91,15 @@ class DecomposeGroupQueryAttention(ComponentPass):
         return Outcome(len(written), tuple(skipped))
 
     def _takes(self, node: ir.Node) -> bool:
-        """Whether an attention is taken with the cache that it has."""
+        """Whether an attention is taken with the cache and the window that it has."""
         taken = bool(self.takes(node.op_type, MICROSOFT))
-        return taken and (not _is_quantized(node) or bool(self.takes_integers))
+        windows = _window(node) == _NO_WINDOW or bool(self.takes_windows)
+        return taken and windows and (not _is_quantized(node) or bool(self.takes_integers))
 
     def _obstacle(self, node: ir.Node) -> str:
         """Reason why an attention stays as it is; empty when nothing speaks against writing it out."""
-        asked = (*_NEEDED, *(_ROUNDING if _is_quantized(node) else ()))
+        windows = () if _window(node) == _NO_WINDOW else _NEEDED_BY_WINDOWS
+        asked = (*_NEEDED, *windows, *(_ROUNDING if _is_quantized(node) else ()))
         refused = next((verdict for op in asked if not (verdict := self.takes(op))), None)
         return refused.reason if refused is not None else _form_obstacle(node)
 
@@ -109,6 +116,11 @@ def _input(node: ir.Node, position: int) -> ir.Value | None:
 
 def _is_quantized(node: ir.Node) -> bool:
     return any(_input(node, position) is not None for position in _SCALES)
+
+
+def _window(node: ir.Node) -> int:
+    """How many positions a token sees, its own included; `_NO_WINDOW`: all before it."""
+    return node.attributes.get_int(_WINDOW, _NO_WINDOW)
 
 
 def _form_obstacle(node: ir.Node) -> str:
@@ -278,22 +290,32 @@ class _Positions:
 
         return self._once(("cache", rows, sizes), make)
 
-    def visible(self, ops: _Ops, last: ir.Value, sizes: _Sizes) -> ir.Value:
+    def visible(self, ops: _Ops, last: ir.Value, sizes: _Sizes, window: int) -> ir.Value:
         """Mask of the cache's positions that each row of queries sees, bool `[1, 1, groups * tokens, room]`.
 
-        None behind the row's own: there the cache holds padding, another request or nothing.
+        None behind the row's own: there the cache holds padding, another request or nothing. With a window, so many
+        before it, its own included.
         """
+        mask: dict[str, Any] = {"dims": [1, 1, sizes.rows, sizes.room], "dtype": _BOOL}
 
         def make() -> ir.Value:
-            rows = sizes.rows
-            offsets = np.tile(_offsets(sizes.tokens), sizes.groups).reshape(1, 1, rows, 1)
-            shifts = ops.constant(f"{ops.name}.query_offsets", offsets)
-            queries = ops.op("Add", "query_positions", last, shifts, dims=[1, 1, rows, 1], dtype=_INT32)
             room = np.arange(sizes.room, dtype=np.int32).reshape(1, 1, 1, -1)
             keys = ops.constant(f"{ops.name}.key_positions", room)
-            return ops.op("LessOrEqual", "visible", keys, queries, dims=[1, 1, rows, sizes.room], dtype=_BOOL)
+            queries = self._of_rows(ops, last, sizes, "query", 0)
+            if window == _NO_WINDOW:
+                return ops.op("LessOrEqual", "visible", keys, queries, **mask)
+            known = ops.op("LessOrEqual", "known", keys, queries, **mask)
+            near = ops.op("Greater", "near", keys, self._of_rows(ops, last, sizes, "forgotten", -window), **mask)
+            return ops.op("And", "visible", known, near, **mask)
 
-        return self._once(("visible", last, sizes), make)
+        return self._once(("visible", last, sizes, window), make)
+
+    def _of_rows(self, ops: _Ops, last: ir.Value, sizes: _Sizes, kind: str, shift: int) -> ir.Value:
+        """Position of each row of queries plus a number, int32 `[1, 1, groups * tokens, 1]`."""
+        dims = [1, 1, sizes.rows, 1]
+        offsets = np.tile(_offsets(sizes.tokens) + np.int32(shift), sizes.groups).reshape(dims)
+        constant = ops.constant(f"{ops.name}.{kind}_offsets", offsets)
+        return ops.op("Add", f"{kind}_positions", last, constant, dims=dims, dtype=_INT32)
 
     def _of_tokens(self, ops: _Ops, last: ir.Value, tokens: int) -> ir.Value:
         """Position of each token, int32 `[1, tokens]`."""
@@ -324,7 +346,7 @@ def _write_out(graph: ir.Graph, node: ir.Node, positions: _Positions) -> None:
     )
     query = ops.reshape("q_groups", query, [1, sizes.kv_heads, sizes.rows, sizes.width])
     query = ops.like("Mul", "q_scaled", query, _query_factor(ops, node, sizes))
-    weights = _weights(ops, query, keys, positions.visible(ops, last, sizes), sizes)
+    weights = _weights(ops, query, keys, positions.visible(ops, last, sizes, _window(node)), sizes)
     attended = ops.op("MatMul", "attended", weights, values, dims=_dims(query))
     if (scales := _input(node, _SCALES[1])) is not None:
         attended = ops.like("Mul", "restored", attended, ops.factors("v_magnitudes", scales, _Factors(sizes.channels)))

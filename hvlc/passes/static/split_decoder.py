@@ -13,6 +13,7 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError, TargetError
+from hvlc.graphs.builder import EMBEDDED_TOKENS
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
 from hvlc.graphs.layers import LayerName
 from hvlc.passes.base import BundlePass, Outcome
@@ -125,6 +126,9 @@ def _entry(graph: ir.Graph) -> ir.Value:
     for value in graph.inputs:
         if value.name == _EMBEDS:
             return value
+    named = next((node for node in graph if node.name == EMBEDDED_TOKENS), None)
+    if named is not None:  # the look-up, or what widens or multiplies its rows
+        return named.outputs[0]
     for node in graph:
         ids = node.inputs[1] if node.op_type in _LOOKUPS and len(node.inputs) > 1 else None
         if ids is not None and ids.is_graph_input():

@@ -65,7 +65,7 @@ def attention(tokens: int = CHUNK, size: int = 16, *, layers: int = 1, quantized
 
 
 def written_out(made: Bundle, target: Target = REFUSES) -> Bundle:
-    DecomposeGroupQueryAttention(target.takes_op, target.takes_cache("int8")).run(made)
+    DecomposeGroupQueryAttention(target.takes_op, target.takes_cache("int8"), target.takes_windows()).run(made)
     return made
 
 
@@ -207,6 +207,21 @@ def test_a_cache_of_levels_is_moved_between_roundings_of_one_scale() -> None:
     assert not [name for name in graph.initializers if name.endswith("_scale")]  # nobody reads them any more
 
 
+@pytest.mark.usefixtures("checked")
+def test_a_window_hides_what_lies_before_it() -> None:
+    window = bundle(component(GIVEN % NODE.replace("scale = 0.5", "scale = 0.5, local_window_size = 3")))
+    made = written_out(window, TAKES)  # it has the operator, but without a window alone
+    at = WRITTEN_OUT.index("attend.visible:0 = LessOrEqual (attend.key_positions, attend.query_positions:0)")
+    assert lines(graph_of(made)) == [
+        *WRITTEN_OUT[:at],
+        "attend.known:0 = LessOrEqual (attend.key_positions, attend.query_positions:0)",
+        "attend.forgotten_positions:0 = Add (last, attend.forgotten_offsets)",
+        "attend.near:0 = Greater (attend.key_positions, attend.forgotten_positions:0)",
+        "attend.visible:0 = And (attend.known:0, attend.near:0)",
+        *WRITTEN_OUT[at + 1 :],
+    ]
+
+
 def test_layers_share_what_follows_from_positions() -> None:
     one, three = (graph_of(written_out(attention(layers=layers))) for layers in (1, 3))
     for shared in ("LessOrEqual", "Expand", "Gather", "Add"):
@@ -243,6 +258,32 @@ def test_every_form_that_is_taken_keeps_its_numbers(changes: dict[str, Any], qua
     found = written_out(attention(quantized=quantized, **changes))
     assert found.journal[-1].skipped == ()
     same(outputs(made, given), outputs(found, shifted(given)), 3 + CHUNK)
+
+
+@settings(max_examples=40)
+@given(window=st.integers(1, ROOM + 1), first=st.integers(0, ROOM - CHUNK), one=st.booleans(), quantized=st.booleans())
+def test_a_window_keeps_its_numbers(window: int, first: int, one: bool, quantized: bool) -> None:
+    asked: dict[str, Any] = {"tokens": 1 if one else CHUNK, "quantized": quantized, "local_window_size": window}
+    made, end = attention(**asked), first + asked["tokens"]
+    given = feeds(made, first)
+    found = written_out(attention(**asked), TAKES)
+    assert found.journal[-1].skipped == ()
+    same(outputs(made, given), outputs(found, shifted(given)), end)
+    if window < end:  # the comparison sees a window that is longer by one
+        longer = attention(**asked | {"local_window_size": window + 1})
+        assert np.abs(outputs(longer, given)[0] - outputs(made, given)[0]).max() > 10 * GRAPH_FLOAT32
+
+
+def test_layers_of_two_windows_and_none_do_not_share_what_they_see() -> None:
+    def chosen(made: Bundle) -> Bundle:
+        for node, window in zip([n for n in graph_of(made) if n.domain], (5, -1, 9, 5), strict=True):
+            node.attributes.add(ir.AttrInt64("local_window_size", window))
+        return made
+
+    made, found = (chosen(attention(layers=4)) for _ in range(2))
+    given = feeds(made, 20)
+    same(outputs(made, given), outputs(written_out(found), given), 20 + CHUNK)
+    assert [n.op_type for n in graph_of(found)].count("LessOrEqual") == 3
 
 
 @settings(max_examples=25)
@@ -298,7 +339,7 @@ def test_magnitudes_stay_in_the_range_of_float16() -> None:
     ("old", "new", "reason"),
     [
         ("scale = 0.5", "softcap = 2.0", "has softcap"),
-        ("scale = 0.5", "local_window_size = 4", "has local_window_size"),
+        ("scale = 0.5", "qk_output = 1", "has qk_output"),
         ("scale = 0.5", "smooth_softmax = 1", "has smooth_softmax"),
         ("scale = 0.5", "kv_cache_bit_width = 4", "its cache has other integers than 8 bits"),
         ("cos, sin)", "cos, sin, most)", "has positions of its own"),
@@ -331,12 +372,12 @@ def test_shapes_have_to_be_fixed(old: str, new: str, reason: str) -> None:
 
 
 def test_a_cache_of_levels_that_nobody_takes_is_refused_with_the_way_out() -> None:
-    made = attention(quantized=True, layers=2, local_window_size=4)
+    made = attention(quantized=True, layers=2, softcap=4.0)
     before = lines(graph_of(made))
     with pytest.raises(TargetError, match=r"target\.cache") as error:
         written_out(made, TAKES)
     assert [p.cause.split(":")[0] for p in error.value.problems] == ["layer0", "layer1"]
-    assert "has local_window_size" in error.value.problems[0].cause
+    assert "has softcap" in error.value.problems[0].cause
     assert "kv_cache: float" in error.value.fix
     assert lines(graph_of(made)) == before
 
@@ -346,5 +387,9 @@ def test_it_stays_where_it_is_taken_and_where_its_parts_are_refused() -> None:
     assert made.journal[-1].skipped[0].reason == "the target takes it"
     made = written_out(bundle(component(GIVEN % NODE)), without(REFUSES, "ScatterElements"))
     assert made.journal[-1].skipped[0].reason == "qnn-sm8750 does not take ScatterElements"
+    made = written_out(attention(local_window_size=4), without(TAKES, "And"))
+    assert made.journal[-1].skipped[0].reason == "qnn-sm8750 does not take And"
+    made = written_out(attention(local_window_size=4), load_target("cpu"))
+    assert made.journal[-1].skipped[0].reason == "the target takes it"
     quantized = written_out(attention(quantized=True), load_target("cpu"))
     assert [n.op_type for n in graph_of(quantized)] == ["GroupQueryAttention"]

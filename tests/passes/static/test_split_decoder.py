@@ -53,6 +53,11 @@ SPEAKING = (
     .replace("[model__layers__0__input_l", "[embed] e = Gather (table, input_ids)\n [model__layers__0__input_l")
     .replace("inputs_embeds", "e")
 )
+#: The same, of which the rows are multiplied.
+MULTIPLIED = SPEAKING.replace(
+    "[embed] e = Gather (table, input_ids)",
+    "[embed_tokens__rows] rows = Gather (table, input_ids)\n [embed_tokens] e = Mul (rows, twice)",
+).replace("<float[3, 4] table", "<float twice = {2}, float[3, 4] table")
 
 
 def headless(text: str) -> str:
@@ -107,8 +112,8 @@ def test_one_part_has_all_layers_and_the_head_the_last_norm() -> None:
 
 @pytest.mark.parametrize(
     ("text", "part_bytes"),
-    [(text, size) for text in (BEFORE, ROUNDED, SPEAKING) for size in (None, HEAD)]
-    + [(headless(text), LAYER + 6) for text in (BEFORE, ROUNDED, SPEAKING)],
+    [(text, size) for text in (BEFORE, ROUNDED, SPEAKING, MULTIPLIED) for size in (None, HEAD)]
+    + [(headless(text), LAYER + 6) for text in (BEFORE, ROUNDED, SPEAKING, MULTIPLIED)],
 )
 def test_the_parts_compute_what_the_whole_did(text: str, part_bytes: int | None) -> None:
     made = whole(text)
@@ -123,6 +128,7 @@ def test_the_parts_compute_what_the_whole_did(text: str, part_bytes: int | None)
             "int64[batch, sequence] input_ids", "=>", "float[batch, sequence, 4] inputs_embeds",
         ]  # fmt: skip
         assert made.components["embedding"].role is Role.EMBEDDING
+        assert len(lines(made.components["embedding"].graph)) == (2 if "twice" in text else 1)
 
 
 @pytest.mark.usefixtures("checked")
