@@ -29,7 +29,7 @@ from hvlc.inputs.documents import parse_json, read_json
 from hvlc.inputs.foreign_code import check_code
 from hvlc.weights.checkpoint_files import INDEX, SETTINGS, SINGLE
 from hvlc.weights.gguf.file import GgufEntry, GgufFile, is_gguf, read_gguf
-from hvlc.weights.gguf.names import derived_config, interleaved_heads, parameter_name
+from hvlc.weights.gguf.names import added_offset, derived_config, interleaved_heads, parameter_name
 from hvlc.weights.hub import located, origin_of
 
 _DTYPES: dict[str, np.dtype] = {
@@ -107,11 +107,13 @@ class GgufTensor(StoredTensor):
         kind: ggml's name of its type, e.g. "Q4_1".
         columns: values of a row.
         heads: how many heads have the halves of their rows interleaved; 0 for none.
+        added: what was added to every value.
     """
 
     kind: str = "F32"
     columns: int = 0
     heads: int = 0
+    added: int = 0
 
 
 def _read_header(path: Path, buffer: mmap.mmap) -> tuple[dict[str, Any], int]:
@@ -346,9 +348,9 @@ def _open_gguf(given: Path, path: Path) -> Checkpoint:
         cause = f"{path} is one of {str(parts)[:20]} parts"
         raise UserError("checkpoint.weights", cause, "join them with llama.cpp's llama-gguf-split --merge")
     config = _read_config(given) if is_file(given / "config.json") else derived_config(file)
-    tensors = {}
+    tensors, architecture = {}, file.metadata.get("general.architecture")
     for name, entry in file.entries.items():
-        tensor = _gguf_tensor(file, parameter_name(name) or name, entry)
+        tensor = _gguf_tensor(file, parameter_name(name, architecture) or name, entry)
         tensors[tensor.name] = tensor
     return Checkpoint(given, config, tensors, (path,))
 
@@ -356,9 +358,9 @@ def _open_gguf(given: Path, path: Path) -> Checkpoint:
 def _gguf_tensor(file: GgufFile, name: str, entry: GgufEntry) -> GgufTensor:
     dtype = _GGUF_DTYPES.get(entry.kind)
     shape = entry.shape if dtype else (*entry.shape[:-1], entry.row_bytes)
-    heads = interleaved_heads(file, entry.name)
+    heads, added = interleaved_heads(file, entry.name), added_offset(file, name)
     found = _DTYPES[dtype or "U8"]
-    return GgufTensor(name, found, shape, file.buffer, entry.offset, entry.kind, entry.shape[-1], heads)
+    return GgufTensor(name, found, shape, file.buffer, entry.offset, entry.kind, entry.shape[-1], heads, added)
 
 
 def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:

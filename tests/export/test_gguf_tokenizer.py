@@ -126,6 +126,23 @@ def test_sentencepiece_puts_a_space_before_every_piece_of_text(tmp_path: Path, s
     assert found.encode("\u00e9").ids[-2:] == [3 + 0xC3, 3 + 0xA9]
 
 
+def test_runs_of_spaces_and_lines_are_found_whole_as_in_gemmas_files(tmp_path: Path) -> None:
+    """llama.cpp's converter writes the spaces of tokens that a user defined as spaces."""
+    tokens, types, scores = pieces()
+    tokens[tokens.index("\u2581\u2581")] = "  "
+    tokens += ["   ", "\n\n", "<start_of_turn>"]
+    types = [4 if token.isspace() else kind for token, kind in zip(tokens, [*types, 4, 4, 3], strict=True)]
+    values: dict[str, Any] = {"model": "llama", "scores": [*scores, -1000.0, -1000.0, -1000.0]}
+    found = rebuilt(tmp_path, tokens, types, add_space_prefix=False, **values)
+    two, three, lines, turn = (tokens.index(text) for text in ("  ", "   ", "\n\n", "<start_of_turn>"))
+    first, apart, line = tokens.index("\u2581hi"), tokens.index("hi"), 3 + ord("\n")
+    assert found.encode("hi hi").ids == [1, apart, first]
+    assert found.encode("hi  hi").ids == [1, apart, two, apart]
+    assert found.encode("hi    hi").ids == [1, apart, three, first]  # the longest first
+    assert found.encode("<start_of_turn>hi\n\n\nhi").ids == [1, turn, apart, lines, line, apart]
+    assert found.decode([apart, two, apart, first]) == "hi  hi hi"
+
+
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}"
 OWN = "{{ bos_token }}" + CHATML
 

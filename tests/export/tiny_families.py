@@ -116,6 +116,9 @@ def save_text(directory: Path, family: str, dtype: str = "float32", seed: int = 
     randomize(model, seed)
     with torch.no_grad():  # a small share of the residual stream, so that an answer is not one token again and again
         model.get_input_embeddings().weight.mul_(0.3)
+        for name, value in model.named_parameters():
+            if family == "gemma3_text" and name.endswith("norm.weight"):  # gains are stored less 1
+                value.sub_(1)
     model.tie_weights()
     _save(model, directory, dtype)
     build_nano_tokenizer().save_pretrained(directory)

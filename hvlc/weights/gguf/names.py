@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError, raise_all
+from hvlc.weights.gguf import gemma3
 from hvlc.weights.gguf.file import GgufFile
 from hvlc.weights.gguf.vocabulary import end_tokens
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = (gemma3.ARCHITECTURE, "llama", "qwen2", "qwen3")
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -58,7 +59,9 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "attention.value_length": (int, 1, 2**16),
     "attention.layer_norm_rms_epsilon": (float, 0, 1),
     "rope.dimension_count": (int, 1, 2**16),
+    "attention.sliding_window": (int, 1, 2**31 - 1),
     "rope.freq_base": (float, 1e-3, 1e15),
+    "rope.freq_base_swa": (float, 1e-3, 1e15),
     "rope.scaling.factor": (float, 0, 1e6),
 }
 #: Keys that are read elsewhere or change no number; `vocab_size` is what the table has rows for.
@@ -67,13 +70,19 @@ _READ |= {"rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.s
 _READ |= {"rope.scaling.original_context_length", "rope.scaling.finetuned"}
 
 
-def parameter_name(name: str) -> str | None:
-    """transformers' name of a tensor, or None for one that is not a parameter of the exported families."""
+def parameter_name(name: str, architecture: object) -> str | None:
+    """transformers' name of a tensor. None: it is not a parameter of the exported families.
+
+    Args:
+        name: llama.cpp's.
+        architecture: of the file.
+    """
     match = _PLACE.fullmatch(name)
     if match is None:
         return None
     layer, part, leaf = match.groups()
-    known = (_TOP if layer is None else _LAYER).get(part)
+    parts = _LAYER | gemma3.NORMS if architecture == gemma3.ARCHITECTURE else _LAYER
+    known = (_TOP if layer is None else parts).get(part)
     if known is None:
         return None
     return f"{known}.{leaf}" if layer is None else f"model.layers.{layer}.{known}.{leaf}"
@@ -92,6 +101,12 @@ def interleaved_heads(file: GgufFile, name: str) -> int:
     of = {"attn_q": heads, "attn_k": file.metadata.get("llama.attention.head_count_kv", heads)}
     found = _one_for_all(of.get(part, 0))
     return max(found, 0) if isinstance(found, int) else 0
+
+
+def added_offset(file: GgufFile, name: str) -> int:
+    """The number that the converter added to every value of a parameter, by its name in transformers."""
+    gains = file.metadata.get("general.architecture") == gemma3.ARCHITECTURE and name.endswith("norm.weight")
+    return gemma3.OFFSET if gains else 0
 
 
 def derived_config(file: GgufFile) -> dict[str, Any]:
@@ -114,19 +129,21 @@ def derived_config(file: GgufFile) -> dict[str, Any]:
     heads = settings["attention.head_count"]
     width = settings.get("attention.key_length", settings.get("rope.dimension_count"))
     biased = {"blk.0.attn_q.bias", "blk.0.attn_output.bias"} & file.entries.keys()
+    rope = _rope(file, settings)
     return {
         "model_type": architecture,
         **{name: settings[key] for key, name in _DIMENSIONS.items()},
         "num_key_value_heads": settings.get("attention.head_count_kv", heads),
         **({} if width is None else {"head_dim": width}),
         "hidden_act": "silu",
-        "rope_parameters": _rope(file, settings),
+        "rope_parameters": rope,
         "eos_token_id": _ends(file),
         "vocab_size": file.entries["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.entries,
         **({} if architecture == "qwen2" else {"attention_bias": bool(biased)}),
         **({"mlp_bias": "blk.0.ffn_up.bias" in file.entries} if architecture == "llama" else {}),
         **{name: _token(file, key) for key, name in _TOKENS.items()},
+        **(gemma3.derived(settings, rope) if architecture == gemma3.ARCHITECTURE else {}),
     }
 
 
@@ -163,14 +180,18 @@ def _refuse_unread(file: GgufFile, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: all of it at once.
     """
-    numbers = {key: settings.get(key) for key in _NUMBERS if key in settings or key in _DIMENSIONS}
+    special = file.metadata.get("general.architecture") == gemma3.ARCHITECTURE
+    read = _READ | gemma3.READ if special else _READ
+    required = {*_DIMENSIONS, *(gemma3.REQUIRED if special else ())}
+    numbers = {key: settings.get(key) for key in _NUMBERS if key in settings or key in required}
     causes = [_out_of_bounds(key, value) for key, value in numbers.items()]
     causes = [cause for cause in causes if cause]
-    causes += [f"{key} is {_brief(value)}, which is not read" for key, value in settings.items() if key not in _READ]
+    causes += [f"{key} is {_brief(value)}, which is not read" for key, value in settings.items() if key not in read]
+    causes += gemma3.obstacles(settings) if special else []
     if "token_embd.weight" not in file.entries:
         causes.append("token_embd.weight is missing")
     for name in file.entries:
-        if parameter_name(name) is None and name != _FREQUENCIES:
+        if parameter_name(name, file.metadata.get("general.architecture")) is None and name != _FREQUENCIES:
             causes.append(f"the tensor {name} is not read")
     kind = settings.get("rope.scaling.type", "none")
     if not isinstance(kind, str) or kind not in ("none", "linear"):

@@ -1,10 +1,12 @@
 """Read a parameter by name from any supported checkpoint, as dequantized values or as stored levels."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from hvlc.errors import UserError
 from hvlc.weights.checkpoint import Checkpoint, GgufTensor
-from hvlc.weights.lazy import Expression, Stored
+from hvlc.weights.lazy import Computed, Expression, Stored
 from hvlc.weights.prequantized.gguf import gguf_matrix
 from hvlc.weights.prequantized.layers import LEVELS, read_layer
 
@@ -55,8 +57,21 @@ def _read_gguf(tensor: GgufTensor) -> Expression:
         order = (0, 2, 1, *range(3, 3 + len(rest)))
         raw = split.transpose(*order).reshape(*tensor.shape)
     if tensor.dtype != np.uint8:
-        return raw
+        return _less(raw.cast(np.float32), tensor.added) if tensor.added and tensor.dtype.kind not in "iub" else raw
     if len(tensor.shape) != _MATRIX:
         cause = f"{tensor.name} is {tensor.kind} with {len(tensor.shape)} dimensions"
         raise UserError("checkpoint.dtype", cause, "quantize matrices only")
     return gguf_matrix(tensor.name, raw, tensor.kind, tensor.columns)
+
+
+def _less(values: Expression, added: int) -> Expression:
+    """Values float32 without what a converter added to each."""
+    return Computed(_Less(added), (values,), values.shape, values.dtype)
+
+
+@dataclass(frozen=True)
+class _Less:
+    added: int
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return values - np.float32(self.added)

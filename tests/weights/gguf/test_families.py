@@ -18,6 +18,14 @@ from tests.export.tiny_families import save_text
 from tests.helpers.tolerances import GRAPH_FLOAT32
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3_text",
+        {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32, "hidden_size": 96},
+    ),
+    "gemma3, period of its own": (
+        "gemma3_text",
+        {"num_hidden_layers": 4, "layer_types": None, "sliding_window_pattern": 3, "query_pre_attn_scalar": 32},
+    ),
     "llama": ("llama", {}),
     "llama with biases": ("llama", {"attention_bias": True}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -33,7 +41,7 @@ def rotated(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def convert(model: Any, path: Path) -> None:
     """A model of transformers as a float GGUF file, matrices in float16."""
-    settings, kind = model.config, model.config.model_type
+    settings, kind = model.config, model.config.model_type.removesuffix("_text")
     writer = gguf.GGUFWriter(path, kind)
     writer.add_context_length(settings.max_position_embeddings)
     writer.add_embedding_length(settings.hidden_size)
@@ -42,8 +50,17 @@ def convert(model: Any, path: Path) -> None:
     writer.add_head_count(settings.num_attention_heads)
     writer.add_head_count_kv(settings.num_key_value_heads)
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
-    writer.add_rope_freq_base(settings.rope_parameters["rope_theta"])
-    if kind == "qwen3":
+    rope = settings.rope_parameters["full_attention"] if kind == "gemma3" else settings.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if kind == "gemma3":
+        writer.add_sliding_window(settings.sliding_window)
+        writer.add_rope_freq_base_swa(settings.rope_parameters["sliding_attention"]["rope_theta"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+        windows = [kind == "sliding_attention" for kind in settings.layer_types]
+        if windows[2:3] == [False]:  # a file need not say the period of 6
+            writer.add_sliding_window_pattern(windows)
+    if kind in ("gemma3", "qwen3"):
         writer.add_key_length(settings.head_dim)
         writer.add_value_length(settings.head_dim)
     writer.add_bos_token_id(settings.bos_token_id)
@@ -55,8 +72,10 @@ def convert(model: Any, path: Path) -> None:
             continue
         stem, _, leaf = name.rpartition(".")
         stored = f"{table.get_name(stem)}.{leaf}"
-        assert parameter_name(stored) == name
+        assert parameter_name(stored, kind) == name
         rows = value.float().numpy()
+        if kind == "gemma3" and name.endswith("norm.weight"):
+            rows = rows + np.float32(1)
         part = stem.rpartition(".")[2]
         if kind == "llama" and part in heads:
             rows = rotated(rows, heads[part])
@@ -86,4 +105,4 @@ def test_a_float_gguf_file_is_the_model_it_was_made_from(tmp_path: Path, case: s
 
 
 def test_every_architecture_is_here() -> None:
-    assert {family for family, _ in CASES.values()} == set(ARCHITECTURES)
+    assert {family.removesuffix("_text") for family, _ in CASES.values()} == set(ARCHITECTURES)

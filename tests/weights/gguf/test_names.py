@@ -34,11 +34,24 @@ def test_gguf_names_are_those_of_the_gguf_package() -> None:
         number = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
         table = gguf.get_tensor_name_map(number, 3)
         for name in ("token_embd", "output_norm", "output", *(f"blk.2.{part}" for part in PARTS)):
-            if "q_norm" in name and architecture != "qwen3":
+            if "q_norm" in name and architecture not in ("gemma3", "qwen3"):
                 continue
-            ours = parameter_name(f"{name}.weight")
+            ours = parameter_name(f"{name}.weight", architecture)
             assert ours is not None
             assert table.get_name(ours.removesuffix(".weight")) == name
+
+
+def test_norms_after_attention_and_mlp_are_those_of_gemma_alone() -> None:
+    number = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}["gemma3"]
+    table = gguf.get_tensor_name_map(number, 3)
+    for part in ("post_attention_norm", "ffn_norm", "post_ffw_norm"):
+        ours = parameter_name(f"blk.1.{part}.weight", "gemma3")
+        assert ours is not None
+        assert table.get_name(ours.removesuffix(".weight")) == f"blk.1.{part}"
+        assert parameter_name(f"blk.1.{part}.weight", "llama") in (
+            None,
+            "model.layers.1.post_attention_layernorm.weight",
+        )
 
 
 PARTS = "attn_norm attn_q attn_k attn_v attn_output attn_q_norm ffn_norm ffn_gate ffn_up ffn_down".split()
@@ -46,7 +59,7 @@ PARTS = "attn_norm attn_q attn_k attn_v attn_output attn_q_norm ffn_norm ffn_gat
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.1.ffn_gate_exps.weight", "blk.x.attn_q.weight", "output"])
 def test_other_names_are_no_parameters(name: str) -> None:
-    assert parameter_name(name) is None
+    assert parameter_name(name, "llama") is None
 
 
 def test_queries_and_keys_of_llama_alone_are_interleaved(tmp_path: Path) -> None:
@@ -98,7 +111,7 @@ def test_another_architecture_and_missing_values_are_refused(tmp_path: Path) -> 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UserError, match="'mamba', read are llama, qwen2, qwen3"):
+    with pytest.raises(UserError, match="'mamba', read are gemma3, llama, qwen2, qwen3"):
         derived_config(read_gguf(tmp_path / "a.gguf"))
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
     writer.write_header_to_file()
