@@ -29,6 +29,7 @@ from hvlc.workflows.build.request import BuildRequest, open_request
 from tests.export.tiny_families import save_text, save_vision
 from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target
 from tests.helpers.tiny import CONTEXT, picture
+from tests.helpers.tiny_vision_language import save_grid
 from tests.helpers.tolerances import GRAPH_FLOAT32, STATIC_ACTIVATIONS
 from tests.qnn.graphs import HAZARDS
 
@@ -377,3 +378,37 @@ def test_the_exported_bundle_is_not_asked_for(tiny_checkpoint: Path) -> None:
     dims = bundle.components["model"].graph.inputs[0].shape
     assert dims is not None
     assert not isinstance(dims[1], int)
+
+
+NATIVE = ["front", "vision_router", "vision_merger", "embedding", "vision_encoder"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_positions_in_grids_and_taps_reach_fixed_shapes(tmp_path: Path, family: str, parts: int) -> None:
+    """Images begin in the first chunk and end in a later one; with two parts, the second adds a tap, too."""
+    checkpoint = save_grid(tmp_path / "checkpoint", family)
+    recipe = write_recipe(tmp_path / "blocks.yaml", **BLOCKS)
+    limits = {"cpu_roles": NATIVE, "context": 512} | ({"part_bytes": 60_000} if parts > 1 else {})
+    pair = build_pair(checkpoint, tmp_path, recipe, **limits)
+    found = {name for name in Manifest.load(pair.fixed).components if name.startswith("decoder_")}
+    assert len(found) == 2 * parts
+    dynamic, fixed = (open_model(package) for package in (pair.dynamic, pair.fixed))
+    for prompt, images in (("What?", []), ("What? " * 6, [(70, 40)]), ("Which?", [(40, 90), (90, 60)])):
+        pictures = [picture(*size) for size in images]
+        asked = {"encoder": "auto", "vrc": True, "max_new_tokens": 8}
+        wanted, answered = (model.answer(prompt, pictures, **asked) for model in (dynamic, fixed))
+        assert answered.prompt_tokens > CHUNK
+        assert answered.tokens == wanted.tokens
+
+
+def test_without_the_table_of_positions_the_answer_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path / "blocks.yaml", **BLOCKS)
+    pair = build_pair(save_grid(tmp_path / "checkpoint"), tmp_path, recipe, cpu_roles=NATIVE, context=512)
+    asked = {"encoder": "auto", "vrc": True, "max_new_tokens": 8}
+    pictures = [picture(40 + 10 * i, 90 - 10 * i) for i in range(4)]
+    model = open_model(pair.fixed)
+    right = [model.answer("What?", [p], **asked).tokens for p in pictures]
+    in_order = np.broadcast_to(np.arange(512, dtype=np.int32), (3, 512))
+    monkeypatch.setattr("hvlc.runtime.generation.position_table", lambda positions, context: in_order.copy())
+    assert right != [model.answer("What?", [p], **asked).tokens for p in pictures]
