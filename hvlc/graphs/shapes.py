@@ -1,20 +1,90 @@
-"""Infer types and shapes of every value of a graph, including the com.microsoft operators that hvlc writes.
-
-ONNX's own inference stops at operators that it does not know. Here it runs node by node, and the shapes of contrib
-operators are computed in between (onnxruntime docs/ContribOperators.md).
-"""
+"""Infer types and shapes node by node, without reading weights, also behind operators that only onnxruntime knows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx
 import onnx_ir as ir
+from onnx import defs, helper, shape_inference
 
-from hvlc.graphs.builder import MICROSOFT, OPSET
+from hvlc.graphs.builder import OPSET
+from hvlc.graphs.stand_ins import has_stand_in, stand_in
+from hvlc.inputs.onnx_functions import version_of
+from hvlc.inputs.onnx_model import domain_of
 
 _SMALL = 64  # elements of constants that shapes may depend on
 
-_Dims = Sequence[int | ir.SymbolicDim]
+#: onnx raises one or the other; the last two where a node states what no schema allows.
+INFERENCE_ERRORS = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    IndexError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Answer of ONNX about one node.
+
+    Attributes:
+        types: of its outputs by name, as far as they follow.
+        objection: why its inputs' shapes or its attributes do not fit. Empty: they do, or ONNX cannot tell.
+    """
+
+    types: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
+    objection: str = ""
+
+
+def infer_node(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    constants: Mapping[str, onnx.TensorProto],
+    versions: Mapping[str, int],
+) -> Inferred:
+    """Infer the types of what a node writes.
+
+    Args:
+        node: without graphs inside it.
+        types: of the values that it reads, as far as they are known.
+        constants: the small ones that it reads, by name.
+        versions: of the operators' domains.
+    """
+    if not has_stand_in(node):
+        return _infer_standard(node, types, constants, versions)
+    known, values = dict(types), dict(constants)
+    for made in stand_in(node, types.get):
+        known |= _infer_standard(made, known, values, versions).types
+        if made.op_type == "Constant":
+            values[made.output[0]] = made.attribute[0].t
+    return Inferred({name: known[name] for name in node.output if name in known})
+
+
+def _infer_standard(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    constants: Mapping[str, onnx.TensorProto],
+    versions: Mapping[str, int],
+) -> Inferred:
+    """Ask ONNX about one node; all of its inputs must have types."""
+    version, given = version_of(node, versions), {name for name in node.input if name}
+    known = {name: types[name] for name in given if name in types}
+    if domain_of(node.domain) or not defs.has(node.op_type, version) or len(known) < len(given):
+        return Inferred()
+    data = {name: constants[name] for name in given if name in constants}
+    opsets = [helper.make_opsetid(domain, number) for domain, number in versions.items()]
+    try:
+        schema = defs.get_schema(node.op_type, version)
+        return Inferred(shape_inference.infer_node_outputs(schema, node, known, data, None, opsets))
+    except INFERENCE_ERRORS as error:
+        return Inferred(objection=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.removeprefix("[ShapeInferenceError] ").removeprefix("[TypeInferenceError] ")[:200]
 
 
 def infer_shapes(graph: ir.Graph) -> None:
@@ -27,42 +97,25 @@ def infer_shapes(graph: ir.Graph) -> None:
         if value.const_value is not None:
             value.type = ir.TensorType(value.const_value.dtype)
             value.shape = ir.Shape(value.const_value.shape.numpy())
+    versions = {"": OPSET, **graph.opset_imports}
     for node in graph:
         if any(output.shape is None or output.type is None for output in node.outputs if output.name):
-            _infer(node, graph.opset_imports.get("", OPSET))
+            _infer(node, versions)
 
 
-def _infer(node: ir.Node, opset: int) -> None:
-    if node.domain == MICROSOFT:
-        rule = _CONTRIB.get(node.op_type)
-        if rule is not None:
-            rule(node)
-    elif not node.domain:
-        _infer_standard(node, opset)
-
-
-def _infer_standard(node: ir.Node, opset: int) -> None:
-    """Ask ONNX about one node; what it cannot tell stays unknown."""
-    types = {str(v.name): _type(v) for v in node.inputs if v is not None and v.type is not None}
-    known = {str(v.name): v.const_value for v in node.inputs if v is not None}
+def _infer(node: ir.Node, versions: Mapping[str, int]) -> None:
+    read = [value for value in node.inputs if value is not None]
+    types = {str(value.name): ir.to_proto(value).type for value in read if value.type is not None}
+    known = {str(value.name): value.const_value for value in read}
     data = {name: ir.to_proto(tensor) for name, tensor in known.items() if tensor is not None and _tells_shapes(tensor)}
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-        found = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data)
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, TypeError):
-        return
+    found = infer_node(ir.to_proto(node), types, data, versions).types
     for output in node.outputs:
-        if output.name in found:
-            _take(output, found[output.name])
+        if str(output.name) in found:
+            _take(output, found[str(output.name)])
 
 
 def _tells_shapes(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype == ir.DataType.INT64 and tensor.size <= _SMALL
-
-
-def _type(value: ir.Value) -> onnx.TypeProto:
-    proto = ir.to_proto(value)
-    return proto.type
 
 
 def _take(value: ir.Value, found: onnx.TypeProto) -> None:
@@ -71,65 +124,6 @@ def _take(value: ir.Value, found: onnx.TypeProto) -> None:
     if value.shape is None and tensor.HasField("shape"):
         dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
         value.shape = ir.Shape(dims)
-
-
-def _give(value: ir.Value, like: ir.Value | None, dims: _Dims | None) -> None:
-    if like is not None:
-        value.type = value.type or like.type
-    if dims is not None and value.shape is None:
-        value.shape = ir.Shape(dims)
-
-
-def _dims(value: ir.Value | None) -> list[int | ir.SymbolicDim] | None:
-    return list(value.shape) if value is not None and value.shape is not None else None
-
-
-def _product(node: ir.Node) -> None:
-    x = _dims(node.inputs[0])
-    _give(node.outputs[0], node.inputs[0], [*x[:-1], node.attributes.get_int("N", 0)] if x else None)
-
-
-def _attention(node: ir.Node) -> None:
-    query, past = _dims(node.inputs[0]), [_dims(value) for value in node.inputs[3:5]]
-    heads, kv_heads = (node.attributes.get_int(name, 0) for name in ("num_heads", "kv_num_heads"))
-    if query is not None:
-        packed = node.inputs[1] is None
-        width = query[2] * heads // (heads + 2 * kv_heads) if packed and isinstance(query[2], int) else query[2]
-        _give(node.outputs[0], node.inputs[0], [*query[:2], width])
-    for output, value, dims in zip(node.outputs[1:3], node.inputs[3:5], past, strict=False):
-        _give(output, value, dims)  # of a cache that has its room from the start
-
-
-def _convolution(node: ir.Node) -> None:
-    """The output is like the input, and the state after like that before."""
-    for output, like in zip(node.outputs, (node.inputs[0], node.inputs[3]), strict=False):
-        _give(output, like, _dims(like))
-
-
-def _norm(node: ir.Node) -> None:
-    dims = _dims(node.inputs[0])
-    for output in (node.outputs[0], *node.outputs[3:]):
-        _give(output, node.inputs[0], dims)
-
-
-def _lookup(node: ir.Node) -> None:
-    table, ids, scales = (_dims(value) for value in node.inputs[:3])
-    packed = node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT8
-    if table is None or ids is None:
-        return
-    per_byte = 8 // node.attributes.get_int("bits", 4) if packed else 1
-    rows = [d * per_byte if isinstance(d, int) and i == len(table) - 2 else d for i, d in enumerate(table[1:])]
-    _give(node.outputs[0], node.inputs[2] if scales else None, [*ids, *rows])
-
-
-_CONTRIB: dict[str, Callable[[ir.Node], None]] = {
-    "MatMulNBits": _product,
-    "GroupQueryAttention": _attention,
-    "CausalConvWithState": _convolution,
-    "SkipSimplifiedLayerNormalization": _norm,
-    "SkipLayerNormalization": _norm,
-    "GatherBlockQuantized": _lookup,
-}
 
 
 def dynamic_dims(value: ir.Value) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import defs, helper
 
+from hvlc.graphs.stand_ins import has_stand_in
 from hvlc.inputs.onnx_data import check_tensors
 from hvlc.inputs.onnx_functions import inline_functions, version_of
 from hvlc.inputs.onnx_graph import label, sort_nodes
@@ -17,7 +18,7 @@ from hvlc.inputs.onnx_model import domain_of, open_model, subgraphs, versions_of
 from hvlc.lint import operators
 from hvlc.lint.constants import Constants
 from hvlc.lint.folding import MOST, fold
-from hvlc.lint.shapes import Types, dtype_name, infer_node, is_guessed, light_graph, types_of
+from hvlc.lint.shapes import Types, dtype_name, infer_node, light_graph, types_of
 from hvlc.lint.structure import check_structure, check_versions
 from hvlc.targets import Grain, Operand, Operation, Quantized
 
@@ -61,7 +62,6 @@ class _Scope:
         types: of values.
         constants: of small size.
         light: the graph without weights, with types that follow from the file.
-        sizes: dimensions of constants.
         wanted: outputs of the graph.
     """
 
@@ -77,7 +77,6 @@ class _Scope:
         self.types: Types = types_of(light, outer.types if outer else None)
         self.constants: Constants = Constants(graph, directory, outer.constants if outer else None)
         self.light = {node.output[0]: node for node in light.node if node.output}
-        self.sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         self.wanted = {value.name for value in graph.output}
         self._outer = outer
         self._known = {tensor.name for tensor in graph.initializer}  # computed before the graph runs
@@ -221,7 +220,7 @@ def _learn(node: onnx.NodeProto, scope: _Scope) -> tuple[str, str]:
     if not invalid and not holds_graphs and node.op_type != "Constant":
         invalid = _infer(node, scope)
     guessed = any(scope.is_guessed(name) for name in node.input)
-    if guessed or is_guessed(node):
+    if guessed or has_stand_in(node):
         scope.guess(node.output)
     invalid = "" if guessed else invalid  # what is not known for sure refuses nothing
     kernel = "" if invalid else operators.kernel_objection(node, operator, scope.types.text)
@@ -232,7 +231,7 @@ def _infer(node: onnx.NodeProto, scope: _Scope) -> str:
     """Learn types and values; returns why shapes or attributes do not fit."""
     values = {name: scope.constants.small(name, MOST) for name in node.input if name}
     known = {name: value for name, value in values.items() if value is not None and value.dtype.kind in "iufb"}
-    invalid = infer_node(node, scope.types, known, scope.versions, scope.sizes)
+    invalid = infer_node(node, scope.types, known, scope.versions)
     if not invalid and node.domain in ("", "ai.onnx") and len(node.output) == 1 and node.op_type not in _KEPT:
         first = scope.types[node.input[0]].shape if node.input else None
         made = fold(node, [known.get(name) for name in node.input], first)

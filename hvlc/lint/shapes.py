@@ -1,26 +1,24 @@
-"""Infer types and shapes of every value of a graph, without reading its weights.
+"""Infer types and shapes of every value of a file's graph, without reading its weights.
 
-ONNX's inference does not know onnxruntime's contrib operators, and stops there. So it runs on a copy in which standard
-operators with the same types and shapes replace them.
+ONNX infers all of it at once first, so that what subgraphs and lists of sizes say is known; then each node in turn, of
+which `hvlc.lint.graphs` knows more values by then.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import onnx
-from onnx import defs, helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
-from hvlc.inputs.onnx_functions import version_of
-from hvlc.inputs.onnx_model import domain_of
+from hvlc.graphs import shapes
+from hvlc.graphs.stand_ins import has_stand_in, stand_in
 
-MICROSOFT = "com.microsoft"
 _INLINE_BYTES = 4096  # larger initializers are not shapes: only their type and dimensions matter
 _MOST_SIZES = 1_000_000  # that onnx computes for all nodes; each takes it some 100 bytes
 _RENAMED = {"float": "float32", "double": "float64"}
-_Dims = Mapping[str, tuple[int, ...]]  # of initializers
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def light_graph(model: onnx.ModelProto) -> onnx.GraphProto:
     """
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.graph.CopyFrom(_without_weights(model.graph))
-    _stand_in(light.graph, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
-    with contextlib.suppress(*INFERENCE_ERRORS):
+    _replace(light.graph)
+    with contextlib.suppress(*shapes.INFERENCE_ERRORS):
         light = shape_inference.infer_shapes(light, data_prop=_is_small(light.graph))
     return light.graph
 
@@ -113,17 +111,8 @@ def types_of(graph: onnx.GraphProto, outer: Types | None = None) -> Types:
     return Types(found, outer)
 
 
-def is_guessed(node: onnx.NodeProto) -> bool:
-    """Whether the shapes of what a node writes come from operators that stand in for it, and may be wrong."""
-    return (node.domain, node.op_type) in _STAND_INS
-
-
 def infer_node(
-    node: onnx.NodeProto,
-    types: Types,
-    values: Mapping[str, np.ndarray],
-    versions: Mapping[str, int],
-    sizes: Mapping[str, tuple[int, ...]],
+    node: onnx.NodeProto, types: Types, values: Mapping[str, np.ndarray], versions: Mapping[str, int]
 ) -> str:
     """Learn the types of what a node writes.
 
@@ -132,48 +121,16 @@ def infer_node(
         types: of the values that it can see; takes what is learned.
         values: small constants by name.
         versions: of the operators' domains.
-        sizes: dimensions of the graph's constants.
 
     Returns:
         Why ONNX finds that the node cannot be: its inputs' shapes or attributes do not fit. Empty when they do.
     """
-    make = _STAND_INS.get((node.domain, node.op_type))
-    if make is not None:
-        for made in make(node, sizes):
-            infer_node(made, types, values, versions, sizes)
-        return ""
-    opset = version_of(node, versions)
-    if domain_of(node.domain) or not defs.has(node.op_type, opset):
-        return ""
-    given = {name for name in node.input if name}
-    known = {name: one for name in given if (one := types.proto(name)) is not None and _text(one) is not None}
-    if len(known) < len(given):
-        return ""
+    known = {name: one for name in node.input if (one := types.proto(name)) is not None and _text(one) is not None}
     data = {name: numpy_helper.from_array(values[name], name) for name in known if name in values}
-    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
-    try:
-        schema = defs.get_schema(node.op_type, opset)
-        found = shape_inference.infer_node_outputs(schema, node, known, data, None, opsets)
-    except INFERENCE_ERRORS as error:
-        return _reason(error)
-    for name, one in found.items():
+    inferred = shapes.infer_node(node, known, data, versions)
+    for name, one in inferred.types.items():
         types.learn(name, one)
-    return ""
-
-
-#: onnx raises one or the other; the last two where a node states what no schema allows.
-INFERENCE_ERRORS = (
-    shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    IndexError,
-    ValueError,
-)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text.removeprefix("[ShapeInferenceError] ").removeprefix("[TypeInferenceError] ")[:200]
+    return inferred.objection
 
 
 def _text(found: onnx.TypeProto | None) -> str | None:
@@ -224,77 +181,14 @@ def _without_weights(graph: onnx.GraphProto) -> onnx.GraphProto:
     return light
 
 
-def _stand_in(graph: onnx.GraphProto, dims: _Dims) -> None:
+def _replace(graph: onnx.GraphProto, outer: Types | None = None) -> None:
+    """Put standard operators in the place of onnxruntime's own, in subgraphs too."""
+    types = types_of(graph, outer)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        make = _STAND_INS.get((node.domain, node.op_type))
-        nodes += make(node, dims) if make else [node]
+        nodes += stand_in(node, types.proto) if has_stand_in(node) else [node]
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _stand_in(attribute.g, dims)
+                _replace(attribute.g, types)
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-_StandIn = Callable[[onnx.NodeProto, _Dims], list[onnx.NodeProto]]
-
-
-def _like(*places: int) -> _StandIn:
-    """Each output is like the input at its place."""
-
-    def make(node: onnx.NodeProto, _dims: _Dims) -> list[onnx.NodeProto]:
-        return [
-            helper.make_node("Identity", [node.input[place]], [name])
-            for name, place in zip(node.output, places, strict=False)
-            if name and place < len(node.input) and node.input[place]
-        ]
-
-    return make
-
-
-def _table(node: onnx.NodeProto, dims: list[int], like: str) -> list[onnx.NodeProto]:
-    """Nodes that make `OUTPUT.table`: zeros of a type that another value has."""
-    name = node.output[0]
-    size = helper.make_tensor(f"{name}.dims", onnx.TensorProto.INT64, [len(dims)], dims)
-    return [
-        helper.make_node("Constant", [], [f"{name}.dims"], value=size),
-        helper.make_node("ConstantOfShape", [f"{name}.dims"], [f"{name}.zeros"]),
-        helper.make_node("CastLike", [f"{name}.zeros", like], [f"{name}.table"]),
-    ]
-
-
-def _product(node: onnx.NodeProto, _dims: _Dims) -> list[onnx.NodeProto]:
-    sizes = {attribute.name: attribute.i for attribute in node.attribute}
-    table = _table(node, [sizes.get("K", 0), sizes.get("N", 0)], node.input[0])
-    return [*table, helper.make_node("MatMul", [node.input[0], table[-1].output[0]], [node.output[0]])]
-
-
-def _looked_up(node: onnx.NodeProto, dims: _Dims) -> list[onnx.NodeProto]:
-    stored, bits = dims.get(node.input[0]), {a.name: a.i for a in node.attribute}.get("bits", 4)
-    if stored is None or len(node.input) < 3:
-        return []
-    table = _table(node, [*stored[:-1], stored[-1] * 8 // bits], node.input[2])
-    return [*table, helper.make_node("Gather", [table[-1].output[0], node.input[1]], [node.output[0]])]
-
-
-def _skip(node: onnx.NodeProto, _dims: _Dims) -> list[onnx.NodeProto]:
-    """The first output and the last, the sum, are like the input; mean and variance between them nobody reads."""
-    named = [name for place, name in enumerate(node.output) if name and place in (0, 3)]
-    return [helper.make_node("Identity", [node.input[0]], [name]) for name in named]
-
-
-_STAND_INS: Mapping[tuple[str, str], _StandIn] = {
-    ("", "SimplifiedLayerNormalization"): _like(0),
-    (MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip,
-    (MICROSOFT, "SkipLayerNormalization"): _skip,
-    (MICROSOFT, "GroupQueryAttention"): _like(0, 3, 4),
-    (MICROSOFT, "CausalConvWithState"): _like(0, 3),
-    (MICROSOFT, "MultiHeadAttention"): _like(0),
-    (MICROSOFT, "RotaryEmbedding"): _like(0),
-    (MICROSOFT, "FastGelu"): _like(0),
-    (MICROSOFT, "BiasGelu"): _like(0),
-    (MICROSOFT, "Gelu"): _like(0),
-    (MICROSOFT, "QuickGelu"): _like(0),
-    (MICROSOFT, "MatMulNBits"): _product,
-    (MICROSOFT, "GatherBlockQuantized"): _looked_up,
-}

@@ -74,13 +74,24 @@ def test_types_go_with_shapes() -> None:
         (f"y, _, __, total = {NORM} (x, x, g)", (1, 3, 32)),
         ("y = com.microsoft.MatMulNBits <K = 32, N = 5, bits = 4, block_size = 32> (x, b, s)", (1, 3, 5)),
         ("y = com.microsoft.GatherBlockQuantized <bits = 4> (t, ids, s2)", (1, 3, 32)),
+        ("y = com.microsoft.GatherBlockQuantized <bits = 4> (t4, ids, s2)", (1, 3, 16)),
+        ("y = com.microsoft.GatherBlockQuantized <bits = 8> (t, ids, s2)", (1, 3, 16)),
+        (
+            "y, key, value = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 1> (x, , , p, p)",
+            (1, 3, 16),
+        ),
+        ("_, key, y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 1> (x, , , p, p)", (1, 1, 7, 8)),
+        ("y = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 1> (x, x, x, p, p)", (1, 3, 32)),
+        ("_, y = com.microsoft.CausalConvWithState (c, w, b1, state)", (1, 8, 2)),
+        ("u = com.microsoft.Unheard (x)\n y = Add (u, x)", ("?",)),
         ("y = com.microsoft.Unheard (x)", ("?",)),
         ("y = MatMul (x, x)", ("?",)),  # contradicts itself
     ],
 )
 def test_contrib_operators_are_known(node: str, shape: tuple[object, ...]) -> None:
     text = f"""
-graph (float[1, 3, 32] x, float[32] g, uint8[5, 1, 16] b, float[5] s, uint8[9, 16] t, int32[1, 3] ids, float[9, 1] s2)
+graph (float[1, 3, 32] x, float[32] g, uint8[5, 1, 16] b, float[5] s, uint8[9, 16] t, int32[1, 3] ids, float[9, 1] s2,
+   int4[9, 16] t4, float[1, 1, 7, 8] p, float[1, 8, 5] c, float[8, 1, 3] w, float[8] b1, float[1, 8, 2] state)
    => (y) {{ {node} }}
 """
     graph = component(text).graph

@@ -253,3 +253,29 @@ def test_lists_of_sizes_that_double_are_not_computed(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
     assert len(read_graph(path)) == len(nodes)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        (
+            "(int4[9, 16] t, int64[b, n] i, float[9, 1] s) => (y) { y = com.microsoft.GatherBlockQuantized (t, i, s) }",
+            16,
+        ),
+        (
+            "(uint8[9, 8] t, int64[b, n] i, float[9, 1] s) => (y) { y = com.microsoft.GatherBlockQuantized (t, i, s) }",
+            16,
+        ),
+        (
+            """(float[b, n, 48] x, float[b, 2, p, 8] k) => (y)
+               { y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> (x, , , k, k) }""",
+            16,
+        ),
+    ],
+    ids=["int4 table", "packed table", "packed attention"],
+)
+def test_widths_behind_operators_of_onnxruntime_are_right(text: str, shape: int) -> None:
+    domains = '"" : 23, "com.microsoft" : 1'
+    model = onnx.parser.parse_model(f"<ir_version: 11, opset_import: [{domains}]> g {text}")
+    (node,) = nodes_of(model, Path())
+    assert node.operation.outputs[0].shape == (None, None, shape)
