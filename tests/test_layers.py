@@ -5,6 +5,8 @@ Every import counts: at the top of a file, inside a function, under TYPE_CHECKIN
 """
 
 import ast
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +193,16 @@ def _is_print(function: ast.expr) -> bool:
 
 def test_layers_hold() -> None:
     assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/design.md"])
+def test_the_documents_show_the_storeys(document: str) -> None:
+    lines = (ROOT / document).read_text("utf-8").splitlines()
+    first = next(at for at, line in enumerate(lines) if re.fullmatch(r" {4}cli( > .*)?", line))
+    shown = "\n".join(itertools.takewhile(lambda line: line.startswith("    "), lines[first:]))
+    shown = re.sub(r"(?<=workflows) {2}.*", "", shown)  # what CONTRIBUTING says of it
+    storeys = tuple(tuple(re.findall(r"\w+", storey)) for storey in re.split(r"\n(?! *>)| > ", shown))
+    assert storeys == LAYERS[1:]
 
 
 def test_no_module_imports_itself_over_others() -> None:
