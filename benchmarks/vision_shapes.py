@@ -34,6 +34,16 @@ _RATIO_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _RATIO_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
+_GRID_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for line in message['content'] %}{% if line['type'] == 'text' %}"
+    "{{ line['text'] }}{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_GRID_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)
 _BYTES = 256
 
 
@@ -119,6 +129,96 @@ def internvl35_2b() -> "PretrainedConfig":
     return _internvl35(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16)
 
 
+def qwen3_vl_2b() -> "PretrainedConfig":
+    """Qwen3-VL-2B: a tower over the image's own grid with three taps, on Qwen3-1.7B."""
+    from transformers import Qwen3VLConfig
+
+    text = {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        "tie_word_embeddings": True,
+        **_ends(_GRID_TOKENS, "<|im_end|>"),
+    }
+    tower = {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 2048,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    shown = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=tower,
+        tie_word_embeddings=True,
+        architectures=["Qwen3VLForConditionalGeneration"],
+        dtype="bfloat16",
+        **{name: _BYTES + _GRID_TOKENS.index(token) for name, token in zip(names, shown, strict=True)},
+    )
+
+
+_PROCESSORS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Any], dict[str, Any]]] = {
+    "smolvlm": (
+        _OVERVIEW_TOKENS,
+        _OVERVIEW_TEMPLATE,
+        "<end_of_utterance>",
+        {
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "resample": 1,
+            "size": {"longest_edge": 1536},
+            "max_image_size": {"longest_edge": 384},
+            "do_image_splitting": True,
+        },
+        {"processor_class": "SmolVLMProcessor", "image_seq_len": 81},
+    ),
+    "internvl": (
+        _RATIO_TOKENS,
+        _RATIO_TEMPLATE,
+        "<|im_end|>",
+        {
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+            "resample": 3,
+            "size": {"height": 448, "width": 448},
+            "crop_to_patches": True,
+            "min_patches": 1,
+            "max_patches": 12,
+        },
+        {"processor_class": "InternVLProcessor", "image_seq_length": 256},
+    ),
+    "qwen3_vl": (
+        _GRID_TOKENS,
+        _GRID_TEMPLATE,
+        "<|im_end|>",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "resample": 3,
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+        },
+        {"processor_class": "Qwen3VLProcessor"},
+    ),
+}
+
+
 def save_processor(config: Any, directory: Path) -> None:
     """Tokenizer, chat template and image processor of one of these models.
 
@@ -128,18 +228,8 @@ def save_processor(config: Any, directory: Path) -> None:
     """
     from hvlc.training.tokenizer import build_byte_tokenizer
 
-    overview = config.model_type == "smolvlm"
-    tokens, template = (_OVERVIEW_TOKENS, _OVERVIEW_TEMPLATE) if overview else (_RATIO_TOKENS, _RATIO_TEMPLATE)
-    end = "<end_of_utterance>" if overview else "<|im_end|>"
+    tokens, template, end, images, whole = _PROCESSORS[config.model_type]
     build_byte_tokenizer(tokens, end, template, list(tokens[1:])).save_pretrained(directory)
-    images: dict[str, Any] = {"rescale_factor": 1 / 255}
-    if overview:
-        images |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 1}
-        images |= {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}, "do_image_splitting": True}
-        whole: dict[str, Any] = {"processor_class": "SmolVLMProcessor", "image_seq_len": 81}
-    else:
-        images |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
-        images |= {"size": {"height": 448, "width": 448}, "crop_to_patches": True, "min_patches": 1, "max_patches": 12}
-        whole = {"processor_class": "InternVLProcessor", "image_seq_length": 256}
+    images = {"rescale_factor": 1 / 255} | images
     (directory / "preprocessor_config.json").write_text(json.dumps(images), "utf-8")
     (directory / "processor_config.json").write_text(json.dumps(whole), "utf-8")
