@@ -27,13 +27,14 @@ _NORMS: dict[tuple[str, str], tuple[int, ...]] = {
 _ATTENTIONS = {
     ("", "Attention"): ("q_num_heads", "kv_num_heads"),
     (MICROSOFT, "GroupQueryAttention"): ("num_heads", "kv_num_heads"),
+    (MICROSOFT, "MultiHeadAttention"): ("num_heads", "num_heads"),
 }
 _VALUE, _PRESENT_VALUE = 2, 2
 #: Ranks of constants by the axis along which they are divided: vectors and kernels of channels, matrices.
 _RANKS = {0: (1, 3), 1: (2,)}
 _KERNEL, _BIAS = 1, 2
 _POSITIONS_LAST = (0, 2, 1)  # axes of float `[batch, sequence, channels]` before and after a convolution
-_PAST_VALUE = {"Attention": 5, "GroupQueryAttention": 4}
+_PAST_VALUE = {"Attention": 5, "GroupQueryAttention": 4, "MultiHeadAttention": 7}
 
 
 @dataclass(frozen=True)

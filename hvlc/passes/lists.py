@@ -11,6 +11,7 @@ from hvlc.graphs.bundle import Role
 from hvlc.graphs.facts import Facts, ImageFacts
 from hvlc.graphs.plan import CacheType, Plan
 from hvlc.passes.base import Pass
+from hvlc.passes.fuse.fuse_flash_attention import FuseFlashAttention
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.fuse.pack_projections import PackProjections
 from hvlc.passes.legalize.add_zero_points import AddZeroPoints
@@ -70,7 +71,7 @@ def structural_passes(facts: Facts, target: Target) -> PassList:
         (
             *(_vision_passes(facts.image, facts.embedding_width) if facts.image else ()),
             FuseSkipNorm(lambda role: target_for(role, target).takes_op),
-            *([] if encoders("Attention") else [DecomposeAttention(encoders)]),
+            FuseFlashAttention(encoders) if encoders("Attention") else DecomposeAttention(encoders),
         ),
     )
 

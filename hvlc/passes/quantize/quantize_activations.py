@@ -40,6 +40,7 @@ _MOVES = frozenset(("", op) for op in ("Reshape", "Transpose", "Slice", "Split",
 _BEYOND = {
     "GroupQueryAttention": "attention and its cache stay in float",
     "Attention": "attention stays in float",
+    "MultiHeadAttention": "attention stays in float",
     "CausalConvWithState": "convolutions with a state stay in float",
     "Gather": "embeddings stay in float",
     "GatherBlockQuantized": "embeddings stay in float",
