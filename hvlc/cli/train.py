@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from hvlc.cli.common import json_option, show
 from hvlc.cli.options import PLACE, SEED
 from hvlc.cli.streams import say
 from hvlc.errors import UserError
+
+if TYPE_CHECKING:
+    from hvlc.training.recipe import Recipe
 
 
 @click.group(short_help="Train a shipped checkpoint.")
@@ -34,10 +37,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train hypervl-nano from scratch (one to three hours on two cores); resumes from WORK."""
     _require(output)
-    from hvlc.training.nano import MINUTES
-    from hvlc.training.nano import train as train_nano
+    from hvlc.training.nano import HyperVLNano
 
-    _show(output, train_nano(output, work, seed=seed, progress=_progress(MINUTES)), as_json)
+    _train(HyperVLNano, output, work, seed, as_json)
 
 
 @train.command(short_help="Train smolvlm-nano from hypervl-nano.")
@@ -45,10 +47,9 @@ def nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
 def smolvlm_nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     """Train smolvlm-nano, which starts from hypervl-nano (one to two hours on one core); resumes from WORK."""
     _require(output)
-    from hvlc.training.smolvlm_nano import MINUTES
-    from hvlc.training.smolvlm_nano import train as train_smolvlm
+    from hvlc.training.smolvlm_nano import SmolVLMNano
 
-    _show(output, train_smolvlm(output, work, seed=seed, progress=_progress(MINUTES)), as_json)
+    _train(SmolVLMNano, output, work, seed, as_json)
 
 
 def _require(output: Path) -> None:
@@ -77,6 +78,7 @@ def _progress(minutes: dict[str, float]) -> Callable[[Any], None]:
     return report
 
 
-def _show(output: Path, scores: dict[str, Any], as_json: bool) -> None:
+def _train(recipe: "type[Recipe]", output: Path, work: Path, seed: int, as_json: bool) -> None:
+    scores = recipe.train(output, work, seed=seed, progress=_progress(recipe.MINUTES))
     data = {"checkpoint": str(output), "scores": scores}
     show(data, as_json, lambda console: console.print(f"checkpoint: {output} (scores in its README.md)"))

@@ -28,9 +28,9 @@ from hvlc.training.alignment import dual_consistency_loss
 from hvlc.training.answering import Answers, Batch, Diet, batches, look_at, run
 from hvlc.training.optimizing import Optimizer
 from hvlc.training.reading import ReadingHead, initialize_positions, reading_loss, windows
+from hvlc.training.recipe import Recipe
 from hvlc.training.resolution import Setting, Tolerance
-from hvlc.training.stages import Reporter
-from hvlc.training.trainer import Loss, Trainer, Windows, reading_of, train_answering, train_reading
+from hvlc.training.trainer import Loss, Windows, reading_of, train_answering, train_reading
 
 logger = logging.getLogger(__name__)
 
@@ -131,29 +131,14 @@ def nano_processor(config: HyperVLConfig) -> HyperVLProcessor:
     return HyperVLProcessor(images, tokens.build_nano_tokenizer())
 
 
-class Recipe:
-    """The stages over one model; each method trains it further.
+class HyperVLNano(Recipe):
+    """The stages of `hypervl-nano`; see `Recipe` for the arguments."""
 
-    Args:
-        work: Directory for the state of the stages.
-        seed: Of weights and documents.
-        minutes: Time of each stage, by name; see `MINUTES`.
-        progress: Called with the reports of every stage.
-        workers: Threads; each computes a batch of every update.
-    """
+    MINUTES = MINUTES
+    WORKERS = 2
 
-    def __init__(
-        self,
-        work: Path,
-        seed: int = 0,
-        minutes: dict[str, float] | None = None,
-        progress: Reporter | None = None,
-        workers: int = 1,
-    ) -> None:
-        self.work, self.seed = work, seed
-        self.trainer = Trainer(work, {**MINUTES, **(minutes or {})}, progress, workers)
-        work.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(seed)
+    def build(self) -> None:
+        """Make the model and a reading head for each branch; see `Recipe.build`."""
         self.config = nano_config()
         self.processor = nano_processor(self.config)
         self.model = HyperVLForConditionalGeneration(self.config)
@@ -175,6 +160,11 @@ class Recipe:
         self.size_text()
         self.label()
         return self.fit_resolution()
+
+    def finish(self, output: Path) -> dict[str, Any]:
+        """Train from scratch, measure both branches, and write the checkpoint; see `Recipe.finish`."""
+        setting = self.run()
+        return card.write(self.model, self.processor, output, self.work, setting)
 
     @property
     def images(self) -> HyperVLImageProcessor:
@@ -311,40 +301,6 @@ class Recipe:
 
     def _reading(self, batch: Batch, answers: Answers, branch: str) -> torch.Tensor:
         return reading_of(self.trainer, batch, answers, self.heads[branch])
-
-
-def train(
-    output: Path,
-    work: Path,
-    *,
-    seed: int = 0,
-    minutes: dict[str, float] | None = None,
-    workers: int = 2,
-    progress: Reporter | None = None,
-) -> dict[str, Any]:
-    """Train `hypervl-nano` from scratch, measure it, and write it to `output`.
-
-    Interrupted, it goes on from what it left in `work`.
-
-    Args:
-        output: Directory of the checkpoint; written whole or not at all.
-        work: Directory for the state of the stages.
-        seed: Of weights and documents.
-        minutes: Time of each stage where it differs from `MINUTES`.
-        workers: Threads.
-        progress: Called with the reports of every stage.
-
-    Returns:
-        The scores, as they stand in the model card.
-
-    Raises:
-        FileExistsError: If `output` exists.
-    """
-    if output.exists():
-        raise FileExistsError(f"{output} exists; remove it or choose another directory")
-    recipe = Recipe(work, seed, minutes, progress, workers)
-    setting = recipe.run()
-    return card.write(recipe.model, recipe.processor, output, work, setting)
 
 
 def _save_labels(path: Path, labels: list[resolution.Label]) -> None:

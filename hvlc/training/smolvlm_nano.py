@@ -30,9 +30,9 @@ from hvlc.training import attention, smolvlm_card, warm_start
 from hvlc.training import smolvlm_tokenizer as tokens
 from hvlc.training.answering import IGNORED, Answers, Batch, Chat, Diet, answer_logits, batches
 from hvlc.training.reading import Page, ReadingHead
+from hvlc.training.recipe import Recipe
 from hvlc.training.smolvlm_pages import page, read_tiles
-from hvlc.training.stages import Reporter
-from hvlc.training.trainer import Trainer, train_answering, train_reading
+from hvlc.training.trainer import train_answering, train_reading
 from hvlc.zoo import nano_checkpoint
 from hvlc.zoo.documents import Document
 
@@ -159,29 +159,14 @@ def run(
     return Answers(logits, batch.targets[batch.targets != IGNORED], patches, visual)
 
 
-class Recipe:
-    """The stages over one model; each method trains it further.
+class SmolVLMNano(Recipe):
+    """The stages of `smolvlm-nano`; see `Recipe` for the arguments."""
 
-    Args:
-        work: directory for the state of the stages.
-        seed: chooses new weights and documents.
-        minutes: time of each stage, by name; see `MINUTES`.
-        progress: called with the reports of every stage.
-        workers: threads; each computes a batch of every update.
-    """
+    MINUTES = MINUTES
+    AUTOCAST = AUTOCAST
 
-    def __init__(
-        self,
-        work: Path,
-        seed: int = 0,
-        minutes: dict[str, float] | None = None,
-        progress: Reporter | None = None,
-        workers: int = 1,
-    ) -> None:
-        self.seed = seed
-        self.trainer = Trainer(work, {**MINUTES, **(minutes or {})}, progress, workers, AUTOCAST)
-        work.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(seed)
+    def build(self) -> None:
+        """Make the model from the shipped `hypervl-nano`; see `Recipe.build`."""
         self.config = nano_config()
         self.images = nano_image_processor()
         self.chat = nano_chat(self.config)
@@ -196,6 +181,11 @@ class Recipe:
         """All stages in order; what is done already is loaded."""
         self.read()
         self.answer()
+
+    def finish(self, output: Path) -> dict[str, Any]:
+        """Train from the shipped `hypervl-nano`, measure, and write the checkpoint; see `Recipe.finish`."""
+        self.run()
+        return smolvlm_card.write(self.model, self.processor, output, self.work)
 
     @property
     def processor(self) -> SmolVLMImageTextProcessor:
@@ -236,37 +226,3 @@ class Recipe:
             return page(document, self.images, self.patch)
 
         return batches(seed, look, Diet(tokens=BATCH.tokens, documents=BATCH.documents), self.chat, BATCH.pool)
-
-
-def train(
-    output: Path,
-    work: Path,
-    *,
-    seed: int = 0,
-    minutes: dict[str, float] | None = None,
-    workers: int = 1,
-    progress: Reporter | None = None,
-) -> dict[str, Any]:
-    """Train `smolvlm-nano` from the shipped `hypervl-nano`, measure it, and write it to `output`.
-
-    Interrupted, it goes on from what it left in `work`.
-
-    Args:
-        output: directory of the checkpoint; written whole or not at all.
-        work: directory for the state of the stages.
-        seed: chooses new weights and documents.
-        minutes: time of each stage where it differs from `MINUTES`.
-        workers: threads.
-        progress: called with the reports of every stage.
-
-    Returns:
-        The scores, as they stand in the model card.
-
-    Raises:
-        FileExistsError: `output` exists.
-    """
-    if output.exists():
-        raise FileExistsError(f"{output} exists; remove it or choose another directory")
-    recipe = Recipe(work, seed, minutes, progress, workers)
-    recipe.run()
-    return smolvlm_card.write(recipe.model, recipe.processor, output, work)

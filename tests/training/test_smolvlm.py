@@ -180,14 +180,14 @@ def test_every_stage_runs_moves_its_part_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(smolvlm_nano, "FROZEN", 0.0)
     monkeypatch.setattr(warm_start, "DOCUMENTS", 1)
     minutes = dict.fromkeys(smolvlm_nano.MINUTES, 1e-4)
-    recipe = smolvlm_nano.Recipe(tmp_path, minutes=minutes)
+    recipe = smolvlm_nano.SmolVLMNano(tmp_path, minutes=minutes)
     before = {name: p.detach().clone() for name, p in recipe.model.named_parameters()}
     recipe.run()
     moved = {name for name, p in recipe.model.named_parameters() if not torch.equal(p, before[name])}
     for part in ("vision_model", "connector", "text_model"):
         assert any(part in name for name in moved)
 
-    again = smolvlm_nano.Recipe(tmp_path, minutes=minutes)
+    again = smolvlm_nano.SmolVLMNano(tmp_path, minutes=minutes)
     again.run()
     for name, parameter in again.model.named_parameters():
         torch.testing.assert_close(parameter, recipe.model.get_parameter(name), msg=name)
@@ -207,4 +207,4 @@ def test_every_stage_runs_moves_its_part_and_resumes(tmp_path, monkeypatch):
 
 def test_train_refuses_an_output_that_exists(tmp_path):
     with pytest.raises(FileExistsError, match="exists"):
-        smolvlm_nano.train(tmp_path, tmp_path / "work")
+        smolvlm_nano.SmolVLMNano.train(tmp_path, tmp_path / "work")

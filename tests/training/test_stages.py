@@ -106,14 +106,14 @@ def test_every_stage_runs_and_moves_its_part(tmp_path, monkeypatch):
     monkeypatch.setattr(resolution, "SCALES", (0.5, 1.0))
     monkeypatch.setattr(nano, "BATCH", nano.Sizes(windows=2, tokens=600, documents=2, proxies=4, pool=4))
     minutes = dict.fromkeys(nano.MINUTES, 1e-4)
-    recipe = nano.Recipe(tmp_path, minutes=minutes)
+    recipe = nano.HyperVLNano(tmp_path, minutes=minutes)
     before = {name: p.detach().clone() for name, p in recipe.model.named_parameters()}
     recipe.run()
     moved = {name for name, p in recipe.model.named_parameters() if not torch.equal(p, before[name])}
     for part in ("branches.base", "branches.large", "language_model", "resolution_compressor"):
         assert any(part in name for name in moved)
 
-    again = nano.Recipe(tmp_path, minutes=minutes)
+    again = nano.HyperVLNano(tmp_path, minutes=minutes)
     again.run()
     for name, parameter in again.model.named_parameters():
         torch.testing.assert_close(parameter, recipe.model.get_parameter(name), msg=name)
