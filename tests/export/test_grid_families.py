@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvlc.errors import HvlcError, raise_all
-from hvlc.export import export_bundle, vision_language_family
+from hvlc.errors import HvlcError
+from hvlc.export import vision_language_family
 from hvlc.export.families.qwen2_vl import with_text_config
 from hvlc.export.settings import read_config
 from hvlc.export.vision_language import Rule
@@ -19,7 +19,8 @@ from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.vision import Seen
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.assemble import assemble
-from tests.helpers.answers import Reference, asked_of_transformers, check_answer, packaged
+from tests.helpers.answers import Reference, asked_of_transformers, check_answer, packaged, sizes
+from tests.helpers.damages import changed, refused, renamed, with_part, without_processor
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_vision_language import GRID_FAMILIES, GRID_TEMPLATE, edit_json, grid_processor, save_grid
 from tests.imaging.fronts import Front
@@ -90,7 +91,7 @@ def patches(saved: Path) -> Callable[[list[Seen]], np.ndarray]:
     return cut
 
 
-@pytest.mark.parametrize("images", ASKED, ids=lambda images: "-".join(f"{i.height}x{i.width}" for i in images))
+@pytest.mark.parametrize("images", ASKED, ids=sizes)
 def test_package_answers_as_transformers(
     package: VisionLanguageModel,
     reference: Reference,
@@ -211,45 +212,6 @@ def test_settings_beside_each_other_are_the_decoders(tmp_path: Path, family: str
     assert with_text_config(nested) is nested
 
 
-def refused(directory: Path) -> str:
-    """Codes and causes of the refusal."""
-    with pytest.raises(HvlcError) as error:
-        exported(directory)
-    return str(error.value)
-
-
-def exported(directory: Path) -> None:
-    """Export a checkpoint, and raise what that found wrong with its tensors."""
-    checkpoint = Checkpoint.open(directory)
-    export_bundle(checkpoint)
-    raise_all(checkpoint.problems)
-
-
-def changed(file: str, **changes: Any) -> Callable[[Path], None]:
-    return lambda directory: edit_json(directory / file, **changes)
-
-
-def with_vision(**changes: Any) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        config = json.loads((directory / "config.json").read_text("utf-8"))
-        edit_json(directory / "config.json", vision_config=config["vision_config"] | changes)
-
-    return change
-
-
-def renamed(old: str, new: str) -> Callable[[Path], None]:
-    def rename(directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
-
-    return rename
-
-
-def without_processor(directory: Path) -> None:
-    (directory / "preprocessor_config.json").unlink()
-    (directory / "processor_config.json").unlink(missing_ok=True)
-
-
 #: What contradicts itself: the damage, and what the refusal says.
 DAMAGES = [
     (without_processor, "checkpoint.processor"),
@@ -266,16 +228,16 @@ DAMAGES = [
     (changed("config.json", vision_start_token_id=4), "vision_start_token_id is 4"),
     (changed("config.json", vision_end_token_id=5), "vision_end_token_id is 5"),
     (renamed("<|image_pad|>", "<picture>"), "no token <|image_pad|>"),
-    (with_vision(out_hidden_size=80), "80 wide, the decoder 64"),
-    (with_vision(num_heads=5), "5 heads"),
-    (with_vision(num_heads=8), "multiple of 4"),
-    (with_vision(in_channels=1), "in_channels"),
-    (with_vision(patch_size=[4, 8]), "patch_size of the vision tower is [4, 8]"),
-    (with_vision(deepstack_visual_indexes=[0, 4]), "deepstack_visual_indexes is [0, 4]"),
-    (with_vision(deepstack_visual_indexes=[1, 1]), "deepstack_visual_indexes is [1, 1]"),
-    (with_vision(num_position_embeddings=35), "35 num_position_embeddings"),
-    (with_vision(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rotary settings"),
-    (with_vision(depth=0), "depth"),
+    (with_part("vision_config", out_hidden_size=80), "80 wide, the decoder 64"),
+    (with_part("vision_config", num_heads=5), "5 heads"),
+    (with_part("vision_config", num_heads=8), "multiple of 4"),
+    (with_part("vision_config", in_channels=1), "in_channels"),
+    (with_part("vision_config", patch_size=[4, 8]), "patch_size of the vision tower is [4, 8]"),
+    (with_part("vision_config", deepstack_visual_indexes=[0, 4]), "deepstack_visual_indexes is [0, 4]"),
+    (with_part("vision_config", deepstack_visual_indexes=[1, 1]), "deepstack_visual_indexes is [1, 1]"),
+    (with_part("vision_config", num_position_embeddings=35), "35 num_position_embeddings"),
+    (with_part("vision_config", rope_parameters={"rope_type": "linear", "factor": 2.0}), "rotary settings"),
+    (with_part("vision_config", depth=0), "depth"),
 ]
 
 

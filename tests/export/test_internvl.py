@@ -12,15 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hvlc.errors import HvlcError, raise_all
-from hvlc.export import export_bundle
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.vision import Seen
 from hvlc.tracing.package import PackageTracer
-from hvlc.weights.checkpoint import Checkpoint
-from tests.helpers.answers import QUESTION, Reference, asked_of_transformers, check_answer, packaged
+from tests.helpers.answers import Reference, asked_of_transformers, check_answer, check_bound, packaged, sizes
+from tests.helpers.damages import changed, refused, renamed, with_part, with_tensor, without_processor
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import edit_json, ratio_processor, save_ratio
+from tests.helpers.tiny_vision_language import ratio_processor, save_ratio
 
 DYNAMIC = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
 
@@ -71,7 +69,7 @@ def pieces(seen: list[Seen]) -> np.ndarray:
     return np.concatenate([one.pieces for one in seen])
 
 
-@pytest.mark.parametrize("images", ASKED, ids=lambda images: "-".join(f"{i.height}x{i.width}" for i in images))
+@pytest.mark.parametrize("images", ASKED, ids=sizes)
 def test_package_answers_as_transformers(
     package: VisionLanguageModel, reference: Reference, images: list[Image.Image]
 ) -> None:
@@ -81,13 +79,7 @@ def test_package_answers_as_transformers(
 @pytest.mark.parametrize("limit", [4, 16, 17, 48, 64, 112])
 def test_bound_of_visual_tokens_is_kept(tmp_path_factory: pytest.TempPathFactory, limit: int) -> None:
     package = packaged(save_ratio(tmp_path_factory.mktemp("bound") / "checkpoint"))
-    asked = {"encoder": "auto", "vrc": True, "max_visual_tokens": limit, "max_new_tokens": 2}
-    if limit < 16:  # a tile's
-        with pytest.raises(HvlcError, match=r"request\.max_visual_tokens"):
-            package.start(QUESTION, [picture(90, 40)], **asked)
-    else:
-        generation = package.start(QUESTION, [picture(90, 40)], **asked)
-        assert 0 < sum(seen.visual_tokens for seen in generation.images) <= limit
+    check_bound(package, limit, fewest=16)
 
 
 #: Names of transformers' modules and of the original ones, as regular expressions and what replaces them.
@@ -163,53 +155,6 @@ def test_original_names_and_keys_are_the_same_model(tmp_path: Path, kind: str, p
     package, reference = packaged(original), asked_of_transformers(directory, ratio_processor(directory))
     for images in ([picture(40, 90)], [picture(50, 90), picture(33, 30)], []):
         check_answer(package, reference, images, pieces)
-
-
-def refused(directory: Path) -> str:
-    """Code and cause of the refusal."""
-    with pytest.raises(HvlcError) as error:
-        exported(directory)
-    return str(error.value)
-
-
-def exported(directory: Path) -> None:
-    """Export a checkpoint, and raise what that found wrong with its tensors."""
-    checkpoint = Checkpoint.open(directory)
-    export_bundle(checkpoint)
-    raise_all(checkpoint.problems)
-
-
-def without_processor(directory: Path) -> None:
-    (directory / "preprocessor_config.json").unlink()
-    (directory / "processor_config.json").unlink(missing_ok=True)
-
-
-def renamed(old: str, new: str) -> Callable[[Path], None]:
-    def rename(directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
-
-    return rename
-
-
-def changed(file: str, **changes: Any) -> Callable[[Path], None]:
-    return lambda directory: edit_json(directory / file, **changes)
-
-
-def with_part(part: str, **changes: Any) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        config = json.loads((directory / "config.json").read_text("utf-8"))
-        edit_json(directory / "config.json", **{part: config[part] | changes})
-
-    return change
-
-
-def with_tensor(name: str, *shape: int) -> Callable[[Path], None]:
-    def add(directory: Path) -> None:
-        tensors = load_file(directory / "model.safetensors") | {name: torch.ones(shape)}
-        save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-
-    return add
 
 
 DAMAGES = [

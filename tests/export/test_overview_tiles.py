@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvlc.errors import HvlcError
-from hvlc.export import export_bundle
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.vision import Seen
-from hvlc.weights.checkpoint import Checkpoint
-from tests.helpers.answers import QUESTION, Reference, asked_of_transformers, check_answer, packaged
+from tests.helpers.answers import Reference, asked_of_transformers, check_answer, check_bound, packaged, sizes
+from tests.helpers.damages import changed, refused, renamed, without_processor
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import edit_json, overview_processor, save_overview
+from tests.helpers.tiny_vision_language import overview_processor, save_overview
 
 #: Settings of checkpoints, one of each kind somewhere.
 CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -57,7 +55,7 @@ def pieces(seen: list[Seen]) -> np.ndarray:
 ASKED = [*([picture(*size)] for size in SIZES), [picture(50, 90), picture(33, 30)], []]
 
 
-@pytest.mark.parametrize("images", ASKED, ids=lambda images: "-".join(f"{i.height}x{i.width}" for i in images))
+@pytest.mark.parametrize("images", ASKED, ids=sizes)
 def test_package_answers_as_transformers(
     package: VisionLanguageModel, reference: Reference, images: list[Image.Image]
 ) -> None:
@@ -68,37 +66,7 @@ def test_package_answers_as_transformers(
 def test_bound_of_visual_tokens_is_kept(tmp_path_factory: pytest.TempPathFactory, limit: int) -> None:
     directory = save_overview(tmp_path_factory.mktemp("bound") / "checkpoint")
     package = packaged(directory)
-    asked = {"encoder": "auto", "vrc": True, "max_visual_tokens": limit, "max_new_tokens": 2}
-    if limit < 16:  # a tile's
-        with pytest.raises(HvlcError, match=r"request\.max_visual_tokens"):
-            package.start(QUESTION, [picture(90, 40)], **asked)
-    else:
-        generation = package.start(QUESTION, [picture(90, 40)], **asked)
-        assert 0 < sum(seen.visual_tokens for seen in generation.images) <= limit
-
-
-def refused(directory: Path) -> str:
-    """Code and cause of the refusal."""
-    with pytest.raises(HvlcError) as error:
-        export_bundle(Checkpoint.open(directory))
-    return str(error.value)
-
-
-def without_processor(directory: Path) -> None:
-    (directory / "preprocessor_config.json").unlink()
-    (directory / "processor_config.json").unlink()
-
-
-def renamed(old: str, new: str) -> Callable[[Path], None]:
-    def rename(directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
-
-    return rename
-
-
-def changed(file: str, **changes: Any) -> Callable[[Path], None]:
-    return lambda directory: edit_json(directory / file, **changes)
+    check_bound(package, limit, fewest=16)
 
 
 VISION = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 3}

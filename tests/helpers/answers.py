@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
+from hvlc.errors import HvlcError
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.vision import Seen
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import open_request
+from tests.helpers.tiny import picture
 from tests.helpers.tolerances import GRAPH_FLOAT32
 
 QUESTION = "What is it?"
@@ -69,3 +72,25 @@ def check_answer(
     assert list(answered.tokens) == tokens
     found = package.logits(QUESTION, images, [0], encoder="auto", vrc=True)
     np.testing.assert_allclose(found, logits, atol=GRAPH_FLOAT32 * 10, rtol=0)
+
+
+def check_bound(package: VisionLanguageModel, limit: int, *, fewest: int) -> None:
+    """Ask about an image with a bound of visual tokens: it is kept, or refused where it is too low for any image.
+
+    Args:
+        package: of a family that obeys bounds.
+        limit: the bound.
+        fewest: visual tokens of the smallest image.
+    """
+    asked: dict[str, Any] = {"encoder": "auto", "vrc": True, "max_visual_tokens": limit, "max_new_tokens": 2}
+    if limit < fewest:
+        with pytest.raises(HvlcError, match=r"request\.max_visual_tokens"):
+            package.start(QUESTION, [picture(90, 40)], **asked)
+    else:
+        generation = package.start(QUESTION, [picture(90, 40)], **asked)
+        assert 0 < sum(seen.visual_tokens for seen in generation.images) <= limit
+
+
+def sizes(images: list[Image.Image]) -> str:
+    """The heights and widths of some images, as the name of a case."""
+    return "-".join(f"{image.height}x{image.width}" for image in images)

@@ -36,7 +36,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from hvlc.models.smolvlm import SmolVLMImageTextProcessor
+from hvlc.models.smolvlm import load_processor
 from tests.helpers.tiny import randomize
 
 TILE, PATCH, SHUFFLE, LONGEST, CONTEXT = 32, 4, 2, 96, 1024
@@ -132,11 +132,10 @@ def text_settings(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[st
 
 def overview_processor(directory: Path) -> ProcessorMixin:
     """transformers' processor of a saved SmolVLM or Idefics3, on Pillow."""
+    if "SmolVLM" in (directory / "preprocessor_config.json").read_text("utf-8"):
+        return load_processor(directory)  # transformers' own wants num2words to be made
     tokenizer = AutoTokenizer.from_pretrained(directory)
     count = json.loads((directory / "processor_config.json").read_text("utf-8"))["image_seq_len"]
-    if "SmolVLM" in (directory / "preprocessor_config.json").read_text("utf-8"):
-        pictures = SmolVLMImageProcessorPil.from_pretrained(directory)
-        return SmolVLMImageTextProcessor(pictures, tokenizer, count)  # transformers' own wants num2words to be made
     return Idefics3Processor(Idefics3ImageProcessorPil.from_pretrained(directory), tokenizer, image_seq_len=count)
 
 
