@@ -24,6 +24,7 @@ _CONTRIB = frozenset(
         "GatherBlockQuantized",
         "GroupQueryAttention",
         "MatMulNBits",
+        "MultiHeadAttention",
         "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     }
