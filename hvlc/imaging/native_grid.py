@@ -101,25 +101,25 @@ class NativeGrid(ImageRule):
         enlarged = b.op("Mul", size, b.op("Sqrt", b.op("Div", least, pixels)))
         enlarged = b.op("Ceil", b.op("Div", enlarged, cell))
         cells = b.op("Where", b.op("Less", whole, least), enlarged, rounded)
-        cells = b.op("Where", b.op("Greater", whole, most), _shrunk(b, size, pixels, most, cell), cells)
+        cells = b.op("Where", b.op("Greater", whole, most), shrunk(b, size, pixels, most, cell), cells)
         grid = b.op("Cast", cells, to=INT64)
         is_over = b.op("Greater", b.op("ReduceProd", grid, keepdims=1), request.limit)
-        kept = _kept(b, _shrunk(b, size, pixels, allowed, cell), request.limit)
-        grid = b.op("Where", is_over, kept, grid)
+        fitted = kept(b, shrunk(b, size, pixels, allowed, cell), request.limit)
+        grid = b.op("Where", is_over, fitted, grid)
         made = b.op("Mul", b.op("Cast", b.op("ReduceProd", grid, keepdims=1), to=DOUBLE), area)
         found = b.op("Cast", b.op("Sqrt", b.op("Div", made, basis)), to=FLOAT)
         is_bounded = b.op("Or", is_over, b.op("Less", allowed, asked))
         return grid, b.op("Where", is_bounded, b.op("Min", request.scale, found), request.scale)
 
 
-def _shrunk(b: GraphBuilder, size: ir.Value, pixels: ir.Value, most: ir.Value, cell: ir.Value) -> ir.Value:
+def shrunk(b: GraphBuilder, size: ir.Value, pixels: ir.Value, most: ir.Value, cell: ir.Value) -> ir.Value:
     """Rows and columns of an image with the area `most`, rounded down to 1 or more, float64 `[2]`."""
     factor = b.op("Sqrt", b.op("Div", pixels, most))
     cells = b.op("Floor", b.op("Div", b.op("Div", size, factor), cell))
     return b.op("Max", cells, f64(b, 1.0))
 
 
-def _kept(b: GraphBuilder, cells: ir.Value, limit: ir.Value) -> ir.Value:
+def kept(b: GraphBuilder, cells: ir.Value, limit: ir.Value) -> ir.Value:
     """float64 `[2]` rows and columns with the columns, or the rows alone, cut to `limit` cells, int64 `[2]`."""
     limit = b.op("Max", limit, b.ints(1))
     within = b.op("Min", b.op("Cast", cells, to=INT64), limit)

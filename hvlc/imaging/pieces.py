@@ -33,11 +33,15 @@ def cut(b: GraphBuilder, image: ir.Value, grid: ir.Value, tile: int) -> ir.Value
 
 def normalized(b: GraphBuilder, pieces: ir.Value, normalization: Normalization) -> ir.Value:
     """uint8 `[n, 3, h, w]` to float32, as transformers' `rescale` and `normalize`: the product alone in float64."""
-    shape = (1, -1, 1, 1)
-    mean = b.constant(np.array(normalization.mean, np.float32).reshape(shape))
-    std = b.constant(np.array(normalization.std, np.float32).reshape(shape))
+    mean, std = (
+        np.array(numbers, np.float32).reshape(1, -1, 1, 1) for numbers in (normalization.mean, normalization.std)
+    )
+    if normalization.fused:
+        levels = np.float32(1 / normalization.rescale)
+        centred = b.op("Sub", b.op("Cast", pieces, to=FLOAT), b.constant(mean * levels))
+        return b.op("Div", centred, b.constant(std * levels))
     scaled = b.op("Mul", b.op("Cast", pieces, to=DOUBLE), f64(b, normalization.rescale))
-    return b.op("Div", b.op("Sub", b.op("Cast", scaled, to=FLOAT), mean), std)
+    return b.op("Div", b.op("Sub", b.op("Cast", scaled, to=FLOAT), b.constant(mean)), b.constant(std))
 
 
 def repeated(b: GraphBuilder, ids: Sequence[int], count: ir.Value) -> ir.Value:

@@ -13,12 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.builder import GraphBuilder
-from hvlc.imaging.arithmetic import DOUBLE, FLOAT, INT64, f64
+from hvlc.imaging.arithmetic import DOUBLE, FLOAT, INT64
+from hvlc.imaging.nearest_grid import nearest_grid
 from hvlc.imaging.pieces import cut, normalized, planes, repeated
 from hvlc.imaging.resize import Resampling, resized
 from hvlc.imaging.rule import Answer, ImageRule, Normalization, Request
-
-_FARTHEST = 1e300  # above every difference of aspect ratios; graphs hold no infinity
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,8 @@ class RatioTiles(ImageRule):
 
     def _nearest(self, b: GraphBuilder, request: Request, most: ir.Value) -> ir.Value:
         """Rows and columns of the best grid of at most int64 `[1]` tiles, int64 `[2]`."""
-        grids = _grids(self.max_tiles)
-        areas = b.constant(np.prod(grids, axis=1))
-        size = b.op("Cast", b.op("Shape", request.image, start=0, end=2), to=DOUBLE)
-        height, width = b.ops("Split", [size], 2, axis=0, num_outputs=2)
-        aspects = b.constant(np.array([columns / rows for rows, columns in grids.tolist()]))
-        away = b.op("Abs", b.op("Sub", b.op("Div", width, height), aspects))
         least = b.op("Min", b.ints(self.min_tiles), most)
-        is_allowed = b.op("And", b.op("LessOrEqual", areas, most), b.op("GreaterOrEqual", areas, least))
-        away = b.op("Where", is_allowed, away, f64(b, _FARTHEST))
-        is_best = b.op("Equal", away, b.op("ReduceMin", away, keepdims=1))
-        numbers = b.ints(*range(len(grids)))
-        first = b.op("ReduceMin", b.op("Where", is_best, numbers, b.ints(len(grids))), keepdims=1)
-        half = b.constant(0.5 * self.tile_size**2 * np.prod(grids, axis=1))
-        is_filled = b.op("Greater", b.op("Mul", width, height), half)
-        chosen = b.op("ReduceMax", b.op("Where", b.op("And", is_best, is_filled), numbers, first), keepdims=1)
-        return b.op("Squeeze", b.op("Gather", b.constant(grids), chosen), b.ints(0))
+        return nearest_grid(b, request.image, _grids(self.max_tiles), self.tile_size, least, most)
 
 
 def _grids(most: int) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Resizing in a graph, byte for byte as Pillow does it: filters that ONNX `Resize` has not, and Pillow's rounding.
+"""Resizing in a graph, byte for byte as Pillow or torch do it: filters that ONNX `Resize` has not, and their rounding.
 
 A pass along one axis is a product with a matrix of weights: for every output row the kernel around its centre, as wide
 as the filter or, antialiased, as the step between two outputs where that is wider; normalized, and rounded to 22 bits
-after the point (Pillow's `Resample.c`). The products of bytes and weights are summed in float64, which holds them
-exactly, in whatever order a runtime sums; so every platform finds the same bytes. Only a band of the matrix is not
-zero. Output rows are therefore made in blocks, each from the input rows that its weights reach, in a `Scan` that keeps
-whole images as bytes.
+after the point (Pillow's `Resample.c`), or to 16 bits in all (torch's `UpSampleKernel.cpp`). The products of bytes and
+weights are summed in float64, which holds them exactly, in whatever order a runtime sums; so every platform finds the
+same bytes. Only a band of the matrix is not zero. Output rows are therefore made in blocks, each from the input rows
+that its weights reach, in a `Scan` that keeps whole images as bytes.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from hvlc.errors import UserError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.imaging.arithmetic import DOUBLE, INT64, UINT8, f64
 
-_WEIGHT_STEP = 2.0**-22  # PRECISION_BITS of Pillow's Resample.c for 8 bits a channel
+_WEIGHT_BITS = 22  # after the point; PRECISION_BITS of Pillow's Resample.c for 8 bits a channel, and torch's most
+_SHORT = 1 << 15  # torch's weights are below it
 _BLOCK = 16  # output rows of a block: larger ones multiply more zeros, smaller ones copy more rows twice
 _SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 
@@ -35,11 +36,14 @@ class Resampling:
         width_first: whether the width is resized first whatever the sizes are, as torch and Pillow before 13 do.
             False: the height first where it loses more than twice as many pixels as the width, as Pillow 13 does.
             What differs are roundings between the two, and clipping of noise.
+        short_weights: whether weights have as many bits after the point as keep them within 16 bits, as torch's have
+            for bytes on processors with AVX2 (elsewhere it computes in float32, within a grey level). False: 22 bits.
     """
 
     filter: str
     antialias: bool = True
     width_first: bool = False
+    short_weights: bool = False
 
     def __post_init__(self) -> None:
         fix = "set `resample` and `antialias` of the image processor to what hvlc has"
@@ -58,7 +62,7 @@ class _Taps(NamedTuple):
         first: first input row of every output row, int64 `[rows, 1]`; may lie outside.
         end: one past the last, int64 `[rows, 1]`.
         inputs: input row of every weight, int64 `[rows, taps]`.
-        weights: float64 `[rows, taps]`, multiples of 2^-22; zero from `end` on.
+        weights: float64 `[rows, taps]`, multiples of a power of two; zero from `end` on.
     """
 
     first: ir.Value
@@ -160,7 +164,9 @@ def _taps(b: GraphBuilder, resampling: Resampling, source: ir.Value, target: ir.
     distance = b.op("Mul", offset, b.op("Div", f64(b, 1.0), stretch))
     kernel = _KERNELS[resampling.filter](b, distance, resampling.antialias)
     values = b.op("Where", b.op("Less", index, end), kernel, f64(b, 0.0))
-    return _Taps(first, end, index, _rounded(b, b.op("Div", values, _sum(b, values))))
+    weights = b.op("Div", values, _sum(b, values))
+    scale = _short_scale(b, weights) if resampling.short_weights else f64(b, 2.0**_WEIGHT_BITS)
+    return _Taps(first, end, index, _rounded(b, weights, scale))
 
 
 def _sum(b: GraphBuilder, values: ir.Value) -> ir.Value:
@@ -168,11 +174,20 @@ def _sum(b: GraphBuilder, values: ir.Value) -> ir.Value:
     return b.op("Slice", b.op("CumSum", values, b.ints(1)), b.ints(-1), b.ints(1 << 62), b.ints(1))
 
 
-def _rounded(b: GraphBuilder, weights: ir.Value) -> ir.Value:
-    """Float64 rounded to multiples of 2^-22, halves away from zero."""
-    scaled = b.op("Mul", weights, f64(b, 1 / _WEIGHT_STEP))
+def _short_scale(b: GraphBuilder, weights: ir.Value) -> ir.Value:
+    """The largest power of two, up to 2^22, with which the largest weight is rounded to below 2^15; float64 `[1]`."""
+    powers = b.constant(2.0 ** np.arange(_WEIGHT_BITS + 1))
+    largest = b.op("Reshape", b.op("ReduceMax", weights, keepdims=0), b.ints(1))
+    rounded = b.op("Floor", b.op("Add", b.op("Mul", largest, powers), f64(b, 0.5)))
+    fits = b.op("Less", rounded, f64(b, _SHORT))
+    return b.op("ReduceMax", b.op("Where", fits, powers, f64(b, 1.0)), keepdims=1)
+
+
+def _rounded(b: GraphBuilder, weights: ir.Value, scale: ir.Value) -> ir.Value:
+    """Float64 rounded to multiples of 1 / `scale`, halves away from zero."""
+    scaled = b.op("Mul", weights, scale)
     nearest = b.op("Floor", b.op("Add", b.op("Abs", scaled), f64(b, 0.5)))
-    return b.op("Mul", b.op("Mul", b.op("Sign", scaled), nearest), f64(b, _WEIGHT_STEP))
+    return b.op("Div", b.op("Mul", b.op("Sign", scaled), nearest), scale)
 
 
 def _bands(

@@ -14,6 +14,8 @@ from hvlc.imaging.arithmetic import FLOAT
 #: input is the caller's scale), the image as float32 `[1, 3, height, width]` in 0..255, and its height and width as
 #: float32 `[2]`.
 CHOSEN_SCALE, PIXELS, SIZE = "chosen_scale", "pixels", "size"
+#: Output of a front graph: one more piece of an image, of a shape of its own.
+OVERVIEW = "overview"
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,14 @@ class Normalization:
         mean: per channel, after rescaling.
         std: per channel, after rescaling.
         rescale: factor of the grey levels.
+        fused: whether mean and deviation are made those of the levels, in float32, as torchvision's processors do, and
+            levels are not rescaled; what differs is the last bit.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rescale: float = 1 / 255
+    fused: bool = False
 
 
 class Request(NamedTuple):
@@ -56,6 +61,7 @@ class Answer(NamedTuple):
     image_ids: ir.Value
     grid: ir.Value
     used_scale: ir.Value
+    overview: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class ImageRule(ABC):
         """Visual tokens of a full piece; None: they follow the image."""
 
     @property
+    def has_overview(self) -> bool:
+        """Whether the front graph gives one more piece, of a shape of its own, whose visual tokens come last."""
+        return False
+
+    @property
     def pixels_per_token(self) -> int:
         """Pixels behind one visual token."""
         if self.piece_shape is None or self.tokens_per_piece is None:
@@ -94,7 +105,7 @@ class ImageRule(ABC):
 
     @abstractmethod
     def pieces(self, rows: int, columns: int) -> int:
-        """Number of pieces of an image with this grid."""
+        """Number of pieces of an image with this grid, without an overview."""
 
     def merged(self, b: GraphBuilder, features: ir.Value, grid: ir.Value, hidden: int) -> ir.Value:
         """Put the visual tokens of an image's pieces into the order of their placeholders: one piece after another.
@@ -120,7 +131,8 @@ class ImageRule(ABC):
         Inputs `image` uint8 `[height, width, 3]`, `scale` float32 `[1]` per side with 0 < scale <= 1,
         `max_visual_tokens` int64 `[1]`. Outputs `pixel_values` float32 `[pieces, 3, H, W]`; `image_ids` int64 `[n]`,
         every token that stands for the image in the prompt; `grid` int64 `[2]`, rows and columns (of visual tokens
-        where the pieces join into one grid, else of tiles); `used_scale` float32 `[1]`.
+        where the pieces join into one grid, else of tiles); `used_scale` float32 `[1]`; and, where the rule has one,
+        `overview` float32 `[1, 3, h, w]`.
 
         A bound below the smallest form of an image cannot be obeyed: the front answers with that form, and whoever
         runs it counts the visual tokens.
@@ -139,4 +151,7 @@ class ImageRule(ABC):
         b.output(found.image_ids, "image_ids", ir.DataType.INT64, ["image_tokens"])
         b.output(found.grid, "grid", ir.DataType.INT64, [2])
         b.output(found.used_scale, "used_scale", ir.DataType.FLOAT, [1])
+        if found.overview is not None:
+            sides = ["overview_height", "overview_width"]
+            b.output(found.overview, OVERVIEW, ir.DataType.FLOAT, [1, 3, *sides])
         return b.model()

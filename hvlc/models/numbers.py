@@ -181,6 +181,11 @@ class VisionLanguageNumbers(Numbers):
     downsample_ratio: Share | None = None
     min_dynamic_patch: Pieces | None = None
     max_dynamic_patch: Pieces | None = None
+    downsample_factor: Annotated[int, Field(ge=1, le=64)] | None = None
+    projector_hidden_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    projector_use_layernorm: bool | None = None
+    projector_bias: bool | None = None
+    projector_hidden_act: str | None = None
     image_token_id: Token | None = None
     tie_word_embeddings: bool | None = None
 
@@ -239,6 +244,13 @@ class ProcessorNumbers(Numbers):
     patch_size: Pixels | None = None
     temporal_patch_size: Annotated[int, Field(ge=1, le=64)] | None = None
     merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    downsample_factor: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
+    max_tiles: Annotated[int, Field(ge=1, le=64)] | None = None
+    min_image_tokens: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    max_image_tokens: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    encoder_patch_size: Pixels | None = None
+    max_pixels_tolerance: Positive | None = None
     do_resize: bool | None = None
     do_image_splitting: bool | None = None
     crop_to_patches: bool | None = None

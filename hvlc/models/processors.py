@@ -9,12 +9,13 @@ from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
+    Lfm2VlProcessor,
     ProcessorMixin,
     SmolVLMProcessor,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from hvlc.models import smolvlm
+from hvlc.models import lfm2_vl, smolvlm
 
 
 def load_processor(directory: Path) -> Any:
@@ -29,6 +30,8 @@ def load_processor(directory: Path) -> Any:
     kind = getattr(transformers, str(settings.get("processor_class") or _class_of(directory)), None)
     if kind is SmolVLMProcessor:  # refuses to be made without num2words
         return smolvlm.load_processor(directory)
+    if kind is Lfm2VlProcessor:  # has an image processor on torchvision alone
+        return lfm2_vl.load_processor(directory)
     if kind is None or "video_processor" not in kind.get_attributes():
         return AutoProcessor.from_pretrained(directory, backend="pil")
     images = AutoImageProcessor.from_pretrained(directory, backend="pil")

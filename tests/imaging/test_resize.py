@@ -122,6 +122,37 @@ def test_levels_are_those_of_torch(filter_name: str, antialias: bool) -> None:
     assert (together > 1).mean() <= TORCH_RESIZE
 
 
+@pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torch computes in float32 then")
+@given(small, small, small, small, st.integers(0, 9), st.booleans(), st.sampled_from(["bilinear", "bicubic"]))
+@example(77, 33, 64, 96, 0, False, "bilinear")
+@example(40, 30, 40, 70, 0, True, "bilinear")  # the width alone
+@example(40, 30, 17, 30, 0, True, "bicubic")  # the height alone
+@example(1, 1, 100, 100, 0, True, "bicubic")
+@example(4096, 2, 1, 3, 0, True, "bilinear")
+@settings(max_examples=60, deadline=None)
+def test_bytes_are_those_of_torch(
+    short: dict[str, Resize], h: int, w: int, height: int, width: int, seed: int, extremes: bool, name: str
+) -> None:
+    image = noise(h, w, seed, extremes)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(planes, (height, width), mode=name, antialias=True)
+    np.testing.assert_array_equal(short[name](image, height, width), expected[0].permute(1, 2, 0).numpy())
+
+
+@pytest.fixture(scope="module")
+def short() -> dict[str, Resize]:
+    return {name: resizer(Resampling(name, width_first=True, short_weights=True)) for name in ("bilinear", "bicubic")}
+
+
+def test_the_bits_of_weights_matter() -> None:
+    """Otherwise torch and Pillow could not be told apart above."""
+    image = noise(77, 33, 0, False)
+    both = (
+        resizer(Resampling("bilinear", width_first=True, short_weights=bits))(image, 64, 96) for bits in (True, False)
+    )
+    assert not np.array_equal(*both)
+
+
 def test_the_order_matters() -> None:
     """Otherwise the two orders could not be told apart above."""
     image = noise(60, 30, 0, True)
