@@ -25,6 +25,7 @@ LEVELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tests.runtime.test_generation", "FAMILIES"),
         ("tests.export.test_overview_tiles", "FAMILIES"),
         ("tests.export.test_internvl", "FAMILIES"),
+        ("tests.export.test_lfm2_vl", "FAMILIES"),
         ("tests.export.test_grid_families", "FAMILIES"),
     ),
     "compiled for Snapdragons, emulated": (

@@ -22,11 +22,12 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5
 _LARGEST = 4096  # pixels of a side; MAX_IMAGE_SIZE of transformers' smolvlm and idefics3
 
 
-def normalization(settings: dict[str, Any]) -> Normalization:
+def normalization(settings: dict[str, Any], *, as_torch: bool = False) -> Normalization:
     """Normalization of an image processor.
 
     Args:
         settings: of the processor.
+        as_torch: whether it is one of torchvision's, which makes one step of rescaling and normalizing.
 
     Raises:
         UserError: a number is outside its bounds.
@@ -37,21 +38,22 @@ def normalization(settings: dict[str, Any]) -> Normalization:
         mean = channel_numbers(settings.get("image_mean", 0.5), _CHANNELS, least=-1e6, name="image_mean")
         std = channel_numbers(settings.get("image_std", 0.5), _CHANNELS, least=1e-6, name="image_std")
     rescale = 1.0 if settings.get("do_rescale") is False else settings.get("rescale_factor") or 1 / 255
-    return Normalization(tuple(mean), tuple(std), rescale)
+    return Normalization(tuple(mean), tuple(std), rescale, fused=as_torch)
 
 
-def resampling(settings: dict[str, Any], usual: int) -> Resampling:
+def resampling(settings: dict[str, Any], usual: int, *, as_torch: bool = False) -> Resampling:
     """Resampling of an image processor.
 
     Args:
         settings: of the processor.
         usual: Pillow's number of the filter where the settings do not name one.
+        as_torch: whether it is one of torchvision's, which computes as torch does.
 
     Raises:
         UserError: the filter is not one that a graph has.
     """
     found = settings.get("resample")
-    return Resampling(_FILTERS[usual if found is None else found])
+    return Resampling(_FILTERS[usual if found is None else found], width_first=as_torch, short_weights=as_torch)
 
 
 def overview_tiles(checkpoint: Checkpoint, config: Any) -> Rule:

@@ -1,6 +1,7 @@
 """SigLIP/SigLIP2 vision towers of fixed resolution, built directly (transformers' Siglip- and Siglip2VisionModel)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,21 @@ def _mlp(b: GraphBuilder, x: ir.Value, path: str, config: Any) -> ir.Value:
     return linear(b, y, f"{path}.fc2", config.intermediate_size, config.hidden_size)
 
 
-def tower(b: GraphBuilder, pixel_values: ir.Value, prefix: str, config: Any) -> ir.Value:
-    """Patch features of a batch of square images.
+#: Makes positions float `[patches, width]` of the learned table float `[num_patches, width]`.
+Positions = Callable[[GraphBuilder, ir.Value], ir.Value]
+
+
+def tower(
+    b: GraphBuilder, pixel_values: ir.Value, prefix: str, config: Any, positions: Positions | None = None
+) -> ir.Value:
+    """Patch features of a batch of images, square ones if nothing else makes their positions.
 
     Args:
         b: the graph under construction.
-        pixel_values: float `[images, 3, S, S]`.
+        pixel_values: float `[images, 3, S, S]`, or of other sides.
         prefix: what the names of the vision model's parameters begin with in the checkpoint, the dot included.
         config: its SiglipVisionConfig, or a Siglip2VisionConfig, whose images are square grids of `num_patches`.
+        positions: makes those of images of another shape; None: the table's own.
 
     Returns:
         float `[images, patches, width]`, row-major patches, after the final layer norm.
@@ -92,10 +100,11 @@ def tower(b: GraphBuilder, pixel_values: ir.Value, prefix: str, config: Any) -> 
     """
     width, patches = config.hidden_size, patches_per_side(config) ** 2
     x = _patch_embedding(b, pixel_values, f"{prefix}embeddings.patch_embedding", config)
-    x = b.op("Transpose", b.op("Reshape", x, b.ints(0, width, patches)), perm=[0, 2, 1])
+    x = b.op("Reshape", x, b.ints(0, width, -1 if positions else patches))
     # transformers resizes Siglip2's positions to the grid of each image: on the grid that they were learned for,
     # that is the identity, down to the bit (bilinear, half-pixel centres).
-    x = b.op("Add", x, b.weight(f"{prefix}embeddings.position_embedding.weight", (patches, width)))
+    table = b.weight(f"{prefix}embeddings.position_embedding.weight", (patches, width))
+    x = b.op("Add", b.op("Transpose", x, perm=[0, 2, 1]), positions(b, table) if positions else table)
     for index in range(config.num_hidden_layers):
         x = _encoder_layer(b, x, f"{prefix}encoder.layers.{index}", config)
     refuse_surplus(b, f"{prefix}encoder.layers.{config.num_hidden_layers}.layer_norm1.weight")

@@ -16,7 +16,15 @@ from hvlc.errors import Collector, UserError, nearest
 from hvlc.export.decoder.embedding import embedding
 from hvlc.export.decoder.graph import decoder
 from hvlc.export.decoder.shape import DecoderShape
-from hvlc.export.language import Family, decoder_shape, head_parameter, rotary_tables, text_facts, with_table
+from hvlc.export.language import (
+    Family,
+    decoder_shape,
+    head_parameter,
+    rotary_tables,
+    text_facts,
+    with_graph_names,
+    with_table,
+)
 from hvlc.export.settings import read_config
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role, Wire
@@ -26,6 +34,7 @@ from hvlc.models.numbers import Numbers
 from hvlc.weights.checkpoint import Checkpoint
 
 _CHANNELS = 3
+_ANY_SIDES = ("piece_height", "piece_width")
 
 #: Key of config.json, and beginning of parameters, of encoders that were added (`hvlc.export.added_encoders`).
 ADDED = "vision_encoders"
@@ -181,6 +190,7 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
         _check_tokens(rule, config)
     rule = found.require(rule)
     found.raise_all()
+    checkpoint = with_graph_names(checkpoint, text, names.text)
     stored = checkpoint.config.get("text_config") or {}
     shape = replace(decoder_shape(config.text_config, text, stored, checkpoint.problems), taps=family.taps(config))
     bundle = Bundle(checkpoint.model_type)
@@ -259,11 +269,12 @@ def _encoder(
     """Tower and connector: pieces to visual tokens."""
     b = GraphBuilder(f"vision_{encoder.name}", checkpoint)
     # pieces of one shape can run together; one that has the image's shape runs alone
-    pieces, sides = ("tiles", rule.piece_shape) if rule.piece_shape else (1, ("piece_height", "piece_width"))
+    pieces, sides = ("tiles", rule.piece_shape) if rule.piece_shape else (1, _ANY_SIDES)
+    sides = _ANY_SIDES if rule.has_overview else sides  # one piece has others
     pixels = b.input("pixel_values", ir.DataType.FLOAT, [pieces, _CHANNELS, *sides])
     features = family.tower(b, pixels, encoder)
     tokens = family.connector(b, features, encoder, config)
-    cells = rule.tokens_per_piece or "tokens"
+    cells = "tokens" if rule.has_overview else rule.tokens_per_piece or "tokens"
     if encoder.is_untrained:
         b.note(
             f"the connector of vision encoder {encoder.name} is untrained: train it before its answers mean anything"

@@ -51,6 +51,10 @@ class ImageRule(Protocol):
         """Visual tokens of a full piece. None: they follow the image."""
 
     @property
+    def has_overview(self) -> bool:
+        """Whether an image has one more piece, of a shape of its own."""
+
+    @property
     def pixels_per_token(self) -> int:
         """Pixels behind one visual token."""
 

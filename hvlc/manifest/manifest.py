@@ -132,6 +132,8 @@ class Images(StrictModel):
         tokens_per_piece: most visual tokens of one piece. None: they follow the image.
         resolution_compressor: whether the front graph holds one (a scale of 0 asks it).
         min_scale: smallest scale per side that the compressor chooses. None: there is none.
+        overview: whether the front graph gives one more piece, of a shape of its own: an encoder runs over it alone,
+            and its visual tokens are the last.
         side_channels: what a token's embedding, and a visual token, have beside the channels of the residual stream.
         grid_positions: whether a token's position follows the grid of its image: a host gives onnxruntime-genai
             `image_grid_thw`, int64 `[images, 3]`, of 1 and the front graph's `grid`; or `position_table`, where a
@@ -149,6 +151,7 @@ class Images(StrictModel):
     tokens_per_piece: Size | None
     resolution_compressor: bool
     min_scale: float | None = Field(default=None, gt=0, le=1)
+    overview: bool = False
     side_channels: Annotated[int, Field(ge=0, lt=2**24)] = 0
     grid_positions: bool = False
 

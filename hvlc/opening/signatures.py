@@ -100,13 +100,17 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
         return visual | {"inputs_embeds": (None, None, width)}
     if manifest.images is None:
         return {}
+    any_sides = (None, 3, None, None)
     pixels: dict[str, _Shape] = {"pixel_values": (None, 3, *(manifest.images.piece or (None, None)))}
     if name == "front":
+        pixels["overview"] = any_sides
         sizes: dict[str, _Shape] = {"image": (None, None, 3), "image_ids": (None,), "grid": (2,), "used_scale": (1,)}
         return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,)}
     if entry.file in manifest.encoders.values():
+        pixels = {"pixel_values": any_sides} if manifest.images.overview else pixels
         return pixels | {"tile_features": (None, None, width)}
-    return {"tile_features": (None, None, width), "grid": (2,), "image_features": (None, width)} | pixels
+    features = dict.fromkeys(("tile_features", "overview_features"), (None, None, width))
+    return {**features, "grid": (2,), "image_features": (None, width)} | pixels
 
 
 def _check_state(file: str, value: str, shape: _Shape) -> None:

@@ -157,6 +157,7 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         piece=image.rule.piece_shape,
         tokens_per_piece=image.rule.tokens_per_piece,
         resolution_compressor=image.compresses,
+        overview=image.rule.has_overview,
         side_channels=image.side_channels,
         grid_positions=image.grid_positions,
         min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,

@@ -78,7 +78,7 @@ class Generation:
             tokens=tuple(self.tokens),
             encoder=self.encoder,
             scales=tuple(image.scale for image in self.images),
-            tiles=sum(len(image.pieces) for image in self.images),
+            tiles=sum(image.count for image in self.images),
             visual_tokens=sum(image.visual_tokens for image in self.images),
             prompt_tokens=self.prompt_tokens,
             time_to_first_token=max(0.0, self._first - self.started),

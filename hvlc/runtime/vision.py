@@ -3,7 +3,7 @@
 Nothing here knows a family: the front graph answers for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from hvlc.manifest.manifest import Manifest
 from hvlc.opening.sessions import PackageSession, lying
 from hvlc.runtime.providers import open_component, register_providers
 
+#: Output of a front graph, as `hvlc.imaging.rule` has it, which imports onnx_ir.
+OVERVIEW = "overview"
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
 _MOST_TOKENS = 2**24  # of an image, whatever a graph says
 
@@ -28,6 +30,7 @@ class Seen:
         grid: int64 `[2]`, rows and columns that the merger reads.
         scale: scale per side that was used.
         visual_tokens: placeholders among the ids.
+        overview: float32 `[1, 3, h, w]`, one more piece, of a shape of its own. None: the rule has none.
     """
 
     pieces: np.ndarray
@@ -35,6 +38,42 @@ class Seen:
     grid: np.ndarray
     scale: float
     visual_tokens: int
+    overview: np.ndarray | None = None
+
+    @property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        """What an encoder runs over, float32 `[n, 3, H, W]`: pieces of one shape, if there are any; the overview."""
+        pieces = (self.pieces,) if len(self.pieces) else ()
+        return pieces if self.overview is None else (*pieces, self.overview)
+
+    @property
+    def count(self) -> int:
+        """Number of pieces, the overview included."""
+        return sum(len(part) for part in self.parts)
+
+    @classmethod
+    def of(cls, made: Mapping[str, np.ndarray], token: int) -> "Seen":
+        """What a front graph gave, by the names of its outputs.
+
+        Args:
+            made: the outputs.
+            token: id of a visual token.
+        """
+        pieces, ids, grid, used = (made[name] for name in ("pixel_values", "image_ids", "grid", "used_scale"))
+        return cls(pieces, ids, grid, float(used[0]), int((ids == token).sum()), made.get(OVERVIEW))
+
+    def merger_feeds(self, features: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The merger's inputs.
+
+        Args:
+            features: float32 `[pieces, tokens, width]` of each part, as an encoder gives them.
+        """
+        feeds = {"tile_features": features[0], "grid": self.grid}
+        if self.overview is None:
+            return feeds
+        if not len(self.pieces):
+            feeds["tile_features"] = np.zeros((0, *features[0].shape[1:]), np.float32)
+        return feeds | {"overview_features": features[-1]}
 
 
 class Vision:
@@ -90,8 +129,8 @@ class Vision:
             "scale": np.array([_ASK_COMPRESSOR if asked else scale], np.float32),
             "max_visual_tokens": np.array([limit], np.int64),
         }
-        pieces, ids, grid, used = self._front.run(["pixel_values", "image_ids", "grid", "used_scale"], feeds)
-        seen = Seen(pieces, ids, grid, float(used[0]), int((ids == self.images.token).sum()))
+        names = ["pixel_values", "image_ids", "grid", "used_scale", *([OVERVIEW] if self.images.overview else [])]
+        seen = Seen.of(dict(zip(names, self._front.run(names, feeds), strict=True)), self.images.token)
         self._check(seen, limit)
         return seen
 
@@ -102,17 +141,17 @@ class Vision:
             UserError: the rule has no form as small as the bound, or the graph is not one of a rule.
         """
         if not 1 <= seen.visual_tokens <= _MOST_TOKENS or min(seen.grid.tolist()) < 1:
-            made = f"{seen.visual_tokens} visual tokens of {len(seen.pieces)} pieces in a grid of {seen.grid.tolist()}"
+            made = f"{seen.visual_tokens} visual tokens of {seen.count} pieces in a grid of {seen.grid.tolist()}"
             raise lying(self._front.file, f"it makes {made} of an image")
         if seen.visual_tokens > limit:
             cause = f"the image makes at least {seen.visual_tokens} visual tokens, and {limit} are allowed"
             raise UserError("request.max_visual_tokens", cause, "allow more with --max-visual-tokens")
 
-    def _tokens_of(self, pieces: np.ndarray) -> int:
-        """Most visual tokens of a piece of this size."""
-        if self.images.tokens_per_piece is not None:
-            return self.images.tokens_per_piece
-        return int(pieces.shape[2] * pieces.shape[3])
+    def _most_tokens(self, seen: Seen) -> int:
+        """Most visual tokens of pieces of these sizes: one for each pixel where nobody says how many."""
+        known = self.images.tokens_per_piece
+        most = 0 if seen.overview is None else int(seen.overview[0, 0].size)
+        return most + len(seen.pieces) * (int(seen.pieces[0, 0].size) if known is None else known)
 
     def encode(self, seen: Seen, encoder: str) -> np.ndarray:
         """Visual tokens float32 `[visual tokens, hidden]` in the order of their placeholders.
@@ -120,16 +159,14 @@ class Vision:
         Raises:
             UserError: the package has no such encoder, or a graph cannot be run.
         """
-        if seen.visual_tokens > len(seen.pieces) * self._tokens_of(seen.pieces):
-            made = f"{seen.visual_tokens} visual tokens of {len(seen.pieces)} pieces"
+        if seen.visual_tokens > self._most_tokens(seen):
+            made = f"{seen.visual_tokens} visual tokens of {seen.count} pieces"
             raise lying(self._front.file, f"it makes {made} of an image")
         session = self._encoder_session(encoder)
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
         batch = fixed if isinstance(fixed, int) else self._tile_batch
-        starts = range(0, len(seen.pieces), batch)
-        parts = [session.run(["tile_features"], {"pixel_values": seen.pieces[i : i + batch]})[0] for i in starts]
-        feeds = {"tile_features": np.concatenate(parts), "grid": seen.grid}
-        features: np.ndarray = self._stitch.run(["image_features"], feeds)[0]
+        encoded = [_encoded(session, part, batch) for part in seen.parts]
+        features: np.ndarray = self._stitch.run(["image_features"], seen.merger_feeds(encoded))[0]
         if len(features) != seen.visual_tokens:
             raise lying(self._stitch.file, f"it gives {len(features)} visual tokens of {seen.visual_tokens}")
         return features
@@ -157,3 +194,9 @@ class Vision:
 
     def _session(self, file: str) -> PackageSession:
         return open_component(self._directory, self._manifest.component_in(file), self._threads)
+
+
+def _encoded(session: PackageSession, pieces: np.ndarray, batch: int) -> np.ndarray:
+    """float32 `[pieces, tokens, width]` of pieces of one shape, so many at a time."""
+    starts = range(0, len(pieces), batch)
+    return np.concatenate([session.run(["tile_features"], {"pixel_values": pieces[i : i + batch]})[0] for i in starts])

@@ -38,6 +38,7 @@ VISION_LANGUAGE = (
     "idefics3",
     "internvl",
     "internvl_chat",
+    "lfm2_vl",
     "qianfan_ocr",
     "qwen2_5_vl",
     "qwen2_vl",

@@ -28,8 +28,9 @@ class MergePieces(BundlePass):
     def transform(self, bundle: Bundle) -> Outcome:
         """Add component "stitch".
 
-        Inputs `tile_features` float32 `[pieces, tokens, hidden]`, `grid` int64 `[2]`; output `image_features` float32
-        `[visual tokens, hidden]` in the order of the placeholders.
+        Inputs `tile_features` float32 `[pieces, tokens, hidden]`, `grid` int64 `[2]`, and, where the rule has one,
+        `overview_features` float32 `[1, tokens, hidden]`; output `image_features` float32 `[visual tokens, hidden]` in
+        the order of the placeholders.
         """
         if "stitch" in bundle.components:
             return Outcome()
@@ -38,6 +39,10 @@ class MergePieces(BundlePass):
         features = b.input("tile_features", ir.DataType.FLOAT, encoders[0].graph.outputs[0].shape or ())
         grid = b.input("grid", ir.DataType.INT64, [2])
         merged = self.rule.merged(b, features, grid, self.hidden_size)
+        if self.rule.has_overview:
+            overview = b.input("overview_features", ir.DataType.FLOAT, [1, "overview_tokens", self.hidden_size])
+            last = b.op("Reshape", overview, b.ints(-1, self.hidden_size))
+            merged = b.op("Concat", merged, last, axis=0, name="overview_last")
         b.output(merged, "image_features", ir.DataType.FLOAT, ["visual_tokens", self.hidden_size])
         bundle.add(Component("stitch", Role.VISION_MERGER, b.model(), "front"))
         for encoder in encoders:

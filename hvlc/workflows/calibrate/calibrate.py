@@ -191,7 +191,7 @@ def _walk(bundle: Bundle, inputs: CalibrationSet, threads: int, walk: _Walk) -> 
     def encode(encoder: Component, turn: Sequence[int]) -> list[np.ndarray]:
         output = features_of(encoder)
         walked = walk(encoder, pieces, [output])
-        return [walked.value(output, image) for image in turn]
+        return [walked.value(output, place) for place in forward.places(turn)]
 
     features = forward.encoded(encode)
     walk(decoder, forward.decoder_feeds(forward.every(features)), ())

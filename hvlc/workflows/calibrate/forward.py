@@ -130,14 +130,14 @@ class _Vision:
 
     def _encode(self, encoder: Component, turn: Sequence[int]) -> Iterator[np.ndarray]:
         output = features_of(encoder)
-        walked = self._walk(self.forward.pieces(turn))
+        pieces = self.forward.pieces(turn)
+        walked = self._walk(pieces)
         walk(cut_segments(encoder.graph, [], [output]), walked, in_float)
-        return (walked.value(output, at) for at in range(len(turn)))
+        return (walked.value(output, at) for at in range(len(pieces)))
 
     def _answers(self, outputs: Iterable[np.ndarray], turn: Sequence[int]) -> Iterator[np.ndarray]:
         """Logits of the sequences whose images an encoder saw, again and again as outputs come."""
-        images = cycle(turn)
-        sequences = [(i, self.forward.visual_tokens(i, made)) for made, i in zip(outputs, images, strict=False)]
+        sequences = list(self.forward.visual_tokens(cycle(turn), outputs))
         graph = self.forward.decoder.graph
         path = cut_segments(graph, [g.input for g in linear_groups(graph)], [self._logits])
         walked = self._walk(self.forward.decoder_feeds(sequences))

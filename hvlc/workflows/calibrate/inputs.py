@@ -27,17 +27,17 @@ def look(bundle: Bundle, images: Sequence[ImageSample], threads: int) -> list[Se
     found = []
     for sample in images:
         asked = {"image": sample.picture.pixels(), "scale": scale, "max_visual_tokens": limit}
-        pieces, ids, grid, used = front.run(["pixel_values", "image_ids", "grid", "used_scale"], asked)
-        found.append(Seen(pieces, ids, grid, float(used[0]), int((ids == facts.image_token_id).sum())))
+        names = [output.name for output in front.get_outputs()]
+        found.append(Seen.of(dict(zip(names, front.run(names, asked), strict=True)), facts.image_token_id))
     return found
 
 
-def stitcher(bundle: Bundle, threads: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The merger: from an encoder's features of an image's pieces, and the grid, those of its visual tokens."""
+def stitcher(bundle: Bundle, threads: int) -> Callable[[Seen, Sequence[np.ndarray]], np.ndarray]:
+    """The merger: from an image and an encoder's features of its parts to those of its visual tokens."""
     session = _session(bundle.components["stitch"], threads)
 
-    def stitched(features: np.ndarray, grid: np.ndarray) -> np.ndarray:
-        made: np.ndarray = session.run(["image_features"], {"tile_features": features, "grid": grid})[0]
+    def stitched(seen: Seen, features: Sequence[np.ndarray]) -> np.ndarray:
+        made: np.ndarray = session.run(["image_features"], seen.merger_feeds(features))[0]
         return made
 
     return stitched

@@ -27,11 +27,11 @@ def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
         feeds = {"size": size, "scale": full, "max_visual_tokens": limit}
         ids, grid = session.run(["image_ids", "grid"], {name: feeds[name] for name in given})
         tokens, pieces = int((ids == image.image_token_id).sum()), image.rule.pieces(*grid.tolist())
-        if image.rule.piece_shape is not None:
+        if image.rule.piece_shape is not None and not image.rule.has_overview:
             area = image.rule.piece_shape[0] * image.rule.piece_shape[1] * pieces
         else:
             area = tokens * image.rule.pixels_per_token
-        return VisualSize(pieces, tokens, len(ids), area)
+        return VisualSize(pieces + image.rule.has_overview, tokens, len(ids), area)
 
     return measure
 

@@ -3,8 +3,9 @@
 Encoders take turns: each encodes every n-th image, so the decoder sees what all of them make.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from hvlc.runtime.positions import grid_positions
 from hvlc.runtime.vision import Seen
 from hvlc.workflows.calibrate.inputs import decoder_feeds, embedded, look, output_of, stitcher
 
-#: Runs an encoder: its features of the images with these numbers, float32 `[pieces, tokens, hidden]` each.
+#: Runs an encoder: its features of the parts of the images with these numbers, float32 `[pieces, tokens, hidden]` each.
 Encode = Callable[[Component, Sequence[int]], Iterable[np.ndarray]]
 
 
@@ -32,7 +33,7 @@ class VisionForward:
         sequences: int64 `[n]` each; image `i` is in sequence `i`, texts follow.
         scored: positions of each sequence whose answers count: all of a text's, and those that foretell a token after
             an image.
-        stitch: features of an image's pieces, and its grid, to features of its visual tokens.
+        stitch: an image, and features of its parts, to features of its visual tokens.
     """
 
     bundle: Bundle
@@ -41,7 +42,7 @@ class VisionForward:
     turns: Mapping[str, tuple[int, ...]]
     sequences: tuple[np.ndarray, ...]
     scored: tuple[slice, ...]
-    stitch: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    stitch: Callable[[Seen, Sequence[np.ndarray]], np.ndarray]
 
     @classmethod
     def open(cls, bundle: Bundle, inputs: CalibrationSet, threads: int) -> "VisionForward":
@@ -73,17 +74,28 @@ class VisionForward:
         return self.bundle.with_role(Role.DECODER)[0]
 
     def pieces(self, images: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """An encoder's inputs for the images with these numbers."""
-        return [{"pixel_values": self.seen[image].pieces} for image in images]
+        """An encoder's inputs for the images with these numbers, one for each part of an image (`Seen.parts`)."""
+        return [{"pixel_values": part} for image in images for part in self.seen[image].parts]
 
-    def visual_tokens(self, image: int, features: np.ndarray) -> np.ndarray:
-        """float32 `[visual tokens, hidden]` of an image.
+    def places(self, images: Iterable[int]) -> Iterator[int]:
+        """Places of the inputs for the images with these numbers among the inputs for all images."""
+        starts = list(accumulate((len(seen.parts) for seen in self.seen), initial=0))
+        for image in images:
+            yield from range(starts[image], starts[image + 1])
+
+    def visual_tokens(self, images: Iterable[int], outputs: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers of images, each with its float32 `[visual tokens, hidden]`, as long as outputs come.
 
         Args:
-            image: its number.
-            features: float32 `[pieces, tokens, hidden]`, output of an encoder.
+            images: their numbers.
+            outputs: float32 `[pieces, tokens, hidden]` of each of their parts, as an encoder gives them.
         """
-        return self.stitch(features, self.seen[image].grid)
+        given = iter(outputs)
+        for image in images:
+            features = list(islice(given, len(self.seen[image].parts)))
+            if not features:
+                return
+            yield image, self.stitch(self.seen[image], features)
 
     def encoded(self, encode: Encode) -> dict[int, np.ndarray]:
         """float32 `[visual tokens, hidden]` of every image, by its number.
@@ -94,8 +106,7 @@ class VisionForward:
         """
         found: dict[int, np.ndarray] = {}
         for name, turn in self.turns.items():
-            features = encode(self.bundle.components[name], turn)
-            found |= {i: self.visual_tokens(i, made) for i, made in zip(turn, features, strict=True)}
+            found |= self.visual_tokens(turn, encode(self.bundle.components[name], turn))
         return found
 
     def decoder_feeds(
