@@ -158,6 +158,9 @@ def _step(stream: _Stream, node: ir.Node, value: ir.Value) -> list[ir.Value]:
         return []
     others = [v for v in node.inputs[:2] if v is not None and v is not value]
     written = projection_behind(others[0]) if len(others) == 1 and read_by(others[0], [node]) else None
+    made = others[0].producer() if len(others) == 1 else None
+    if made is not None and (made.domain, made.op_type) in _NORMS:
+        raise _NotExactError(f"{node.name} adds the output of {made.name}, whose gain a rotation does not pass")
     if written is None:
         raise _NotExactError(f"{node.name} adds what no linear of its own makes to the residual stream")
     stream.writers.append((written.weight, 1))

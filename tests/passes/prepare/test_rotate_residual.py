@@ -55,6 +55,14 @@ def test_a_decoder_computes_what_it_did(tmp_path: Path, family: str, tied: bool)
     assert difference(checkpoint, untie, text_logits) < GRAPH_FLOAT32
 
 
+def test_a_stream_that_norms_write_to_stays_and_says_why(tmp_path: Path) -> None:
+    """A gain after a product, unlike one before it, cannot be folded into a matrix that a rotation is folded into."""
+    found = bundle_of(save_text(tmp_path / "c", "gemma3_text"))
+    assert changes(found) == {}
+    (skip,) = found.journal[-1].skipped
+    assert "adds the output of model.layers.0.post_attention_layernorm, whose gain" in skip.reason
+
+
 @pytest.mark.parametrize("hidden", [96, 72, 52])  # Hadamard matrices of 12 x 8 and 36 x 2, and none
 def test_a_decoder_of_another_width_computes_what_it_did(tmp_path: Path, hidden: int) -> None:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
