@@ -321,7 +321,7 @@ def _out_of_windows(b: GraphBuilder, x: ir.Value, grid: _Grid, side: int, channe
 
 
 def _windows_of(b: GraphBuilder, size: ir.Value, side: int) -> ir.Value:
-    """How many windows of a side a number of patches needs, int64 `[1]`."""
+    """Number of windows of a side that a number of patches needs, int64 `[1]`."""
     return b.op("Div", b.op("Add", size, b.ints(side - 1)), b.ints(side))
 
 

@@ -169,7 +169,7 @@ def _image_tokens(checkpoint: Checkpoint, config: Any) -> list[int]:
     return ids
 
 
-#: What Qwen2-VL's image processor does where its settings do not say otherwise.
+#: Defaults of Qwen2-VL's image processor.
 _QWEN2_VL = {
     "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
     "image_mean": OPENAI_CLIP_MEAN,

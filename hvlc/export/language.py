@@ -101,7 +101,7 @@ _NEUTRAL_ELSEWHERE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """What the decoders of one model_type have in common.
+    """Facts that the decoders of one model_type have in common.
 
     Attributes:
         config: transformers' configuration class.
@@ -315,7 +315,7 @@ def _rotary_settings(config: Any, family: Family) -> dict[str, dict[str, Any]]:
 
 
 def _context(config: Any, family: Family, problems: list[HvlcError]) -> int:
-    """How many positions are exported: all, up to `CONTEXT_LIMIT` and to where a sequence would be computed otherwise.
+    """Number of exported positions: all, up to `CONTEXT_LIMIT` and to where a sequence would be computed otherwise.
 
     A longer sequence has other frequencies from its first position on (longrope), or other queries (Ministral 3).
     """
@@ -332,7 +332,7 @@ def _context(config: Any, family: Family, problems: list[HvlcError]) -> int:
 
 
 def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcError]) -> tuple[bool, ...]:
-    """Which layers rotate queries and keys."""
+    """Flag of each layer: whether it rotates queries and keys."""
     rotations = family.rotates(config) if family.rotates else (True,) * layers
     if len(rotations) < layers:
         cause = f"rotation is configured for {len(rotations)} of {layers} layers"
@@ -342,7 +342,7 @@ def _rotations(config: Any, family: Family, layers: int, problems: list[HvlcErro
 
 
 def _windows(config: Any, family: Family, layers: int, problems: list[HvlcError]) -> tuple[int | None, ...]:
-    """How many positions each layer's tokens see; a class that knows no kinds of layers has its window in all."""
+    """Number of positions that each layer's tokens see; a class that knows no kinds of layers has its window in all."""
     typed = hasattr(type(config), "layer_types")
     kinds = getattr(config, "layer_types", None) or [_FULL] * layers
     window = getattr(config, "sliding_window", None)
@@ -374,7 +374,7 @@ def _refuse_unread(config: Any, family: Family, stored: Mapping[str, Any], probl
 
 
 def _refuse_dimensions(shape: DecoderShape, problems: list[HvlcError]) -> None:
-    """What onnxruntime's GroupQueryAttention does not take."""
+    """Refuse dimensions that onnxruntime's GroupQueryAttention does not take."""
     if shape.convolution is not None and len(shape.convolution.layers) == shape.layers:
         problems.append(_refusal("export.attention", "no layer has attention"))
     if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
@@ -425,7 +425,7 @@ def _frequencies(rotary: Any, kind: str) -> tuple[torch.Tensor, float]:
 
 
 def _rotary_obstacles(settings: Mapping[str, Any], family: Family, shape: DecoderShape) -> list[str]:
-    """What tables cannot express of rotary settings, or onnxruntime does not take."""
+    """Rotary settings that tables cannot express, or onnxruntime does not take."""
     kind = settings.get("rope_type")
     partial = settings.get("partial_rotary_factor") or 1
     rotated = int(shape.head_size * partial)
@@ -457,7 +457,7 @@ def _tables(
 
 
 def text_facts(directory: Path, config: Any, shape: DecoderShape) -> TextFacts:
-    """What package and runtime must know of a decoder besides its graph.
+    """Facts that package and runtime need about a decoder besides its graph.
 
     Args:
         directory: of the checkpoint.

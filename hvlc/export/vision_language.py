@@ -42,7 +42,7 @@ ADDED = "vision_encoders"
 
 @dataclass(frozen=True)
 class Names:
-    """Where a checkpoint keeps its parameters; some families have been saved in several ways.
+    """Names of a checkpoint's parameters; some families have been saved in several ways.
 
     Attributes:
         tower: what the names of the vision tower's parameters begin with, the dot included.
@@ -83,7 +83,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a checkpoint's images become pieces and tokens.
+    """Rule by which a checkpoint's images become pieces and tokens.
 
     Attributes:
         rule: the image rule.
@@ -134,7 +134,7 @@ def refuse_nothing(config: Any, found: Collector) -> None:
 
 @dataclass(frozen=True)
 class VisionLanguageFamily:
-    """What the vision-language models of one model_type have in common.
+    """Facts that the vision-language models of one model_type have in common.
 
     Attributes:
         config: transformers' class of the whole configuration.
@@ -298,7 +298,7 @@ def _facts(
     shape: DecoderShape,
     rule: Rule,
 ) -> Facts:
-    """What passes, package and runtime must know besides the graphs."""
+    """Facts that passes, package and runtime need besides the graphs."""
     image = ImageFacts(
         rule=rule.rule,
         image_token_id=rule.image_token_id,

@@ -46,7 +46,7 @@ class TileTokens:
 
 
 class _Plan(NamedTuple):
-    """How an image is cut.
+    """Plan by which an image is cut.
 
     Attributes:
         grid: rows and columns of tiles, int64 `[2]`; of no tiles 1 and 1.

@@ -30,7 +30,7 @@ class GridModel(LoadedModel):
         return found
 
     def laid(self, name: str, values: np.ndarray, inputs: dict[str, Any]) -> np.ndarray:
-        """What a module computes for patches or for visual tokens, row by row, float32 `[1, n, width]`."""
+        """Output of a module for patches or for visual tokens, row by row, float32 `[1, n, width]`."""
         merged = not name.startswith("vision.")
         by_window = self._windows(inputs) if name == trace_points.PROJECTOR or not merged else None
         square, start, found = 1 if merged else self._merge**2, 0, []

@@ -109,7 +109,7 @@ class LoadedModel:
         return [piece.numpy() for piece in values.reshape(-1, *values.shape[-3:])]
 
     def laid(self, name: str, values: np.ndarray, inputs: dict[str, Any]) -> np.ndarray:
-        """What a module of the vision half computes, as traces have it (`hvlc.results.trace_points`).
+        """Output of a module of the vision half, as traces have it (`hvlc.results.trace_points`).
 
         Args:
             name: of the trace's value.

@@ -64,7 +64,7 @@ def genai_config(
 
 
 def configuration(kind: str, facts: Facts, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What every configuration has.
+    """Entries that every configuration has.
 
     Args:
         kind: onnxruntime-genai's name of the type.
@@ -102,7 +102,7 @@ def session(provider: Provider | None = None) -> dict[str, Any]:
 
 
 def session_entries(component: Component) -> dict[str, str]:
-    """What a session has to be told so that the graph computes what it says: see `FLOAT_PRODUCTS`."""
+    """Session options without which the graph does not compute what it says: see `FLOAT_PRODUCTS`."""
     rows = [n for n in component.graph if n.op_type == "DequantizeLinear" and "block_size" not in n.attributes]
     fused = any(node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.INT8 for node in rows)
     return dict([FLOAT_PRODUCTS]) if fused else {}
@@ -163,7 +163,7 @@ def _states(text: TextFacts) -> tuple[dict[str, Any], dict[str, str], dict[str, 
 
 
 def _vision(facts: Facts, files: Mapping[str, str]) -> dict[str, Any]:
-    """What a model that sees has besides the decoder."""
+    """Entries of a model that sees besides the decoder's."""
     grids = facts.sees.grid_positions
     return {
         "image_token_id": facts.sees.image_token_id,

@@ -9,7 +9,7 @@ import onnx
 from hvlc.opening.graphs import load_graph, nested
 from hvlc.opening.tensors import place_of
 
-#: As `hvlc.package.streaming` lays files out.
+#: Layout of files in bytes, as in `hvlc.package.streaming`.
 _LARGE, _PAGE, _ALIGNED = 1 << 20, 4096, 64
 _BLOCK = 1 << 24
 

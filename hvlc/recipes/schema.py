@@ -68,7 +68,7 @@ class WeightSpec(StrictModel):
         )
 
     def with_fallbacks(self) -> Iterator["WeightSpec"]:
-        """It, its fallback, that one's and so on."""
+        """Format that is asked for, then its fallback, that one's and so on."""
         yield self
         if self.fallback is not None:
             yield from self.fallback.with_fallbacks()

@@ -42,7 +42,7 @@ class Seen:
 
     @property
     def parts(self) -> tuple[np.ndarray, ...]:
-        """What an encoder runs over, float32 `[n, 3, H, W]`: pieces of one shape, if there are any; the overview."""
+        """Inputs of an encoder, float32 `[n, 3, H, W]`: pieces of one shape, if there are any; the overview."""
         pieces = (self.pieces,) if len(self.pieces) else ()
         return pieces if self.overview is None else (*pieces, self.overview)
 
@@ -53,7 +53,7 @@ class Seen:
 
     @classmethod
     def of(cls, made: Mapping[str, np.ndarray], token: int) -> "Seen":
-        """What a front graph gave, by the names of its outputs.
+        """Image from a front graph's outputs, by their names.
 
         Args:
             made: the outputs.

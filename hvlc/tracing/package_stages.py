@@ -256,7 +256,7 @@ class Shapes:
         return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
     def shares(self, joined: np.ndarray, values: Values) -> list[np.ndarray]:
-        """What each image has of values `[1, n, ...]` that lie one image behind the other."""
+        """Parts of values `[1, n, ...]` for each image; the images lie one after the other."""
         areas = np.cumsum([image.visual_tokens for image in self.seen(values)])
         return np.split(joined, areas[:-1] * joined.shape[1] // areas[-1], axis=1)
 
@@ -378,7 +378,7 @@ class Merge(_PartStage):
 
 @dataclass(frozen=True)
 class Beside:
-    """What layers of a decoder read besides the residual stream: positions in grids, features of images.
+    """Inputs of a decoder's layers besides the residual stream: positions in grids, features of images.
 
     Attributes:
         shapes: of the images. None: the question has none.
@@ -406,7 +406,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a layer reads besides the residual stream, at all positions.
+    """Inputs of a layer besides the residual stream, at all positions.
 
     Attributes:
         positions: int64 `[3, 1, n]`. None: it is given none.

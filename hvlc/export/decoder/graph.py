@@ -93,7 +93,7 @@ def decoder(
 
 
 def _added(b: GraphBuilder, x: ir.Value, layer: str, norm: str | None, shape: DecoderShape) -> ir.Value:
-    """What a part of a layer adds to the residual stream, normalized where the decoder does that."""
+    """Output of a part of a layer for the residual stream, normalized where the decoder does that."""
     return x if norm is None else rms_norm(b, x, f"{layer}.{norm}", shape.hidden, shape)
 
 
@@ -120,7 +120,7 @@ def _mixed(
     lengths: tuple[ir.Value, ir.Value],
     turns: Turns,
 ) -> tuple[ir.Value, ...]:
-    """What attention or convolution of a layer adds to the residual stream, and what it keeps for later positions."""
+    """Output of a layer's attention or convolution for the residual stream, and the state for later positions."""
     if shape.convolves(index):
         return short_convolution(b, x, f"{layer}.conv", shape, index, *past)
     return attention(b, x, f"{layer}.self_attn", shape, index, past, lengths, turns)

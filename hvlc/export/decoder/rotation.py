@@ -19,7 +19,7 @@ _AXES = 3
 
 @dataclass(frozen=True)
 class Turns:
-    """How queries and keys turn.
+    """Rotation of queries and keys.
 
     Attributes:
         tables: cosines and sines float `[context, angles]`, by the position in the cache; none where no layer rotates.
@@ -35,7 +35,7 @@ class Turns:
 
 
 def layer_turns(b: GraphBuilder, tables: RotaryTables, shape: DecoderShape) -> list[Turns]:
-    """How each layer turns: by the position in the cache, or by positions that the graph is given."""
+    """Rotation of each layer: by the position in the cache, or by positions that the graph is given."""
     found = layer_tables(b, tables, shape)
     if shape.grid_positions is None:
         return [Turns(mine) for mine in found]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class FusedRows:
-    """Where a projection is stored inside a fused one.
+    """Rows of a projection that is stored inside a fused one.
 
     Attributes:
         name: of the fused projection.

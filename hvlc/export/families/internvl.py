@@ -31,7 +31,7 @@ LAYERS = "encoder.layer"
 _RATIOS = {1 / factor: factor for factor in (1, 2, 4, 8)}
 _EPSILON = 1e-5  # torch's, of the connector's norm
 
-#: As transformers 5 names parameters inside the model, and as it saves them.
+#: Names of parameters in transformers 5: inside the model, and as it saves them.
 NAMES = (
     Names("model.vision_tower.", "model.multi_modal_projector.", "model.language_model"),
     Names("vision_tower.", "multi_modal_projector.", "language_model.model", "language_model.lm_head.weight"),

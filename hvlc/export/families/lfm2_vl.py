@@ -25,7 +25,7 @@ LEFT_OUT = ("model.vision_tower.head.", "model.vision_tower.vision_model.head.")
 
 _EPSILON = 1e-5  # torch's, of the projector's norm
 _CONNECTOR, _TEXT = "model.multi_modal_projector.", "model.language_model"
-#: What the image processor does where its settings do not say otherwise.
+#: Defaults of the image processor.
 _USUAL = {
     "downsample_factor": 2,
     "do_image_splitting": True,
@@ -116,7 +116,7 @@ def _rule(checkpoint: Checkpoint, config: Any) -> Rule:
 
 
 def _contradictions(checkpoint: Checkpoint, config: Any, settings: dict[str, Any], *, splits: bool) -> list[str]:
-    """What the image processor's settings say against the model or each other, or what is not exported."""
+    """Image processor's settings that contradict the model or each other, or are not exported."""
     expected = {"encoder_patch_size": config.vision_config.patch_size, "downsample_factor": config.downsample_factor}
     causes = [
         f"the image processor's {key} is {settings[key]}, the model's {value}"

@@ -27,7 +27,7 @@ from hvlc.models.modules import Modules
 from hvlc.models.numbers import GridNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
-#: As transformers 5 names parameters inside the model, and as checkpoints of Qwen2-VL and Qwen2.5-VL are saved.
+#: Names of parameters in transformers 5: inside the model, and in checkpoints of Qwen2-VL and Qwen2.5-VL.
 NAMES = (
     Names("model.visual.", "model.visual.merger.", "model.language_model"),
     Names("visual.", "visual.merger.", "model"),

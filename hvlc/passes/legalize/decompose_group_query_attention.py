@@ -119,7 +119,7 @@ def _is_quantized(node: ir.Node) -> bool:
 
 
 def _window(node: ir.Node) -> int:
-    """How many positions a token sees, its own included; `_NO_WINDOW`: all before it."""
+    """Number of positions that a token sees, its own included; `_NO_WINDOW`: all before it."""
     return node.attributes.get_int(_WINDOW, _NO_WINDOW)
 
 

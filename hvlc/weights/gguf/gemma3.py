@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ARCHITECTURE = "gemma3"
-#: What the converter adds to the gain of every norm.
+#: Number that the converter adds to the gain of every norm.
 OFFSET = 1
 #: Norms of a layer: llama.cpp's names to transformers'.
 NORMS = {
@@ -28,7 +28,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def obstacles(settings: Mapping[str, Any]) -> list[str]:
-    """What of the architecture's own settings cannot be read."""
+    """Problems of the architecture's own settings that cannot be read."""
     pattern = settings.get(_PATTERN, _PERIOD)
     whole = type(pattern) is int and 1 <= pattern <= 10_000
     listed = isinstance(pattern, bool | list) and _is_of_bits(pattern, settings.get("block_count"))
@@ -43,7 +43,7 @@ def _is_of_bits(pattern: bool | list[Any], layers: object) -> bool:
 
 
 def derived(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of a Gemma 3 besides, or in the place of, what it says of a Llama.
+    """Entries of config.json for a Gemma 3 besides, or in the place of, a Llama's.
 
     Args:
         settings: keys below the architecture's name; dimensions are known to be there.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def calibration_inputs(
     request: BuildRequest, opened: BuildInputs, planned: PlannedModel, text: Path
 ) -> "CalibrationSet | None":
-    """What the plan's solvers are calibrated on, factors found and ranges taken; None when nothing needs data.
+    """Set on which the plan's solvers are calibrated, factors found and ranges taken; None when nothing needs data.
 
     A measurement for a budget has used the set already, so it is not refused for want of use.
 
@@ -67,7 +67,7 @@ def calibration_inputs(
 
 
 def cost_of(bundle: Bundle, plan: Plan, inputs: "CalibrationSet", scaled: "Sequence[ScaledGroup]") -> CalibrationCost:
-    """What the search for factors, the solvers and the observers take."""
+    """Cost of the search for factors, the solvers and the observers."""
     from hvlc.solvers.registry import CALIBRATED
 
     searched = search_cost(bundle, {(group.component, group.nodes[0]): group.searched for group in scaled}, inputs)
@@ -75,7 +75,7 @@ def cost_of(bundle: Bundle, plan: Plan, inputs: "CalibrationSet", scaled: "Seque
 
 
 def fingerprint_of(sources: Sources) -> dict[str, str]:
-    """What a calibration depends on, by the name of each input."""
+    """Fingerprint of all that a calibration depends on, by the name of each input."""
     return {
         "checkpoint": sources.checkpoint,
         "recipe": sources.recipe,

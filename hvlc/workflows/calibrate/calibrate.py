@@ -64,7 +64,7 @@ def default_source(facts: Facts) -> str:
 
 
 def pending_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], SolvedWeight]:
-    """What a calibration will have put into a state, by component and node; a tied table's is the head's."""
+    """Matrices that a calibration will have put into a state, by component and node; a tied table's is the head's."""
     heads = {(a.component, a.node): a for a in plan.assignments}
     found = {}
     for assignment in plan.assignments:
@@ -77,7 +77,7 @@ def pending_matrices(plan: Plan, directory: Path) -> dict[tuple[str, str], Solve
 
 
 def observations(bundle: Bundle, plan: Plan) -> dict[str, Observation]:
-    """What the package reads of its components' values, by component.
+    """Observations of its components' values that the package reads, by component.
 
     Args:
         bundle: before its products are quantized.
@@ -97,7 +97,7 @@ def observations(bundle: Bundle, plan: Plan) -> dict[str, Observation]:
 
 @dataclass(frozen=True)
 class PendingObservations:
-    """What calibration will have found of a package's values, as lazy expressions.
+    """Ranges and magnitudes that calibration will have found of a package's values, as lazy expressions.
 
     Attributes:
         ranges: float32 `[2]` of activations, by component and value.
@@ -109,7 +109,7 @@ class PendingObservations:
 
     @classmethod
     def pending(cls, bundle: Bundle, plan: Plan, directory: Path) -> "PendingObservations":
-        """What a state will hold.
+        """Observations that a state will hold.
 
         Args:
             bundle: before its products are quantized.

@@ -1,4 +1,4 @@
-"""What a calibration will take, told before it starts: roughly, and on the safe side for memory."""
+"""Cost of a calibration, told before it starts: roughly, and on the safe side for memory."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ _PROBE = 512  # rows and columns
 
 @dataclass(frozen=True)
 class CalibrationCost:
-    """What a calibration takes.
+    """Cost of a calibration.
 
     Attributes:
         memory_bytes: peak of unshared memory beyond what is there before.
@@ -64,7 +64,7 @@ class CalibrationCost:
 
 @dataclass(frozen=True)
 class _Load:
-    """What runs through a component.
+    """Tokens that run through a component.
 
     Attributes:
         tokens: all of them.
@@ -120,7 +120,7 @@ def calibration_cost(
 
 
 def search_cost(bundle: Bundle, scaled: Mapping[tuple[str, str], int], inputs: "CalibrationSet") -> CalibrationCost:
-    """What it takes to find factors, in a walk of its own.
+    """Cost of finding factors, in a walk of its own.
 
     Args:
         bundle: before it is quantized.
@@ -207,7 +207,7 @@ def _lengths(inputs: "CalibrationSet", sizes: list[VisualSize]) -> list[int]:
 
 
 def _sizes(bundle: Bundle, inputs: "CalibrationSet") -> list[VisualSize]:
-    """What the images of a set become at full size."""
+    """Sizes of a set's images at full size, after the image rule."""
     from hvlc.workflows.calibrate.sizes import measure_of
 
     if bundle.facts.image is None or not inputs.images:

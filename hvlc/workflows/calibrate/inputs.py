@@ -1,4 +1,4 @@
-"""What components are fed: pieces of images, features of visual tokens, embedded tokens, batches of texts."""
+"""Inputs of components: pieces of images, features of visual tokens, embedded tokens, batches of texts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby

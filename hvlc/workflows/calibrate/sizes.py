@@ -1,4 +1,4 @@
-"""What images become, from their heights and widths alone: the front graph without its pixels."""
+"""Visual sizes of images from their heights and widths alone: the front graph without its pixels."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +12,7 @@ from hvlc.results.calibration_set import VisualSize
 
 
 def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
-    """Tells what an image of a height and a width becomes at full size.
+    """Function to the visual size of an image from its height and width, at full size.
 
     Args:
         image: facts of the model that sees it.
