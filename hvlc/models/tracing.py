@@ -234,6 +234,11 @@ class VisionLanguageTracer(LanguageTracer):
         }
 
 
+def _behind(before: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Values of a module that is called for each piece alone, rows `[n, width]` one call behind the other."""
+    return np.concatenate([values.reshape(-1, found.shape[-1]) for values in (before, found)])
+
+
 def _is_vision(name: str) -> bool:
     """Whether a value is of the vision half's modules."""
     return name.startswith(("vision.", _TAP)) or name == trace_points.PROJECTOR
@@ -270,7 +275,8 @@ def _listening(modules: Mapping[str, Any], decoder: Any) -> Iterator[dict[str, n
             return module.module.register_forward_pre_hook(partial(hear_entry, name), with_kwargs=True)
 
         def hear(_: Any, __: Any, output: Any) -> None:
-            heard[name] = _array(output[0] if isinstance(output, tuple) else output)
+            found = _array(output[0] if isinstance(output, tuple) else output)
+            heard[name] = _behind(heard[name], found) if name in heard else found
 
         return module.register_forward_hook(hear)
 

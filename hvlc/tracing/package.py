@@ -214,13 +214,15 @@ class PackageTracer:
         else:
             yield from self._tower_stages(question.encoder)
         stitch = self.graph("stitch")
-        laid = stitch.part(["tile_features", "grid"], [stitch.value("image_features")])
+        given = [str(value.name) for value in stitch.graph.inputs]
+        laid = stitch.part(given, [stitch.value("image_features")])
         yield Stitching(question, self.seen, laid, self._basis, is_free=self._is_free)
 
     @property
     def _is_free(self) -> bool:
-        """Whether each image is one piece of its own size."""
-        return self.manifest.images is not None and self.manifest.images.piece is None
+        """Whether a piece of an image has a size of its own."""
+        images = self.manifest.images
+        return images is not None and (images.piece is None or images.overview)
 
     def _free_stages(self, encoder: str, shapes: Shapes) -> Iterator[Stage]:
         """Stages of a tower over images of any size, whose layers read the grid of the patches, so the pixels, too."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -180,7 +181,7 @@ class Preprocessing(_Front):
     def _made(self, values: Values) -> np.ndarray:
         seen = self._see(self._question, values[trace_points.RESOLUTION])
         if self._is_free:
-            return trace_points.joined_pixels([image.pieces for image in seen])
+            return trace_points.joined_pixels([piece for image in seen for piece in single_pieces(image)])
         return np.concatenate([image.pieces for image in seen])
 
 
@@ -234,7 +235,7 @@ class Tiles(_PartStage):
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of a question's images, each of which is one piece of its own size.
+    """Sizes of the pieces of a question's images, some of which have a size of their own.
 
     Attributes:
         question: resolved.
@@ -249,20 +250,32 @@ class Shapes:
         return self.see(self.question, values[trace_points.RESOLUTION])
 
     def pictures(self, values: Values) -> list[np.ndarray]:
-        """Pixels of a trace, float32 `[1, 3, H, W]` each."""
-        sizes = [image.pieces.shape for image in self.seen(values)]
+        """Pixels of each piece of a trace, float32 `[1, 3, H, W]`."""
+        sizes = [piece.shape for image in self.seen(values) for piece in single_pieces(image)]
         ends = np.cumsum([height * width for *_, height, width in sizes])
         parts = np.split(values[trace_points.PREPROCESSING], ends[:-1], axis=-1)
         return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
     def shares(self, joined: np.ndarray, values: Values) -> list[np.ndarray]:
-        """Parts of values `[1, n, ...]` for each image; the images lie one after the other."""
-        areas = np.cumsum([image.visual_tokens for image in self.seen(values)])
+        """Parts of values `[1, n, ...]` for each piece, by its pixels; the pieces lie one after the other."""
+        areas = np.cumsum([piece.size for image in self.seen(values) for piece in single_pieces(image)])
         return np.split(joined, areas[:-1] * joined.shape[1] // areas[-1], axis=1)
+
+    def by_part(self, joined: np.ndarray, values: Values) -> list[list[np.ndarray]]:
+        """Shares for each image, by its parts (`Seen.parts`), float32 `[pieces, n, ...]`."""
+        shares = iter(self.shares(joined, values))
+        return [
+            [np.concatenate(list(islice(shares, len(part)))) for part in image.parts] for image in self.seen(values)
+        ]
+
+
+def single_pieces(image: Seen) -> list[np.ndarray]:
+    """Each piece of an image alone, float32 `[1, 3, H, W]`."""
+    return [piece[None] for part in image.parts for piece in part]
 
 
 class Pictures(_PartStage):
-    """A part of a vision encoder that takes images of any size, one after another.
+    """A part of a vision encoder that takes pieces of any size, one after another.
 
     Args:
         name: of the stage.
@@ -320,11 +333,11 @@ class Stitching(_PartStage):
             features = np.concatenate([features, values[trace_points.TAPS]], -1)
         images = self._see(self._question, values[trace_points.RESOLUTION])
         if self._is_free:
-            parts = Shapes(self._question, self._see).shares(features, values)
+            parts = Shapes(self._question, self._see).by_part(features, values)
         else:
-            parts = np.split(features, np.cumsum([len(seen.pieces) for seen in images])[:-1])
-        for seen, part in zip(images, parts, strict=True):
-            made.append(session.run(None, {"tile_features": part, "grid": seen.grid})[0])
+            parts = [[tiles] for tiles in np.split(features, np.cumsum([len(seen.pieces) for seen in images])[:-1])]
+        for seen, mine in zip(images, parts, strict=True):
+            made.append(session.run(None, seen.merger_feeds(mine))[0])
         return np.concatenate(made)
 
 

@@ -146,26 +146,26 @@ def _swap_layers(package: Path) -> None:
         stored.save()
 
 
-def _subtraction(graph: onnx.GraphProto) -> onnx.NodeProto:
-    """The node that subtracts the mean from what becomes pieces; a compressor's view has one of its own."""
+def _subtractions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that subtract the mean from what becomes pieces; a compressor's view has one of its own."""
     producer = {output: node for node in graph.node for output in node.output}
     pads = [node for node in graph.node if node.op_type == "Pad"]
     if pads:
-        found = producer[producer[pads[0].input[0]].input[0]]
+        found = [producer[producer[pads[0].input[0]].input[0]]]
     else:
-        divisions = [node for node in graph.node if node.op_type == "Div" and node.input[0] in producer]
-        (found,) = (node for d in divisions if (node := producer[d.input[0]]).op_type == "Sub")
-    assert found.op_type == "Sub"
+        pieces = [producer[name] for name in ("pixel_values", "overview") if name in producer]
+        found = [producer[division.input[0]] for division in pieces]
+    assert {node.op_type for node in found} == {"Sub"}
     return found
 
 
 def _shift_mean(package: Path) -> None:
     """The mean is not subtracted."""
     stored = _Stored(package / "front.onnx")
-    subtraction = _subtraction(stored.model.graph)
-    assert stored.floats(subtraction.input[1]).size == 3
     stored.model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), "mean"))
-    subtraction.input[1] = "mean"  # the deviation may be read from the same constant
+    for subtraction in _subtractions(stored.model.graph):
+        assert stored.floats(subtraction.input[1]).size == 3
+        subtraction.input[1] = "mean"  # the deviation may be read from the same constant
     stored.save()
 
 

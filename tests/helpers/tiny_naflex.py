@@ -64,7 +64,7 @@ def save_naflex(
         vision_config=tower | (vision or {}),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         tie_word_embeddings=tied,
-        **{"downsample_factor": FACTOR, "projector_hidden_size": 40} | (projector or {}),
+        **{"downsample_factor": FACTOR, "projector_hidden_size": 48} | (projector or {}),
     )
     seen = {"tile_size": TILE, "encoder_patch_size": PATCH, "min_image_tokens": 4, "max_image_tokens": 16}
     images = Lfm2VlImageProcessorPil(**seen | {"max_tiles": MOST} | (pictures or {}))

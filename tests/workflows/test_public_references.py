@@ -18,6 +18,7 @@ from hvlc.workflows.evaluate.model import open_subject
 from tests.export.tiny_families import save_text
 from tests.helpers.faults import DROPPED_TAPS, FAULTS, MORE_FAULTS, planted
 from tests.helpers.tiny import picture
+from tests.helpers.tiny_naflex import save_naflex
 from tests.helpers.tiny_vision_language import save_grid, save_overview, save_ratio
 
 
@@ -132,6 +133,49 @@ def test_a_planted_stage_of_a_native_grid_is_named(
     damaged = planted(fault, grid_packages[planned.recipes[0]], tmp_path / "package")
     found = bisect(Request(damaged, grid, "What is it?", (image,), max_new_tokens=6))
     assert found.departs == planned.stage
+
+
+@pytest.fixture(scope="module")
+def naflex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kinds = ["conv", "conv", "full_attention", "conv"]  # the first two can change places
+    return save_naflex(tmp_path_factory.mktemp("naflex") / "checkpoint", text={"layer_types": kinds})
+
+
+@pytest.fixture(scope="module")
+def naflex_packages(naflex: Path) -> dict[str, Path]:
+    outputs = {recipe: naflex.parent / recipe for recipe in ("float32", "w4a16-rtn")}
+    for recipe, output in outputs.items():
+        build(open_request(naflex, "cpu", recipe, output))
+    return outputs
+
+
+def test_no_stage_of_tiles_and_an_overview_departs(
+    naflex: Path, naflex_packages: dict[str, Path], tmp_path: Path, image: Path
+) -> None:
+    """One image is cut into tiles, the other is a piece of its own shape alone."""
+    small = tmp_path / "small.png"
+    picture(20, 30).save(small)
+    found = bisect(Request(naflex_packages["float32"], naflex, "What is it?", (image, small), max_new_tokens=6))
+    assert found.departs is None
+    assert {"vision.post_norm", "projector", "stitching", "decoder.layers.3"} <= {stage.name for stage in found.stages}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_stage_of_tiles_and_an_overview_is_named(
+    naflex: Path, naflex_packages: dict[str, Path], tmp_path: Path, image: Path, fault: str
+) -> None:
+    damaged = planted(fault, naflex_packages[FAULTS[fault].recipes[0]], tmp_path / "package")
+    found = bisect(Request(damaged, naflex, "What is it?", (image,), max_new_tokens=6))
+    assert found.departs == FAULTS[fault].stage
+
+
+def test_a_package_with_states_gives_its_checkpoints_answers(naflex: Path, naflex_packages: dict[str, Path]) -> None:
+    asked = {"reference": naflex, "max_new_tokens": 4, "count": 2}
+    found = evaluate_questions(naflex_packages["float32"], DocumentsTask(4), **asked)
+    (ours,), (theirs,) = found.evaluations, found.references
+    assert [e.tokens for e in ours.examples] == [e.tokens for e in theirs.examples]
+    assert ours.fidelity is not None
+    assert ours.fidelity.kl.value < 1e-6
 
 
 def test_without_taps_the_tokens_are_others(grid: Path, grid_packages: dict[str, Path], tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle
 from hvlc.imaging.naflex_tiles import NaflexTiles, TileTokens
 from hvlc.models.modules import Modules
+from hvlc.models.naflex import NaflexModel
 from hvlc.models.numbers import VisionLanguageNumbers
 from hvlc.weights.checkpoint import Checkpoint
 
 #: The tower's pooling head, which has no part in visual tokens.
 LEFT_OUT = ("model.vision_tower.head.", "model.vision_tower.vision_model.head.")
+
+LOADED = NaflexModel
 
 _EPSILON = 1e-5  # torch's, of the projector's norm
 _CONNECTOR, _TEXT = "model.multi_modal_projector.", "model.language_model"
