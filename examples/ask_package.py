@@ -43,8 +43,8 @@ def load_pixels(path: Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 [visual tokens, hidden] of a uint8 [height, width, 3] image, and its token ids in a prompt."""
+def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) -> tuple[np.ndarray, ...]:
+    """Features float32 [visual tokens, width] of a uint8 [height, width, 3] image, its prompt ids, its grid."""
     files = {name: entry["file"] for name, entry in manifest["components"].items()}
     images = manifest["images"]
     scale = 0 if images["resolution_compressor"] else 1  # 0 asks the compressor, a scale above 0 is used as it is
@@ -59,7 +59,7 @@ def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) 
     starts = range(0, len(pieces), PIECE_BATCH)
     parts = [vision.run(None, {"pixel_values": pieces[i : i + PIECE_BATCH]})[0] for i in starts]
     merged = session(package, files["stitch"]).run(None, {"tile_features": np.concatenate(parts), "grid": grid})
-    return merged[0], ids
+    return merged[0], ids, grid
 
 
 def choose_encoder(manifest: dict, tokens: int) -> str:
@@ -93,7 +93,7 @@ def main() -> None:
 
     manifest = json.loads((arguments.package / "hvlc.json").read_text("utf-8"))
     pixels = load_pixels(arguments.image)
-    features, image_ids = see(arguments.package, manifest, pixels, arguments.encoder)
+    features, image_ids, grid = see(arguments.package, manifest, pixels, arguments.encoder)
 
     model = og.Model(str(arguments.package))
     tokenizer = og.Tokenizer(model)
@@ -102,6 +102,8 @@ def main() -> None:
     inputs["input_ids"] = ids[None]
     inputs["num_image_tokens"] = np.array([len(features)], np.int64)
     inputs["host_image_features"] = features
+    if manifest["images"].get("grid_positions"):  # positions of tokens follow the rows and columns of the image
+        inputs["image_grid_thw"] = np.array([[1, *grid]], np.int64)
 
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=len(ids) + arguments.max_new_tokens, do_sample=False)

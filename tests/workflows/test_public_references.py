@@ -1,5 +1,7 @@
 """Public vision-language checkpoints as references: evaluation and bisection hold packages against them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +204,16 @@ def test_no_stage_of_a_native_grid_departs(tmp_path: Path, family: str, images: 
     names = {stage.name for stage in found.stages}
     assert ("taps" in names) == (family == "qwen3_vl" and images > 0)
     assert ("vision.layers.3" in names) == (family != "qwen2_vl" and images > 0)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_host_without_hvlc_answers_too(tmp_path: Path, family: str, image: Path) -> None:
+    checkpoint, output = save_grid(tmp_path / "checkpoint", family), tmp_path / "package"
+    build(open_request(checkpoint, "cpu", "float32", output))
+    wanted = VisionLanguageModel(output).answer(
+        "What is it?", [Image.open(image)], encoder="auto", vrc=True, max_new_tokens=8
+    )
+    example = Path(__file__).parents[2] / "examples" / "ask_package.py"
+    command = [sys.executable, "-I", str(example), str(output), "What is it?", str(image), "--max-new-tokens", "8"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.removesuffix("\n") == wanted.text
