@@ -77,8 +77,10 @@ def _places(component: Component) -> Iterator[_Place]:
         weight = node.inputs[0 if node.op_type == "Gather" else 1]
         if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
             continue
-        if weight.const_value.dtype == ir.DataType.FLOAT:
-            yield _Place(component, node, weight)
+        place = _Place(component, node, weight)
+        is_made = place.is_lookup and not any(place.values.stored())  # of cosines and sines, not of the checkpoint
+        if weight.const_value.dtype == ir.DataType.FLOAT and not is_made:
+            yield place
 
 
 def resolve(

@@ -10,13 +10,17 @@ import pytest
 from PIL import Image
 
 from hvlc.errors import HvlcError
-from hvlc.export import vision_language_family
+from hvlc.export import export_bundle, vision_language_family
 from hvlc.export.families.qwen2_vl import with_text_config
 from hvlc.export.settings import read_config
 from hvlc.export.vision_language import Rule
 from hvlc.imaging.native_grid import NativeGrid
+from hvlc.recipes.loading import parse_recipe
+from hvlc.recipes.resolve import resolve
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.vision import Seen
+from hvlc.solvers import SOLVERS
+from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.assemble import assemble
 from tests.helpers.answers import Reference, asked_of_transformers, check_answer, packaged, sizes
@@ -255,3 +259,20 @@ def test_a_second_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_windows_smaller_than_a_visual_token_are_refused(tmp_path: Path) -> None:
     assert "window_size" in refused(save_grid(tmp_path / "checkpoint", "qwen2_5_vl", vision={"window_size": 7}))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_tables_of_cosines_are_not_weights(tmp_path: Path, family: str) -> None:
+    """A rule for embeddings would round them to four bits."""
+    bundle = export_bundle(Checkpoint.open(save_grid(tmp_path / "checkpoint", family)))
+    gathers = [node for node in bundle.components["model"].graph if node.op_type == "Gather"]
+    assert any(str(node.inputs[0].name).startswith("rotary.") for node in gathers if node.inputs[0] is not None)
+    recipe = parse_recipe(
+        '{"schema_version": 1, "name": "x", "description": "x", "rules": '
+        '[{"role": "embedding", "quantize": {"bits": 4, "block_size": 16}}]}',
+        "x",
+    )
+    plan = resolve(recipe, bundle, load_target("cpu"), SOLVERS)
+    weights = [assignment.weight for assignment in plan.assignments]
+    assert any(name.endswith("embed_tokens.weight") for name in weights)
+    assert not [name for name in weights if "rotary" in name]
