@@ -17,7 +17,8 @@ from hvlc.graphs.builder import GraphBuilder
 from hvlc.imaging.arithmetic import DOUBLE, FLOAT, INT64, f64
 from hvlc.imaging.pieces import cut, normalized, planes, repeated
 from hvlc.imaging.resize import Resampling, resized
-from hvlc.imaging.rule import Answer, ImageRule, Normalization, Request
+from hvlc.imaging.rule import Answer, Normalization, Request
+from hvlc.imaging.square_tiles import SquareTiles
 
 _MOST_PIXELS = 4096  # MAX_IMAGE_SIZE of the processors: of a side, whatever the longest edge is
 
@@ -53,7 +54,7 @@ class _Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MultipleTiles(ImageRule):
+class MultipleTiles(SquareTiles):
     """Rows and columns of tiles, then the whole image as one tile; the latter alone where there is one tile only.
 
     Attributes:
@@ -99,18 +100,6 @@ class MultipleTiles(ImageRule):
     def most_visual_tokens(self) -> int:
         tiles = self.most_rows**2 + 1 if self.is_split and self.most_rows > 1 else 1
         return tiles * self.tile_tokens
-
-    @property
-    def piece_shape(self) -> tuple[int, int]:
-        return self.tile_size, self.tile_size
-
-    @property
-    def tokens_per_piece(self) -> int:
-        return self.tile_tokens
-
-    def pieces(self, rows: int, columns: int) -> int:
-        """Tiles, and the whole image where there are several."""
-        return rows * columns + (rows * columns > 1)
 
     def answer(self, b: GraphBuilder, request: Request) -> Answer:
         """Resize to the longest edge and to whole tiles; cut, and add the whole image."""

@@ -17,11 +17,12 @@ from hvlc.imaging.arithmetic import DOUBLE, FLOAT, INT64
 from hvlc.imaging.nearest_grid import nearest_grid
 from hvlc.imaging.pieces import cut, normalized, planes, repeated
 from hvlc.imaging.resize import Resampling, resized
-from hvlc.imaging.rule import Answer, ImageRule, Normalization, Request
+from hvlc.imaging.rule import Answer, Normalization, Request
+from hvlc.imaging.square_tiles import SquareTiles
 
 
 @dataclass(frozen=True)
-class RatioTiles(ImageRule):
+class RatioTiles(SquareTiles):
     """Stretched tiles, row by row, then a thumbnail where there is more than one.
 
     Attributes:
@@ -50,18 +51,6 @@ class RatioTiles(ImageRule):
     @property
     def most_visual_tokens(self) -> int:
         return self.tile_tokens * (self.max_tiles + 1 if self.max_tiles > 1 else 1)
-
-    @property
-    def piece_shape(self) -> tuple[int, int]:
-        return self.tile_size, self.tile_size
-
-    @property
-    def tokens_per_piece(self) -> int:
-        return self.tile_tokens
-
-    def pieces(self, rows: int, columns: int) -> int:
-        """Tiles, and the thumbnail where there are several."""
-        return rows * columns + (rows * columns > 1)
 
     def answer(self, b: GraphBuilder, request: Request) -> Answer:
         """Choose a grid, stretch to it and cut; shrink to the thumbnail."""
