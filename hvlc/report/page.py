@@ -17,9 +17,8 @@ from PIL import Image
 from hvlc.report import columns, gallery, plots
 from hvlc.report.compilation import CHECK, checked_packages
 from hvlc.report.runs import lettered
+from hvlc.report.templates import asset, page_environment
 from hvlc.results import Evaluation, write_whole
-
-_HERE = Path(__file__).parent
 
 
 def write_page(
@@ -74,7 +73,7 @@ def page_parts(
         columns.require_same_examples(shown)
     runs = lettered(shown)
     examples = gallery.outcomes(runs)
-    script = _asset("page.js")
+    script = asset("page.js")
     return (
         _environment()
         .get_template("page.html.j2")
@@ -94,25 +93,15 @@ def page_parts(
             outcomes=examples,
             kinds=sorted({outcome.example.kind for outcome in examples}),
             cards=gallery.cards(examples, images),
-            style=Markup(_asset("page.css")),
+            style=Markup(asset("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
 
 
-def _asset(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
-
-
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(verdict=columns.verdict, percent=_percent, place=_place, key=_key)
     environment.filters.update(significant=columns.significant, scored=columns.scored)
     return environment

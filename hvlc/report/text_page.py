@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from hvlc.report.columns import ABSENT
 from hvlc.report.compilation import CHECK, checked_packages
+from hvlc.report.templates import asset, page_environment
 from hvlc.report.texts import TEXT_COLUMNS, text_notes
 from hvlc.results import TextEvaluation, write_whole
 
-_HERE = Path(__file__).parent
 _COLOURS = 8  # that page.css defines as --run-0 to --run-7
 _TICKS = 4
 
@@ -54,13 +53,7 @@ def write_text_page(path: Path, evaluations: Sequence[TextEvaluation], *, title:
     plots = [_plot("Perplexity", "of each window", evaluations, evaluations, _perplexities)]
     if held:
         plots.append(_plot("Divergence from the reference", "nats per token", evaluations, held, _divergences))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["place"] = lambda value: f"{value:.2f}%"
     template = environment.get_template("text.html.j2")
     parts = template.generate(
@@ -74,7 +67,7 @@ def write_text_page(path: Path, evaluations: Sequence[TextEvaluation], *, title:
         plots=plots,
         compiled=checked_packages(evaluations),
         check=CHECK,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        style=Markup(asset("page.css")),
     )
     write_whole(path, parts)
 

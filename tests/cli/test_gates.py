@@ -2,26 +2,18 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import click
 import pytest
 
-from hvlc import cli
 from hvlc.cli.gates import GateRequest, gate_options
 from hvlc.recipes.loading import recipe_path
+from tests.helpers.commands import Hvlc, Result, commands
 from tests.helpers.faults import NAMES, planted
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
 
 Eval = Callable[..., Result]
 
@@ -29,19 +21,12 @@ Eval = Callable[..., Result]
 @pytest.fixture
 def evaluated(capsys: pytest.CaptureFixture[str], tiny_w4a16: Path) -> Iterator[Eval]:
     """`hvlc eval PACKAGE -n 6 --encoder base ARGUMENTS`."""
-    before = signal.getsignal(signal.SIGTERM)
+    for hvlc in commands(capsys):
 
-    def run(*arguments: object, package: Path = tiny_w4a16) -> Result:
-        capsys.readouterr()
-        try:
-            cli.main(["eval", *map(str, (package, "-n", 6, "--encoder", "base", "--no-vrc", *arguments))])
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capsys.readouterr())
+        def run(*arguments: object, package: Path = tiny_w4a16, hvlc: Hvlc = hvlc) -> Result:
+            return hvlc("eval", package, "-n", 6, "--encoder", "base", "--no-vrc", *arguments)
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+        yield run
 
 
 def test_gates_that_hold_leave_exit_code_0_and_files(evaluated: Eval, tmp_path: Path, tiny_float32: Path) -> None:

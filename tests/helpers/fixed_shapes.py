@@ -1,10 +1,13 @@
 """A target of fixed shapes for tests: the rules of Qualcomm's NPUs, the levels of the CPU's, short chunks, no chip."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvlc.targets import Target, load_target
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import open_request
 
 CHUNK = 16
 
@@ -32,6 +35,31 @@ def write_target(path: Path, **changes: Any) -> str:
 
 def npu_target(directory: Path, **changes: Any) -> Target:
     return load_target(write_target(directory / "npu.toml", **changes))
+
+
+def write_recipe(path: Path, **content: Any) -> str:
+    """A recipe with this content; the file's name."""
+    path.write_text(json.dumps({"schema_version": 1, "name": path.stem, "description": "x", **content}), "utf-8")
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two packages of the same levels, and their checkpoint; read only."""
+
+    dynamic: Path
+    fixed: Path
+    checkpoint: Path
+
+
+def build_pair(checkpoint: Path, root: Path, recipe: str, **target: Any) -> Pair:
+    """Packages for a CPU and for a target of fixed shapes, which `target` changes."""
+    file = write_target(root / "npu.toml", **target)
+    dynamic, fixed = (
+        build(open_request(checkpoint, name, recipe, root / output, threads=1)).output
+        for name, output in (("cpu", "dynamic"), (file, "fixed"))
+    )
+    return Pair(dynamic, fixed, checkpoint)
 
 
 def _toml(value: Any) -> str:

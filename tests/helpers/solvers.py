@@ -1,10 +1,13 @@
 """What tests of solvers share: formats, matrices, and errors from the definition."""
 
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
+from tests.helpers.tolerances import SOLVER_ERROR
 
 #: Types of scales that any form may have.
 FLOAT_SCALES = (ScaleType.FLOAT32, ScaleType.FLOAT16)
@@ -74,3 +77,48 @@ def blocks_of(weight: np.ndarray, block_size: int) -> list[list[float]]:
         for row in weight
         for start in range(0, len(row), block_size)
     ]
+
+
+def on_symmetric_levels(format: WeightFormat, extreme: str) -> np.ndarray:
+    """float32 `[4, 32]` that a symmetric format in blocks of 16 represents.
+
+    Args:
+        format: symmetric.
+        extreme: "lowest level" or "highest level": which of them every block has.
+    """
+    half, random = 2 ** (format.bits - 1), np.random.default_rng(1)
+    integers = random.integers(1 - half, half, (4, 32))
+    integers[:, ::16] = -half if extreme == "lowest level" else half - 1
+    scales = np.repeat(2.0 ** random.integers(-6, 3, (4, 2)), 16, axis=1)
+    weight: np.ndarray = (integers * scales).astype(np.float32)
+    return weight
+
+
+def on_asymmetric_levels(format: WeightFormat) -> np.ndarray:
+    """float32 `[4, 32]` that an asymmetric format in blocks of 16 represents; every block has both extremes."""
+    top, random = 2**format.bits - 1, np.random.default_rng(1)
+    integers = random.integers(0, top + 1, (4, 32))
+    integers[:, ::16], integers[:, 1::16] = 0, top
+    zeros = np.repeat(random.integers(0, top + 1, (4, 2)), 16, axis=1)
+    weight: np.ndarray = ((integers - zeros) * 0.25).astype(np.float32)
+    return weight
+
+
+def check_slow(
+    weight: np.ndarray, found: Callable[[np.ndarray], float], slow: Callable[[list[float]], float], most: int
+) -> None:
+    """Compare a solver's error with that of slow loops, block of 16 by block of 16.
+
+    float32 and float64 round some halfway cases differently, and a search ends elsewhere from there.
+
+    Args:
+        weight: float32 `[rows, in]`.
+        found: error of the solver on one block, float32 `[1, 16]`.
+        slow: error of the loops on it.
+        most: blocks that may be apart.
+    """
+    blocks = blocks_of(weight, 16)
+    errors = np.array([found(np.array([block], np.float32)) for block in blocks])
+    apart = np.abs(errors / np.array([slow(block) for block in blocks]) - 1)
+    assert (apart > SOLVER_ERROR).sum() <= most
+    assert apart.max() < 0.1

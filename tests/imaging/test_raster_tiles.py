@@ -54,7 +54,7 @@ def test_tiles_grid_and_ids_are_those_of_the_processor(front, processor, h: int,
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), scales, st.integers(1, 4096))
-@settings(max_examples=100)
+@settings(max_examples=150)
 def test_the_scale_is_capped_to_the_same_bit_for_every_size(sizes, h: int, w: int, scale: float, bound: int) -> None:
     feeds = {
         "side": np.array([h, w], np.float32),

@@ -14,7 +14,6 @@ from hvlc.export import export_bundle
 from hvlc.graphs.bundle import Bundle
 from hvlc.models.hypervl import HyperVLForConditionalGeneration, HyperVLImageProcessor
 from hvlc.models.hypervl.modeling import stitch
-from hvlc.models.hypervl.processing import cap_scale, scaled_size
 from hvlc.passes.lists import structural_passes
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
@@ -87,39 +86,6 @@ def test_images_that_become_one_pixel_wide(front, size: tuple[int, int]) -> None
     """torch's own antialiased resize is wrong there."""
     tiles, _, _ = front.run(picture(*size), 0.05, 100)
     assert np.abs(tiles - front.processor.tiles(picture(*size), 0.05, 100)[0].numpy()).max() <= PIXELS
-
-
-@given(st.integers(1, 20_000), st.integers(1, 20_000), scales, st.integers(1, 4096))
-@settings(max_examples=150)
-def test_the_scale_is_capped_to_the_same_bit_for_every_size(sizes, h: int, w: int, scale: float, bound: int) -> None:
-    feeds = {
-        "side": np.array([h, w], np.float32),
-        "scale": np.array([scale], np.float32),
-        "max_visual_tokens": np.array([bound], np.int64),
-    }
-    used, size = sizes.run(None, feeds)
-    expected = cap_scale(h, w, scale, CELL, bound)
-    assert used[0] == expected
-    assert size.tolist() == list(scaled_size(h, w, expected))
-
-
-@pytest.fixture(scope="module")
-def sizes() -> ort.InferenceSession:
-    """Only the arithmetic of sizes, without pixels: any size is cheap."""
-    import onnx_ir as ir
-
-    from hvlc.graphs.builder import GraphBuilder
-    from hvlc.imaging import arithmetic, raster_tiles
-
-    b = GraphBuilder("sizes")
-    side = b.input("side", ir.DataType.FLOAT, [2])
-    scale = b.input("scale", ir.DataType.FLOAT, [1])
-    limit = b.input("max_visual_tokens", ir.DataType.INT64, [1])
-    used = raster_tiles.capped_scale(b, side, scale, limit, CELL)
-    size = arithmetic.scaled_size(b, side, used)
-    b.output(used, "used", ir.DataType.FLOAT, [1])
-    b.output(size, "size", ir.DataType.INT64, [2])
-    return session(b.model())
 
 
 @given(sides, sides)

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from hvlc.solvers import kernels
 from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.weights.formats import Levels, ScaleType, Stream, WeightFormat, weight_format
-from tests.helpers.solvers import ASYMMETRIC, FORMATS, SYMMETRIC, matrices, normal, squared, stored
+from tests.helpers.solvers import (
+    ASYMMETRIC,
+    FORMATS,
+    SYMMETRIC,
+    matrices,
+    normal,
+    on_asymmetric_levels,
+    on_symmetric_levels,
+    squared,
+    stored,
+)
 from tests.helpers.tolerances import SOLVER_ERROR
 
 
@@ -36,21 +46,13 @@ def test_inside_the_range_no_weight_moves_by_more_than_half_a_step(weight: np.nd
 @pytest.mark.parametrize("format", SYMMETRIC, ids=str)
 @pytest.mark.parametrize("extreme", ["lowest level", "highest level"])
 def test_representable_weights_are_exact(format: WeightFormat, extreme: str) -> None:
-    half, random = 2 ** (format.bits - 1), np.random.default_rng(1)
-    integers = random.integers(1 - half, half, (4, 32))
-    integers[:, ::16] = -half if extreme == "lowest level" else half - 1
-    scales = np.repeat(2.0 ** random.integers(-6, 3, (4, 2)), 16, axis=1)
-    weight = (integers * scales).astype(np.float32)
+    weight = on_symmetric_levels(format, extreme)
     np.testing.assert_array_equal(round_to_nearest(weight, format).dequantize(32), weight)
 
 
 @pytest.mark.parametrize("format", ASYMMETRIC, ids=str)
 def test_representable_asymmetric_weights_are_exact(format: WeightFormat) -> None:
-    top, random = 2**format.bits - 1, np.random.default_rng(1)
-    integers = random.integers(0, top + 1, (4, 32))
-    integers[:, ::16], integers[:, 1::16] = 0, top
-    zeros = np.repeat(random.integers(0, top + 1, (4, 2)), 16, axis=1)
-    weight = ((integers - zeros) * 0.25).astype(np.float32)
+    weight = on_asymmetric_levels(format)
     np.testing.assert_array_equal(round_to_nearest(weight, format).dequantize(32), weight)
 
 

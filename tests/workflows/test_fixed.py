@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from hvlc.workflows.build.lowering import static_context
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import BuildRequest, open_request
 from tests.export.tiny_families import save_text, save_vision
-from tests.helpers.fixed_shapes import CHUNK, npu_target, write_target
+from tests.helpers.fixed_shapes import CHUNK, Pair, build_pair, npu_target, write_recipe, write_target
 from tests.helpers.tiny import CONTEXT, picture
 from tests.helpers.tiny_vision_language import save_grid
 from tests.helpers.tolerances import GRAPH_FLOAT32, STATIC_ACTIVATIONS
@@ -61,28 +60,6 @@ BLOCKS: dict[str, Any] = {
 TEMPLATE = 3  # tokens of the tiny tokenizer's chat template
 #: A prompt of less than a chunk, of more than one and no whole number of them.
 PROMPTS = ("Hi", "What is the total of this receipt, and when was it paid? " * 2)
-
-
-def write_recipe(path: Path, **content: Any) -> str:
-    path.write_text(json.dumps({"schema_version": 1, "name": path.stem, "description": "x", **content}), "utf-8")
-    return str(path)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two packages of the same levels; read only."""
-
-    dynamic: Path
-    fixed: Path
-
-
-def build_pair(checkpoint: Path, root: Path, recipe: str, **target: Any) -> Pair:
-    file = write_target(root / "npu.toml", **target)
-    made = [
-        build(open_request(checkpoint, name, recipe, root / output, threads=1)).output
-        for name, output in (("cpu", "dynamic"), (file, "fixed"))
-    ]
-    return Pair(*made)
 
 
 @pytest.fixture(scope="module", params=["float32", "blocks", "static", "static lpbq"])

@@ -1,7 +1,5 @@
 """Fixed shapes with a cache of 8 bits, or without GroupQueryAttention: the answers of the dynamic package."""
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from hvlc.qnn.checking import Sample
 from hvlc.runtime.generation import open_model
 from hvlc.targets import load_target
 from hvlc.tracing.parts import Part
-from hvlc.workflows.build.build import build, plan_build
+from hvlc.workflows.build.build import plan_build
 from hvlc.workflows.build.emulation import Amount, component_samples
 from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import save_text
-from tests.helpers.fixed_shapes import CHUNK, write_target
+from tests.helpers.fixed_shapes import CHUNK, Pair, build_pair, write_recipe, write_target
 from tests.helpers.tiny import picture
 from tests.helpers.tolerances import GRAPH_FLOAT32, QUANTIZED_CACHE
 
@@ -41,29 +39,6 @@ STATIC: dict[str, Any] = {"activations": "static", "static": {"range": "minmax",
 PROMPTS = ("Hi", "What is the total of this receipt, and when was it paid? ")  # of less than a chunk, and of four
 TOKENS = 12
 PASTS = [f"past_key_values.{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")]
-
-
-def write_recipe(path: Path, **content: Any) -> str:
-    path.write_text(json.dumps({"schema_version": 1, "name": path.stem, "description": "x", **content}), "utf-8")
-    return str(path)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two packages of the same levels; read only."""
-
-    dynamic: Path
-    fixed: Path
-    checkpoint: Path
-
-
-def build_pair(checkpoint: Path, root: Path, recipe: str, **target: Any) -> Pair:
-    file = write_target(root / "npu.toml", **target)
-    dynamic, fixed = (
-        build(open_request(checkpoint, name, recipe, root / output, threads=1)).output
-        for name, output in (("cpu", "dynamic"), (file, "fixed"))
-    )
-    return Pair(dynamic, fixed, checkpoint)
 
 
 @pytest.fixture(scope="module")
