@@ -27,6 +27,7 @@ LEVELS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tests.export.test_internvl", "FAMILIES"),
         ("tests.export.test_lfm2_vl", "FAMILIES"),
         ("tests.export.test_grid_families", "FAMILIES"),
+        ("tests.export.test_pixtral", "FAMILIES"),
     ),
     "compiled for Snapdragons, emulated": (
         ("tests.workflows.test_fixed_families", "FAMILIES"),

@@ -10,6 +10,7 @@ weights keep the checkpoint's names.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,15 +193,8 @@ def _summed(frames: np.ndarray) -> np.ndarray:
 def _grid(b: GraphBuilder, height: ir.Value, width: ir.Value, shape: GridTower) -> _Grid:
     """Rotations by rows and columns, and the windows."""
     count = len(shape.frequencies)
-    full = b.op("Concat", height, width, b.ints(count), axis=0)
-    frequencies = b.constant(np.asarray(shape.frequencies, np.float32))
-    by_row = b.op("Mul", b.op("Unsqueeze", _counted(b, height), b.ints(1, 2)), frequencies)
-    by_column = b.op("Mul", b.op("Unsqueeze", _counted(b, width), b.ints(0, 2)), frequencies)
-    turns = []
-    for function in ("Cos", "Sin"):
-        halves = [b.op("Expand", b.op(function, angle), full) for angle in (by_row, by_column)]
-        turns.append(b.op("Reshape", b.op("Concat", *halves, axis=-1), b.ints(1, -1, 2 * count)))
-    grid = _Grid(height, width, (turns[0], turns[1]), None)
+    turns = rotations(b, height, width, shape.frequencies, shape.frequencies)
+    grid = _Grid(height, width, turns, None)
     if shape.windows is None:
         return grid
     side = shape.windows.side * shape.merge
@@ -209,7 +203,34 @@ def _grid(b: GraphBuilder, height: ir.Value, width: ir.Value, shape: GridTower) 
     there = b.op("Cast", _into_windows(b, there, grid, side, 1), to=int(ir.DataType.BOOL))
     seen = b.op("Reshape", there, b.ints(-1, 1, 1, side * side))
     mask = b.op("Expand", seen, b.ints(1, 1, side * side, 1))
-    return _Grid(height, width, (turns[0], turns[1]), (cosines, sines, mask))
+    return _Grid(height, width, turns, (cosines, sines, mask))
+
+
+def rotations(
+    b: GraphBuilder, height: ir.Value, width: ir.Value, by_row: np.ndarray, by_column: np.ndarray
+) -> tuple[ir.Value, ir.Value]:
+    """Cosines and sines of the rotation of each patch, first those of its row.
+
+    Args:
+        b: the graph under construction.
+        height: int64 `[1]`, rows.
+        width: int64 `[1]`, columns.
+        by_row: float32 `[n]`, frequencies of the rotation by rows.
+        by_column: as many, of that by columns.
+
+    Returns:
+        float32 `[1, patches, 2 * n]` each, row by row.
+    """
+    count = len(by_row)
+    full = b.op("Concat", height, width, b.ints(count), axis=0)
+    rows, columns = (b.constant(np.asarray(frequencies, np.float32)) for frequencies in (by_row, by_column))
+    row_angles = b.op("Mul", b.op("Unsqueeze", _counted(b, height), b.ints(1, 2)), rows)
+    column_angles = b.op("Mul", b.op("Unsqueeze", _counted(b, width), b.ints(0, 2)), columns)
+    turns = []
+    for function in ("Cos", "Sin"):
+        halves = [b.op("Expand", b.op(function, angle), full) for angle in (row_angles, column_angles)]
+        turns.append(b.op("Reshape", b.op("Concat", *halves, axis=-1), b.ints(1, -1, 2 * count)))
+    return turns[0], turns[1]
 
 
 def _counted(b: GraphBuilder, count: ir.Value) -> ir.Value:
@@ -275,27 +296,41 @@ def _attention(
     mask: ir.Value | None,
     shape: GridTower,
 ) -> ir.Value:
-    """Rotated attention.
+    """Attention of queries, keys and values that are side by side, float `[batch, patches, 3 * width]`."""
+    parts = b.ops("Split", [qkv], 3, axis=-1, num_outputs=3, name=f"{path}.split")
+    return rotated_attention(b, parts, path, turns, shape.heads, shape.width // shape.heads, mask)
+
+
+def rotated_attention(
+    b: GraphBuilder,
+    parts: Sequence[ir.Value],
+    path: str,
+    turns: tuple[ir.Value, ir.Value],
+    heads: int,
+    head_width: int,
+    mask: ir.Value | None = None,
+) -> ir.Value:
+    """Attention between patches whose queries and keys turn.
 
     Args:
         b: the graph under construction.
-        qkv: queries, keys and values side by side, float `[batch, patches, 3 * width]`.
+        parts: queries, keys and values, float `[batch, patches, width]` each.
         path: dotted name of the attention.
         turns: cosines and sines, float32 `[batch, patches, head width / 2]`.
+        heads: how many.
+        head_width: channels of each.
         mask: which patches are seen, bool `[batch, 1, patches, patches]`; None: all.
-        shape: of the tower.
 
     Returns:
         float `[batch, patches, width]`.
     """
-    q, k, v = b.ops("Split", [qkv], 3, axis=-1, num_outputs=3, name=f"{path}.split")
-    heads = shape.heads
+    q, k, v = parts
     q, k = (
         b.op("RotaryEmbedding", part, *turns, num_heads=heads, interleaved=0, name=f"{path}.{letter}_rotary")
         for letter, part in (("q", q), ("k", k))
     )
     masks = [] if mask is None else [mask]
-    scale = 1 / math.sqrt(shape.width // heads)
+    scale = 1 / math.sqrt(head_width)
     return b.op("Attention", q, k, v, *masks, q_num_heads=heads, kv_num_heads=heads, scale=scale, name=path)
 
 
@@ -329,13 +364,18 @@ def _mlp(b: GraphBuilder, x: ir.Value, path: str, shape: GridTower) -> ir.Value:
     """Two linears, or a gated MLP."""
     *into, out = (f"{path}.{part}" for part in shape.parts.mlp)
     first, *rest = (siglip.linear(b, x, part, shape.width, shape.inner) for part in into)
-    x = _activated(b, first, shape.activation)
+    x = activation(b, first, shape.activation)
     for up in rest:
         x = b.op("Mul", x, up, name=f"{path}.gated")
     return siglip.linear(b, x, out, shape.inner, shape.width)
 
 
-def _activated(b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+def activation(b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+    """The activation of a transformers name inside an MLP.
+
+    Raises:
+        UserError: it is not exported.
+    """
     usual = activation_name(name, _ACTIVATIONS, "hidden_act")
     if usual == "silu":
         return b.op("Mul", x, b.op("Sigmoid", x))
@@ -360,7 +400,7 @@ def _merged(
     square, norm = shape.merge**2 * shape.width, f"{path}.{shape.parts.norm}"
     if named is not None:
         x = _norm(b, x, norm, named, shape.width, shape)
-    x = _squares(b, x, grid, shape)
+    x = squares(b, x, grid.width, shape.merge, shape.width)
     if named is None:
         x = _norm(b, x, norm, norm, square, shape)
     first, second = (f"{path}.{part}" for part in shape.parts.linears)
@@ -368,10 +408,20 @@ def _merged(
     return siglip.linear(b, x, second, square, shape.output)
 
 
-def _squares(b: GraphBuilder, x: ir.Value, grid: _Grid, shape: GridTower) -> ir.Value:
-    """`[1, patches, width]` to `[1, visual tokens, merge * merge * width]`: a pixel shuffle over any grid."""
-    merge, width = shape.merge, shape.width
-    across = b.op("Div", grid.width, b.ints(merge))
+def squares(b: GraphBuilder, x: ir.Value, columns: ir.Value, merge: int, width: int) -> ir.Value:
+    """Join squares of patches: a pixel shuffle over any grid.
+
+    Args:
+        b: the graph under construction.
+        x: float `[1, patches, width]`, row by row.
+        columns: int64 `[1]`, patches of a row.
+        merge: side of a square.
+        width: of a patch's features.
+
+    Returns:
+        float `[1, visual tokens, merge * merge * width]`.
+    """
+    across = b.op("Div", columns, b.ints(merge))
     x = b.op("Reshape", x, b.op("Concat", b.ints(-1, merge), across, b.ints(merge * width), axis=0))
     return b.op("Reshape", b.op("Transpose", x, perm=[0, 2, 1, 3]), b.ints(1, -1, merge * merge * width))
 

@@ -9,6 +9,7 @@ from hvlc.errors import Collector, UserError
 from hvlc.export.prompt_tokens import PromptTokens
 from hvlc.export.settings import image_settings, processor_document
 from hvlc.export.vision_language import Rule
+from hvlc.imaging.bounded_grid import BoundedGrid
 from hvlc.imaging.multiple_tiles import MultipleTiles, OverviewTokens
 from hvlc.imaging.native_grid import NativeGrid
 from hvlc.imaging.ratio_tiles import RatioTiles
@@ -214,6 +215,68 @@ def native_grid(checkpoint: Checkpoint, config: Any, patch: int, merge: int, fra
         image_token=image,
     )
     return Rule(rule, image, image, start, frozenset({start, image, end}), rule.most_visual_tokens)
+
+
+#: Settings of Pixtral's image processor where it does not say otherwise.
+_PIXTRAL = {
+    "size": {"longest_edge": 1024},
+    "image_mean": OPENAI_CLIP_MEAN,
+    "image_std": OPENAI_CLIP_STD,
+    "patch_size": {"height": 16, "width": 16},
+}
+
+
+def pixtral_settings(directory: Path) -> dict[str, Any]:
+    """The settings of Pixtral's image processor, its defaults filled in.
+
+    Raises:
+        UserError: there are none, or they are of other types, or outside their bounds.
+    """
+    return _PIXTRAL | {key: value for key, value in image_settings(directory).items() if value is not None}
+
+
+def bounded_grid(
+    settings: dict[str, Any], image: int, cell: int, row_tokens: tuple[int, int] | None = None
+) -> BoundedGrid:
+    """A grid of the image's own shape inside a rectangle: models with Pixtral's tower.
+
+    Args:
+        settings: of the image processor.
+        image: id that stands for a visual token.
+        cell: side in pixels of the square behind one visual token.
+        row_tokens: ids that end a row of visual tokens, and the last row.
+
+    Raises:
+        UserError: the processor keeps images as they are, or asks for another form of a size.
+    """
+    height, width = _bounds(settings)
+    return BoundedGrid(
+        cell_size=cell,
+        most_height=height,
+        most_width=width,
+        resampling=resampling(settings, 3),
+        normalization=normalization(settings),
+        image_token=image,
+        row_tokens=row_tokens,
+    )
+
+
+def _bounds(settings: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the rectangle that images are shrunk into.
+
+    Raises:
+        UserError: the processor keeps images as they are, crops them, or asks for another form of a size.
+    """
+    size = settings["size"]
+    if settings.get("do_resize") is False or settings.get("do_center_crop"):
+        cause = "the image processor keeps images as they are, or crops them"
+        raise UserError("checkpoint.processor", cause, "set do_resize to true, and do_center_crop to false")
+    found = (size["longest_edge"],) * 2 if size.get("longest_edge") else (size.get("height"), size.get("width"))
+    if not all(found):
+        cause = f"the image processor resizes to {size}, exported is a longest_edge"
+        raise UserError("checkpoint.processor", cause, "set size.longest_edge")
+    height, width = found
+    return int(height), int(width)
 
 
 def _check_patches(settings: dict[str, Any], expected: dict[str, int]) -> None:

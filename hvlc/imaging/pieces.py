@@ -48,3 +48,21 @@ def repeated(b: GraphBuilder, ids: Sequence[int], count: ir.Value) -> ir.Value:
     """int64 `[count * len(ids)]`: a run of ids, int64 `[1]` times."""
     shape = b.op("Concat", count, b.ints(len(ids)), axis=0)
     return b.op("Reshape", b.op("Expand", b.ints(*ids), shape), b.ints(-1))
+
+
+def rows_of(b: GraphBuilder, grid: ir.Value, image: int, row: int) -> ir.Value:
+    """Ids of a grid, row by row.
+
+    Args:
+        b: builder of the graph.
+        grid: rows and columns, int64 `[2]`.
+        image: id of each cell.
+        row: id that ends each row.
+
+    Returns:
+        int64 `[rows * (columns + 1)]`.
+    """
+    rows, columns = b.ops("Split", [grid], 2, axis=0, num_outputs=2)
+    cells = b.op("Expand", b.ints(image), b.op("Concat", rows, columns, axis=0))
+    ends = b.op("Expand", b.ints(row), b.op("Concat", rows, b.ints(1), axis=0))
+    return b.op("Reshape", b.op("Concat", cells, ends, axis=1), b.ints(-1))

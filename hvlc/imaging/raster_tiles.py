@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hvlc.graphs.builder import GraphBuilder
-from hvlc.imaging.arithmetic import FLOAT, ceil_div, f32, scaled_size
+from hvlc.imaging.arithmetic import capped_scale, ceil_div, f32, scaled_size
+from hvlc.imaging.pieces import rows_of
 from hvlc.imaging.rule import Answer, ImageRule, Normalization, Request
 
 
@@ -72,7 +73,7 @@ class RasterTiles(ImageRule):
         normalized = resized_and_normalized(b, request.pixels, target, self.normalization.mean, self.normalization.std)
         grid = ceil_div(b, target, self.cell_size)
         tiles = _cut(b, normalized, target, self.tile_size)
-        return Answer(tiles, _ids(b, grid, self.image_token, self.row_token), grid, used)
+        return Answer(tiles, rows_of(b, grid, self.image_token, self.row_token), grid, used)
 
 
 def resized_and_normalized(
@@ -100,19 +101,6 @@ def resized_and_normalized(
     return b.op("Div", centred, b.constant(np.array(std, np.float32).reshape(shape)))
 
 
-def capped_scale(b: GraphBuilder, size: ir.Value, scale: ir.Value, limit: ir.Value, cell: int) -> ir.Value:
-    """The largest scale up to `scale` that keeps the image within `limit` cells (processing.cap_scale)."""
-    cells = b.op("ReduceProd", ceil_div(b, scaled_size(b, size, scale), cell), keepdims=1)
-    sides = b.op("Div", size, f32(b, cell))
-    a, c = b.ops("Split", [sides], 2, axis=0, num_outputs=2)
-    total = b.op("Add", a, c)
-    free = b.op("Sub", b.op("Cast", limit, to=FLOAT), f32(b, 1.0))
-    inner = b.op("Mul", b.op("Mul", b.op("Mul", f32(b, 4.0), a), c), free)
-    root = b.op("Sqrt", b.op("Add", b.op("Mul", total, total), inner))
-    bound = b.op("Div", b.op("Sub", root, total), b.op("Mul", b.op("Mul", f32(b, 2.0), a), c))
-    return b.op("Where", b.op("LessOrEqual", cells, limit), scale, b.op("Min", scale, bound))
-
-
 def _cut(b: GraphBuilder, pixels: ir.Value, size: ir.Value, tile: int) -> ir.Value:
     """Zero-pad float `[1, 3, h, w]` right and below to whole tiles and cut it, row-major, `[n, 3, T, T]`."""
     counts = ceil_div(b, size, tile)
@@ -123,11 +111,3 @@ def _cut(b: GraphBuilder, pixels: ir.Value, size: ir.Value, tile: int) -> ir.Val
     side = b.ints(tile)
     cut = b.op("Reshape", padded, b.op("Concat", b.ints(3), down, side, across, side, axis=0))
     return b.op("Reshape", b.op("Transpose", cut, perm=[1, 3, 0, 2, 4]), b.ints(-1, 3, tile, tile))
-
-
-def _ids(b: GraphBuilder, grid: ir.Value, image: int, row: int) -> ir.Value:
-    """int64 `[rows * (columns + 1)]`: each row of cells and its row token."""
-    rows, columns = b.ops("Split", [grid], 2, axis=0, num_outputs=2)
-    cells = b.op("Expand", b.ints(image), b.op("Concat", rows, columns, axis=0))
-    ends = b.op("Expand", b.ints(row), b.op("Concat", rows, b.ints(1), axis=0))
-    return b.op("Reshape", b.op("Concat", cells, ends, axis=1), b.ints(-1))

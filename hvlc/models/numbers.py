@@ -224,6 +224,26 @@ class GridNumbers(Numbers):
     tie_word_embeddings: bool | None = None
 
 
+class PixtralTowerNumbers(TowerNumbers):
+    """Pixtral's vision tower."""
+
+    rope_theta: Positive | None = None
+    rope_parameters: RopeNumbers | None = None
+
+
+class PixtralNumbers(Numbers):
+    """Vision-language models with such a tower."""
+
+    vision_config: PixtralTowerNumbers | None = None
+    text_config: LanguageNumbers | None = None
+    spatial_merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
+    projector_hidden_act: str | None = None
+    multimodal_projector_bias: bool | None = None
+    image_token_id: Token | None = None
+    image_token_index: Token | None = None
+    tie_word_embeddings: bool | None = None
+
+
 class ProcessorNumbers(Numbers):
     """Image processors; means and deviations are for values from 0 to 1."""
 
@@ -241,7 +261,7 @@ class ProcessorNumbers(Numbers):
     max_patches: Pieces | None = None
     min_pixels: Area | None = None
     max_pixels: Area | None = None
-    patch_size: Pixels | None = None
+    patch_size: Pixels | SizeNumbers | None = None
     temporal_patch_size: Annotated[int, Field(ge=1, le=64)] | None = None
     merge_size: Annotated[int, Field(ge=1, le=64)] | None = None
     downsample_factor: Annotated[int, Field(ge=1, le=64)] | None = None
@@ -252,6 +272,7 @@ class ProcessorNumbers(Numbers):
     encoder_patch_size: Pixels | None = None
     max_pixels_tolerance: Positive | None = None
     do_resize: bool | None = None
+    do_center_crop: bool | None = None
     do_image_splitting: bool | None = None
     crop_to_patches: bool | None = None
     use_thumbnail: bool | None = None

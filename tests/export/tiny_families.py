@@ -39,6 +39,7 @@ VISION_LANGUAGE = (
     "internvl",
     "internvl_chat",
     "lfm2_vl",
+    "lighton_ocr",
     "qianfan_ocr",
     "qwen2_5_vl",
     "qwen2_vl",

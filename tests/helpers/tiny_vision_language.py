@@ -14,6 +14,8 @@ from transformers import (
     Idefics3Processor,
     InternVLConfig,
     InternVLProcessor,
+    LightOnOcrConfig,
+    LightOnOcrProcessor,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -33,6 +35,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -418,4 +421,65 @@ def save_grid(
     cell = (patch * merge) ** 2
     seen = {"size": {"shortest_edge": 4 * cell, "longest_edge": 100 * cell}, "patch_size": patch, "merge_size": merge}
     save(directory, config, tokenizer, Qwen2VLImageProcessorPil(**seen | (pictures or {})), seed=seed, dtype=dtype)
+    return directory
+
+
+PIXTRAL_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_pad|>", "<|vision_end|>")
+
+#: The form of LightOnOCR's own template.
+PIXTRAL_TEMPLATE = GRID_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>")
+
+
+def pixtral_processor(directory: Path) -> ProcessorMixin:
+    """transformers' processor of a saved LightOnOCR, on Pillow."""
+    tokenizer, pictures = AutoTokenizer.from_pretrained(directory), PixtralImageProcessorPil.from_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    patch, merge = config["vision_config"]["patch_size"], config["spatial_merge_size"]
+    return LightOnOcrProcessor(pictures, tokenizer, patch_size=patch, spatial_merge_size=merge)
+
+
+def save_pixtral(
+    directory: Path,
+    *,
+    patch: int = PATCH,
+    merge: int = 2,
+    tied: bool = False,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    pictures: dict[str, Any] | None = None,
+    template: str = PIXTRAL_TEMPLATE,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """A LightOnOCR.
+
+    Args:
+        directory: where it is saved.
+        patch: side of a patch in pixels.
+        merge: side of the squares of patches that merge.
+        tied: whether the head is the embedding table.
+        vision: other settings of the tower.
+        text: other settings of the decoder.
+        pictures: other settings of the image processor.
+        template: for chats.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    named = {"image_token": "<|image_pad|>", "image_break_token": "<|vision_pad|>", "image_end_token": "<|vision_end|>"}
+    tokenizer = byte_tokenizer(PIXTRAL_SPECIALS, template, "<|im_end|>", extra_special_tokens=named)
+    tower = {"hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 3}
+    tower |= {"patch_size": patch, "image_size": 96, "hidden_act": "silu"} | (vision or {})
+    settings = {"head_dim": 16, "tie_word_embeddings": tied} | (text or {})
+    config = LightOnOcrConfig(
+        text_config=Qwen3Config(**text_settings(tokenizer, **settings)),
+        vision_config=tower,
+        spatial_merge_size=merge,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        tie_word_embeddings=tied,
+    )
+    seen = {"size": {"longest_edge": 96}, "patch_size": {"height": patch * merge, "width": patch * merge}}
+    images = PixtralImageProcessorPil(**seen | (pictures or {}))
+    save(directory, config, tokenizer, images, seed=seed, dtype=dtype)
+    named = {"processor_class": "LightOnOcrProcessor", "patch_size": patch, "spatial_merge_size": merge}
+    (directory / "processor_config.json").write_text(json.dumps(named), "utf-8")
     return directory

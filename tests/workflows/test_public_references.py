@@ -21,7 +21,7 @@ from tests.export.tiny_families import save_text
 from tests.helpers.faults import DROPPED_TAPS, FAULTS, MORE_FAULTS, planted
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_naflex import save_naflex
-from tests.helpers.tiny_vision_language import save_grid, save_overview, save_ratio
+from tests.helpers.tiny_vision_language import save_grid, save_overview, save_pixtral, save_ratio
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +217,16 @@ def test_a_host_without_hvlc_answers_too(tmp_path: Path, family: str, image: Pat
     command = [sys.executable, "-I", str(example), str(output), "What is it?", str(image), "--max-new-tokens", "8"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.removesuffix("\n") == wanted.text
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_no_stage_of_a_bounded_grid_departs(tmp_path: Path, images: int) -> None:
+    checkpoint, output = save_pixtral(tmp_path / "checkpoint", seed=5), tmp_path / "package"
+    build(open_request(checkpoint, "cpu", "float32", output))
+    files = [tmp_path / f"{index}.png" for index in range(images)]
+    for index, path in enumerate(files):
+        picture(40 + 30 * index, 90 - 50 * index).save(path)
+    found = bisect(Request(output, checkpoint, "What is it?", tuple(files), max_new_tokens=6))
+    assert found.departs is None
+    expected = {"preprocessing", "vision.layers.2", "vision.post_norm", "projector", "merge"} if images else set()
+    assert expected <= {stage.name for stage in found.stages}
