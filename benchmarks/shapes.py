@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vision_shapes import internvl35_1b, internvl35_2b, qwen3_vl_2b, save_processor, smolvlm2_2b
+from vision_shapes import internvl35_1b, internvl35_2b, lfm2_vl_16b, qwen3_vl_2b, save_processor, smolvlm2_2b
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -133,6 +133,7 @@ _SHAPES = (
     Shape("smolvlm2-2.2b", smolvlm2_2b, False, save_processor),
     Shape("internvl3.5-1b", internvl35_1b, False, save_processor),
     Shape("internvl3.5-2b", internvl35_2b, False, save_processor),
+    Shape("lfm2-vl-1.6b", lfm2_vl_16b, False, save_processor),
     Shape("qwen3-vl-2b", qwen3_vl_2b, False, save_processor),
 )
 

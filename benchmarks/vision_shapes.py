@@ -44,6 +44,18 @@ _GRID_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
+_TILES_TOKENS = (
+    *(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<image>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|img_thumbnail|>",
+    ),
+    *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 11)),
+)
 _BYTES = 256
 
 
@@ -170,6 +182,50 @@ def qwen3_vl_2b() -> "PretrainedConfig":
     )
 
 
+def lfm2_vl_16b() -> "PretrainedConfig":
+    """LFM2-VL-1.6B: SigLIP2-so400m over native images and tiles, on LFM2-1.2B."""
+    from transformers import Lfm2VlConfig
+
+    attention = (2, 5, 8, 10, 12, 14)
+    text = {
+        "model_type": "lfm2",
+        "vocab_size": 65536,
+        "hidden_size": 2048,
+        "intermediate_size": 12288,
+        "block_auto_adjust_ff_dim": True,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 256,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "conv_L_cache": 3,
+        "layer_types": ["full_attention" if layer in attention else "conv" for layer in range(16)],
+        "tie_word_embeddings": True,
+        **_ends(_TILES_TOKENS, "<|im_end|>"),
+    }
+    tower = {
+        "model_type": "siglip2_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_patches": 256,
+        "patch_size": 16,
+    }
+    return Lfm2VlConfig(
+        text_config=text,
+        vision_config=tower,
+        image_token_id=_BYTES + _TILES_TOKENS.index("<image>"),
+        projector_hidden_size=2560,
+        downsample_factor=2,
+        tie_word_embeddings=True,
+        architectures=["Lfm2VlForConditionalGeneration"],
+        dtype="bfloat16",
+    )
+
+
 _PROCESSORS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Any], dict[str, Any]]] = {
     "smolvlm": (
         _OVERVIEW_TOKENS,
@@ -199,6 +255,27 @@ _PROCESSORS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Any], dict[str
             "max_patches": 12,
         },
         {"processor_class": "InternVLProcessor", "image_seq_length": 256},
+    ),
+    "lfm2_vl": (
+        _TILES_TOKENS,
+        _GRID_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>"),
+        "<|im_end|>",
+        {
+            "image_processor_type": "Lfm2VlImageProcessor",
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "resample": 2,
+            "encoder_patch_size": 16,
+            "tile_size": 512,
+            "min_tiles": 2,
+            "max_tiles": 10,
+            "min_image_tokens": 64,
+            "max_image_tokens": 256,
+            "downsample_factor": 2,
+            "use_thumbnail": True,
+            "do_image_splitting": True,
+        },
+        {"processor_class": "Lfm2VlProcessor"},
     ),
     "qwen3_vl": (
         _GRID_TOKENS,
