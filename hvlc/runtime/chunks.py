@@ -5,6 +5,7 @@ padding counts as sequence, so a prompt takes whole chunks of the context; the e
 padding token is, so a prompt must not hold one; and the length of the search must be that of the cache.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,6 +40,14 @@ class PromptChunks:
     def padded(self, tokens: int) -> int:
         """Positions that a prompt of this many tokens takes."""
         return -(-tokens // self.size) * self.size
+
+    def without_end(self) -> str:
+        """Changes to genai_config.json with which no end token ends a search: that of padding stands for it.
+
+        After an end token a search generates nothing but padding, and `force` is the only way to go on with a chat;
+        whoever generates looks out for end tokens.
+        """
+        return json.dumps({"model": {"eos_token_id": self.padding}})
 
     def check(self, ids: np.ndarray) -> None:
         """Refuse a prompt that would be cut short.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from hvlc.results import Answered
 from hvlc.runtime.chunks import PromptChunks, force
 from hvlc.runtime.positions import grid_positions, position_table
 from hvlc.runtime.providers import open_engine, runs_on
+from hvlc.runtime.turns import Chat, next_turn
 from hvlc.runtime.vision import Seen, Vision
 
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
@@ -34,7 +35,11 @@ class Generation:
         prompt_tokens: length of the prompt, visual tokens included.
         encoder: which vision encoder ran; "" for text only.
         images: the images after the front graph.
+        chat: the messages up to the question.
+        length: positions of the KV cache.
+        in_chunks: whether the decoder has fixed shapes.
         tokens: what was generated so far, the end token included.
+        followed: whether another turn has taken the KV cache over, so that nothing more is generated here.
     """
 
     directory: Path
@@ -46,8 +51,12 @@ class Generation:
     end_tokens: frozenset[int]
     max_new_tokens: int
     started: float
+    chat: Chat
+    length: int
+    in_chunks: bool
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    followed: bool = False
     _first: float = 0.0
     _last: float = 0.0
 
@@ -63,12 +72,37 @@ class Generation:
                 yield piece
 
     def _next(self) -> int | None:
-        """The next token; None where the answer is done."""
+        """The next token; None where the answer is done.
+
+        No end token comes into the KV cache, so that a chat goes on after the last token of the answer's text.
+        """
+        if self.followed or self.ended:
+            return None
         with engine_runs(self.directory):
             if self.generator.is_done():
                 return None
+            if self.in_chunks:  # nothing ends a search there (`PromptChunks.without_end`)
+                likeliest = int(_last_logits(self.generator).argmax())
+                if likeliest in self.end_tokens:
+                    return likeliest
             self.generator.generate_next_token()
             return int(self.generator.get_next_tokens()[0])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has its end token."""
+        return bool(self.tokens) and self.tokens[-1] in self.end_tokens
+
+    def append(self, ids: np.ndarray) -> None:
+        """Run int32 ids after the answer; what is generated from here on goes on after them."""
+        with engine_runs(self.directory):
+            if self.in_chunks:
+                for token in ids.tolist():
+                    force(self.generator, token)
+                return
+            if not self.ended:  # an end token was never run; any other that was generated last is, by asking
+                self.generator.get_logits()
+            self.generator.append_tokens(ids)
 
     @property
     def answered(self) -> Answered:
@@ -161,6 +195,7 @@ class LanguageModel:
         vrc: bool = True,
         max_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
+        room: int = 0,
     ) -> Generation:
         """Run the prefill; the answer streams from the returned generation.
 
@@ -171,6 +206,7 @@ class LanguageModel:
             vrc: of no effect without images.
             max_visual_tokens: None.
             max_new_tokens: bound of generated tokens.
+            room: positions of the KV cache for later turns (`follow`), as far as the context has them.
 
         Raises:
             UserError: something about images was asked for, the prompt is empty or too long, or the runtime cannot run
@@ -185,11 +221,126 @@ class LanguageModel:
         ids = self.prompt_ids(prompt)
         self._check_prompt(ids, max_new_tokens)
         with engine_runs(self.directory):
-            generator = self._generator(len(ids) + max_new_tokens)
+            generator = self._generator(length := self._length(len(ids) + max_new_tokens, room))
             generator.append_tokens(ids)
             stream = self._tokenizer.create_stream()
-        ends = self._end_tokens
-        return Generation(self.directory, generator, stream, len(ids), "", (), ends, max_new_tokens, started)
+        return Generation(
+            self.directory,
+            generator,
+            stream,
+            prompt_tokens=len(ids),
+            encoder="",
+            images=(),
+            end_tokens=self._end_tokens,
+            max_new_tokens=max_new_tokens,
+            started=started,
+            chat=self._chat(prompt),
+            length=length,
+            in_chunks=self._windows is not None,
+        )
+
+    def follow(
+        self, generation: Generation, prompt: str, images: Sequence[Image.Image] = (), *, max_new_tokens: int = 128
+    ) -> Generation:
+        """Ask the next question of a chat; what the KV cache holds of it, images included, is not run again.
+
+        Args:
+            generation: the latest answer, which generates nothing more from here on.
+            prompt: the question, without template.
+            images: none: the runtime takes images with the first prompt.
+            max_new_tokens: bound of generated tokens.
+
+        Raises:
+            UserError: an image, another answer than the latest, no chat template or one that changes earlier turns, or
+                a question that `room` or the context is too small for.
+        """
+        started = time.perf_counter()
+        if images:
+            cause = "a later turn of a chat has an image, and onnxruntime-genai takes images with the first prompt"
+            raise UserError("request.image", cause, "ask about all images in the first turn, or begin another chat")
+        if generation.followed:
+            cause = "another question was asked after this answer already"
+            raise UserError("request.turn", cause, "ask after the latest answer")
+        chat, ids = self._turn(generation.chat, generation.text, prompt)
+        self._check_turn(generation, ids, max_new_tokens)
+        generation.followed = True
+        generation.append(ids)
+        return replace(
+            generation,
+            stream=self._tokenizer.create_stream(),
+            prompt_tokens=generation.prompt_tokens + len(generation.tokens) - generation.ended + len(ids),
+            max_new_tokens=max_new_tokens,
+            started=started,
+            chat=chat,
+            tokens=[],
+            text="",
+            followed=False,
+            _first=0.0,
+            _last=0.0,
+        )
+
+    def room_for(self, prompt: str, later: Sequence[str], *, images: int = 0, max_new_tokens: int = 128) -> int:
+        """Positions that later turns of a chat take at most.
+
+        Args:
+            prompt: the first question.
+            later: the questions after it.
+            images: of the first question.
+            max_new_tokens: bound of each answer.
+
+        Raises:
+            UserError: the package has no chat template, or one that changes earlier turns.
+        """
+        chat, total = self._chat(prompt, images), 0
+        for question in later:
+            chat, ids = self._turn(chat, "", question)
+            total += len(ids) + max_new_tokens
+        return total
+
+    def _chat(self, prompt: str, images: int = 0) -> Chat:
+        """Messages of a first question."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        return ({"role": "user", "content": content if images else prompt},)
+
+    def _turn(self, chat: Chat, answer: str, prompt: str) -> tuple[Chat, np.ndarray]:
+        """A chat with one more turn, and int32 ids from the end of the answer to where the next one begins.
+
+        Raises:
+            UserError: see `follow`.
+        """
+        if not chat_template(self.directory, _TOKENIZER):
+            cause = f"{self.directory} has no chat template, so it goes on with a text and knows no turns"
+            raise UserError("package.turns", cause, "give all of the text as one prompt")
+        longer, text = next_turn(self._tokenizer, chat, answer, prompt)
+        self._check_later(text)
+        ids = self._known(self._tokenizer.encode(text))
+        if self._windows:
+            self._windows.check(ids)
+        return longer, ids
+
+    def _check_later(self, text: str) -> None:
+        """Refuse what only a first prompt may have; a model of texts has nothing of the kind."""
+
+    def _check_turn(self, generation: Generation, ids: np.ndarray, max_new_tokens: int) -> None:
+        """Refuse a turn that does not fit into what is left of the KV cache."""
+        _check_new(max_new_tokens)
+        used = generation.generator.token_count()
+        if used + len(ids) + max_new_tokens <= generation.length:
+            return
+        limit = self.manifest.context_length
+        whole = limit is not None and generation.length >= limit
+        bound = f"the {'context' if whole else 'room of this chat'}, {generation.length}"
+        cause = f"{used} tokens of the chat, {len(ids)} of the question and {max_new_tokens} new ones exceed {bound}"
+        fix = "begin another chat or ask for fewer new tokens" if whole else "begin a chat with more room"
+        raise UserError("request.too_long", cause, fix)
+
+    def _length(self, tokens: int, room: int) -> int:
+        """Positions of a KV cache for this many tokens and some room, within the context."""
+        if self._windows:
+            return self._windows.context
+        limit = self.manifest.context_length
+        wanted = tokens + max(0, room)
+        return wanted if limit is None else min(wanted, limit)
 
     def prompt_ids(self, prompt: str, images: Sequence[Seen] = ()) -> np.ndarray:
         """int32 token ids: through the package's chat template, or as plain text to go on with if it has none.
@@ -219,7 +370,6 @@ class LanguageModel:
 
     def _generator(self, max_length: int) -> og.Generator:
         params = og.GeneratorParams(self._model)
-        max_length = self._windows.context if self._windows else max_length
         params.set_search_options(max_length=max_length, do_sample=False)
         return og.Generator(self._model, params)
 
@@ -229,12 +379,7 @@ class LanguageModel:
             self._windows.check(ids)
             prompt_tokens, padded = self._windows.padded(prompt_tokens), f" (in windows of {self._windows.size})"
         limit = self.manifest.context_length
-        if max_new_tokens < 1:
-            raise UserError(
-                "request.max_new_tokens",
-                f"max_new_tokens must be at least 1, got {max_new_tokens}",
-                "ask for 1 or more",
-            )
+        _check_new(max_new_tokens)
         if limit is not None and prompt_tokens + max_new_tokens > limit:
             raise UserError(
                 "request.too_long",
@@ -274,6 +419,7 @@ class VisionLanguageModel(LanguageModel):
         vrc: bool = True,
         max_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
+        room: int = 0,
     ) -> Generation:
         """Run vision and prefill; the answer streams from the returned generation.
 
@@ -284,6 +430,7 @@ class VisionLanguageModel(LanguageModel):
             vrc: whether the resolution compressor chooses each image's scale.
             max_visual_tokens: bound per image; the package's when None.
             max_new_tokens: bound of generated tokens.
+            room: positions of the KV cache for later turns (`follow`), as far as the context has them.
 
         Raises:
             UserError: unknown encoder, a prompt with image placeholders of its own, or one that is too long.
@@ -302,11 +449,23 @@ class VisionLanguageModel(LanguageModel):
         if seen:
             tensors["host_image_features"] = np.concatenate([self._vision.encode(s, chosen) for s in seen])
         with engine_runs(self.directory):
-            generator = self._generator(len(ids) + max_new_tokens)
+            generator = self._generator(length := self._length(len(ids) + max_new_tokens, room))
             generator.set_inputs(tensors)
-            stream, used = self._tokenizer.create_stream(), chosen if seen else ""
-        ends = self._end_tokens
-        return Generation(self.directory, generator, stream, len(ids), used, seen, ends, max_new_tokens, started)
+            stream = self._tokenizer.create_stream()
+        return Generation(
+            self.directory,
+            generator,
+            stream,
+            prompt_tokens=len(ids),
+            encoder=chosen if seen else "",
+            images=seen,
+            end_tokens=self._end_tokens,
+            max_new_tokens=max_new_tokens,
+            started=started,
+            chat=self._chat(prompt, len(seen)),
+            length=length,
+            in_chunks=self._windows is not None,
+        )
 
     def _positions(self, ids: np.ndarray, images: Sequence[Seen]) -> dict[str, np.ndarray]:
         """Inputs of the runtime, or of the graphs of a decoder of fixed shapes, for positions in grids."""
@@ -331,15 +490,28 @@ class VisionLanguageModel(LanguageModel):
             cause = f"the package's chat template shows {len(parts) - 1} of {len(images)} images"
             raise UserError("package.template", cause, "build it from a checkpoint whose template renders images")
         if len(parts) > len(images) + 1:
-            raise UserError(
-                "request.placeholder", f"the prompt itself contains {rule.placeholder}", "remove it from the prompt"
-            )
+            raise self._has_placeholder()
         ids: list[int] = []
         for index, part in enumerate(parts):
             text = (rule.after if index else "") + part + (rule.before if index < len(images) else "")
             ids += self._tokenizer.encode(text) if text else []
             ids += images[index].ids.tolist() if index < len(images) else []
         return self._known(ids)
+
+    def _check_later(self, text: str) -> None:
+        """Refuse a later turn with an image placeholder: no visual tokens come with it."""
+        if self._vision.images.placeholder in text:
+            raise self._has_placeholder()
+
+    def _has_placeholder(self) -> UserError:
+        cause = f"the prompt itself contains {self._vision.images.placeholder}"
+        return UserError("request.placeholder", cause, "remove it from the prompt")
+
+
+def _check_new(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        cause = f"max_new_tokens must be at least 1, got {max_new_tokens}"
+        raise UserError("request.max_new_tokens", cause, "ask for 1 or more")
 
 
 def _last_logits(generator: og.Generator) -> np.ndarray:

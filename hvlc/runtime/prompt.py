@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime_genai as og
 
-from hvlc.chat.renderer import Refusal, Renderer
+from hvlc.chat.renderer import Messages, Refusal, Renderer
 from hvlc.chat.tokenizing import Form, check_text, normalized
 from hvlc.errors import UserError
 from hvlc.files.reading import is_file, shown
@@ -72,14 +72,22 @@ class PackageTokenizer:
         return ids
 
     def templated(self, content: str | list[dict[str, str]]) -> str:
-        """One user message through the chat template, up to where the answer begins.
+        """One user message through the chat template; see `rendered`."""
+        return self.rendered([{"role": "user", "content": content}])
+
+    def rendered(self, messages: Messages) -> str:
+        """A chat through the chat template, up to where the next answer begins.
+
+        Args:
+            messages: each with "role" and "content", a text or its parts.
 
         Raises:
-            UserError: onnxruntime-genai cannot render the template, or cannot take the text whole.
+            UserError: onnxruntime-genai cannot render the template, or cannot take a text whole.
         """
-        for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
-            check_text(text, _TEXT)
-        found = self._renderer.render([{"role": "user", "content": content}], answers=True)
+        for content in (message["content"] for message in messages):
+            for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
+                check_text(text, _TEXT)
+        found = self._renderer.render(messages, answers=True)
         if isinstance(found, Refusal):
             cause = f"onnxruntime-genai cannot render the chat template of {shown(self._directory)}: {found.cause}"
             fix = "do not trust this package" if found.fatal else "simplify the template of the checkpoint"

@@ -24,6 +24,7 @@ from hvlc.manifest.manifest import DECODER, CompiledEntry, ComponentEntry, Manif
 from hvlc.opening.engine import engine_directory, engine_runs
 from hvlc.opening.package import Package
 from hvlc.opening.sessions import PackageSession, session_options
+from hvlc.runtime.chunks import PromptChunks
 from hvlc.runtime.prompt import PackageTokenizer
 
 _FIX = "pip install 'hvlc[qnn]' (mind its licence), or run it on the device"
@@ -88,6 +89,9 @@ def open_engine(package: Package) -> tuple[og.Model, PackageTokenizer]:
             config = og.Config(str(shown))
             if decoder and decoder.provider and offered(decoder.provider) is None:
                 config.clear_providers()
+            windows = PromptChunks.of(package.configuration)
+            if windows:
+                config.overlay(windows.without_end())
             model = og.Model(config)
         tokenizer.open(model)
         return model, tokenizer

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hvlc.evaluation.documents import DocumentsTask
+from hvlc.evaluation.task import Example
 from hvlc.export.references import vision_language_checkpoint
 from hvlc.models.reference import Reference
 from hvlc.runtime.generation import VisionLanguageModel
@@ -42,6 +43,34 @@ def test_float32_package_gives_the_tokens_of_transformers(
         if ours.tokens != theirs.tokens:
             different.append((index, ours.text, theirs.text))
     assert different == []
+
+
+@torch.no_grad()
+def whole_chat(reference: Reference, example: Example, answer: str, question: str) -> tuple[list[int], int]:
+    """transformers' tokens for a question after an answer about an image, and the length of the prompt."""
+    loaded = reference.loaded
+    content = [*[{"type": "image"}] * len(example.images), {"type": "text", "text": example.question}]
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    chat.append({"role": "user", "content": question})
+    text = loaded.processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    inputs = dict(loaded.processor(images=example.images, text=text, scales=loaded.scales(example.images, vrc=True)))
+    made = loaded.model.generate(**inputs, **loaded.chosen("base"), max_new_tokens=24, do_sample=False)
+    length = inputs["input_ids"].shape[1]
+    return made[0, length:].tolist(), length
+
+
+def test_a_second_question_gives_the_tokens_of_transformers(packages: dict[str, Path], reference: Reference) -> None:
+    """Asked what the next document is asked; the chat is rendered, with the answer's text, and tokenized as a whole."""
+    model, task = VisionLanguageModel(packages["float32"]), DocumentsTask(DOCUMENTS)
+    for index in range(8):
+        example, question = task.example(index), task.example(index + 1).question
+        first = model.start(example.question, example.images, encoder="base", max_new_tokens=24, room=256)
+        answer = "".join(first)
+        assert first.ended
+        second = model.follow(first, question, max_new_tokens=24)
+        assert "".join(second) == second.text
+        tokens, length = whole_chat(reference, example, answer, question)
+        assert (second.tokens, second.prompt_tokens) == (tokens, length)
 
 
 @pytest.mark.parametrize("recipe", ["float32", "w4a16"])
