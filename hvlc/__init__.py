@@ -4,6 +4,7 @@
 
     made = hvlc.build("checkpoint", "my-package", recipe="w4a16")
     answer = hvlc.open("my-package").ask("What is the total?", images=["receipt.png"])
+    chat = hvlc.open("my-package").chat(images=["receipt.png"])  # chat.ask(...) after chat.ask(...), one encoding
     found = hvlc.evaluate("my-package", task="mine.jsonl", reference="checkpoint")
 
 These are the functions of the command line. Nothing heavy is imported before one is called.

@@ -41,6 +41,29 @@ def test_an_answer_is_that_of_the_command(tiny_float32: Path, tmp_path: Path, hv
     assert answers[0].visual_tokens > 0
 
 
+def test_a_chat_is_that_of_the_command(tiny_float32: Path, tmp_path: Path, hvlc: Hvlc) -> None:
+    picture(40, 30).save(tmp_path / "page.png")
+    chat = door.open(tiny_float32).chat([tmp_path / "page.png"], room=200)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        chat.ask("What?", max_new_tokens=0)
+    answers = [chat.ask(question, max_new_tokens=3) for question in ("What?", "Why?", "Who?")]
+    asked = ["run", tiny_float32, "--image", tmp_path / "page.png", "--max-new-tokens", 3, "--prompt", "What?"]
+    asked += ["--then", "Why?", "--then", "Who?"]
+    times = {"time_to_first_token", "decode_seconds"}
+    found = [{k: v for k, v in one.items() if k not in times} for one in hvlc(*asked, "--json").json]
+    assert found == [answer.model_dump(mode="json", exclude=times) for answer in answers]
+    assert hvlc(*asked).out == "".join(f"{printable(answer.text)}\n" for answer in answers)
+    assert answers[2].prompt_tokens > answers[1].prompt_tokens > answers[0].prompt_tokens > answers[0].visual_tokens > 0
+
+
+def test_a_chat_ends_with_its_room(tiny_float32: Path) -> None:
+    chat = door.open(tiny_float32).chat(room=40)
+    chat.ask("What?", max_new_tokens=3)
+    with pytest.raises(UserError, match="room of this chat"):
+        chat.ask("Why?", max_new_tokens=40)
+    assert chat.ask("Why?", max_new_tokens=3).tokens
+
+
 def test_an_evaluation_has_model_and_reference(tiny_float32: Path, tiny_w4a16: Path) -> None:
     found = door.evaluate(tiny_w4a16, reference=tiny_float32, encoders=["base"], count=2)
     assert [one.summary.n for one in found.shown] == [2, 2]

@@ -1,6 +1,7 @@
 """Questions to a package, on the command line."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,11 +10,16 @@ from hvlc.cli.options import BOUNDED, PLACE, WORDS
 from hvlc.cli.streams import say, say_json
 from hvlc.cli.variants import variant_option
 
+if TYPE_CHECKING:
+    from hvlc.results import Answered
+    from hvlc.runtime.generation import Generation
+
 
 @click.command(short_help="Ask a package a question.")
 @click.argument("directory", type=PLACE)
 @click.option("--image", "images", type=PLACE, multiple=True, help="Image file; repeat for several.")
 @click.option("--prompt", type=WORDS, required=True, help="The question.")
+@click.option("--then", "later", type=WORDS, multiple=True, help="A question after the answer; repeat for several.")
 @click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Name of a vision encoder, or auto.")
 @click.option("--max-visual-tokens", type=BOUNDED, help="Bound of visual tokens per image.")
 @click.option("--max-new-tokens", type=BOUNDED, default=128, show_default=True, help="Bound of the answer.")
@@ -26,6 +32,7 @@ def run(
     directory: Path,
     images: tuple[Path, ...],
     prompt: str,
+    later: tuple[str, ...],
     encoder: str,
     max_visual_tokens: int | None,
     max_new_tokens: int,
@@ -34,12 +41,16 @@ def run(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Ask the package in DIRECTORY a question; the answer streams."""
+    """Ask the package in DIRECTORY a question; the answer streams.
+
+    Questions of --then go on in the same chat: images are not encoded again. With --json and --then, a list of answers.
+    """
     from hvlc.inputs.images import load_images
     from hvlc.runtime.generation import open_model
 
     loaded = load_images(images)
     model = open_model(directory, tile_batch=tile_batch)
+    room = model.room_for(prompt, later, images=len(loaded), max_new_tokens=max_new_tokens)
     generation = model.start(
         prompt,
         loaded,
@@ -47,16 +58,27 @@ def run(
         vrc=not no_vrc,
         max_visual_tokens=max_visual_tokens,
         max_new_tokens=max_new_tokens,
+        room=room,
     )
+    answers = [_told(generation, as_json=as_json, verbose=verbose)]
+    for question in later:
+        generation = model.follow(generation, question, max_new_tokens=max_new_tokens)
+        answers.append(_told(generation, as_json=as_json, verbose=verbose))
+    if as_json:
+        found = [answered.model_dump(mode="json") for answered in answers]
+        say_json(found if later else found[0])
+
+
+def _told(generation: "Generation", *, as_json: bool, verbose: bool) -> "Answered":
+    """The record of an answer, which streams to the terminal unless it is told as JSON."""
     for piece in generation:
         if not as_json:
             say(piece, end="")
     answered = generation.answered
-    if as_json:
-        say_json(answered.model_dump(mode="json"))
-        return
-    say()
-    if verbose:
-        from hvlc.report.builds import answer_table
+    if not as_json:
+        say()
+        if verbose:
+            from hvlc.report.builds import answer_table
 
-        console(stderr=True).print(answer_table(answered))
+            console(stderr=True).print(answer_table(answered))
+    return answered

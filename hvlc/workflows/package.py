@@ -1,16 +1,19 @@
 """Questions to an open package, with images from files."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from hvlc.inputs.images import load_image
 from hvlc.manifest.manifest import Manifest
 from hvlc.results import Answered
-from hvlc.runtime.generation import LanguageModel, open_model
+from hvlc.runtime.generation import Generation, LanguageModel, open_model
+
+_ROOM = 1024  # positions of a chat's KV cache for later turns: a question and a short answer take less than 100
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,71 @@ class Package:
         Raises:
             UserError: an image or the prompt is refused; see `hvlc.runtime.generation.LanguageModel`.
         """
+        chat = self.chat(images, encoder=encoder, vrc=vrc, max_visual_tokens=max_visual_tokens, room=0)
+        return chat.ask(prompt, max_new_tokens=max_new_tokens)
+
+    def chat(
+        self,
+        images: Sequence[str | PathLike[str] | Image.Image] = (),
+        *,
+        encoder: str = "auto",
+        vrc: bool = True,
+        max_visual_tokens: int | None = None,
+        room: int = _ROOM,
+    ) -> "Chat":
+        """Begin a chat about images, which are encoded once, or about none.
+
+        Args:
+            images: files, or RGB images, in the order they are shown.
+            encoder: a vision encoder's name, or "auto" for the package's policy.
+            vrc: whether the resolution compressor chooses each image's scale.
+            max_visual_tokens: bound for each image. None: the package's.
+            room: tokens of all questions and answers after the first, as far as the context has them; the KV cache
+                takes memory for them from the first question on.
+
+        Raises:
+            UserError: an image is refused.
+        """
         seen = [image if isinstance(image, Image.Image) else load_image(Path(image)) for image in images]
-        generation = self.model.start(
-            prompt,
-            seen,
-            encoder=encoder,
-            vrc=vrc,
-            max_visual_tokens=max_visual_tokens,
-            max_new_tokens=max_new_tokens,
-        )
+        settings = {"encoder": encoder, "vrc": vrc, "max_visual_tokens": max_visual_tokens, "room": room}
+        return Chat(self.model, seen, settings)
+
+
+@dataclass
+class Chat:
+    """Questions after each other, each with all before it in the KV cache.
+
+    Attributes:
+        model: what answers.
+        images: shown with the first question.
+        settings: further arguments of the first question's `LanguageModel.start`.
+    """
+
+    model: LanguageModel
+    images: Sequence[Image.Image]
+    settings: Mapping[str, Any]
+    _latest: Generation | None = field(default=None, repr=False)
+
+    def ask(self, prompt: str, *, max_new_tokens: int = 128) -> Answered:
+        """Answer greedily, after everything that was asked and answered before.
+
+        Args:
+            prompt: the question.
+            max_new_tokens: bound of the answer.
+
+        Returns:
+            The text, its tokens, and what the images came to when they were encoded. `prompt_tokens` are those of the
+            whole chat before the answer.
+
+        Raises:
+            UserError: the prompt is refused, and the chat stays as it was; see
+                `hvlc.runtime.generation.LanguageModel.start` and `follow`.
+        """
+        if self._latest is None:
+            generation = self.model.start(prompt, self.images, max_new_tokens=max_new_tokens, **self.settings)
+        else:
+            generation = self.model.follow(self._latest, prompt, max_new_tokens=max_new_tokens)
         for _ in generation:
             pass
+        self._latest = generation
         return generation.answered
