@@ -55,7 +55,9 @@ def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) 
     }
     pieces, ids, grid = session(package, files["front"]).run(["pixel_values", "image_ids", "grid"], feeds)
     tokens = int((ids == images["token"]).sum())
-    vision = session(package, manifest["encoders"][encoder or choose_encoder(manifest, tokens)])
+    name = encoder or choose_encoder(manifest, tokens)
+    shape = "x".join(map(str, pieces.shape[2:]))  # where images have one of a few grids, each has its own graph
+    vision = session(package, files[f"vision_{name}_{shape}"] if images["grids"] else manifest["encoders"][name])
     starts = range(0, len(pieces), PIECE_BATCH)
     parts = [vision.run(None, {"pixel_values": pieces[i : i + PIECE_BATCH]})[0] for i in starts]
     merged = session(package, files["stitch"]).run(None, {"tile_features": np.concatenate(parts), "grid": grid})

@@ -8,7 +8,7 @@ import click
 
 from hvlc.cli import compilation
 from hvlc.cli.common import json_option, progress, show
-from hvlc.cli.options import PLACE, SAMPLES, SIZE, THREADS, WORDS, tokens
+from hvlc.cli.options import GRIDS, PLACE, SAMPLES, SIZE, THREADS, WORDS, tokens
 
 if TYPE_CHECKING:
     from hvlc.workflows.build.request import BuildRequest
@@ -42,6 +42,12 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--cache", type=PLACE, help="Keeps measurements of sensitivity (default: the user's cache)."),
         click.option("--context", type=tokens(1), help="Tokens of a KV cache of fixed shapes (NPU targets)."),
+        click.option(
+            "--grids",
+            type=GRIDS,
+            default=(),
+            help="Heights and widths in pixels that images are resized to, e.g. 448x448,448x896 (NPU targets).",
+        ),
         click.option("--aot/--no-aot", default=True, help="Compile for the device here, where its compiler can."),
     )
     for option in reversed(options):

@@ -126,6 +126,29 @@ class Dimension(click.ParamType[tuple[str, int]]):
         return name, int(size)
 
 
+class Grids(click.ParamType[tuple[tuple[int, int], ...]]):
+    """Heights and widths in pixels, as "448x448,448x896"."""
+
+    name = "grids"
+    MOST: ClassVar[int] = 16_384
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[int, int], ...]:
+        """Pairs of sides of a text."""
+        if isinstance(value, tuple):
+            return value
+        found = []
+        for part in str(value).split(","):
+            sides = re.fullmatch(r"\s*([0-9]{1,6})x([0-9]{1,6})\s*", part)
+            if sides is None:
+                self.fail(f"{_short(part)} is not a grid: write HEIGHTxWIDTH in pixels, such as 448x896", param, ctx)
+            if not all(1 <= int(side) <= self.MOST for side in sides.groups()):
+                self.fail(f"{_short(part)}: a side is within 1 and {self.MOST} pixels", param, ctx)
+            found.append((int(sides[1]), int(sides[2])))
+        return tuple(found)
+
+
 class Blocks(click.ParamType[tuple[int, int]]):
     """Bits and block size of a format, as "int4b32"."""
 
@@ -162,6 +185,7 @@ def _short(value: Any) -> str:
 PLACE = PathParameter()
 WORDS = TextParameter()
 SIZE = Size()
+GRIDS = Grids()
 THREADS = click.IntRange(1, 1024)
 EXAMPLES = click.IntRange(1, MOST_EXAMPLES)
 SAMPLES = click.IntRange(2, MOST_SAMPLES)

@@ -26,6 +26,9 @@ from hvlc.weights.lazy import Computed
 
 _EPSILON = 1e-6  # of all norms: none of the configurations says it
 _QUICK = 1.702  # slope of the sigmoid in quick_gelu
+# Added to scores of what a window does not have: a softmax makes 0 of it, and float16 of NPUs holds it. Qualcomm's
+# compiler takes no masks of bits (onnxruntime-qnn 2.7).
+_HIDDEN = -3e4
 _ACTIVATIONS = ("silu", "quick_gelu", "gelu", "gelu_pytorch_tanh")
 
 
@@ -106,8 +109,8 @@ class _Grid:
         height: int64 `[1]`, rows.
         width: int64 `[1]`, columns.
         turns: cosines and sines of the rotation, float32 `[1, patches, head width / 2]`.
-        windowed: the same for windows, float32 `[windows, patches, head width / 2]`, and which of their patches are
-            there, bool `[windows, 1, patches, patches]`; None: the tower has no windows.
+        windowed: the same for windows, float32 `[windows, patches, head width / 2]`, and what is added to scores, 0
+            where a patch is there, float32 `[windows, 1, patches, patches]`; None: the tower has no windows.
     """
 
     height: ir.Value
@@ -200,9 +203,9 @@ def _grid(b: GraphBuilder, height: ir.Value, width: ir.Value, shape: GridTower) 
     side = shape.windows.side * shape.merge
     cosines, sines = (_into_windows(b, turn, grid, side, 2 * count) for turn in turns)
     there = b.op("Expand", f32(b, 1.0), b.op("Concat", height, width, b.ints(1), axis=0))
-    there = b.op("Cast", _into_windows(b, there, grid, side, 1), to=int(ir.DataType.BOOL))
-    seen = b.op("Reshape", there, b.ints(-1, 1, 1, side * side))
-    mask = b.op("Expand", seen, b.ints(1, 1, side * side, 1))
+    missing = b.op("Sub", f32(b, 1.0), _into_windows(b, there, grid, side, 1))
+    hidden = b.op("Mul", b.op("Reshape", missing, b.ints(-1, 1, 1, side * side)), f32(b, _HIDDEN))
+    mask = b.op("Expand", hidden, b.ints(1, 1, side * side, 1))
     return _Grid(height, width, turns, (cosines, sines, mask))
 
 
@@ -319,7 +322,7 @@ def rotated_attention(
         turns: cosines and sines, float32 `[batch, patches, head width / 2]`.
         heads: how many.
         head_width: channels of each.
-        mask: which patches are seen, bool `[batch, 1, patches, patches]`; None: all.
+        mask: what is added to scores, float32 `[batch, 1, patches, patches]`; None: nothing.
 
     Returns:
         float `[batch, patches, width]`.

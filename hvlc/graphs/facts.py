@@ -21,6 +21,17 @@ class Kind(StrEnum):
     VISION = "vision"
 
 
+def encoder_component(component: str, height: int, width: int) -> str:
+    """Name of the component that encodes pieces of one of several shapes.
+
+    Args:
+        component: the encoder's, for all shapes.
+        height: of the pieces in pixels.
+        width: of the pieces in pixels.
+    """
+    return f"{component}_{height}x{width}"
+
+
 class ImageRule(Protocol):
     """Rule by which a family turns an image into pieces for its encoder and tokens for its prompt; `hvlc.imaging` has
     the rules.
@@ -57,6 +68,10 @@ class ImageRule(Protocol):
     @property
     def pixels_per_token(self) -> int:
         """Pixels behind one visual token."""
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths in pixels of which a piece has one. Empty: pieces have one shape, or the image's."""
 
     def pieces(self, rows: int, columns: int) -> int:
         """Number of pieces of an image with this grid."""

@@ -103,6 +103,11 @@ class ImageRule(ABC):
         height, width = self.piece_shape
         return height * width // self.tokens_per_piece
 
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths in pixels of which a piece has one. Empty: pieces have one shape, or the image's."""
+        return ()
+
     @abstractmethod
     def pieces(self, rows: int, columns: int) -> int:
         """Number of pieces of an image with this grid, without an overview."""

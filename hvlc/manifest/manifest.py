@@ -12,7 +12,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.files.links import leads_outside
 from hvlc.files.reading import is_file, shown
-from hvlc.graphs.facts import Kind
+from hvlc.graphs.facts import Kind, encoder_component
 from hvlc.graphs.placement import Phase, Placement, Provider
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
@@ -134,6 +134,8 @@ class Images(StrictModel):
         min_scale: smallest scale per side that the compressor chooses. None: there is none.
         overview: whether the front graph gives one more piece, of a shape of its own: an encoder runs over it alone,
             and its visual tokens are the last.
+        grids: heights and widths in pixels of which a piece has one, where an encoder is a graph for each
+            (`encoder_component` says which). Empty: an encoder is one graph.
         side_channels: what a token's embedding, and a visual token, have beside the channels of the residual stream.
         grid_positions: whether a token's position follows the grid of its image: a host gives onnxruntime-genai
             `image_grid_thw`, int64 `[images, 3]`, of 1 and the front graph's `grid`; or `position_table`, where a
@@ -152,6 +154,7 @@ class Images(StrictModel):
     resolution_compressor: bool
     min_scale: float | None = Field(default=None, gt=0, le=1)
     overview: bool = False
+    grids: tuple[tuple[Size, Size], ...] = ()
     side_channels: Annotated[int, Field(ge=0, lt=2**24)] = 0
     grid_positions: bool = False
 
@@ -317,6 +320,25 @@ class Manifest(StrictModel):
     def embedding_width(self) -> int:
         """Channels of a token that enters the language model, and of a visual token."""
         return self.hidden_size + (self.images.side_channels if self.images else 0)
+
+    def encoder_file(self, encoder: str, height: int, width: int) -> str:
+        """File of the graph by which an encoder takes pieces of a shape; that may still be another's, if one has all.
+
+        Args:
+            encoder: its name.
+            height: of the pieces in pixels.
+            width: of the pieces in pixels.
+
+        Raises:
+            UserError: pieces have one of several shapes, and not this.
+        """
+        if self.images is None or not self.images.grids:
+            return self.encoders[encoder]
+        name = encoder_component(f"vision_{encoder}", height, width)
+        if name not in self.components:
+            cause = f"the package has no {name}, and a piece of {height} x {width} pixels"
+            raise UserError("package.manifest", cause, "build the package again")
+        return self.components[name].file
 
     @property
     def is_staged(self) -> bool:

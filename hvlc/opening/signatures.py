@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import onnx
 
+from hvlc.graphs.bundle import Role
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.states import PAST, PRESENT, is_convolution
 from hvlc.manifest.manifest import DECODER, ComponentEntry, Manifest
@@ -106,7 +107,7 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
         pixels["overview"] = any_sides
         sizes: dict[str, _Shape] = {"image": (None, None, 3), "image_ids": (None,), "grid": (2,), "used_scale": (1,)}
         return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,)}
-    if entry.file in manifest.encoders.values():
+    if entry.role == Role.VISION_ENCODER:
         pixels = {"pixel_values": any_sides} if manifest.images.overview else pixels
         return pixels | {"tile_features": (None, None, width)}
     features = dict.fromkeys(("tile_features", "overview_features"), (None, None, width))

@@ -13,7 +13,7 @@ from typing import Any
 from hvlc.chat.tokenizing import Tokenizing
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Bundle, Role
-from hvlc.graphs.facts import Facts, ImageFacts, Kind
+from hvlc.graphs.facts import Facts, ImageFacts, Kind, encoder_component
 from hvlc.graphs.states import PAST, PRESENT
 from hvlc.manifest.lock import LOCK, Lock, Provenance
 from hvlc.manifest.manifest import (
@@ -147,7 +147,7 @@ def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path) -> dict[str
 
 def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
     """Entries of the manifest of a model that sees."""
-    encoders = {name: files[f"vision_{name}"] for name in image.encoders}
+    encoders = {name: files[_component_of(name, image)] for name in image.encoders}
     images = Images(
         rule=image.rule.kind,
         token=image.image_token_id,
@@ -158,12 +158,19 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         tokens_per_piece=image.rule.tokens_per_piece,
         resolution_compressor=image.compresses,
         overview=image.rule.has_overview,
+        grids=image.rule.grids,
         side_channels=image.side_channels,
         grid_positions=image.grid_positions,
         min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,
     )
     policy = EncoderPolicy(default=image.default_encoder)
     return {"encoders": encoders, "policy": policy, "images": images, "variants": variants_of(encoders, images)}
+
+
+def _component_of(encoder: str, image: ImageFacts) -> str:
+    """Name of an encoder's component; of the first, where there is one for each grid."""
+    name, grids = f"vision_{encoder}", image.rule.grids
+    return encoder_component(name, *grids[0]) if grids else name
 
 
 def _components(bundle: Bundle, files: dict[str, str]) -> dict[str, ComponentEntry]:

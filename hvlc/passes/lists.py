@@ -4,12 +4,13 @@ Enter a new pass here at its turn, with the condition on which it runs. Its clas
 promises; a list in a wrong order raises an error when it is made.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from hvlc.graphs.bundle import Role
-from hvlc.graphs.facts import Facts, ImageFacts
+from hvlc.graphs.facts import Facts, ImageFacts, ImageRule
 from hvlc.graphs.plan import CacheType, Plan
+from hvlc.imaging.fixed_grids import fixed_grids
 from hvlc.passes.base import Pass
 from hvlc.passes.fuse.fuse_flash_attention import FuseFlashAttention
 from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
@@ -37,7 +38,8 @@ from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.passes.quantize.quantize_weights_qdq import QuantizeWeightsQDQ
 from hvlc.passes.static.drop_windows import DropWindows
-from hvlc.passes.static.fix_shapes import FixShapes
+from hvlc.passes.static.fix_shapes import FixShapes, Piece
+from hvlc.passes.static.fold_constants import FoldConstants
 from hvlc.passes.static.fold_shapes import FoldShapes
 from hvlc.passes.static.gather_last_token import GatherLastToken
 from hvlc.passes.static.keep_all_logits import KeepAllLogits
@@ -49,6 +51,7 @@ from hvlc.passes.static.trim_rotary_tables import TrimRotaryTables
 from hvlc.passes.traits import EXPORTED, Trait
 from hvlc.passes.vision.add_front import AddFront
 from hvlc.passes.vision.compress_resolution import CompressResolution
+from hvlc.passes.vision.fix_grids import FixGrids
 from hvlc.passes.vision.merge_pieces import MergePieces
 from hvlc.passes.vision.select_encoder import SelectEncoder
 from hvlc.recipes.schema import Preparation
@@ -56,20 +59,29 @@ from hvlc.targets import Target, target_for
 from hvlc.weights.lazy import Expression
 from hvlc.weights.quantized import SolvedWeight, Solver
 
+#: Heights and widths in pixels.
+Grids = Sequence[tuple[int, int]]
 
-def structural_passes(facts: Facts, target: Target) -> PassList:
+
+def structural_passes(facts: Facts, target: Target, grids: Grids = ()) -> PassList:
     """The passes that no recipe asks for.
 
     Args:
         facts: of the bundle that was just exported.
         target: what the graphs are for.
+        grids: to one of which images are resized; none: they keep their shape, or the rule's.
+
+    Raises:
+        UserError: the model's images cannot be resized to these grids.
     """
+    image = replace(facts.sees, rule=fixed_grids(facts.sees.rule, grids)) if grids else facts.image
     encoders = target_for(Role.VISION_ENCODER, target).takes_op
     return PassList(
         "structure",
-        EXPORTED if facts.image else EXPORTED | {Trait.WIRED_TOKENS},
+        EXPORTED if image else EXPORTED | {Trait.WIRED_TOKENS},
         (
-            *(_vision_passes(facts.image, facts.embedding_width) if facts.image else ()),
+            *([FixGrids(image.rule)] if image and grids else []),
+            *(_vision_passes(image, facts.embedding_width) if image else ()),
             FuseSkipNorm(lambda role: target_for(role, target).takes_op),
             FuseFlashAttention(encoders) if encoders("Attention") else DecomposeAttention(encoders),
         ),
@@ -81,15 +93,19 @@ def _vision_passes(image: ImageFacts, width: int) -> tuple[Pass, ...]:
     return AddFront(image.rule), CompressResolution(image.compressor), MergePieces(image.rule, width)
 
 
-def float_passes(facts: Facts, target: Target, prepare: Preparation) -> PassList:
+def float_passes(facts: Facts, target: Target, prepare: Preparation, grids: Grids = ()) -> PassList:
     """The passes before the plan: the structural ones, then the rotation that a recipe asks for.
 
     Args:
         facts: of the bundle that was just exported.
         target: what the graphs are for.
         prepare: what the recipe does to the float model.
+        grids: as `structural_passes` takes them.
+
+    Raises:
+        UserError: as `structural_passes`.
     """
-    structure, rotate = structural_passes(facts, target), prepare.rotate
+    structure, rotate = structural_passes(facts, target, grids), prepare.rotate
     return PassList(
         "float",
         structure.given,
@@ -171,26 +187,34 @@ class Sizes:
     padding: int
 
 
-def static_passes(before: PassList, target: Target, decoder: Sizes | None) -> PassList:
+def static_passes(before: PassList, target: Target, decoder: Sizes | None, rule: ImageRule | None) -> PassList:
     """The passes that fix every dimension of what a target compiles, and cut a decoder into parts.
 
     Args:
         before: what quantized the bundle.
         target: of static shapes.
         decoder: None: the model has none, or the target leaves it to the CPU.
+        rule: by which images become pieces; None: the model sees none, or is a tower alone.
     """
     roles = frozenset(role for role in (Role.DECODER, Role.VISION_ENCODER) if target.fixes(role))
     chunk = target.prompt_chunk
     return before.then(
         "static",
         *(_parts(target, decoder) if decoder else ()),
-        FixShapes(chunk, decoder.context if decoder else chunk, roles),
+        FixShapes(chunk, decoder.context if decoder else chunk, roles, _pieces(rule)),
         *((LookUpPositions(decoder.context), _written_out(target), IntegerAttention()) if decoder else ()),
         *([GatherLastToken(decoder.padding)] if decoder else []),
         FoldShapes(),
+        FoldConstants(),
         MaterializeReshapeShapes(),
         FlattenNorms(),
     )
+
+
+def _pieces(rule: ImageRule | None) -> tuple[Piece, ...]:
+    """The shapes that an encoder's input has, where they are several."""
+    grids = rule.grids if rule else ()
+    return tuple(Piece(height, width, height * width // rule.pixels_per_token) for height, width in grids if rule)
 
 
 def _written_out(target: Target) -> Pass:

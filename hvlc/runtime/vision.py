@@ -162,7 +162,7 @@ class Vision:
         if seen.visual_tokens > self._most_tokens(seen):
             made = f"{seen.visual_tokens} visual tokens of {seen.count} pieces"
             raise lying(self._front.file, f"it makes {made} of an image")
-        session = self._encoder_session(encoder)
+        session = self._encoder_session(encoder, *seen.pieces.shape[2:])
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
         batch = fixed if isinstance(fixed, int) else self._tile_batch
         encoded = [_encoded(session, part, batch) for part in seen.parts]
@@ -186,10 +186,11 @@ class Vision:
             )
         return encoder
 
-    def _encoder_session(self, encoder: str) -> PackageSession:
-        if self._encoder is None or self._encoder[0] != encoder:
+    def _encoder_session(self, encoder: str, height: int, width: int) -> PackageSession:
+        file = self._manifest.encoder_file(encoder, height, width)
+        if self._encoder is None or self._encoder[0] != file:
             self._encoder = None  # free the other one first
-            self._encoder = (encoder, self._session(self._manifest.encoders[encoder]))
+            self._encoder = (file, self._session(file))
         return self._encoder[1]
 
     def _session(self, file: str) -> PackageSession:

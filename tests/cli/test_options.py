@@ -10,7 +10,7 @@ import click
 import pytest
 
 from hvlc.cli import cli
-from hvlc.cli.options import Blocks, Dimension, PathParameter, Real, Size, TextParameter
+from hvlc.cli.options import Blocks, Dimension, Grids, PathParameter, Real, Size, TextParameter
 from tests.helpers.commands import Hvlc
 
 LONG = "9" * 5000
@@ -31,7 +31,7 @@ def is_bounded(kind: object) -> bool:
     if isinstance(kind, click.IntRange):
         return kind.max is not None
     return isinstance(
-        kind, PathParameter | TextParameter | Real | Size | Dimension | Blocks | click.types.BoolParamType
+        kind, PathParameter | TextParameter | Real | Size | Dimension | Blocks | Grids | click.types.BoolParamType
     )
 
 
@@ -60,6 +60,8 @@ def values(kind: object) -> list[str]:
         return ["0", LONG + "GB", "1e9GB", "-1GB", "nan", "99999999999GB"]
     if isinstance(kind, Dimension):
         return ["a=0", "a=" + LONG, "a=2147483648", "=1", "a", "a=²"]
+    if isinstance(kind, Grids):
+        return ["", "448", "448x", "0x28", "28x16385", "28x28,", f"28x{LONG}", "-28x28"]
     if isinstance(kind, Blocks):
         return ["int4b8", "int4b" + LONG, "int4b99999999", "int5b32"]
     return []

@@ -63,7 +63,7 @@ def lists_of(recipe: Recipe, target: Target, kind: Kind) -> list[PassList]:
     found.append(quantizing_passes(early, facts, target, plan, Quantities(factors=scaled)))
     if target.fixed_shapes:
         sizes = SIZES if target.fixes(Role.DECODER) and kind is not Kind.VISION else None
-        found.append(static_passes(found[-1], target, sizes))
+        found.append(static_passes(found[-1], target, sizes, facts.image.rule if facts.image else None))
     return found
 
 

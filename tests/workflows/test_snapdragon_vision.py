@@ -14,17 +14,25 @@ from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import open_request
 from tests.helpers.tiny import picture
-from tests.helpers.tiny_vision_language import save_overview, save_ratio
+from tests.helpers.tiny_vision_language import save_grid, save_overview, save_ratio
 from tests.qnn.conftest import needs_qnn
 
 TARGET, CONTEXT = "qnn-sm8750", 640
 
 #: Tiles of 36 visual tokens: a norm over exactly 16 rows is refused there.
 TILES: dict[str, Any] = {"tile": 48, "patch": 4}
+#: Grids of as many rows; the second cuts the windows of Qwen2.5-VL off.
+GRIDS = ((48, 48), (40, 72))
+BLOCKS: dict[str, Any] = {"num_heads": 4, "intermediate_size": 64, "hidden_size": 64}
 TINY: dict[str, Callable[[Path], Path]] = {
     "smolvlm": lambda path: save_overview(path, longest=96, **TILES),
     "internvl": lambda path: save_ratio(path, pictures={"max_patches": 3}, **TILES),
+    "qwen2_vl": lambda path: save_grid(path, "qwen2_vl", vision={"num_heads": 4, "embed_dim": 64}),
+    "qwen2_5_vl": lambda path: save_grid(path, "qwen2_5_vl", vision=BLOCKS),
+    "qwen3_vl": lambda path: save_grid(path, "qwen3_vl", vision=BLOCKS),
 }
+#: Further options of their builds.
+ASKED: dict[str, dict[str, Any]] = {family: {"grids": GRIDS} for family in TINY if family.startswith("qwen")}
 FAMILIES = tuple(TINY)
 
 #: Nats between distributions of a package in emulation and on the CPU: float16 in decoders.
@@ -79,9 +87,8 @@ WIDE: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_rules_place_on_the_npu_is_all_but_the_host_s(tmp_path: Path, family: str) -> None:
-    request = open_request(
-        TINY[family](tmp_path / "c"), TARGET, "w4a16-rtn", tmp_path / "p", context=CONTEXT, aot=False
-    )
+    asked = {"context": CONTEXT, "aot": False} | ASKED.get(family, {})
+    request = open_request(TINY[family](tmp_path / "c"), TARGET, "w4a16-rtn", tmp_path / "p", **asked)
     manifest = build(request).manifest
     host = {"front", "stitch", "embedding", "vision"}
     placed = {name for name, entry in manifest.components.items() if entry.placement is Placement.NPU}
@@ -95,8 +102,8 @@ def test_emulated_package_answers_as_its_cpu_form(tmp_path: Path, family: str) -
     checkpoint = TINY[family](tmp_path / "checkpoint")
     packages = {}
     for name, aot in (("cpu", False), ("npu", True)):
-        request = open_request(checkpoint, TARGET, "npu-w4a16", tmp_path / name, context=CONTEXT, aot=aot, samples=8)
-        build(request)
+        how = {"context": CONTEXT, "aot": aot, "samples": 8} | ASKED.get(family, {})
+        build(open_request(checkpoint, TARGET, "npu-w4a16", tmp_path / name, **how))
         packages[name] = VisionLanguageModel(tmp_path / name, threads=1)
     assert check_compiled(tmp_path / "npu") == compiled_parts(tmp_path / "npu")
     cpu, npu = packages["cpu"], packages["npu"]

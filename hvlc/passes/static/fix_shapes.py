@@ -2,7 +2,7 @@
 
 A part of a decoder becomes two graphs over the same weights: one runs over `chunk` tokens of the prompt at a time,
 the other over one token of the answer. Their KV cache has room for the whole context from the start. A vision encoder
-sees one tile at a time.
+sees one tile at a time; one that takes pieces of several shapes becomes a graph for each, over the same weights.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,29 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from hvlc.graphs.bundle import Bundle, Component, Role, Skip, Wire
+from hvlc.graphs.facts import encoder_component
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.shapes import infer_shapes
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 
 _TILE = {"tiles": 1, "batch": 1}
+_SIDES = ("piece_height", "piece_width")  # names of dimensions
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A shape of an encoder's input.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        tokens: visual tokens that the encoder makes of it.
+    """
+
+    height: int
+    width: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -27,11 +44,13 @@ class FixShapes(BundlePass):
         chunk: tokens of the prompt that run at once.
         context: positions of the KV cache; a multiple of `chunk`, because the last chunk is padded.
         roles: whose shapes are fixed: decoders, vision encoders or both.
+        pieces: shapes of the encoders' inputs, where there are several.
     """
 
     chunk: int
     context: int
     roles: frozenset[Role] = frozenset({Role.DECODER, Role.VISION_ENCODER})
+    pieces: tuple[Piece, ...] = ()
     requires = frozenset({Trait.SYMBOLIC_SHAPES, Trait.COMPUTED_SHAPES})
     promises = frozenset({Trait.STATIC_SHAPES})
     ends = frozenset({Trait.SYMBOLIC_SHAPES})
@@ -48,6 +67,9 @@ class FixShapes(BundlePass):
             copies[name] = [component]
             if component.role not in self.roles:
                 skipped.append(Skip(name, f"a {component.role} keeps its shapes"))
+            elif component.role is Role.VISION_ENCODER and self.pieces and _is_open(component):
+                copies[name] = [_for_piece(component, piece) for piece in self.pieces]
+                changed += 1
             elif component.role is Role.VISION_ENCODER:
                 changed += fix(component.graph, _TILE)
             elif component.phase is Phase.ALWAYS:
@@ -64,6 +86,22 @@ class FixShapes(BundlePass):
         fix(graph, {"batch": 1, "sequence": tokens, "past": self.context, "total": self.context})
         model = ir.Model(graph, ir_version=component.model.ir_version, producer_name=component.model.producer_name)
         return replace(component, name=graph.name, model=model, phase=phase)
+
+
+def _is_open(component: Component) -> bool:
+    """Whether an encoder takes pieces of any shape."""
+    dims = [dim for value in component.graph.inputs for dim in value.shape or ()]
+    return any(isinstance(dim, ir.SymbolicDim) and dim.value in _SIDES for dim in dims)
+
+
+def _for_piece(component: Component, piece: Piece) -> Component:
+    """A copy of an encoder for one shape of its input."""
+    graph = component.graph.clone()
+    graph.name = encoder_component(component.name, piece.height, piece.width)
+    sizes = dict(zip(_SIDES, (piece.height, piece.width), strict=True)) | {"tokens": piece.tokens}
+    fix(graph, _TILE | sizes)
+    model = ir.Model(graph, ir_version=component.model.ir_version, producer_name=component.model.producer_name)
+    return replace(component, name=graph.name, model=model)
 
 
 def fix(graph: ir.Graph, dims: Mapping[str, int]) -> int:

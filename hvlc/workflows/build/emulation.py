@@ -6,16 +6,17 @@ should, not how good the answers are.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnxruntime import NodeArg
+from PIL import Image
 
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
-from hvlc.graphs.facts import Kind
+from hvlc.graphs.facts import Kind, encoder_component
 from hvlc.graphs.states import PAST, PRESENT
 from hvlc.inputs.images import to_array
 from hvlc.manifest.manifest import POSITION_TABLE, Manifest
@@ -76,9 +77,8 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
     if manifest.kind is Kind.VISION_LANGUAGE:
         vision = Vision(directory, manifest)
         images = [vision.see(to_array(document.image), compress=False)]
-        for name in (name for name, entry in manifest.components.items() if entry.file in manifest.encoders.values()):
-            tiles = images[0].pieces[: amount.tiles]
-            samples[name] = [Sample({"pixel_values": tile[None]}) for tile in tiles]
+        for name, tiles in _pieces(manifest, vision, document.image, images[0]):
+            samples[name] = [Sample({"pixel_values": tile[None]}) for tile in tiles[: amount.tiles]]
         features = np.concatenate([vision.encode(seen, vision.choose("auto", 0)) for seen in images])
     if manifest.is_staged:
         ids = _prompt(directory, question.text, images)
@@ -89,6 +89,17 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
             table = position_table(positions, config.context_length)
         _Stages(directory, config.model_dump(mode="json"), table).run(ids, features, amount, samples)
     return dict(samples)
+
+
+def _pieces(manifest: Manifest, vision: Vision, image: Image.Image, seen: Seen) -> Iterator[tuple[str, np.ndarray]]:
+    """Pieces of a page for each encoder; where a graph takes one grid, of the page as large as that."""
+    grids = manifest.images.grids if manifest.images else ()
+    for encoder in manifest.encoders:
+        if not grids:
+            yield f"vision_{encoder}", seen.pieces
+        for height, width in grids:
+            page = vision.see(to_array(image.resize((width, height))), compress=False)
+            yield encoder_component(f"vision_{encoder}", height, width), page.pieces
 
 
 def _prompt(directory: Path, question: str, images: Sequence[Seen]) -> np.ndarray:

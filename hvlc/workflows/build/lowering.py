@@ -35,7 +35,8 @@ def fix_for(bundle: Bundle, done: PassList, target: Target, context: int | None,
         cause = f"the KV cache of {target.name} grows with the sequence"
         raise UserError("build.context", cause, "leave --context out, or choose a target of fixed shapes")
     if target.fixed_shapes:
-        static_passes(done, target, _decoder_sizes(bundle, target, context, tokenizer)).run(bundle)
+        image, sizes = bundle.facts.image, _decoder_sizes(bundle, target, context, tokenizer)
+        static_passes(done, target, sizes, image.rule if image else None).run(bundle)
     _place(bundle, target)
     if target.fixed_shapes:
         check_fixed(bundle, target)

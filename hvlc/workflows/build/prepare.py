@@ -23,6 +23,7 @@ from hvlc.targets import Target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.estimate import estimate, processors, weight_totals
 from hvlc.workflows.build.factors import check_stored, pending_factors, plan_factors
+from hvlc.workflows.build.grids import grids_of
 from hvlc.workflows.build.limits import check_compiler, check_disk, check_memory, check_target
 from hvlc.workflows.build.lowering import fix_for
 from hvlc.workflows.build.memory import current_memory
@@ -139,7 +140,7 @@ def _plan(
         found: problems so far.
         threads: that read weights to decide about their scales; 0: none are read.
     """
-    bundle, passes = _float_bundle(request.target, opened, steps, found)
+    bundle, passes = _float_bundle(request, opened, steps, found)
     with steps.step("plan") as count:
         plan = found.require(_resolved(request.target, opened, bundle, found))
         if threads and not found.problems:
@@ -148,7 +149,9 @@ def _plan(
     return PlannedModel(bundle, passes, plan, plan_factors(bundle, plan, opened.recipe.prepare))
 
 
-def _float_bundle(target: Target, opened: BuildInputs, steps: BuildSteps, found: Collector) -> tuple[Bundle, PassList]:
+def _float_bundle(
+    request: BuildRequest, opened: BuildInputs, steps: BuildSteps, found: Collector
+) -> tuple[Bundle, PassList]:
     """The exported model after its first passes, and these."""
     from hvlc.export import export_bundle
 
@@ -161,7 +164,11 @@ def _float_bundle(target: Target, opened: BuildInputs, steps: BuildSteps, found:
         found.problems += opened.checkpoint.problems
     bundle = found.require(bundle)
     with steps.step("passes") as count:
-        passes = float_passes(bundle.facts, target, opened.recipe.prepare)
+        passes = None
+        with found:
+            grids = grids_of(request, opened.checkpoint, opened.recipe, bundle.facts)
+            passes = float_passes(bundle.facts, request.target, opened.recipe.prepare, grids)
+        passes = found.require(passes)
         passes.run(bundle)
         count(len(passes.passes))
     return bundle, passes

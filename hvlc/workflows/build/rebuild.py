@@ -95,6 +95,7 @@ def rebuild(
             calibration=_calibration_source(manifest, calibration),
             samples=manifest.sources.calibration_samples,
             context=manifest.context_length if manifest.is_staged else None,
+            grids=manifest.images.grids if manifest.images else (),
             aot=False,
         )
         _check_calibration(manifest, request)

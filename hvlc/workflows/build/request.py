@@ -39,6 +39,8 @@ class BuildRequest:
         budget: "4.5bpw" or "40MB", within which formats are chosen; None is the recipe's, if it has one.
         cache: directory that keeps the sensitivities that a budget is spent by; None is the user's cache.
         context: tokens that the KV cache of fixed shapes has room for; None is what target and checkpoint allow.
+        grids: heights and widths in pixels, to one of which images are resized where a target fixes the encoders of a
+            model that sees any shape; none: chosen by the images of the calibration.
         aot: compile for the device now, where its compiler is at hand; else the graphs are left to its runtime.
     """
 
@@ -56,6 +58,7 @@ class BuildRequest:
     budget: str | None = None
     cache: Path | None = None
     context: int | None = None
+    grids: tuple[tuple[int, int], ...] = ()
     aot: bool = True
 
     @property

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import onnx_ir as ir
 
-from hvlc.graphs.facts import ImageFacts
+from hvlc.graphs.facts import ImageFacts, ImageRule
 from hvlc.graphs.sessions import open_session
 from hvlc.results.calibration_set import VisualSize
 
@@ -17,15 +17,11 @@ def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
     Args:
         image: facts of the model that sees it.
     """
-    session = open_session(_sizing(image.rule.front()))
-    limit, full = np.array([image.max_visual_tokens], np.int64), np.ones(1, np.float32)
+    run = _runner(image.rule)
 
     @cache
     def measure(height: int, width: int) -> VisualSize:
-        size = np.array([height, width], np.int64)
-        given = {value.name for value in session.get_inputs()}
-        feeds = {"size": size, "scale": full, "max_visual_tokens": limit}
-        ids, grid = session.run(["image_ids", "grid"], {name: feeds[name] for name in given})
+        ids, grid = run(height, width, image.max_visual_tokens)
         tokens, pieces = int((ids == image.image_token_id).sum()), image.rule.pieces(*grid.tolist())
         if image.rule.piece_shape is not None and not image.rule.has_overview:
             area = image.rule.piece_shape[0] * image.rule.piece_shape[1] * pieces
@@ -34,6 +30,38 @@ def measure_of(image: ImageFacts) -> Callable[[int, int], VisualSize]:
         return VisualSize(pieces + image.rule.has_overview, tokens, len(ids), area)
 
     return measure
+
+
+def sizing_of(rule: ImageRule) -> Callable[[int, int, int], tuple[int, int]]:
+    """Tells the grid, rows and columns, of an image of a height and a width within a bound of visual tokens.
+
+    Args:
+        rule: by which images become pieces.
+    """
+    run = _runner(rule)
+
+    def grid_of(height: int, width: int, limit: int) -> tuple[int, int]:
+        rows, columns = run(height, width, limit)[1].tolist()
+        return rows, columns
+
+    return grid_of
+
+
+def _runner(rule: ImageRule) -> Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]:
+    """Gives the ids and the grid of a height and a width within a bound of visual tokens, at full size."""
+    session = open_session(_sizing(rule.front()))
+    given = {value.name for value in session.get_inputs()}
+
+    def run(height: int, width: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        feeds = {
+            "size": np.array([height, width], np.int64),
+            "scale": np.ones(1, np.float32),
+            "max_visual_tokens": np.array([limit], np.int64),
+        }
+        ids, grid = session.run(["image_ids", "grid"], {name: feeds[name] for name in given})
+        return ids, grid
+
+    return run
 
 
 def _sizing(front: ir.Model) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 
 from hvlc.graphs.bundle import Bundle, Role, Wire
 from hvlc.graphs.placement import Phase
-from hvlc.passes.static.fix_shapes import FixShapes
+from hvlc.passes.static.fix_shapes import FixShapes, Piece
 from tests.helpers.graphs import bundle, component, lines, signature
 from tests.helpers.sessions import run
 
@@ -111,3 +111,35 @@ def test_what_is_fixed_already_stays() -> None:
 def test_a_context_is_whole_chunks(chunk: int, context: int) -> None:
     with pytest.raises(ValueError, match="not a whole number of chunks"):
         FixShapes(chunk, context)
+
+
+PIECES = """
+graph (float[1, 2, piece_height, piece_width] pixel_values) => (float[1, tokens, 2] tile_features)
+   <int64[3] dims = {1, 2, -1}> {
+      flat = Reshape (pixel_values, dims)
+      tile_features = Transpose <perm = [0, 2, 1]> (flat)
+}
+"""
+
+
+@pytest.mark.usefixtures("checked")
+def test_an_encoder_of_any_shape_becomes_one_for_each_piece() -> None:
+    made = bundle(
+        component(
+            "graph (float[n] x) => (float[1, 2, h, w] pixel_values) <int64[4] d = {1, 2, 2, -1}> "
+            "{ pixel_values = Reshape (x, d) }",
+            Role.FRONT,
+            "front",
+        ),
+        component(PIECES, Role.VISION_ENCODER, "vision_main"),
+    )
+    made.wires.append(Wire("front.pixel_values", "vision_main.pixel_values"))
+    before = made.components["vision_main"].model
+    FixShapes(8, 8, pieces=(Piece(4, 6, 24), Piece(2, 2, 4))).run(made)
+    assert list(made.components) == ["front", "vision_main_4x6", "vision_main_2x2"]
+    assert [wire.target for wire in made.wires] == ["vision_main_4x6.pixel_values", "vision_main_2x2.pixel_values"]
+    found = made.components["vision_main_4x6"]
+    assert signature(found.graph) == ["float[1, 2, 4, 6] pixel_values", "=>", "float[1, 24, 2] tile_features"]
+    assert found.data_group == made.components["vision_main_2x2"].data_group
+    pixels = {"pixel_values": np.random.default_rng(0).normal(size=(1, 2, 4, 6)).astype(np.float32)}
+    np.testing.assert_array_equal(run(found.model, pixels)[0], run(before, pixels)[0])
