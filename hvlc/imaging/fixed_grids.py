@@ -75,7 +75,7 @@ class FixedGrids(NativeGrid):
 
 
 def _least(b: GraphBuilder, distances: ir.Value, allowed: ir.Value) -> ir.Value:
-    """Which of the allowed distances, float64 `[n]`, are the least of these, bool `[n]`."""
+    """Mask of the allowed distances, float64 `[n]`, that are the least of these, bool `[n]`."""
     among = b.op("Where", allowed, distances, f64(b, _FAR))
     return b.op("Equal", among, b.op("ReduceMin", among, keepdims=1))
 

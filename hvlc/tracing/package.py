@@ -199,18 +199,36 @@ class PackageTracer:
     def _encoder(self, encoder: str) -> ComponentEntry:
         return self.manifest.component_in(self.manifest.encoders[encoder])
 
-    def _tower(self, encoder: str) -> tuple[Graph, Stream]:
-        graph = Graph(self.directory, self.manifest.encoders[encoder], self._threads)
+    def _tower(self, encoder: str, file: str | None = None) -> tuple[Graph, Stream]:
+        graph = Graph(self.directory, file or self.manifest.encoders[encoder], self._threads)
         return graph, graph.stream("layer_norm1", "post_layernorm")
 
+    def _grid_file(self, question: Question) -> str | None:
+        """File of the encoder's graph for the grid of a question's images; None: it is one graph.
+
+        Raises:
+            UserError: the images have several grids, or a graph for one is compiled.
+        """
+        images = self.manifest.images
+        if images is None or not images.grids:
+            return None
+        shapes = sorted({piece.shape[2:] for image in self.seen(question, None) for piece in image.parts})
+        if len(shapes) > 1 or self._encoder(question.encoder).compiled:
+            told = ", ".join(f"{height}x{width}" for height, width in shapes)
+            cause = f"the images have the grids {told}, each with a graph of its own, and a trace takes one that "
+            fix = "ask about one image, of a package that is not compiled (--no-aot)"
+            raise UserError("bisect.grids", f"{cause}is not compiled", fix)
+        return self.manifest.encoder_file(question.encoder, *shapes[0])
+
     def _vision_stages(self, question: Question) -> Iterator[Stage]:
+        file = self._grid_file(question)
         entry = self._encoder(question.encoder)
         if entry.compiled:
             covers, precision = "tower and projector", self._precision(Role.VISION_ENCODER)
             name = f"vision_{question.encoder}"
             yield CompiledEncoder(CompiledGraph(name, self.directory, entry, covers, precision, self._threads))
         elif self._is_free:
-            yield from self._free_stages(question.encoder, Shapes(question, self.seen))
+            yield from self._free_stages(question.encoder, Shapes(question, self.seen), file)
         else:
             yield from self._tower_stages(question.encoder)
         stitch = self.graph("stitch")
@@ -224,9 +242,9 @@ class PackageTracer:
         images = self.manifest.images
         return images is not None and (images.piece is None or images.overview)
 
-    def _free_stages(self, encoder: str, shapes: Shapes) -> Iterator[Stage]:
+    def _free_stages(self, encoder: str, shapes: Shapes, file: str | None) -> Iterator[Stage]:
         """Stages of a tower over images of any size, whose layers read the grid of the patches, so the pixels, too."""
-        graph, stream = self._tower(encoder)
+        graph, stream = self._tower(encoder, file)
         pixels, projected, taps = graph.inputs(PIXELS), *_tokens_and_taps(graph)
         ends = [*stream.layers, stream.end]
         first = graph.part(pixels, [stream.layers[0]])

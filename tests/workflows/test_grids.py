@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from hvlc.errors import HvlcError
 from hvlc.graphs.placement import Placement
 from hvlc.manifest.manifest import Manifest
+from hvlc.results import trace_points
+from hvlc.results.trace_points import Question
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.tracing.package import PackageTracer
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.grids import nearest_grids
 from hvlc.workflows.build.rebuild import rebuild
@@ -141,3 +144,17 @@ def apart(native: list[tuple[int, int]], grids: list[tuple[int, int]]) -> float:
 def test_an_image_like_most_comes_first() -> None:
     assert nearest_grids([(4, 4)] * 5 + [(4, 5)] + [(20, 4)], 1) == [(4, 4)]
     assert nearest_grids([(4, 4)] * 5 + [(4, 5)] + [(20, 4)], 2) == [(4, 4), (20, 4)]
+
+
+def test_a_trace_runs_the_graph_of_the_images_grid(tmp_path: Path) -> None:
+    package = fixed(saved(tmp_path, "qwen3_vl"), tmp_path / "fixed", grids=GRIDS)
+    tracer = PackageTracer(package.directory)
+    wide, square = (np.asarray(picture(*size)) for size in ((20, 60), (48, 48)))
+    for image in (wide, square):
+        question = tracer.resolved(Question("What is it?", (image,), encoder="main"))
+        seen = package._vision.see(image, compress=False)
+        traced = tracer.trace(question)[trace_points.STITCHING]
+        np.testing.assert_allclose(traced, package._vision.encode(seen, "main"), atol=GRAPH_FLOAT32, rtol=0)
+    question = tracer.resolved(Question("What is it?", (wide, square), encoder="main"))
+    with pytest.raises(HvlcError, match=r"bisect\.grids"):
+        tracer.trace(question)
