@@ -24,7 +24,8 @@ from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import CONTEXT, save_text
 from tests.helpers.fixed_shapes import write_target
 from tests.helpers.tiny import picture, save_tiny
-from tests.helpers.tiny_vision_language import save_grid, save_overview, save_ratio
+from tests.helpers.tiny_naflex import save_naflex
+from tests.helpers.tiny_vision_language import save_grid, save_overview, save_pixtral, save_ratio
 from tests.helpers.tolerances import GRAPH_FLOAT32
 
 #: The first question and those after it.
@@ -132,6 +133,8 @@ SEEING: dict[str, Callable[[Path], Path]] = {
     "internvl": save_ratio,
     "qwen2_5_vl": lambda directory: save_grid(directory, "qwen2_5_vl"),
     "qwen3_vl": save_grid,
+    "lfm2_vl": save_naflex,
+    "lighton_ocr": save_pixtral,
 }
 IMAGES = {"none": [], "one": [picture(70, 40)], "two": [picture(20, 90), picture(64, 33)]}
 
