@@ -149,9 +149,10 @@ def test_a_target_that_writes_no_cache_refuses_it_before_the_work(tiny_checkpoin
     assert not (tmp_path / "o").exists()
 
 
-def test_a_cache_under_a_window_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_a_cache_under_a_window_too(tmp_path: Path) -> None:
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
     checkpoint = save_text(tmp_path / "checkpoint", "qwen2", **window)
-    target, recipe = write_target(tmp_path / "npu.toml"), write_recipe(tmp_path / "r.yaml", **CACHED)
-    with pytest.raises(TargetError, match=r"target\.cache"):
-        plan_build(open_request(checkpoint, target, recipe, tmp_path / "o"))
+    pair = build_pair(checkpoint, tmp_path, write_recipe(tmp_path / "r.yaml", **CACHED))
+    alike(pair, [], "", QUANTIZED_CACHE / 5)
+    assert precision(pair.fixed) == (8, 32)
+    hold_to_rules(pair)
