@@ -23,6 +23,7 @@ LEVELS: dict[str, tuple[tuple[str, str], ...]] = {
     "answers as `generate`": (
         ("tests.export.tiny_families", "TEXT"),
         ("tests.runtime.test_generation", "FAMILIES"),
+        ("tests.export.test_gemma3", "FAMILIES"),
         ("tests.export.test_overview_tiles", "FAMILIES"),
         ("tests.export.test_internvl", "FAMILIES"),
         ("tests.export.test_lfm2_vl", "FAMILIES"),

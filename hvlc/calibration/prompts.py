@@ -113,7 +113,7 @@ class Prompts:
         if len(parts) != 2:
             cause = f"the chat template of {self._directory} shows {len(parts) - 1} of 1 image"
             raise UserError("calibration.template", cause, "use a checkpoint whose template renders images")
-        before, after = (self.encode(part) for part in parts)
+        before, after = self.encode(parts[0] + image.before), self.encode(image.after + parts[1])
         return ImagePrompt(_array(before), _array([*after, *self._answered(answer)]))
 
     def _answered(self, answer: str | None) -> list[int]:

@@ -10,6 +10,7 @@ from hvlc.export.prompt_tokens import PromptTokens
 from hvlc.export.settings import image_settings, processor_document
 from hvlc.export.vision_language import Rule
 from hvlc.imaging.bounded_grid import BoundedGrid
+from hvlc.imaging.fixed import FixedImage
 from hvlc.imaging.multiple_tiles import MultipleTiles, OverviewTokens
 from hvlc.imaging.native_grid import NativeGrid
 from hvlc.imaging.ratio_tiles import RatioTiles
@@ -96,6 +97,57 @@ def overview_tiles(checkpoint: Checkpoint, config: Any) -> Rule:
     special = {written.image, *written.around, *written.overview, *newline, *newlines}
     special |= {token for row in written.row_column for token in row}
     return Rule(rule, written.image, written.image, written.around[0], frozenset(special), rule.most_visual_tokens)
+
+
+def fixed_image(checkpoint: Checkpoint, config: Any) -> Rule:
+    """One image of one size with newlines around it: Gemma 3, without the crops that its processor can add.
+
+    Raises:
+        UserError: the processor is missing, contradicts the model or adds crops, or the tokenizer lacks its tokens.
+    """
+    settings, side = image_settings(checkpoint.directory), config.vision_config.image_size
+    found = Collector()
+    with found:
+        _check_square(settings | {"size": settings.get("size") or {"height": 224, "width": 224}}, side)
+    with found:
+        _check_count(checkpoint, "image_seq_length", config.mm_tokens_per_image)
+    if settings.get("do_pan_and_scan"):
+        cause = "the image processor's do_pan_and_scan is true, exported is one image without crops"
+        found.problems.append(UserError("checkpoint.processor", cause, "set do_pan_and_scan to false"))
+    ids = None
+    with found:
+        ids = _block_tokens(checkpoint, config)
+    found.raise_all()
+    start, image, end = found.require(ids)
+    rule = FixedImage(
+        height=side,
+        width=side,
+        image_tokens=config.mm_tokens_per_image,
+        resampling=resampling(settings, 2),
+        normalization=normalization(settings),
+        before=(start,),
+        image_token=image,
+        after=(end,),
+    )
+    special = frozenset({start, image, end})
+    return Rule(rule, image, start, start, special, rule.most_visual_tokens, before="\n\n", after="\n\n")
+
+
+def _block_tokens(checkpoint: Checkpoint, config: Any) -> list[int]:
+    """Ids of the tokens before an image, of a visual token and after an image.
+
+    Raises:
+        UserError: the tokenizer lacks some, or has other ids than the configuration.
+    """
+    tokens, found = PromptTokens(checkpoint.directory), Collector()
+    places = {"boi": "<start_of_image>", "image": "<image_soft_token>", "eoi": "<end_of_image>"}
+    names = {place: tokens.named(f"{place}_token", usual) for place, usual in places.items()}
+    ids = tokens.ids_of(list(names.values()))
+    for place, name in names.items():
+        with found:
+            tokens.check(getattr(config, f"{place}_token_index"), name, f"{place}_token_index")
+    found.raise_all()
+    return ids
 
 
 #: Defaults of GotOcr2's image processor.

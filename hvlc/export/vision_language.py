@@ -94,6 +94,8 @@ class Rule:
         max_visual_tokens: default bound for one image.
         placeholder: text that the chat template writes for an image, where that is not a token. None: it is
             `placeholder_id`.
+        before: text that joins the text before an image, and is encoded with it.
+        after: the same of the text after an image.
     """
 
     rule: ImageRule
@@ -103,6 +105,8 @@ class Rule:
     special_ids: frozenset[int]
     max_visual_tokens: int
     placeholder: str | None = None
+    before: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ class VisionLanguageFamily:
         default_encoder: name of the one that answers when a caller names none, by configuration.
         compressor: None: the family has none.
         taps: how many first layers of the decoder add features of the image (DeepStack), by configuration.
+        image_blocks: whether the visual tokens of an image see each other, those that follow too; the connector gives
+            each a 1 in one more channel.
         tower_size: width and number of layers of a tower, by its configuration.
     """
 
@@ -166,6 +172,7 @@ class VisionLanguageFamily:
     default_encoder: Callable[[Any], str] = field(default=lambda config: "main")
     compressor: Compressor | None = None
     taps: Callable[[Any], int] = field(default=lambda config: 0)
+    image_blocks: bool = False
     tower_size: Callable[[Any], tuple[int, int]] = field(
         default=lambda tower: (tower.hidden_size, tower.num_hidden_layers)
     )
@@ -192,7 +199,8 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
     found.raise_all()
     checkpoint = with_graph_names(checkpoint, text, names.text)
     stored = checkpoint.config.get("text_config") or {}
-    shape = replace(decoder_shape(config.text_config, text, stored, checkpoint.problems), taps=family.taps(config))
+    shape = decoder_shape(config.text_config, text, stored, checkpoint.problems)
+    shape = replace(shape, taps=family.taps(config), image_blocks=family.image_blocks)
     bundle = Bundle(checkpoint.model_type)
     for encoder in family.encoders(config, names):
         bundle.add(_encoder(checkpoint, family, encoder, rule.rule, shape.hidden + shape.side_channels, config))
@@ -307,10 +315,13 @@ def _facts(
         special_ids=rule.special_ids,
         max_visual_tokens=rule.max_visual_tokens,
         placeholder=rule.placeholder,
+        before=rule.before,
+        after=rule.after,
         encoders=tuple(encoder.name for encoder in family.encoders(config, names)),
         default_encoder=family.default_encoder(config),
         compressor=family.compressor.facts(checkpoint, config) if family.compressor else None,
         side_channels=shape.side_channels,
         grid_positions=shape.grid_positions is not None,
+        image_blocks=shape.image_blocks,
     )
     return Facts(text=text_facts(checkpoint.directory, config.text_config, shape), image=image)

@@ -175,8 +175,11 @@ class ImageFacts:
         compresses: whether the compressor is part of the front graph.
         placeholder: text that the chat template writes for an image, where that is not a token. None: it is
             `placeholder_id`.
+        before: text that joins the text before an image, and is encoded with it.
+        after: the same of the text after an image.
         side_channels: what a token's embedding has beside the channels of the residual stream.
         grid_positions: whether the decoder is given positions that follow the grid of each image.
+        image_blocks: whether the visual tokens of an image see each other, those that follow too.
     """
 
     rule: ImageRule
@@ -190,8 +193,11 @@ class ImageFacts:
     compressor: CompressorFacts | None = None
     compresses: bool = False
     placeholder: str | None = None
+    before: str = ""
+    after: str = ""
     side_channels: int = 0
     grid_positions: bool = False
+    image_blocks: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ class Modules:
         embeddings: of patches, inside the tower. "": they are what enters the first layer.
         layers: of the tower, inside it.
         norm: after the last layer, inside the tower; an identity counts as none.
+        marks: whether the decoder reads which tokens are visual, in one more channel of its embeddings.
         taps: list of modules that make features for first layers of the decoder (DeepStack). "": there are none.
     """
 
@@ -24,3 +25,4 @@ class Modules:
     layers: str = "encoder.layers"
     norm: str = "post_layernorm"
     taps: str = ""
+    marks: bool = False

@@ -190,6 +190,15 @@ class VisionLanguageNumbers(Numbers):
     tie_word_embeddings: bool | None = None
 
 
+class BlockNumbers(VisionLanguageNumbers):
+    """Models whose image is a fixed number of visual tokens (Gemma 3)."""
+
+    mm_tokens_per_image: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    boi_token_index: Token | None = None
+    eoi_token_index: Token | None = None
+    image_token_index: Token | None = None
+
+
 class GridTowerNumbers(Numbers):
     """Vision towers over an image's own grid of patches; Qwen2-VL's `hidden_size` is the width of visual tokens."""
 
@@ -276,6 +285,7 @@ class ProcessorNumbers(Numbers):
     do_image_splitting: bool | None = None
     crop_to_patches: bool | None = None
     use_thumbnail: bool | None = None
+    do_pan_and_scan: bool | None = None
 
 
 def check_numbers(numbers: type[Numbers], settings: Any, source: str) -> None:

@@ -188,12 +188,18 @@ class VisionLanguageTracer(LanguageTracer):
         values = self._run(found, modules, self._module(self._modules.decoder), inputs)
         if images:  # as the decoder reads them, whatever form a model gives them before
             seen = trace_points.read_ids(found) == placeholder
+            values |= _marked(values, seen) if self._modules.marks else {}
             values[trace_points.STITCHING] = values[trace_points.MERGE][seen]
             values = self._laid(values, inputs)
         for name in (trace_points.EMBEDDING, trace_points.MERGE):
             if name in values:
-                values[name] = _widened(values[name], self.layout.hidden * (1 + len(self._taps)))
+                values[name] = _widened(values[name], self._width)
         return trace_points.in_order(values)
+
+    @property
+    def _width(self) -> int:
+        """Channels of an embedding as packages have them."""
+        return self.layout.hidden * (1 + len(self._taps)) + self._modules.marks
 
     @property
     def _taps(self) -> Sequence[Any]:
@@ -247,6 +253,15 @@ def _is_vision(name: str) -> bool:
 def _unbatched(name: str, values: np.ndarray) -> np.ndarray:
     """Values of positions have a batch of one; tiles are the batch."""
     return values if _is_vision(name) else values[0]
+
+
+def _marked(values: Mapping[str, np.ndarray], seen: np.ndarray) -> dict[str, np.ndarray]:
+    """Visual tokens with a 1, and what enters the decoder with what is 1 for those, in one more channel."""
+    tokens, merged = values[trace_points.PROJECTOR], values[trace_points.MERGE]
+    return {
+        trace_points.PROJECTOR: np.concatenate([tokens, np.ones_like(tokens[..., :1])], -1),
+        trace_points.MERGE: np.concatenate([merged, seen[:, None].astype(np.float32)], -1),
+    }
 
 
 def _widened(rows: np.ndarray, width: int) -> np.ndarray:

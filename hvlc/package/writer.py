@@ -153,6 +153,8 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         token=image.image_token_id,
         start=image.start_token_id,
         placeholder=image.placeholder or token_texts(checkpoint, [image.placeholder_id])[0],
+        before=image.before,
+        after=image.after,
         max_visual_tokens=image.max_visual_tokens,
         piece=image.rule.piece_shape,
         tokens_per_piece=image.rule.tokens_per_piece,

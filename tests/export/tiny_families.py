@@ -34,6 +34,7 @@ from tests.helpers.tiny import randomize
 
 #: Families that see and speak; `tests.helpers.tiny` and `tests.helpers.tiny_vision_language` save them.
 VISION_LANGUAGE = (
+    "gemma3",
     "hypervl",
     "idefics3",
     "internvl",

@@ -10,6 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
+    Gemma3Config,
+    Gemma3Processor,
+    Gemma3TextConfig,
     Idefics3Config,
     Idefics3Processor,
     InternVLConfig,
@@ -30,9 +33,11 @@ from transformers import (
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
+    SiglipVisionConfig,
     SmolVLMConfig,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
@@ -40,6 +45,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from hvlc.models.smolvlm import load_processor
+from tests.chat.templates import GEMMA
 from tests.helpers.tiny import randomize
 
 TILE, PATCH, SHUFFLE, LONGEST, CONTEXT = 32, 4, 2, 96, 1024
@@ -149,6 +155,9 @@ def save(directory: Path, config: PreTrainedConfig, *parts: Any, seed: int = 0, 
     randomize(model, seed)
     with torch.no_grad():  # a small share of the residual stream, so that an answer is not one token again and again
         model.get_input_embeddings().weight.mul_(0.3)
+        for name, value in model.named_parameters():
+            if isinstance(config, Gemma3Config) and name.endswith("norm.weight") and "vision_tower" not in name:
+                value.sub_(1)  # gains are stored less 1
     model.tie_weights()
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id
@@ -294,6 +303,66 @@ def save_ratio(
     save(directory, config, tokenizer, images, seed=seed, dtype=dtype)
     kind = "InternVLProcessor" if is_internvl else "QianfanOCRProcessor"
     document = {"processor_class": kind, "image_seq_length": count}
+    (directory / "processor_config.json").write_text(json.dumps(document), "utf-8")
+    return directory
+
+
+BLOCK_TOKENS = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
+BLOCK_SPECIALS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", *BLOCK_TOKENS.values())
+
+
+def block_processor(directory: Path) -> ProcessorMixin:
+    """transformers' processor of a saved Gemma 3, on Pillow."""
+    tokenizer, pictures = AutoTokenizer.from_pretrained(directory), Gemma3ImageProcessorPil.from_pretrained(directory)
+    saved = json.loads((directory / "processor_config.json").read_text("utf-8"))
+    return Gemma3Processor(pictures, tokenizer, image_seq_length=saved["image_seq_length"])
+
+
+def save_block(
+    directory: Path,
+    *,
+    image: int = TILE,
+    patch: int = PATCH,
+    cells: int = 4,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    pictures: dict[str, Any] | None = None,
+    template: str = GEMMA,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """A Gemma 3 that sees.
+
+    Args:
+        directory: where it is saved.
+        image: side of an image in pixels.
+        patch: side of a patch in pixels.
+        cells: side of the square of visual tokens of an image.
+        vision: other settings of the tower.
+        text: other settings of the decoder.
+        pictures: other settings of the image processor.
+        template: for chats.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    tokenizer = byte_tokenizer(BLOCK_SPECIALS, template, "<end_of_turn>", extra_special_tokens=BLOCK_TOKENS)
+    tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])  # found whole, before anything is merged
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in BLOCK_TOKENS.items()}
+    tower = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 3}
+    tower |= {"image_size": image, "patch_size": patch, "vision_use_head": False} | (vision or {})
+    decoder = {"head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 10, "num_hidden_layers": 3}
+    decoder |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]} | (text or {})
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(**text_settings(tokenizer, **decoder)),
+        vision_config=SiglipVisionConfig(**tower),
+        mm_tokens_per_image=cells**2,
+        boi_token_index=ids["boi_token"],
+        image_token_index=ids["image_token"],
+        eoi_token_index=ids["eoi_token"],
+    )
+    images = Gemma3ImageProcessorPil(size={"height": image, "width": image}, **(pictures or {}))
+    save(directory, config, tokenizer, images, seed=seed, dtype=dtype)
+    document = {"processor_class": "Gemma3Processor", "image_seq_length": cells**2}
     (directory / "processor_config.json").write_text(json.dumps(document), "utf-8")
     return directory
 

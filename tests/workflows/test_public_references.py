@@ -21,7 +21,7 @@ from tests.export.tiny_families import save_text
 from tests.helpers.faults import DROPPED_TAPS, FAULTS, MORE_FAULTS, planted
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_naflex import save_naflex
-from tests.helpers.tiny_vision_language import save_grid, save_overview, save_pixtral, save_ratio
+from tests.helpers.tiny_vision_language import save_block, save_grid, save_overview, save_pixtral, save_ratio
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +230,38 @@ def test_no_stage_of_a_bounded_grid_departs(tmp_path: Path, images: int) -> None
     assert found.departs is None
     expected = {"preprocessing", "vision.layers.2", "vision.post_norm", "projector", "merge"} if images else set()
     assert expected <= {stage.name for stage in found.stages}
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_block(tmp_path_factory.mktemp("block") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def block_package(block: Path) -> Path:
+    build(open_request(block, "cpu", "float32", block.parent / "package"))
+    return block.parent / "package"
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_no_stage_departs_where_an_image_is_a_block(block: Path, block_package: Path, image: Path, images: int) -> None:
+    found = bisect(Request(block_package, block, "What is it?", (image,) * images, max_new_tokens=6))
+    assert found.departs is None
+
+
+def test_a_host_without_hvlc_joins_the_text_around_a_block(block: Path, block_package: Path, image: Path) -> None:
+    asked: dict[str, Any] = {"encoder": "auto", "vrc": True, "max_new_tokens": 8}
+    wanted = VisionLanguageModel(block_package).answer("What is it?", [Image.open(image)], **asked)
+    example = Path(__file__).parents[2] / "examples" / "ask_package.py"
+    command = [sys.executable, "-I", str(example), str(block_package), "What is it?", str(image)]
+    found = subprocess.run([*command, "--max-new-tokens", "8"], capture_output=True, text=True, check=True)
+    assert found.stdout.removesuffix("\n") == wanted.text
+
+
+def test_weights_that_graphs_hold_otherwise_are_not_blamed(block: Path, block_package: Path, tmp_path: Path) -> None:
+    """Gains are stored less 1, and the connector's matrix is turned: neither is a fault."""
+    damaged = planted("swapped decoder layers", block_package, tmp_path / "package")
+    found = bisect(Request(damaged, block, "What is it?", max_new_tokens=6))
+    assert found.departs == "decoder.layers.0"
+    assert found.hints
+    assert not [hint for hint in found.hints if "differs" in hint]

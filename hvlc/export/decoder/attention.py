@@ -9,6 +9,8 @@ from hvlc.export.decoder.rotation import Turns
 from hvlc.export.decoder.shape import DecoderShape
 from hvlc.graphs.builder import MICROSOFT, GraphBuilder
 
+_TABLES, _BIAS = 7, 10  # places among the inputs of GroupQueryAttention
+
 
 def attention(
     b: GraphBuilder,
@@ -19,11 +21,13 @@ def attention(
     past: Sequence[ir.Value],
     lengths: tuple[ir.Value, ir.Value],
     turns: Turns,
+    mask: ir.Value | None,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Grouped-query attention of layer `index`; returns the projected output and the present key and value.
 
     The last layer goes on with the last position only: its keys and values see the whole prompt, and nothing reads
-    the other positions' outputs (measured: docs/speed.md).
+    the other positions' outputs (measured: docs/speed.md). A mask float `[batch, 1, sequence, total]` is added to the
+    scores, and is all that hides positions; None: what follows, and what lies before the window, is hidden.
     """
     query_width, kv_width = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     q = linear(b, x, f"{path}.q_proj", shape.hidden, query_width, shape)
@@ -38,9 +42,12 @@ def attention(
     tables = turns.tables if rotates else ()
     # onnxruntime 1.31 counts the token itself into the window, as transformers does (tests/export/test_families.py).
     limited = {} if window is None else {"local_window_size": window}
+    behind = (None,) * (_BIAS - _TABLES - len(tables))
+    masked = () if mask is None else (*behind, mask)
+    limited = limited if mask is None else {"causal": 0}
     attended, key, value = b.ops(
         "GroupQueryAttention",
-        [q, k, v, *past, *lengths, *tables],
+        [q, k, v, *past, *lengths, *tables, *masked],
         3,
         domain=MICROSOFT,
         name=path,

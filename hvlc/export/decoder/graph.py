@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from hvlc.export.decoder.attention import attention
 from hvlc.export.decoder.embedding import look_up
+from hvlc.export.decoder.image_mask import image_masks
 from hvlc.export.decoder.parts import gain, last_position, mlp, rms_norm, scaled
 from hvlc.export.decoder.rotary import RotaryTables
 from hvlc.export.decoder.rotation import Turns, layer_turns
@@ -53,10 +54,11 @@ def decoder(
     """
     if table is None:
         embeds = b.input("inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", shape.hidden + shape.side_channels])
-        x, taps = _streams(b, embeds, prefix, shape)
+        x, taps, marks = _streams(b, embeds, prefix, shape)
     else:
         ids = b.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
         x, taps = look_up(b, table, ids, shape.vocabulary, shape.hidden, shape.multipliers.tokens), []
+        marks = None
     if shape.multipliers.embedding != 1:  # not in the table: a tied head reads that, and image features pass it by
         factor = b.constant(np.array(shape.multipliers.embedding, np.float32))
         x = b.op("Mul", x, factor, name=f"{prefix}.embedding_multiplier")
@@ -67,11 +69,12 @@ def decoder(
     total = b.op("Gather", b.op("Shape", mask), b.constant(np.array(1, np.int64)), axis=0)
     total = b.op("Cast", total, to=int(ir.DataType.INT32))
     turns = layer_turns(b, rotary, shape)
+    masks = {} if marks is None else image_masks(b, marks, (lengths, total), shape)
     present = []
     for index in range(shape.layers):
         layer = f"{prefix}.layers.{index}"
         normed = rms_norm(b, x, f"{layer}.{shape.norms.attention}", shape.hidden, shape)
-        given = past[index], (lengths, total), turns[index]
+        given = past[index], (lengths, total), turns[index], masks.get(shape.windows[index])
         mixed, *state = _mixed(b, normed, layer, shape, index, *given)
         mixed = _added(b, mixed, layer, shape.norms.attended, shape)
         if index == shape.layers - 1:
@@ -97,17 +100,24 @@ def _added(b: GraphBuilder, x: ir.Value, layer: str, norm: str | None, shape: De
     return x if norm is None else rms_norm(b, x, f"{layer}.{norm}", shape.hidden, shape)
 
 
-def _streams(b: GraphBuilder, embeds: ir.Value, prefix: str, shape: DecoderShape) -> tuple[ir.Value, list[ir.Value]]:
-    """The residual stream's channels of the embeddings, and those of each tap, float `[batch, sequence, hidden]`."""
+def _streams(
+    b: GraphBuilder, embeds: ir.Value, prefix: str, shape: DecoderShape
+) -> tuple[ir.Value, list[ir.Value], ir.Value | None]:
+    """Channels of the residual stream and of each tap, float `[batch, sequence, hidden]`, and marks of visual tokens.
+
+    The marks are float `[batch, sequence, 1]`; None: the decoder reads none.
+    """
     if not shape.side_channels:
-        return embeds, []
+        return embeds, [], None
     names = [f"{prefix}.embeddings", *(f"{prefix}.layers.{index}.image_features" for index in range(shape.taps))]
     starts = [at * shape.hidden for at in range(len(names))]
     cut = [
         b.op("Slice", embeds, b.ints(start), b.ints(start + shape.hidden), b.ints(2), name=name)
         for name, start in zip(names, starts, strict=True)
     ]
-    return cut[0], cut[1:]
+    ends = b.ints(len(names) * shape.hidden), b.ints(len(names) * shape.hidden + 1)
+    marks = b.op("Slice", embeds, *ends, b.ints(2), name=f"{prefix}.image_marks") if shape.image_blocks else None
+    return cut[0], cut[1:], marks
 
 
 def _mixed(
@@ -119,11 +129,12 @@ def _mixed(
     past: Sequence[ir.Value],
     lengths: tuple[ir.Value, ir.Value],
     turns: Turns,
+    mask: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
     """Output of a layer's attention or convolution for the residual stream, and the state for later positions."""
     if shape.convolves(index):
         return short_convolution(b, x, f"{layer}.conv", shape, index, *past)
-    return attention(b, x, f"{layer}.self_attn", shape, index, past, lengths, turns)
+    return attention(b, x, f"{layer}.self_attn", shape, index, past, lengths, turns, mask)
 
 
 def _last_norm(b: GraphBuilder, x: ir.Value, path: str, shape: DecoderShape) -> ir.Value:

@@ -22,11 +22,16 @@ def rms_norm(b: GraphBuilder, x: ir.Value, path: str, width: int, shape: Decoder
 def gain(b: GraphBuilder, path: str, width: int, shape: DecoderShape) -> Expression:
     """The gain float `[width]` of the norm at `path`, as the graph computes with it."""
     stored = b.parameter(f"{path}.weight", (width,))
-    return Computed(_from_offset, (stored,), (width,), stored.dtype) if shape.offset_gains else stored
+    return one_more(stored) if shape.offset_gains else stored
 
 
-def _from_offset(offset: np.ndarray) -> np.ndarray:
-    return offset + np.float32(1)
+def one_more(offsets: Expression) -> Expression:
+    """Every value of a float32 vector and 1: gains that are stored as their offset from it (Gemma)."""
+    return Computed(_one_more, (offsets,), offsets.shape, offsets.dtype)
+
+
+def _one_more(offsets: np.ndarray) -> np.ndarray:
+    return offsets + np.float32(1)
 
 
 def linear(b: GraphBuilder, x: ir.Value, path: str, into: int, out: int, shape: DecoderShape) -> ir.Value:

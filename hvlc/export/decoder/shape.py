@@ -127,6 +127,8 @@ class DecoderShape:
         taps: how many first layers add features of the image after them (DeepStack, arXiv 2406.04334); they come
             as channels of the embeddings behind those of the residual stream.
         convolution: layers without attention (LFM2). None: every layer has one.
+        image_blocks: whether the visual tokens of an image see each other, those that follow too (Gemma 3); they have
+            a 1 in one more channel of the embeddings, after those of the taps.
     """
 
     layers: int
@@ -152,11 +154,12 @@ class DecoderShape:
     grid_positions: GridPositions | None = None
     taps: int = 0
     convolution: ShortConvolution | None = None
+    image_blocks: bool = False
 
     @property
     def side_channels(self) -> int:
         """Channels of the embeddings that are not of the residual stream."""
-        return self.taps * self.hidden
+        return self.taps * self.hidden + self.image_blocks
 
     def convolves(self, layer: int) -> bool:
         """Whether a layer has a short convolution in the place of its attention."""

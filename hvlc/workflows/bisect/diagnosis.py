@@ -115,7 +115,15 @@ def _compared(weight: StoredWeight, read: Reader) -> Iterator["_Finding"]:
     rows = np.cumsum([len(values) for values in wanted.values()])[:-1]
     for found, (name, values) in zip(np.split(weight.load(), rows), wanted.items(), strict=True):
         if found.size == values.size:
-            yield _compare(name, found.reshape(values.shape), values, quantized, read)
+            yield _compare(name, _as_stored(name, found, values), values, quantized, read)
+
+
+def _as_stored(name: str, found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """A weight in the form in which the reference stores it: turned, or a norm's gain less 1 (Gemma)."""
+    turned = found.T if found.shape == wanted.shape[::-1] != wanted.shape else found
+    same = turned.reshape(wanted.shape)
+    offset = name.endswith("norm.weight") and _relative(same - 1, wanted) < _relative(same, wanted)
+    return same - 1 if offset else same
 
 
 def _graphs(tracer: PackageTracer) -> dict[str, str]:

@@ -21,6 +21,10 @@ _PADDED_STATE = (
     "a decoder of fixed shapes takes a prompt in chunks, the last one padded, and the state of the decoder's "
     "convolutions would hold the padding"
 )
+_CUT_BLOCKS = (
+    "the visual tokens of an image see those that follow, and a decoder of fixed shapes takes a prompt in chunks, of "
+    "which the next is not there yet"
+)
 _CPU = "cpu"  # the execution provider that no package needs to name
 
 
@@ -35,6 +39,8 @@ def check_target(bundle: Bundle, target: Target) -> None:
         problems.append(f"packages for the execution provider {target.execution_provider!r} cannot be written yet")
     if target.fixes(Role.DECODER) and bundle.facts.text is not None and not bundle.facts.text.rewinds:
         problems.append(_PADDED_STATE)
+    if target.fixes(Role.DECODER) and bundle.facts.image is not None and bundle.facts.image.image_blocks:
+        problems.append(_CUT_BLOCKS)
     problems += _refused(target, [c for c in bundle.components.values() if not target.fixes(c.role)])
     _raise(target, problems)
 
