@@ -24,6 +24,7 @@ from tests.helpers.fixed_shapes import write_target
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_vision_language import block_processor, save_block
 from tests.helpers.tolerances import GRAPH_FLOAT32
+from tests.qnn.conftest import needs_qnn
 
 #: Settings of checkpoints, one of each kind somewhere: windows shorter than an image, and longer; one cell a patch.
 CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -162,3 +163,17 @@ def test_recipes_keep_what_the_model_says(tmp_path: Path, recipe: str) -> None:
     answer = packages[0].answer("?", images, encoder="auto", vrc=True, max_new_tokens=6).tokens
     expected, others, found = (p.logits("?", images, answer, encoder="auto", vrc=True) for p in packages)
     assert 0 < kl_divergence(expected, found).mean() < 0.3 * kl_divergence(expected, others).mean()
+
+
+@pytest.mark.slow
+@needs_qnn
+def test_the_encoder_compiles_where_the_decoder_is_left_to_the_cpu(tmp_path: Path) -> None:
+    """The check of the build compares what was compiled, in emulation, with the CPU."""
+    checkpoint, file = save_block(tmp_path / "checkpoint", image=64, cells=8), tmp_path / "split.toml"
+    header = 'schema_version = 1\nextends = "qnn-sm8750"\nname = "split"\ndescription = "decoder on the CPU"\n'
+    roles = '["front", "vision_router", "vision_merger", "embedding", "decoder"]'
+    file.write_text(f"{header}cpu_roles = {roles}\n", "utf-8")
+    found = build(open_request(checkpoint, str(file), "float32", tmp_path / "package", threads=1))
+    assert {name for name, entry in found.manifest.components.items() if entry.compiled} == {"vision_main"}
+    answered = VisionLanguageModel(found.output).answer("?", [picture(40, 30)], encoder="auto", vrc=True)
+    assert answered.tokens
