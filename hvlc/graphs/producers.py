@@ -32,6 +32,8 @@ _ATTENTIONS = {
 _VALUE, _PRESENT_VALUE = 2, 2
 #: Ranks of constants by the axis along which they are divided: vectors and kernels of channels, matrices.
 _RANKS = {0: (1, 3), 1: (2,)}
+#: The first is always of each channel alone.
+_CONVOLUTIONS = ((MICROSOFT, "CausalConvWithState"), ("", "Conv"))
 _KERNEL, _BIAS = 1, 2
 _POSITIONS_LAST = (0, 2, 1)  # axes of float `[batch, sequence, channels]` before and after a convolution
 _PAST_VALUE = {"Attention": 5, "GroupQueryAttention": 4, "MultiHeadAttention": 7}
@@ -146,18 +148,19 @@ def _convolution(value: ir.Value, reader: ir.Node) -> Producer | None:
         return None
     source = operand(turned, 0)
     node = source.producer()
-    if node is None or (node.domain, node.op_type) != (MICROSOFT, "CausalConvWithState") or len(source.uses()) != 1:
+    kind = (node.domain, node.op_type) if node is not None else None
+    if node is None or kind not in _CONVOLUTIONS or source is not node.outputs[0] or len(source.uses()) != 1:
         return None
-    if tuple(turned.attributes.get_ints("perm", ())) != _POSITIONS_LAST or source is not node.outputs[0]:
+    if tuple(turned.attributes.get_ints("perm", ())) != _POSITIONS_LAST:
         return None
-    activation, constants = (
-        node.attributes.get_string("activation", "none"),
-        (operand(node, _KERNEL), _optional(node, _BIAS)),
-    )
+    constants = (operand(node, _KERNEL), _optional(node, _BIAS))
     places = tuple((constant, 0) for constant in constants if constant is not None)
-    if activation != "none" or any(constant.const_value is None for constant, _ in places):
+    activated = node.attributes.get_string("activation", "none") != "none"
+    if activated or any(constant.const_value is None for constant, _ in places):
         return None
-    return Producer(places, np.arange(int(values_of(places[0][0]).shape[0])))
+    channels = int(values_of(places[0][0]).shape[0])
+    is_depthwise = kind == _CONVOLUTIONS[0] or node.attributes.get_int("group", 1) == channels
+    return Producer(places, np.arange(channels)) if is_depthwise else None
 
 
 def _through_projection(value: ir.Value, reader: ir.Node) -> Producer | str:

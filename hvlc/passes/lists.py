@@ -17,6 +17,7 @@ from hvlc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from hvlc.passes.fuse.pack_projections import PackProjections
 from hvlc.passes.legalize.add_zero_points import AddZeroPoints
 from hvlc.passes.legalize.decompose_attention import DecomposeAttention
+from hvlc.passes.legalize.decompose_causal_convolution import DecomposeCausalConvolution
 from hvlc.passes.legalize.decompose_group_query_attention import DecomposeGroupQueryAttention
 from hvlc.passes.legalize.decompose_skip_norm import DecomposeSkipNorm
 from hvlc.passes.legalize.flatten_norms import FlattenNorms
@@ -75,7 +76,8 @@ def structural_passes(facts: Facts, target: Target, grids: Grids = ()) -> PassLi
         UserError: the model's images cannot be resized to these grids.
     """
     image = replace(facts.sees, rule=fixed_grids(facts.sees.rule, grids)) if grids else facts.image
-    encoders = target_for(Role.VISION_ENCODER, target).takes_op
+    encoders, decoder = (target_for(role, target).takes_op for role in (Role.VISION_ENCODER, Role.DECODER))
+    convolves = facts.text is not None and facts.text.convolution is not None
     return PassList(
         "structure",
         EXPORTED if image else EXPORTED | {Trait.WIRED_TOKENS},
@@ -84,6 +86,7 @@ def structural_passes(facts: Facts, target: Target, grids: Grids = ()) -> PassLi
             *(_vision_passes(image, facts.embedding_width) if image else ()),
             FuseSkipNorm(lambda role: target_for(role, target).takes_op),
             FuseFlashAttention(encoders) if encoders("Attention") else DecomposeAttention(encoders),
+            *([DecomposeCausalConvolution(decoder)] if convolves else []),
         ),
     )
 
@@ -271,6 +274,7 @@ def fixing_passes(target: Target, refused: RefusedNodes) -> PassList:
         (
             *([RaiseOpset(_OPSET)] if refused.late else []),
             DecomposeSkipNorm(target.takes_op),
+            DecomposeCausalConvolution(target.takes_op),
             ReplaceContribRotary(target.takes_op),
             *([GemmToMatMulAdd(refused.products)] if plain else []),
             NarrowIntegers(refused.wide),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.linears import LinearGroup, inverse_factors, linear_groups
 from hvlc.graphs.producers import producer_of
+from hvlc.passes.lists import structural_passes
 from hvlc.passes.prepare.scale_channels import Factors, ScaleChannels
+from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import Computed
 from tests.export.tiny_families import TEXT, save_text, save_vision
@@ -59,6 +61,23 @@ def decoder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_decoder_computes_what_it_did(decoder: Path) -> None:
     assert difference(decoder, scale, text_logits) < GRAPH_FLOAT32
+
+
+@pytest.mark.parametrize("target", ["cpu", "webgpu"])
+def test_a_kernel_takes_the_factors_of_the_projection_after_it(tmp_path: Path, target: str) -> None:
+    """Also where a target has the convolution in parts."""
+    checkpoint = save_text(tmp_path / "c", "lfm2", conv_bias=True)
+
+    def lowered(bundle: Bundle) -> None:
+        structural_passes(bundle.facts, load_target(target)).run(bundle)
+
+    def change(bundle: Bundle) -> None:
+        lowered(bundle)
+        scale(bundle)
+        assert bundle.journal[-1].changed == 8
+        assert ("Conv" in {node.op_type for node in bundle.components["model"].graph}) is (target == "webgpu")
+
+    assert difference(checkpoint, change, text_logits) < GRAPH_FLOAT32
 
 
 @pytest.mark.parametrize("encoder", ["vision_base", "vision_large"])
