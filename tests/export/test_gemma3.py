@@ -175,5 +175,6 @@ def test_the_encoder_compiles_where_the_decoder_is_left_to_the_cpu(tmp_path: Pat
     file.write_text(f"{header}cpu_roles = {roles}\n", "utf-8")
     found = build(open_request(checkpoint, str(file), "float32", tmp_path / "package", threads=1))
     assert {name for name, entry in found.manifest.components.items() if entry.compiled} == {"vision_main"}
-    answered = VisionLanguageModel(found.output).answer("?", [picture(40, 30)], encoder="auto", vrc=True)
+    asked: dict[str, Any] = {"encoder": "auto", "vrc": True, "max_new_tokens": 4}
+    answered = VisionLanguageModel(found.output).answer("?", [picture(40, 30)], **asked)
     assert answered.tokens
