@@ -82,7 +82,33 @@ WIDE: dict[str, Callable[[Path], Path]] = {
             "num_hidden_layers": LAYERS,
         },
     ),
+    "qwen3-vl-2b": lambda path: save_grid(
+        path,
+        patch=16,
+        tied=True,
+        dtype="bfloat16",
+        vision={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "depth": LAYERS,
+            "out_hidden_size": 2048,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        text={
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "num_hidden_layers": LAYERS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        },
+    ),
 }
+#: Grids of their builds, where images have sizes of their own.
+WIDE_GRIDS: dict[str, dict[str, Any]] = {"qwen3-vl-2b": {"grids": ((256, 256), (256, 512))}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +147,8 @@ def test_emulated_package_answers_as_its_cpu_form(tmp_path: Path, family: str) -
 @pytest.mark.parametrize("name", WIDE)
 def test_two_layers_of_released_widths_compile(tmp_path: Path, name: str) -> None:
     checkpoint = WIDE[name](tmp_path / "checkpoint")
-    build(open_request(checkpoint, TARGET, "w4a16-rtn", tmp_path / "npu", context=512))
+    asked = {"context": 512} | WIDE_GRIDS.get(name, {})
+    build(open_request(checkpoint, TARGET, "w4a16-rtn", tmp_path / "npu", **asked))
     assert check_compiled(tmp_path / "npu")  # in the minutes of a check not every graph of this size is run
 
 
