@@ -286,17 +286,21 @@ def test_encoders_see_what_they_saw_and_the_fused_graph_too(hypervl: Built, enco
 
 
 def test_questions_about_images_are_answered(hypervl: Built) -> None:
-    sample, answers = first_image(hypervl), {}
+    """Along the plain package's answer: of random weights the best two tokens may be a near tie."""
+    sample = first_image(hypervl)
     image = Image.fromarray(sample.picture.pixels())
-    for package in (hypervl.plain, hypervl.static, hypervl.cached):
-        model, said = open_model(package), []
-        for encoder in ("base", "large"):
-            generation = model.start(sample.question, [image], encoder=encoder, max_new_tokens=6)
-            said.append("".join(generation))
-            assert generation.answered.encoder == encoder
-        answers[package.name] = said
-    assert answers["static"] == answers["plain"]
-    assert any(answers["plain"])
+    plain, static, cached = (open_model(path) for path in (hypervl.plain, hypervl.static, hypervl.cached))
+    for encoder in ("base", "large"):
+        asked: dict[str, Any] = {"encoder": encoder, "vrc": True}
+        answer = plain.answer(sample.question, [image], max_new_tokens=6, **asked)
+        assert answer.encoder == encoder
+        assert answer.tokens
+        expected, *found = (
+            model.logits(sample.question, [image], answer.tokens, **asked) for model in (plain, static, cached)
+        )
+        # what the encoder rounds, the decoder's steps of 16 bits round again
+        for logits, share in zip(found, (4 * STATIC_ACTIVATIONS, QUANTIZED_CACHE), strict=True):
+            assert np.abs(logits - expected).max() <= share * np.abs(expected).max()
 
 
 def test_the_operators_are_those_of_the_form(hypervl: Built) -> None:
