@@ -30,7 +30,7 @@ PROMISES: dict[str, str] = {
     "training": "smolvlm",
     "weights/gguf": "checkpoint families",
     "weights/prequantized": "contradictions fused_rows onnxruntime smollm2 zero_biases",
-    "workflows": "calibration_cost determinism family_recipes fixed fixed_cache fixed_families lying_checkpoints plan "
+    "workflows": "calibration_cost determinism family_support fixed fixed_cache fixed_families lying_checkpoints plan "
     "public_references rules_only snapdragon snapdragon_vision staged staged_compiled static",
     "zoo": "checkpoint smolvlm_checkpoint",
 }
