@@ -83,6 +83,20 @@ def prompt_ids(tokenizer: og.Tokenizer, manifest: dict, question: str, image_ids
     return np.array([*ends[0], *image_ids, *ends[1]], np.int32)
 
 
+def position_table(ids: np.ndarray, token: int, grid: np.ndarray, context: int) -> np.ndarray:
+    """Time, row and column of every position of a decoder of fixed shapes, int32 [3, context].
+
+    Visual tokens share one time and have the rows and columns of the image; what follows counts on from the largest.
+    """
+    rows, columns = grid
+    first = int(np.argmax(ids == token))
+    table = np.tile(np.arange(context), (3, 1))
+    table[:, first + rows * columns :] += max(rows, columns) - rows * columns
+    steps = np.stack([np.zeros(rows * columns, int), *np.indices((rows, columns)).reshape(2, -1)])
+    table[:, first : first + rows * columns] = first + steps
+    return table.astype(np.int32)
+
+
 def main() -> None:
     """Print the answer, piece by piece."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,17 +118,24 @@ def main() -> None:
     inputs["input_ids"] = ids[None]
     inputs["num_image_tokens"] = np.array([len(features)], np.int64)
     inputs["host_image_features"] = features
+    config = json.loads((arguments.package / "genai_config.json").read_text("utf-8"))["model"]
+    is_fixed = "pipeline" in config["decoder"]  # shapes are, and so is the length of the cache
     if manifest["images"].get("grid_positions"):  # positions of tokens follow the rows and columns of the image
-        inputs["image_grid_thw"] = np.array([[1, *grid]], np.int64)
+        if is_fixed:
+            inputs["position_table"] = position_table(ids, manifest["images"]["token"], grid, config["context_length"])
+        else:
+            inputs["image_grid_thw"] = np.array([[1, *grid]], np.int64)
 
     parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(ids) + arguments.max_new_tokens, do_sample=False)
+    length = config["context_length"] if is_fixed else len(ids) + arguments.max_new_tokens
+    parameters.set_search_options(max_length=length, do_sample=False)
     generator = og.Generator(model, parameters)
     generator.set_inputs(inputs)
-    config = json.loads((arguments.package / "genai_config.json").read_text("utf-8"))
-    end = np.atleast_1d(config["model"]["eos_token_id"])
+    end = np.atleast_1d(config["eos_token_id"])
     stream = tokenizer.create_stream()
-    while not generator.is_done():
+    for _ in range(arguments.max_new_tokens):
+        if generator.is_done():
+            break
         generator.generate_next_token()
         token = generator.get_next_tokens()[0]
         if token not in end:

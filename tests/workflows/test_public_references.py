@@ -98,6 +98,9 @@ def test_text_alone_is_compared(checkpoint: Path, package: Path) -> None:
     assert bisect(Request(package, checkpoint, "What is it?", max_new_tokens=6)).departs is None
 
 
+#: A tower whose widths are whole blocks of 32.
+BLOCKS = {"num_heads": 4, "intermediate_size": 64, "hidden_size": 64}
+
 RATIOS = {
     "class token": {},
     "last norm": {"vision": {"use_mean_pooling": False}, "decoder": "qwen3", "text": {"head_dim": 16}},
@@ -207,9 +210,11 @@ def test_no_stage_of_a_native_grid_departs(tmp_path: Path, family: str, images: 
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_a_host_without_hvlc_answers_too(tmp_path: Path, family: str, image: Path) -> None:
-    checkpoint, output = save_grid(tmp_path / "checkpoint", family), tmp_path / "package"
-    build(open_request(checkpoint, "cpu", "float32", output))
+@pytest.mark.parametrize("target", ["cpu", "qnn-sm8750"])
+def test_a_host_without_hvlc_answers_too(tmp_path: Path, family: str, target: str, image: Path) -> None:
+    checkpoint, output = save_grid(tmp_path / "checkpoint", family, vision=BLOCKS), tmp_path / "package"
+    fixed = {} if target == "cpu" else {"aot": False, "context": 640, "grids": ((48, 48), (40, 72))}
+    build(open_request(checkpoint, target, "w4a16-rtn", output, **fixed))
     wanted = VisionLanguageModel(output).answer(
         "What is it?", [Image.open(image)], encoder="auto", vrc=True, max_new_tokens=8
     )
