@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import onnx
 
-from hvlc.graphs.bundle import Role
 from hvlc.graphs.placement import Phase
 from hvlc.graphs.states import PAST, PRESENT, is_convolution
 from hvlc.manifest.manifest import DECODER, ComponentEntry, Manifest
@@ -17,6 +16,7 @@ from hvlc.opening.tensors import damaged, width_of
 
 _DTYPES = frozenset("float float16 int8 uint8 uint16 int16 int32 int64".split())
 _LENGTHS = ("past_seq_len", "total_seq_len", "last_row")  # as hvlc.graph has them, which imports onnx_ir
+_ENCODER = "vision_encoder"  # likewise
 _HIGHEST_RANK = 8
 _MOST_BYTES = 2**31  # of one input or output whose shape is fixed; the largest cache has some 100 MB
 
@@ -107,7 +107,7 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
         pixels["overview"] = any_sides
         sizes: dict[str, _Shape] = {"image": (None, None, 3), "image_ids": (None,), "grid": (2,), "used_scale": (1,)}
         return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,)}
-    if entry.role == Role.VISION_ENCODER:
+    if entry.role == _ENCODER:
         pixels = {"pixel_values": any_sides} if manifest.images.overview else pixels
         return pixels | {"tile_features": (None, None, width)}
     features = dict.fromkeys(("tile_features", "overview_features"), (None, None, width))

@@ -6,6 +6,7 @@ padding token is, so a prompt must not hold one; and the length of the search mu
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -58,6 +59,16 @@ class PromptChunks:
         if self.padding in ids:
             cause = f"the prompt holds token {self.padding}, with which this package pads prompts"
             raise UserError("request.padding", cause, "take it out of the prompt")
+
+    def check_answer(self, ids: Sequence[int]) -> None:
+        """Refuse an answer to be read along that would end the search.
+
+        Raises:
+            UserError: it holds the padding token before its last.
+        """
+        if self.padding in ids[:-1]:
+            cause = f"the answer holds token {self.padding}, with which this package pads prompts and ends searches"
+            raise UserError("request.padding", cause, "read along an answer without it")
 
 
 def force(generator: og.Generator, token: int) -> None:

@@ -175,6 +175,8 @@ class LanguageModel:
         Raises:
             UserError: see `start`.
         """
+        if self._windows:
+            self._windows.check_answer(answer)
         generation = self.start(prompt, images, encoder=encoder, vrc=vrc, max_new_tokens=len(answer))
         with engine_runs(self.directory):
             rows = [_last_logits(generation.generator)]

@@ -273,3 +273,16 @@ def test_sections_that_contradict_the_heads_are_refused(read: Any, settings: dic
     with pytest.raises(UserError) as refused:
         read(config)
     assert refused.value.code == "checkpoint.config"
+
+
+def test_a_placeholder_in_an_answer_is_a_token(tmp_path: Path) -> None:
+    """Nothing is merged where there are no features; other numbers of features are an error all the same."""
+    made = qwen3(2, [0], [8, 4, 4])
+    graphs = Graphs(made, QWEN3, 1, tmp_path)
+    ids = np.array([[10, IMAGE, 11]], np.int64)
+    table = made.model.language_model.embed_tokens.weight.detach().numpy()
+    none = np.empty((0, 2 * HIDDEN), np.float32)
+    found = graphs.embedding.run(None, {"input_ids": ids, "image_features": none})[0]
+    np.testing.assert_array_equal(found[0, :, :HIDDEN], table[ids[0]])
+    with pytest.raises(Exception, match="ScatterND"):
+        graphs.embedding.run(None, {"input_ids": ids, "image_features": np.ones((2, 2 * HIDDEN), np.float32)})

@@ -78,7 +78,8 @@ def test_a_decoder_says_what_the_package_of_dynamic_shapes_says(tmp_path: Path, 
     dynamic, static = (open_model(path) for path in (tmp_path / "cpu", fixed(checkpoint, tmp_path / "static")))
     asked: dict[str, Any] = {"encoder": "", "vrc": False}
     for prompt in ("Hi", "abcdefg " * 10):  # less than a chunk, and more
-        answer = dynamic.answer(prompt, [], max_new_tokens=4, **asked).tokens
+        said = dynamic.answer(prompt, [], max_new_tokens=4, **asked).tokens
+        answer = [token for token in said if token != static._windows.padding]  # which would end the search
         expected, found = (model.logits(prompt, [], answer, **asked) for model in (dynamic, static))
         assert np.abs(found - expected).max() <= GRAPH_FLOAT32 * max(1, np.abs(expected).max())
 

@@ -104,7 +104,7 @@ def test_a_rebuild_takes_the_grids_of_the_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "family", "grids", "expected"),
     [
-        ("cpu", "qwen3_vl", GRIDS, "for cpu take any shape"),
+        ("cpu", "qwen3_vl", GRIDS, "for this target take any shape"),
         (TARGET, "qwen3_vl", ((48, 50),), "multiples of 8"),
         (TARGET, "smolvlm", GRIDS, "pieces of one shape"),
     ],

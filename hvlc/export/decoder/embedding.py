@@ -42,6 +42,9 @@ def embedding(b: GraphBuilder, name: str, shape: DecoderShape, image_token_id: i
         tokens = b.op("Pad", tokens, b.ints(0, 0, 0, 0, 0, side), name="side_channels")
     mask = b.op("Equal", ids, b.constant(np.array(image_token_id, np.int64)))
     positions = b.op("Transpose", b.op("NonZero", mask), perm=[1, 0])
+    # a placeholder in an answer is a token as any other, as in transformers; other numbers than features are an error
+    end = b.op("Mul", b.op("Shape", features, start=0, end=1), b.ints(2**32))
+    positions = b.op("Slice", positions, b.ints(0), end, b.ints(0))
     merged = b.op("ScatterND", tokens, positions, features, name="merge_image_features")
     b.output(merged, "inputs_embeds", ir.DataType.FLOAT, ["batch", "sequence", width])
     return b.model()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvlc.errors import UserError
-from hvlc.graphs.bundle import Role
 from hvlc.graphs.facts import Facts, ImageFacts
 from hvlc.imaging.native_grid import NativeGrid
 from hvlc.recipes.schema import Recipe
@@ -24,7 +23,7 @@ _SHARE = 4  # part of the context that an image may fill
 Grids = tuple[tuple[int, int], ...]
 
 
-def grids_of(request: BuildRequest, checkpoint: Checkpoint, recipe: Recipe, facts: Facts) -> Grids:
+def grids_of(request: BuildRequest, checkpoint: Checkpoint, recipe: Recipe, facts: Facts, *, fixes: bool) -> Grids:
     """The grids of a build; none where encoders take any shape, or their pieces have one.
 
     Args:
@@ -32,13 +31,13 @@ def grids_of(request: BuildRequest, checkpoint: Checkpoint, recipe: Recipe, fact
         checkpoint: that is built.
         recipe: has a calibration set.
         facts: of the exported bundle.
+        fixes: whether the shapes of vision encoders are fixed.
 
     Raises:
         UserError: grids are named and nothing is fixed; or none are, and the calibration set has no images.
     """
-    fixes = request.target.fixes(Role.VISION_ENCODER)
     if request.grids and (facts.image is None or not fixes):
-        cause = f"the vision encoders of a package for {request.target.name} take any shape"
+        cause = "the vision encoders of a package for this target take any shape"
         cause = "the model sees no images" if facts.image is None else cause
         raise UserError("build.grids", cause, "leave --grids out, or choose a target of fixed shapes")
     if request.grids or not fixes or facts.image is None or not isinstance(facts.image.rule, NativeGrid):
@@ -64,7 +63,7 @@ def _calibration_sizes(
     found = open_set(source, Model(checkpoint.directory, facts), samples=_LOOKED_AT, shorten=True)
     sizes = [(sample.picture.height, sample.picture.width) for sample in found.images]
     if not sizes:
-        cause = f"{request.target.name} takes images of fixed shapes, and {source} has no images to choose them by"
+        cause = f"the target takes images of fixed shapes, and {source} has no images to choose them by"
         raise UserError("build.grids", cause, "name some, for instance --grids 448x448,448x896")
     return sizes
 

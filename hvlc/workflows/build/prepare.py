@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvlc.errors import Collector
-from hvlc.graphs.bundle import Bundle
+from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.plan import Action, Plan
 from hvlc.package.atomic import check_output
 from hvlc.package.text import PackageText, settle_text, tokenizer_files
@@ -166,7 +166,8 @@ def _float_bundle(
     with steps.step("passes") as count:
         passes = None
         with found:
-            grids = grids_of(request, opened.checkpoint, opened.recipe, bundle.facts)
+            fixes = request.target.fixes(Role.VISION_ENCODER)
+            grids = grids_of(request, opened.checkpoint, opened.recipe, bundle.facts, fixes=fixes)
             passes = float_passes(bundle.facts, request.target, opened.recipe.prepare, grids)
         passes = found.require(passes)
         passes.run(bundle)
