@@ -314,13 +314,14 @@ class LanguageModel:
             cause = f"{self.directory} has no chat template, so it goes on with a text and knows no turns"
             raise UserError("package.turns", cause, "give all of the text as one prompt")
         longer, text = next_turn(self._tokenizer, chat, answer, prompt)
-        self._check_later(text)
-        ids = self._known(self._tokenizer.encode(text))
+        encoded = self._tokenizer.encode(text)
+        self._check_later(text, encoded)
+        ids = self._known(encoded)
         if self._windows:
             self._windows.check(ids)
         return longer, ids
 
-    def _check_later(self, text: str) -> None:
+    def _check_later(self, text: str, ids: Sequence[int]) -> None:
         """Refuse what only a first prompt may have; a model of texts has nothing of the kind."""
 
     def _check_turn(self, generation: Generation, ids: np.ndarray, max_new_tokens: int) -> None:
@@ -496,14 +497,24 @@ class VisionLanguageModel(LanguageModel):
         ids: list[int] = []
         for index, part in enumerate(parts):
             text = (rule.after if index else "") + part + (rule.before if index < len(images) else "")
-            ids += self._tokenizer.encode(text) if text else []
+            encoded = self._tokenizer.encode(text) if text else []
+            self._check_own(encoded)
+            ids += encoded
             ids += images[index].ids.tolist() if index < len(images) else []
         return self._known(ids)
 
-    def _check_later(self, text: str) -> None:
+    def _check_later(self, text: str, ids: Sequence[int]) -> None:
         """Refuse a later turn with an image placeholder: no visual tokens come with it."""
         if self._vision.images.placeholder in text:
             raise self._has_placeholder()
+        self._check_own(ids)
+
+    def _check_own(self, ids: Sequence[int]) -> None:
+        """Refuse a text with the token of a visual token, which some families spell otherwise than an image."""
+        token = self._vision.images.token
+        if token in ids:
+            cause = f"the prompt itself contains token {token}, which stands for a visual token"
+            raise UserError("request.placeholder", cause, "remove it from the prompt")
 
     def _has_placeholder(self) -> UserError:
         cause = f"the prompt itself contains {self._vision.images.placeholder}"

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from hvlc.errors import TargetError
+from hvlc.errors import TargetError, UserError
 from hvlc.evaluation.distributions import kl_divergence
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.vision import Seen
@@ -56,6 +56,21 @@ def reference(checkpoint: Path) -> Reference:
 def pieces(seen: list[Seen]) -> np.ndarray:
     """The images, squashed."""
     return np.concatenate([one.pieces for one in seen])
+
+
+@pytest.mark.parametrize("images", [[], [picture(9, 9)]], ids=["no image", "image"])
+def test_refuses_a_question_with_the_token_of_a_visual_token(
+    package: VisionLanguageModel, images: list[Image.Image]
+) -> None:
+    with pytest.raises(UserError) as error:
+        package.start("a<image_soft_token>b", images)
+    assert error.value.code == "request.placeholder"
+    generation = package.start("Hi", images, max_new_tokens=1, room=100)
+    for _ in generation:
+        pass
+    with pytest.raises(UserError) as error:
+        package.follow(generation, "a<image_soft_token>b", max_new_tokens=1)
+    assert error.value.code == "request.placeholder"
 
 
 @pytest.mark.parametrize("images", ASKED, ids=sizes)
