@@ -107,6 +107,7 @@ def test_a_rebuild_takes_the_grids_of_the_package(tmp_path: Path) -> None:
         ("cpu", "qwen3_vl", GRIDS, "for this target take any shape"),
         (TARGET, "qwen3_vl", ((48, 50),), "multiples of 8"),
         (TARGET, "smolvlm", GRIDS, "pieces of one shape"),
+        (TARGET, "qwen3_vl", ((48, 48), (4096, 4096)), "4096x4096 has 262144 visual tokens, and an image may have"),
     ],
 )
 def test_grids_that_mean_nothing_are_refused(

@@ -23,7 +23,7 @@ _SHARE = 4  # part of the context that an image may fill
 Grids = tuple[tuple[int, int], ...]
 
 
-def grids_of(request: BuildRequest, checkpoint: Checkpoint, recipe: Recipe, facts: Facts, *, fixes: bool) -> Grids:
+def grids_of(request: BuildRequest, checkpoint: Checkpoint, recipe: Recipe, facts: Facts, room: int | None) -> Grids:
     """The grids of a build; none where encoders take any shape, or their pieces have one.
 
     Args:
@@ -31,21 +31,38 @@ def grids_of(request: BuildRequest, checkpoint: Checkpoint, recipe: Recipe, fact
         checkpoint: that is built.
         recipe: has a calibration set.
         facts: of the exported bundle.
-        fixes: whether the shapes of vision encoders are fixed.
+        room: positions of a sequence, where the shapes of vision encoders are fixed. None: they are not.
 
     Raises:
-        UserError: grids are named and nothing is fixed; or none are, and the calibration set has no images.
+        UserError: grids are named and nothing is fixed, or have more visual tokens than a sequence takes; or none are
+            named, and the calibration set has no images.
     """
-    if request.grids and (facts.image is None or not fixes):
+    if request.grids and (facts.image is None or room is None):
         cause = "the vision encoders of a package for this target take any shape"
         cause = "the model sees no images" if facts.image is None else cause
         raise UserError("build.grids", cause, "leave --grids out, or choose a target of fixed shapes")
-    if request.grids or not fixes or facts.image is None or not isinstance(facts.image.rule, NativeGrid):
+    if room is None or facts.image is None or not isinstance(facts.image.rule, NativeGrid):
+        return request.grids
+    _check_tokens(request.grids, facts.image.rule.cell_size, min(facts.image.max_visual_tokens, room - 1))
+    if request.grids:
         return request.grids
     most = min(facts.image.max_visual_tokens, _MOST_TOKENS, facts.speaks.context_length // _SHARE)
     cell = facts.image.rule.cell_size
     native = _native(facts.image, _calibration_sizes(request, checkpoint, recipe, facts), most)
     return tuple((rows * cell, columns * cell) for rows, columns in nearest_grids(native, _COUNT))
+
+
+def _check_tokens(grids: Grids, cell: int, most: int) -> None:
+    """Refuse grids of more visual tokens than an image may have.
+
+    Raises:
+        UserError: there are some.
+    """
+    counted = {f"{height}x{width}": height // cell * (width // cell) for height, width in grids}
+    over = [f"{name} has {tokens}" for name, tokens in counted.items() if tokens > most]
+    if over:
+        cause = f"{', '.join(over)} visual tokens, and an image may have {most}"
+        raise UserError("build.grids", cause, "name smaller grids, or ask for more with --context")
 
 
 def _calibration_sizes(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hvlc.errors import Collector
 from hvlc.graphs.bundle import Bundle, Role
+from hvlc.graphs.facts import Facts
 from hvlc.graphs.plan import Action, Plan
 from hvlc.package.atomic import check_output
 from hvlc.package.text import PackageText, settle_text, tokenizer_files
@@ -25,7 +26,7 @@ from hvlc.workflows.build.estimate import estimate, processors, weight_totals
 from hvlc.workflows.build.factors import check_stored, pending_factors, plan_factors
 from hvlc.workflows.build.grids import grids_of
 from hvlc.workflows.build.limits import check_compiler, check_disk, check_memory, check_target
-from hvlc.workflows.build.lowering import fix_for
+from hvlc.workflows.build.lowering import fix_for, static_context
 from hvlc.workflows.build.memory import current_memory
 from hvlc.workflows.build.prepared import BuildInputs, PlannedModel, PreparedBuild
 from hvlc.workflows.build.request import BuildRequest, Document
@@ -166,13 +167,26 @@ def _float_bundle(
     with steps.step("passes") as count:
         passes = None
         with found:
-            fixes = request.target.fixes(Role.VISION_ENCODER)
-            grids = grids_of(request, opened.checkpoint, opened.recipe, bundle.facts, fixes=fixes)
+            room = _room(request, bundle.facts)
+            grids = grids_of(request, opened.checkpoint, opened.recipe, bundle.facts, room)
             passes = float_passes(bundle.facts, request.target, opened.recipe.prepare, grids)
         passes = found.require(passes)
         passes.run(bundle)
         count(len(passes.passes))
     return bundle, passes
+
+
+def _room(request: BuildRequest, facts: Facts) -> int | None:
+    """Positions of a sequence, where the shapes of vision encoders are fixed; None where they are not.
+
+    Raises:
+        UserError: the context that is asked for is too long or too short.
+    """
+    target = request.target
+    if not target.fixes(Role.VISION_ENCODER) or facts.text is None:
+        return None
+    longest = facts.text.context_length
+    return static_context(longest, target, request.context) if target.fixes(Role.DECODER) else longest
 
 
 def _resolved(target: Target, opened: BuildInputs, bundle: Bundle, found: Collector) -> Plan | None:
