@@ -54,7 +54,7 @@ def test_shapes_of_a_package_are_those_of_a_run(package: str, name: str, request
         value.shape = ir.Shape([3 if d == 0 else d for d in value.shape or ()])
     infer_shapes(model.graph)
     found = stated(model.graph)
-    unknown = {"NonZero", "Transpose"} if name == "embedding" else set()  # as many as there are images
+    unknown = {"NonZero", "Transpose", "Slice"} if name == "embedding" else set()  # as many as there are images
     for node in model.graph:
         for value in node.outputs:
             if value.name and node.op_type not in unknown:

@@ -248,7 +248,9 @@ def _made_of(bundle: Bundle, component: Component, value: ir.Value) -> Iterator[
         yield from [] if projection.bias is None else [(projection.bias, 0)]
     elif node is not None and node.op_type == "ScatterND" and not node.domain:
         for part in (operand(node, 0), operand(node, 2)):
-            yield from _made_of(bundle, component, part) if read_by(part, [node]) else [None]
+            counting = [reader for reader in part.consumers() if reader.op_type == "Shape" and not reader.domain]
+            alone = read_by(part, [node, *dict.fromkeys(counting)])
+            yield from _made_of(bundle, component, part) if alone else [None]
     else:
         yield None
 
