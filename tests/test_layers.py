@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "__init__"),  # the command and `import hvlc`: doors
     ("cli",),
     ("workflows",),
-    ("tracing", "report", "calibration", "package", "training"),
+    ("tracing", "report", "calibration", "package", "training", "serving"),
     ("export", "passes", "lint", "qnn", "runtime", "evaluation", "solvers"),
     ("models", "zoo"),
     ("opening",),
@@ -48,6 +48,8 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "numba": ("hvlc.solvers.kernels",),
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
     "psutil": ("hvlc.workflows.build.memory",),
+    "starlette": ("hvlc.serving",),
+    "uvicorn": ("hvlc.serving.listening",),
     "onnxruntime_qnn": ("hvlc.qnn.worker", "hvlc.runtime.providers"),
 }
 

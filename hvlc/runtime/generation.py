@@ -20,6 +20,7 @@ from hvlc.results import Answered
 from hvlc.runtime.chunks import PromptChunks, force
 from hvlc.runtime.positions import grid_positions, position_table
 from hvlc.runtime.providers import open_engine, runs_on
+from hvlc.runtime.sampling import Sampling, TokenProbability
 from hvlc.runtime.turns import Chat, next_turn
 from hvlc.runtime.vision import Seen, Vision
 
@@ -40,6 +41,8 @@ class Generation:
         in_chunks: whether the decoder has fixed shapes.
         tokens: what was generated so far, the end token included.
         followed: whether another turn has taken the KV cache over, so that nothing more is generated here.
+        likeliest: how many of the most probable tokens `probabilities` tell. None: no probabilities are kept.
+        probabilities: of each token of the answer's text, where they are kept.
     """
 
     directory: Path
@@ -57,6 +60,8 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     followed: bool = False
+    likeliest: int | None = None
+    probabilities: list[TokenProbability] = field(default_factory=list)
     _first: float = 0.0
     _last: float = 0.0
 
@@ -81,12 +86,17 @@ class Generation:
         with engine_runs(self.directory):
             if self.generator.is_done():
                 return None
-            if self.in_chunks:  # nothing ends a search there (`PromptChunks.without_end`)
-                likeliest = int(_last_logits(self.generator).argmax())
-                if likeliest in self.end_tokens:
-                    return likeliest
+            known = self.in_chunks or self.likeliest is not None
+            logits = _last_logits(self.generator) if known else None
+            if self.in_chunks and logits is not None:  # nothing ends a search there (`PromptChunks.without_end`)
+                best = int(logits.argmax())
+                if best in self.end_tokens:
+                    return best
             self.generator.generate_next_token()
-            return int(self.generator.get_next_tokens()[0])
+            token = int(self.generator.get_next_tokens()[0])
+        if self.likeliest is not None and logits is not None and token not in self.end_tokens:
+            self.probabilities.append(TokenProbability.of(logits, token, self.likeliest))
+        return token
 
     @property
     def ended(self) -> bool:
@@ -190,7 +200,7 @@ class LanguageModel:
 
     def start(
         self,
-        prompt: str,
+        prompt: str | Chat,
         images: Sequence[Image.Image] = (),
         *,
         encoder: str = "auto",
@@ -198,17 +208,21 @@ class LanguageModel:
         max_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
         room: int = 0,
+        sampling: Sampling | None = None,
+        likeliest: int | None = None,
     ) -> Generation:
         """Run the prefill; the answer streams from the returned generation.
 
         Args:
-            prompt: the question, without template.
+            prompt: the question, without template; or a whole chat, whose last message is the user's.
             images: none.
             encoder: "auto" or "": there is none.
             vrc: of no effect without images.
             max_visual_tokens: None.
             max_new_tokens: bound of generated tokens.
             room: positions of the KV cache for later turns (`follow`), as far as the context has them.
+            sampling: how tokens are drawn. None: the most probable one each time.
+            likeliest: how many of the most probable tokens are told with each token's probability. None: none of this.
 
         Raises:
             UserError: something about images was asked for, the prompt is empty or too long, or the runtime cannot run
@@ -220,10 +234,11 @@ class LanguageModel:
         if asked:
             cause = f"{self.directory} is a {self.kind} package, and the request has {' and '.join(asked)}"
             raise UserError("request.image", cause, "ask without, or build a vision-language checkpoint")
+        chat = self._chat(prompt)
         ids = self.prompt_ids(prompt)
         self._check_prompt(ids, max_new_tokens)
         with engine_runs(self.directory):
-            generator = self._generator(length := self._length(len(ids) + max_new_tokens, room))
+            generator = self._generator(length := self._length(len(ids) + max_new_tokens, room), sampling)
             generator.append_tokens(ids)
             stream = self._tokenizer.create_stream()
         return Generation(
@@ -236,9 +251,10 @@ class LanguageModel:
             end_tokens=self._end_tokens,
             max_new_tokens=max_new_tokens,
             started=started,
-            chat=self._chat(prompt),
+            chat=chat,
             length=length,
             in_chunks=self._windows is not None,
+            likeliest=likeliest,
         )
 
     def follow(
@@ -277,6 +293,7 @@ class LanguageModel:
             tokens=[],
             text="",
             followed=False,
+            probabilities=[],
             _first=0.0,
             _last=0.0,
         )
@@ -299,10 +316,26 @@ class LanguageModel:
             total += len(ids) + max_new_tokens
         return total
 
-    def _chat(self, prompt: str, images: int = 0) -> Chat:
-        """Messages of a first question."""
+    def _chat(self, prompt: str | Chat, images: int = 0) -> Chat:
+        """Messages of a first question, or those that are given.
+
+        Raises:
+            UserError: given are several, and the package has no chat template; or they show other than all images.
+        """
+        if not isinstance(prompt, str):
+            return self._checked(tuple(prompt), images)
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
         return ({"role": "user", "content": content if images else prompt},)
+
+    def _checked(self, chat: Chat, images: int) -> Chat:
+        parts = [part for message in chat if not isinstance(message["content"], str) for part in message["content"]]
+        shown = sum(part["type"] == "image" for part in parts)
+        if shown != images:
+            raise UserError("request.image", f"the chat shows {shown} images, and {images} are given", "give them all")
+        if not chat_template(self.directory, _TOKENIZER) and (len(chat) > 1 or parts):
+            cause = f"{self.directory} has no chat template, so it goes on with a text and knows no turns"
+            raise UserError("package.turns", cause, "give all of the text as one prompt")
+        return chat
 
     def _turn(self, chat: Chat, answer: str, prompt: str) -> tuple[Chat, np.ndarray]:
         """A chat with one more turn, and int32 ids from the end of the answer to where the next one begins.
@@ -345,16 +378,17 @@ class LanguageModel:
         wanted = tokens + max(0, room)
         return wanted if limit is None else min(wanted, limit)
 
-    def prompt_ids(self, prompt: str, images: Sequence[Seen] = ()) -> np.ndarray:
+    def prompt_ids(self, prompt: str | Chat, images: Sequence[Seen] = ()) -> np.ndarray:
         """int32 token ids: through the package's chat template, or as plain text to go on with if it has none.
 
         Raises:
             UserError: there is nothing to go on with, or the template cannot be rendered.
         """
+        chat = self._chat(prompt)
         if chat_template(self.directory, _TOKENIZER):
-            ids = self._tokenizer.encode(self._tokenizer.templated(prompt))
+            ids = self._tokenizer.encode(self._tokenizer.rendered(chat))
         else:
-            ids = opening_tokens(self.directory, _TOKENIZER) + self._tokenizer.encode(prompt)
+            ids = opening_tokens(self.directory, _TOKENIZER) + self._tokenizer.encode(chat[0]["content"])
         if not ids:
             raise UserError("request.empty", "the prompt has no token to go on with", "give a prompt")
         return self._known(ids)
@@ -371,9 +405,19 @@ class LanguageModel:
             raise UserError(_TOKENIZER, cause, "correct the checkpoint's tokenizer files and build again")
         return np.array(ids, np.int32)
 
-    def _generator(self, max_length: int) -> og.Generator:
+    def spelled(self, token: int) -> str:
+        """Text of a token alone, which may be half a character."""
+        with engine_runs(self.directory, "decode a token of", _TOKENIZER):
+            text: str = self._tokenizer.create_stream().decode(token)
+        return text
+
+    def _generator(self, max_length: int, sampling: Sampling | None = None) -> og.Generator:
+        if sampling is not None and self._windows is not None:
+            cause = f"{self.directory} has a decoder of fixed shapes, whose answers hvlc does not draw"
+            raise UserError("request.sampling", cause, "ask with temperature 0")
         params = og.GeneratorParams(self._model)
-        params.set_search_options(max_length=max_length, do_sample=False)
+        drawn = {"do_sample": False} if sampling is None else sampling.options
+        params.set_search_options(max_length=max_length, **drawn)
         return og.Generator(self._model, params)
 
     def _check_prompt(self, ids: np.ndarray, max_new_tokens: int) -> None:
@@ -415,7 +459,7 @@ class VisionLanguageModel(LanguageModel):
 
     def start(
         self,
-        prompt: str,
+        prompt: str | Chat,
         images: Sequence[Image.Image] = (),
         *,
         encoder: str = "auto",
@@ -423,17 +467,21 @@ class VisionLanguageModel(LanguageModel):
         max_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
         room: int = 0,
+        sampling: Sampling | None = None,
+        likeliest: int | None = None,
     ) -> Generation:
         """Run vision and prefill; the answer streams from the returned generation.
 
         Args:
-            prompt: the question, without template or placeholders.
+            prompt: the question, without template or placeholders; or a whole chat, whose last message is the user's.
             images: RGB images in the order they are shown.
             encoder: an encoder's name, or "auto" for the package's policy.
             vrc: whether the resolution compressor chooses each image's scale.
             max_visual_tokens: bound per image; the package's when None.
             max_new_tokens: bound of generated tokens.
             room: positions of the KV cache for later turns (`follow`), as far as the context has them.
+            sampling: how tokens are drawn. None: the most probable one each time.
+            likeliest: how many of the most probable tokens are told with each token's probability. None: none of this.
 
         Raises:
             UserError: unknown encoder, a prompt with image placeholders of its own, or one that is too long.
@@ -442,6 +490,7 @@ class VisionLanguageModel(LanguageModel):
         seen = [self._vision.see(to_array(i), compress=vrc, max_visual_tokens=max_visual_tokens) for i in images]
         visual_tokens = sum(s.visual_tokens for s in seen)
         chosen = self._vision.choose(encoder, visual_tokens)
+        chat = self._chat(prompt, len(seen))
         ids = self.prompt_ids(prompt, seen)
         self._check_prompt(ids, max_new_tokens)
         tensors = og.NamedTensors()
@@ -452,7 +501,7 @@ class VisionLanguageModel(LanguageModel):
         if seen:
             tensors["host_image_features"] = np.concatenate([self._vision.encode(s, chosen) for s in seen])
         with engine_runs(self.directory):
-            generator = self._generator(length := self._length(len(ids) + max_new_tokens, room))
+            generator = self._generator(length := self._length(len(ids) + max_new_tokens, room), sampling)
             generator.set_inputs(tensors)
             stream = self._tokenizer.create_stream()
         return Generation(
@@ -465,9 +514,10 @@ class VisionLanguageModel(LanguageModel):
             end_tokens=self._end_tokens,
             max_new_tokens=max_new_tokens,
             started=started,
-            chat=self._chat(prompt, len(seen)),
+            chat=chat,
             length=length,
             in_chunks=self._windows is not None,
+            likeliest=likeliest,
         )
 
     def _positions(self, ids: np.ndarray, images: Sequence[Seen]) -> dict[str, np.ndarray]:
@@ -479,14 +529,13 @@ class VisionLanguageModel(LanguageModel):
         found = grid_positions(ids, self._vision.images.token, [image.grid for image in images])
         return {POSITION_TABLE: position_table(found, self._windows.context)}
 
-    def prompt_ids(self, prompt: str, images: Sequence[Seen] = ()) -> np.ndarray:
+    def prompt_ids(self, prompt: str | Chat, images: Sequence[Seen] = ()) -> np.ndarray:
         """int32 token ids with everything that stands for an image in the place of its placeholder.
 
         Raises:
             UserError: the prompt brings image placeholders of its own, or the package's template drops images.
         """
-        content = [{"type": "image"}] * len(images) + [{"type": "text", "text": prompt}]
-        text = self._tokenizer.templated(content if images else prompt)
+        text = self._tokenizer.rendered(self._chat(prompt, len(images)))
         rule = self._vision.images
         parts = text.split(rule.placeholder)
         if len(parts) <= len(images):

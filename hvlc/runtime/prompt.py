@@ -71,10 +71,6 @@ class PackageTokenizer:
             ids: list[int] = self._tokenizer.encode(normalized(text, self._form)).tolist()
         return ids
 
-    def templated(self, content: str | list[dict[str, str]]) -> str:
-        """One user message through the chat template; see `rendered`."""
-        return self.rendered([{"role": "user", "content": content}])
-
     def rendered(self, messages: Messages) -> str:
         """A chat through the chat template, up to where the next answer begins.
 

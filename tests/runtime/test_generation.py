@@ -167,7 +167,7 @@ def test_texts_that_join_an_image_are_encoded_with_the_text_around_it(
     model = rewritten(tiny_float32, tmp_path / "package", before=before, after=after)
     seen = [model._vision.see(np.asarray(picture(20 + 30 * i, 40)), compress=False) for i in range(images)]
     content = [{"type": "image"}] * images + [{"type": "text", "text": "What?"}]
-    parts = model._tokenizer.templated(content).split("<|image_pad|>")
+    parts = model._tokenizer.rendered([{"role": "user", "content": content}]).split("<|image_pad|>")
     assert len(parts) == images + 1
     expected: list[int] = []
     for index, part in enumerate(parts):
