@@ -53,20 +53,22 @@ def build(
     return run(open_request(source, fspath(target), fspath(recipe), Path(output), **options))
 
 
-def open(package: Place) -> "Package":
+def open(package: Place, **settings: Any) -> "Package":
     """Open a package that answers, its files verified.
 
     Args:
         package: directory that `build` wrote.
+        **settings: fields of `hvlc.runtime.settings.VisionSettings`, such as `tile_batch` or `feature_cache`.
 
     Raises:
         HvlcError: it is not a package that answers, or a file was changed.
     """
     from pathlib import Path
 
+    from hvlc.runtime.settings import VisionSettings
     from hvlc.workflows.package import Package
 
-    return Package.open(Path(package))
+    return Package.open(Path(package), VisionSettings(**settings))
 
 
 def evaluate(

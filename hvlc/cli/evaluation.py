@@ -11,11 +11,13 @@ from hvlc.cli.gates import DemandedGates, GateRequest, gate_options, show_judged
 from hvlc.cli.options import EXAMPLES, PLACE, WORDS, tokens
 from hvlc.cli.streams import say
 from hvlc.cli.variants import variant_option
+from hvlc.cli.vision import vision_options
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
     from hvlc.evaluation.task import Task
     from hvlc.results import Evaluation, Measured, TextEvaluation
+    from hvlc.runtime.settings import VisionSettings
 
 #: Parts of a record that are as long as its task, and stay out of what is printed.
 _LONG: dict[str, Any] = {"examples": True, "windows": True, "fidelity": {"sequences": True}}
@@ -46,6 +48,7 @@ _LONG: dict[str, Any] = {"examples": True, "windows": True, "fidelity": {"sequen
 @gate_options
 @json_option
 @variant_option
+@vision_options
 def evaluate(
     directory: Path,
     task_name: str,
@@ -61,6 +64,7 @@ def evaluate(
     reuse: bool,
     gates: GateRequest,
     as_json: bool,
+    vision: "VisionSettings | None",
 ) -> None:
     """Measure the package (or checkpoint) in DIRECTORY on a task: answers to questions, or perplexity of a text.
 
@@ -69,8 +73,9 @@ def evaluate(
     _refuse({"--no-fidelity": no_fidelity and reference is None}, "there is no reference")
     _refuse({"--reuse": reuse and output is None}, "there is no output to take evaluations from")
     questions = {"--encoder": encoders, "--count": count, "--no-vrc": no_vrc, "--max-new-tokens": max_new_tokens}
+    encoding = {"--tile-batch, --no-tile-reuse or --feature-cache": vision}
     if task_name.endswith(".txt"):
-        _refuse({**questions, "--reuse": reuse}, f"{task_name} is a text, and they are for questions")
+        _refuse({**questions, **encoding, "--reuse": reuse}, f"{task_name} is a text, and they are for questions")
         demanded = gates.demanded(
             kind="text", reference=reference is not None, fidelity=not no_fidelity, models=[directory]
         )
@@ -89,7 +94,8 @@ def evaluate(
         models=[directory],
     )
     options: dict[str, Any] = {"encoders": encoders, "vrc": not no_vrc, "count": count, "reuse": reuse}
-    options |= {"fidelity": not no_fidelity, **({"max_new_tokens": max_new_tokens} if max_new_tokens else {})}
+    options |= {"vision": vision, "fidelity": not no_fidelity}
+    options |= {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
     _evaluate_questions(directory, open_task(task_name, count), reference, output, demanded, as_json, **options)
 
 

@@ -83,7 +83,11 @@ class Real(click.FloatRange):
 
 
 class Size(click.ParamType[int]):
-    """Bytes, as "2GB", "512 MiB" or a plain number."""
+    """Bytes, as "2GB", "512 MiB" or a plain number.
+
+    Args:
+        least: the smallest number.
+    """
 
     name = "size"
     MOST: ClassVar[int] = 10**15
@@ -98,14 +102,18 @@ class Size(click.ParamType[int]):
         "gib": 2**30,
     }
 
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes of a text."""
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value), re.ASCII)
         if not found or found[2].lower() not in self._UNITS:
             self.fail(f"{_short(value)} is not a size: write 2GB, 512MB or 1GiB", param, ctx)
         size = int(Decimal(found[1]) * self._UNITS[found[2].lower()])
-        if not 0 < size <= self.MOST:
-            self.fail(f"{_short(value)} is not within 1 byte and {self.MOST // 10**9} GB", param, ctx)
+        if not self._least <= size <= self.MOST:
+            least = f"{self._least} byte{'' if self._least == 1 else 's'}"
+            self.fail(f"{_short(value)} is not within {least} and {self.MOST // 10**9} GB", param, ctx)
         return size
 
 

@@ -9,10 +9,12 @@ from hvlc.cli.common import console, json_option
 from hvlc.cli.options import BOUNDED, PLACE, WORDS
 from hvlc.cli.streams import say, say_json
 from hvlc.cli.variants import variant_option
+from hvlc.cli.vision import vision_options
 
 if TYPE_CHECKING:
     from hvlc.results import Answered
     from hvlc.runtime.generation import Generation
+    from hvlc.runtime.settings import VisionSettings
 
 
 @click.command(short_help="Ask a package a question.")
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 @click.option("--max-visual-tokens", type=BOUNDED, help="Bound of visual tokens per image.")
 @click.option("--max-new-tokens", type=BOUNDED, default=128, show_default=True, help="Bound of the answer.")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
-@click.option("--tile-batch", type=click.IntRange(1, 4096), default=4, show_default=True, help="Tiles per encoder run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show scale, tiles, tokens and times.")
 @json_option
 @variant_option
+@vision_options
 def run(
     directory: Path,
     images: tuple[Path, ...],
@@ -37,9 +39,9 @@ def run(
     max_visual_tokens: int | None,
     max_new_tokens: int,
     no_vrc: bool,
-    tile_batch: int,
     verbose: bool,
     as_json: bool,
+    vision: "VisionSettings | None",
 ) -> None:
     """Ask the package in DIRECTORY a question; the answer streams.
 
@@ -47,9 +49,10 @@ def run(
     """
     from hvlc.inputs.images import load_images
     from hvlc.runtime.generation import open_model
+    from hvlc.runtime.settings import USUAL
 
     loaded = load_images(images)
-    model = open_model(directory, tile_batch=tile_batch)
+    model = open_model(directory, vision=vision or USUAL)
     room = model.room_for(prompt, later, images=len(loaded), max_new_tokens=max_new_tokens)
     generation = model.start(
         prompt,

@@ -10,10 +10,12 @@ import click
 from hvlc.cli.common import json_option, show
 from hvlc.cli.options import BOUNDED, PLACE, SIZE, WORDS, Real
 from hvlc.cli.streams import say
+from hvlc.cli.vision import vision_options
 from hvlc.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from hvlc.runtime.generation import LanguageModel
+    from hvlc.runtime.settings import VisionSettings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -30,6 +32,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 @click.option("--timeout", type=Real(0, 86_400), default=300.0, show_default=True, help="Seconds of a request.")
 @click.option("--allow-remote-images", is_flag=True, help="Fetch images from public addresses.")
 @json_option
+@vision_options
 def serve(
     directories: tuple[Path, ...],
     host: str,
@@ -42,6 +45,7 @@ def serve(
     timeout: float,
     allow_remote_images: bool,
     as_json: bool,
+    vision: "VisionSettings | None",
 ) -> None:
     """Serve packages under /v1/chat/completions and /v1/models, as clients of OpenAI's interface ask.
 
@@ -50,13 +54,14 @@ def serve(
     """
     _require()
     from hvlc.runtime.generation import open_model
+    from hvlc.runtime.settings import USUAL
     from hvlc.serving.app import Server
     from hvlc.serving.limits import Limits
     from hvlc.serving.listening import listen
 
     _check_names(directories)
     limits = Limits(max_body, max_images, max_waiting, timeout, max_new_tokens)
-    models: dict[str, LanguageModel] = {d.resolve().name: open_model(d) for d in directories}
+    models: dict[str, LanguageModel] = {d.resolve().name: open_model(d, vision=vision or USUAL) for d in directories}
     hosts = _LOOPBACK if _is_loopback(host) else None
     server = Server(models, limits, api_key, allow_remote_images, hosts)
     if hosts is None and api_key is None:

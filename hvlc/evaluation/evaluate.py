@@ -14,7 +14,7 @@ from hvlc.evaluation.journal import Journal
 from hvlc.evaluation.memory import peak_memory_bytes, reset_peak_memory
 from hvlc.evaluation.metrics import anls, exact_match, mean_score, proportion, quantile, ratio
 from hvlc.evaluation.task import Example, Task
-from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, Score, Summary
+from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, Interval, Score, Summary
 from hvlc.results.compilation import Compilation
 
 #: Tokens of an answer, at most, where nothing else is said.
@@ -201,6 +201,8 @@ def summarize(examples: Sequence[ExampleResult]) -> Summary:
         visual_tokens=ratio([example.visual_tokens for example in examples]),
         prompt_tokens=ratio([example.prompt_tokens for example in examples]),
         generated_tokens=ratio([len(example.tokens) for example in examples]),
+        equal_tiles=_share_left(examples, lambda example: example.distinct_tiles),
+        saved_tiles=_share_left(examples, lambda example: example.encoded_tiles),
         mean_scale=statistics.fmean(scales) if scales else None,
         median_time_to_first_token=quantile(first_tokens, 0.5),
         p95_time_to_first_token=quantile(first_tokens, 0.95),
@@ -208,6 +210,12 @@ def summarize(examples: Sequence[ExampleResult]) -> Summary:
         if going_on
         else None,
     )
+
+
+def _share_left(examples: Sequence[ExampleResult], taken: Callable[[ExampleResult], int | None]) -> Interval | None:
+    """Share of all tiles that are not among those taken; None where no example has tiles and their number."""
+    counted = [(e.tiles, found) for e in examples if (found := taken(e)) is not None and e.tiles]
+    return ratio([all_ - found for all_, found in counted], [all_ for all_, _ in counted]) if counted else None
 
 
 def _share_exact(examples: Sequence[ExampleResult]) -> Score:

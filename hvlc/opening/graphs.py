@@ -30,6 +30,8 @@ _CONTRIB = frozenset(
     }
 )
 _CONTEXT = "EPContext"
+#: Operators that find one range for all that they are given, whatever the axes.
+_WHOLE_TENSOR = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 #: Standard operators that may run without end, or hold what is not a tensor; a Scan ends with its input.
 _NEVER_WRITTEN = frozenset({"Loop", "SequenceMap"})
 #: onnxruntime takes session options from a file under this key, where the environment allows it.
@@ -82,6 +84,23 @@ def stored_tensors(graph: Body) -> Iterator[onnx.TensorProto]:
             alone = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
             for sparse in (*alone, *attribute.sparse_tensors):
                 yield from (sparse.values, sparse.indices)
+
+
+def mixes_batch(graph: onnx.GraphProto) -> bool:
+    """Whether nodes of an encoder's graph make of a batch what depends on its other rows: ranges or sums of all of it.
+
+    What remains are products, norms and attention, in which a row of a batch is alone.
+    """
+    return any(_takes_all(node) for body in nested(graph) for node in body.node)
+
+
+def _takes_all(node: onnx.NodeProto) -> bool:
+    """Whether a node looks at whole tensors: by its kind, or as a reduction without axes."""
+    if not node.op_type.startswith("Reduce"):
+        return node.op_type in _WHOLE_TENSOR
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    has_axes = "axes" in given or (len(node.input) > 1 and bool(node.input[1]))
+    return not has_axes and not given.get("noop_with_empty_axes", 0)
 
 
 def check_graph(path: Path, sizes: Mapping[str, int], binary: str | None) -> onnx.ModelProto:

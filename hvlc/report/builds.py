@@ -217,13 +217,23 @@ def answer_table(answered: Answered) -> Table:
         {
             "encoder": answered.encoder or "none",
             "scale": ", ".join(f"{scale:.2f}" for scale in answered.scales) or "no image",
-            "tiles": str(answered.tiles),
+            "tiles": _tiles(answered),
             "visual tokens": str(answered.visual_tokens),
             "prompt tokens": str(answered.prompt_tokens),
             "time to first token": f"{1000 * answered.time_to_first_token:.0f} ms",
             "tokens/s": "one token only" if rate is None else f"{rate:.0f}",
         }
     )
+
+
+def _tiles(answered: Answered) -> str:
+    """Numbers of tiles: all, those that differ, those that an encoder ran over, and the share that this saved."""
+    found = str(answered.tiles)
+    if not answered.tiles or answered.encoded_tiles is None:
+        return found
+    differing = "" if answered.distinct_tiles is None else f"{answered.distinct_tiles} distinct, "
+    saved = 1 - answered.encoded_tiles / answered.tiles
+    return f"{found} ({differing}{answered.encoded_tiles} encoded: {100 * saved:.0f} % saved)"
 
 
 def _table(*columns: str) -> Table:

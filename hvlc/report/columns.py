@@ -113,6 +113,8 @@ _SIZE = Column("size, MB", "size\nMB", lambda e: megabytes(e.size_bytes))
 #: Columns of an evaluation's costs.
 COSTS: tuple[Column, ...] = (
     _VISUAL,
+    Column("equal tiles, %", "", lambda e: interval_text(e.summary.equal_tiles, 1, 100)),
+    Column("tiles saved, %", "", lambda e: interval_text(e.summary.saved_tiles, 1, 100)),
     Column("prompt tokens", "", lambda e: interval_text(e.summary.prompt_tokens, 1)),
     Column("generated tokens", "", lambda e: interval_text(e.summary.generated_tokens, 1)),
     Column("scale", "", lambda e: ABSENT if e.summary.mean_scale is None else percent(e.summary.mean_scale, 0)),

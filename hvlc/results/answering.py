@@ -14,6 +14,9 @@ class Answered(Record):
         encoder: the vision encoder that ran ("base", "large"), also when the request said "auto"; "" without images.
         scales: the resolution scale of each image, 1.0 without the compressor.
         tiles: number of tiles of all images.
+        distinct_tiles: number of them that differ from each other. None: they were not compared.
+        encoded_tiles: number of them that an encoder ran over; the others equal one of these, or were encoded for an
+            earlier request. None: not counted.
         visual_tokens: number of visual tokens of all images.
         prompt_tokens: number of prompt tokens, the visual ones included.
         time_to_first_token: seconds from the request, images decoded, to the first token.
@@ -25,6 +28,8 @@ class Answered(Record):
     encoder: str
     scales: tuple[float, ...]
     tiles: int = Field(ge=0)
+    distinct_tiles: int | None = Field(default=None, ge=0)
+    encoded_tiles: int | None = Field(default=None, ge=0)
     visual_tokens: int = Field(ge=0)
     prompt_tokens: int = Field(ge=0)
     time_to_first_token: float = Field(ge=0)
@@ -47,6 +52,8 @@ class ExampleResult(Record):
         encoder: the vision encoder that ran.
         scales: the resolution scale of each image.
         tiles: number of tiles.
+        distinct_tiles: as in `Answered`.
+        encoded_tiles: as in `Answered`.
         visual_tokens: number of visual tokens.
         prompt_tokens: number of prompt tokens.
         time_to_first_token: seconds.
@@ -65,6 +72,8 @@ class ExampleResult(Record):
     encoder: str
     scales: tuple[float, ...]
     tiles: int
+    distinct_tiles: int | None = Field(default=None, ge=0)
+    encoded_tiles: int | None = Field(default=None, ge=0)
     visual_tokens: int
     prompt_tokens: int
     time_to_first_token: float

@@ -20,6 +20,10 @@ class Summary(Record):
         visual_tokens: mean number per example.
         prompt_tokens: mean number per example, the visual ones included.
         generated_tokens: mean number per example.
+        equal_tiles: share of tiles that equal another of their question; absent where they were not compared, or there
+            are none.
+        saved_tiles: share of tiles that no encoder ran over: they equal another, or their image came before; absent
+            where that was not counted, or there are none.
         mean_scale: resolution scale per image; absent without images.
         median_time_to_first_token: seconds.
         p95_time_to_first_token: seconds that 95 % of the examples keep within.
@@ -34,6 +38,8 @@ class Summary(Record):
     visual_tokens: Interval
     prompt_tokens: Interval
     generated_tokens: Interval
+    equal_tiles: Interval | None = None
+    saved_tiles: Interval | None = None
     mean_scale: float | None
     median_time_to_first_token: Interval
     p95_time_to_first_token: Interval

@@ -21,9 +21,12 @@ from hvlc.runtime.chunks import PromptChunks, force
 from hvlc.runtime.positions import grid_positions, position_table
 from hvlc.runtime.providers import open_engine, runs_on
 from hvlc.runtime.sampling import Sampling, TokenProbability
+from hvlc.runtime.settings import USUAL, VisionSettings
+from hvlc.runtime.tiles import TileCount
 from hvlc.runtime.turns import Chat, next_turn
 from hvlc.runtime.vision import Seen, Vision
 
+_NO_TILES = TileCount(0, 0, 0)
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
 
 
@@ -36,6 +39,7 @@ class Generation:
         prompt_tokens: length of the prompt, visual tokens included.
         encoder: which vision encoder ran; "" for text only.
         images: the images after the front graph.
+        tiles: numbers of their pieces.
         chat: the messages up to the question.
         length: positions of the KV cache.
         in_chunks: whether the decoder has fixed shapes.
@@ -51,6 +55,7 @@ class Generation:
     prompt_tokens: int
     encoder: str
     images: Sequence[Seen]
+    tiles: TileCount
     end_tokens: frozenset[int]
     max_new_tokens: int
     started: float
@@ -122,7 +127,9 @@ class Generation:
             tokens=tuple(self.tokens),
             encoder=self.encoder,
             scales=tuple(image.scale for image in self.images),
-            tiles=sum(image.count for image in self.images),
+            tiles=self.tiles.total,
+            distinct_tiles=self.tiles.distinct,
+            encoded_tiles=self.tiles.encoded,
             visual_tokens=sum(image.visual_tokens for image in self.images),
             prompt_tokens=self.prompt_tokens,
             time_to_first_token=max(0.0, self._first - self.started),
@@ -248,6 +255,7 @@ class LanguageModel:
             prompt_tokens=len(ids),
             encoder="",
             images=(),
+            tiles=_NO_TILES,
             end_tokens=self._end_tokens,
             max_new_tokens=max_new_tokens,
             started=started,
@@ -442,7 +450,7 @@ class VisionLanguageModel(LanguageModel):
         directory: what `hvlc build` wrote.
         name: label in reports; the directory's name when empty.
         verify: hold every file against its digest first.
-        tile_batch: tiles per encoder run.
+        vision: how encoders run.
         threads: threads of the vision sessions; 0 lets onnxruntime choose.
 
     Raises:
@@ -452,10 +460,16 @@ class VisionLanguageModel(LanguageModel):
     kind = Kind.VISION_LANGUAGE
 
     def __init__(
-        self, directory: Path, *, name: str = "", verify: bool = True, tile_batch: int = 4, threads: int = 0
+        self,
+        directory: Path,
+        *,
+        name: str = "",
+        verify: bool = True,
+        vision: VisionSettings = USUAL,
+        threads: int = 0,
     ) -> None:
         super().__init__(directory, name=name, verify=verify)
-        self._vision = Vision(directory, self.manifest, tile_batch, threads)
+        self._vision = Vision(directory, self.manifest, vision, threads)
 
     def start(
         self,
@@ -498,8 +512,9 @@ class VisionLanguageModel(LanguageModel):
         tensors["num_image_tokens"] = np.array([visual_tokens], np.int64)
         for name, given in self._positions(ids, seen).items():
             tensors[name] = given
+        encoded = self._vision.encode(seen, chosen)
         if seen:
-            tensors["host_image_features"] = np.concatenate([self._vision.encode(s, chosen) for s in seen])
+            tensors["host_image_features"] = np.concatenate(encoded.features)
         with engine_runs(self.directory):
             generator = self._generator(length := self._length(len(ids) + max_new_tokens, room), sampling)
             generator.set_inputs(tensors)
@@ -511,6 +526,7 @@ class VisionLanguageModel(LanguageModel):
             prompt_tokens=len(ids),
             encoder=chosen if seen else "",
             images=seen,
+            tiles=encoded.tiles,
             end_tokens=self._end_tokens,
             max_new_tokens=max_new_tokens,
             started=started,
@@ -581,13 +597,13 @@ def _last_logits(generator: og.Generator) -> np.ndarray:
     return np.array(generator.get_logits(), np.float32).reshape(-1)
 
 
-def open_model(directory: Path, *, name: str = "", tile_batch: int = 4) -> LanguageModel:
+def open_model(directory: Path, *, name: str = "", vision: VisionSettings = USUAL) -> LanguageModel:
     """The model of a package that answers.
 
     Args:
         directory: what `hvlc build` wrote.
         name: label in reports; the directory's name when empty.
-        tile_batch: tiles per encoder run, where there are encoders.
+        vision: how encoders run, where there are any.
 
     Raises:
         UserError: no package, a vision package, or a file was changed.
@@ -600,4 +616,4 @@ def open_model(directory: Path, *, name: str = "", tile_batch: int = 4) -> Langu
         )
     if kind is Kind.LANGUAGE:
         return LanguageModel(directory, name=name)
-    return VisionLanguageModel(directory, name=name, tile_batch=tile_batch)
+    return VisionLanguageModel(directory, name=name, vision=vision)

@@ -3,6 +3,7 @@
 Nothing here knows a family: the front graph answers for it.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 
 from hvlc.errors import UserError, nearest
 from hvlc.manifest.manifest import Manifest
+from hvlc.opening.graphs import load_graph, mixes_batch
 from hvlc.opening.sessions import PackageSession, lying
 from hvlc.runtime.providers import open_component, register_providers
+from hvlc.runtime.settings import TILE_BATCH, USUAL, VisionSettings
+from hvlc.runtime.tiles import FeatureCache, RequestPieces, TileCount, piece_digests
 
 #: Output of a front graph, as `hvlc.imaging.rule` has it, which imports onnx_ir.
 OVERVIEW = "overview"
@@ -76,34 +80,50 @@ class Seen:
         return feeds | {"overview_features": features[-1]}
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A request's images after the encoder.
+
+    Attributes:
+        features: float32 `[visual tokens, hidden]` of each image, in the order of their placeholders.
+        tiles: numbers of their pieces.
+    """
+
+    features: tuple[np.ndarray, ...]
+    tiles: TileCount
+
+
 class Vision:
     """Sessions are opened on demand; at most one encoder is resident.
 
     Args:
         directory: the package.
         manifest: its manifest.
-        tile_batch: pieces per encoder run; peak memory is set by one batch, whatever the image.
+        settings: how encoders run.
         threads: threads per session; 0 lets onnxruntime choose.
 
     Attributes:
         images: how images become visual tokens.
+        cache: visual tokens of earlier images.
 
     Raises:
         UserError: the package is of a kind that sees no images.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, tile_batch: int = 4, threads: int = 0) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, settings: VisionSettings = USUAL, threads: int = 0) -> None:
         if manifest.images is None or manifest.policy is None:
             raise UserError("package.kind", f"{directory} sees no images", "name a vision-language package")
         self.images, self._policy = manifest.images, manifest.policy
         self._directory = directory
         self._manifest = manifest
-        self._tile_batch = tile_batch
+        self._settings = settings
+        self.cache = FeatureCache(settings.feature_cache)
         self._threads = threads
         register_providers(manifest)
         self._front = self._session(manifest.components["front"].file)
         self._stitch = self._session(manifest.components["stitch"].file)
         self._encoder: tuple[str, PackageSession] | None = None
+        self._mixing: dict[str, bool] = {}
 
     def see(
         self, image: np.ndarray, *, compress: bool, max_visual_tokens: int | None = None, scale: float = _FULL_SIZE
@@ -153,23 +173,59 @@ class Vision:
         most = 0 if seen.overview is None else int(seen.overview[0, 0].size)
         return most + len(seen.pieces) * (int(seen.pieces[0, 0].size) if known is None else known)
 
-    def encode(self, seen: Seen, encoder: str) -> np.ndarray:
-        """Visual tokens float32 `[visual tokens, hidden]` in the order of their placeholders.
+    def encode(self, images: Sequence[Seen], encoder: str) -> Encoded:
+        """Visual tokens of a request's images; each distinct piece runs once, and no image that is still kept.
 
         Raises:
             UserError: the package has no such encoder, or a graph cannot be run.
         """
-        if seen.visual_tokens > self._most_tokens(seen):
-            made = f"{seen.visual_tokens} visual tokens of {seen.count} pieces"
-            raise lying(self._front.file, f"it makes {made} of an image")
-        session = self._encoder_session(encoder, *seen.pieces.shape[2:])
-        fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
-        batch = fixed if isinstance(fixed, int) else self._tile_batch
-        encoded = [_encoded(session, part, batch) for part in seen.parts]
+        pieces, digests, features = RequestPieces(self._settings.reuse_tiles), set[bytes](), []
+        compares = self._settings.reuse_tiles or self._settings.feature_cache > 0
+        for seen in images:
+            if seen.visual_tokens > self._most_tokens(seen):
+                made = f"{seen.visual_tokens} visual tokens of {seen.count} pieces"
+                raise lying(self._front.file, f"it makes {made} of an image")
+            parts = [piece_digests(part) for part in seen.parts] if compares else []
+            digests.update(*parts)
+            features.append(self._encoded(seen, encoder, pieces, parts))
+        total = sum(seen.count for seen in images)
+        return Encoded(tuple(features), TileCount(total, len(digests) if compares else None, pieces.encoded))
+
+    def _encoded(
+        self, seen: Seen, encoder: str, pieces: RequestPieces, digests: Sequence[Sequence[bytes]]
+    ) -> np.ndarray:
+        """Visual tokens of an image, float32 `[visual tokens, hidden]`.
+
+        Args:
+            seen: the image.
+            encoder: its encoder's name.
+            pieces: of the request.
+            digests: of the pieces of each part; none where nothing is compared.
+        """
+        file = self._manifest.encoder_file(encoder, *seen.pieces.shape[2:])
+        image = hashlib.sha256(seen.grid.tobytes() + b"".join(map(b"".join, digests))).digest()
+        kept = self.cache.get(file, image) if self.cache.most_bytes else None
+        if kept is not None:
+            return kept
+        session = self._encoder_session(file)
+        batch = self._batch(session)
+        given = digests or [[b""] * len(part) for part in seen.parts]
+        encoded = [pieces.encode(session, *part, batch) for part in zip(seen.parts, given, strict=True)]
         features: np.ndarray = self._stitch.run(["image_features"], seen.merger_feeds(encoded))[0]
         if len(features) != seen.visual_tokens:
             raise lying(self._stitch.file, f"it gives {len(features)} visual tokens of {seen.visual_tokens}")
+        self.cache.put(file, image, features)
         return features
+
+    def _batch(self, session: PackageSession) -> int:
+        """Pieces per run: as many as the graph says, one where pieces of a batch would change each other's features."""
+        fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
+        if isinstance(fixed, int):
+            return fixed
+        batch = TILE_BATCH if self._settings.tile_batch is None else self._settings.tile_batch
+        if session.file not in self._mixing:
+            self._mixing[session.file] = mixes_batch(load_graph(self._directory / session.file).graph)
+        return 1 if self._mixing[session.file] else batch
 
     def choose(self, encoder: str, visual_tokens: int) -> str:
         """The encoder for a request: as asked, or by the package's policy for "auto".
@@ -186,8 +242,7 @@ class Vision:
             )
         return encoder
 
-    def _encoder_session(self, encoder: str, height: int, width: int) -> PackageSession:
-        file = self._manifest.encoder_file(encoder, height, width)
+    def _encoder_session(self, file: str) -> PackageSession:
         if self._encoder is None or self._encoder[0] != file:
             self._encoder = None  # free the other one first
             self._encoder = (file, self._session(file))
@@ -195,9 +250,3 @@ class Vision:
 
     def _session(self, file: str) -> PackageSession:
         return open_component(self._directory, self._manifest.component_in(file), self._threads)
-
-
-def _encoded(session: PackageSession, pieces: np.ndarray, batch: int) -> np.ndarray:
-    """float32 `[pieces, tokens, width]` of pieces of one shape, so many at a time."""
-    starts = range(0, len(pieces), batch)
-    return np.concatenate([session.run(["tile_features"], {"pixel_values": pieces[i : i + batch]})[0] for i in starts])

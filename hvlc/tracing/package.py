@@ -23,6 +23,7 @@ from hvlc.results import trace_points
 from hvlc.results.trace_points import Layout, Question, Values
 from hvlc.runtime.generation import LanguageModel, VisionLanguageModel
 from hvlc.runtime.providers import register_providers, runs_on
+from hvlc.runtime.settings import VisionSettings
 from hvlc.runtime.vision import Seen, Vision
 from hvlc.tracing.decoders import open_decoder
 from hvlc.tracing.fixed_stages import CompiledEncoder, CompiledGraph
@@ -145,7 +146,7 @@ class PackageTracer:
 
     @cached_property
     def _vision(self) -> Vision:
-        return Vision(self.directory, self.manifest, TILE_BATCH, self._threads)
+        return Vision(self.directory, self.manifest, VisionSettings(TILE_BATCH), self._threads)
 
     def stages(self, question: Question) -> tuple[Stage, ...]:
         """The stages of a resolved question but its answer, in the order in which they run.

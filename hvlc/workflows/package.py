@@ -12,6 +12,7 @@ from hvlc.inputs.images import load_image
 from hvlc.manifest.manifest import Manifest
 from hvlc.results import Answered
 from hvlc.runtime.generation import Generation, LanguageModel, open_model
+from hvlc.runtime.settings import USUAL, VisionSettings
 
 _ROOM = 1024  # positions of a chat's KV cache for later turns: a question and a short answer take less than 100
 
@@ -27,13 +28,17 @@ class Package:
     model: LanguageModel
 
     @classmethod
-    def open(cls, directory: Path) -> "Package":
+    def open(cls, directory: Path, vision: VisionSettings = USUAL) -> "Package":
         """Verify a package's files and load its graphs.
+
+        Args:
+            directory: the package.
+            vision: how its encoders run.
 
         Raises:
             UserError: it is not a package that answers, or a file was changed.
         """
-        return cls(open_model(directory))
+        return cls(open_model(directory, vision=vision))
 
     @property
     def manifest(self) -> Manifest:

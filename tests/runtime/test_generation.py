@@ -22,6 +22,7 @@ from hvlc.manifest.manifest import MANIFEST
 from hvlc.models.reference import Reference
 from hvlc.results import Answered
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.runtime.settings import VisionSettings
 from tests.helpers.packages import changed_graph, renewed
 from tests.helpers.tiny import CONTEXT, picture
 
@@ -88,7 +89,7 @@ def test_the_comparison_has_something_to_compare(package) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_tile_batch_changes_nothing(tiny_float32: Path, package, batch: int) -> None:
-    other = VisionLanguageModel(tiny_float32, verify=False, tile_batch=batch, threads=1)
+    other = VisionLanguageModel(tiny_float32, verify=False, vision=VisionSettings(batch), threads=1)
     image = picture(100, 150)
     assert same(other.answer("What?", [image], **ASKED), package.answer("What?", [image], **ASKED))
 
@@ -271,6 +272,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.runtime.settings import VisionSettings
 model = VisionLanguageModel(Path({str(tiny_float32)!r}), threads=1)
 print(len(model.answer("?", [Image.new("RGB", (40, 40))], encoder="auto", vrc=True, max_new_tokens=2).tokens))
 sys.exit(" ".join({{"torch", "transformers", "optimum", "onnx_ir"}} & set(sys.modules)) or 0)

@@ -18,7 +18,7 @@ from hvlc.export.references import vision_language_checkpoint
 from hvlc.models.loaded import followed
 from hvlc.runtime.generation import Generation, LanguageModel, open_model
 from hvlc.runtime.turns import text_after
-from hvlc.runtime.vision import Vision
+from hvlc.runtime.vision import Encoded, Seen, Vision
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import open_request
 from tests.export.tiny_families import CONTEXT, save_text
@@ -168,9 +168,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     runs: list[None] = []
     encode = Vision.encode
 
-    def counted(*arguments: Any) -> np.ndarray:
-        runs.append(None)
-        return encode(*arguments)
+    def counted(vision: Vision, images: Sequence[Seen], encoder: str) -> Encoded:
+        runs.extend([None] * len(images))
+        return encode(vision, images, encoder)
 
     monkeypatch.setattr(Vision, "encode", counted)
     return runs

@@ -48,7 +48,7 @@ def test_the_stages_of_a_package_add_up_to_its_graphs(
     vision = Vision(package, tracer.manifest)
     seen = vision.see(IMAGE, compress=True)
     np.testing.assert_array_equal(values[trace_points.PREPROCESSING], seen.pieces)
-    features = vision.encode(seen, encoder)
+    features = vision.encode([seen], encoder).features[0]
     np.testing.assert_allclose(values[trace_points.STITCHING], features, atol=1e-5)
     ids = trace_points.read_ids(values)[None]
     embeds = whole(package, "embedding.onnx", {"input_ids": ids, "image_features": features}, "inputs_embeds")
@@ -111,7 +111,8 @@ def test_several_images_keep_their_places(tiny_float32: Path) -> None:
     images = (IMAGE, np.asarray(picture(33, 20, seed=1)))
     values = tracer.trace(question(tracer, images=images, encoder="base", max_new_tokens=0))
     vision = Vision(tiny_float32, tracer.manifest)
-    features = [vision.encode(vision.see(image, compress=True), "base") for image in images]
+    seen = [vision.see(image, compress=True) for image in images]
+    features = vision.encode(seen, "base").features
     np.testing.assert_allclose(values[trace_points.STITCHING], np.concatenate(features), atol=1e-5)
     assert len(values[trace_points.SAMPLING]) == 0
 

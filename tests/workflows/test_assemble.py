@@ -57,9 +57,11 @@ def test_each_encoder_has_its_own_tower(parts: tuple[Path, Path], assembled: Pat
         theirs = other.vision_model(pixels[0]).last_hidden_state
         expected = main.connector.pixel_shuffle(theirs, main.connector.scale_factor) @ weight.T
         own = main.get_image_features(pixels).pooler_output[0]
-    found = package._vision.encode(seen, "small")
+    found = package._vision.encode([seen], "small").features[0]
     np.testing.assert_allclose(found, expected.reshape(found.shape).numpy(), atol=GRAPH_FLOAT32, rtol=0)
-    np.testing.assert_allclose(package._vision.encode(seen, "main"), own.numpy(), atol=GRAPH_FLOAT32, rtol=0)
+    np.testing.assert_allclose(
+        package._vision.encode([seen], "main").features[0], own.numpy(), atol=GRAPH_FLOAT32, rtol=0
+    )
     asked = {"vrc": True, "max_new_tokens": 4}
     assert package.answer("?", [picture(50, 70)], encoder="small", **asked).encoder == "small"
     assert package.answer("?", [picture(50, 70)], encoder="auto", **asked).encoder == "main"

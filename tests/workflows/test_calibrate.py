@@ -24,6 +24,7 @@ from hvlc.calibration.samples import ImageSample, TextSample
 from hvlc.errors import UserError
 from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.logits import TextScorer
+from hvlc.runtime.settings import VisionSettings
 from hvlc.runtime.vision import Vision
 from hvlc.solvers.registry import CALIBRATED
 from hvlc.solvers.statistics import InputStatistics
@@ -250,7 +251,7 @@ def test_both_encoders_are_driven_and_the_decoder_sees_both(
     inputs = plan_build(replace(asked, force=True)).inputs
     assert inputs is not None
     assert set(fed) == {"vision_base", "vision_large", "model"}
-    vision = Vision(result.output, Manifest.load(result.output), tile_batch=99, threads=1)
+    vision = Vision(result.output, Manifest.load(result.output), VisionSettings(99), threads=1)
     assert len(inputs.samples) == 4
     for index, sample in enumerate(inputs.samples):
         assert isinstance(sample, ImageSample)
@@ -262,7 +263,7 @@ def test_both_encoders_are_driven_and_the_decoder_sees_both(
         embeds = fed["model"][index]["inputs_embeds"]
         assert embeds.shape[:2] == (1, len(ids))
         seen = embeds[0, ids == vision.images.token]
-        by_encoder = {name: vision.encode(image, name) for name in ("base", "large")}
+        by_encoder = {name: vision.encode([image], name).features[0] for name in ("base", "large")}
         mine, other = ("base", "large") if index % 2 == 0 else ("large", "base")
         np.testing.assert_allclose(seen, by_encoder[mine], atol=1e-3)
         assert np.abs(seen - by_encoder[other]).max() > 0.1

@@ -18,6 +18,7 @@ from hvlc.graphs.placement import Phase, Placement
 from hvlc.lint.engine import lint_graph
 from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.generation import LanguageModel, open_model
+from hvlc.runtime.settings import VisionSettings
 from hvlc.targets import load_target
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build, plan_build
@@ -83,7 +84,7 @@ def logits(model: LanguageModel, prompt: str, images: Sequence[Image.Image], enc
 
 @pytest.mark.parametrize(("images", "encoder"), [(0, "base"), (1, "large"), (2, "base")])
 def test_the_tokens_are_those_of_the_dynamic_package(seeing: Pair, images: int, encoder: str) -> None:
-    dynamic, fixed = (open_model(path, tile_batch=2) for path in (seeing.dynamic, seeing.fixed))
+    dynamic, fixed = (open_model(path, vision=VisionSettings(2)) for path in (seeing.dynamic, seeing.fixed))
     shown, answers = [picture(70, 150, seed=1), picture(40, 90, seed=2)][:images], set[int]()
     for prompt in PROMPTS:
         expected, found = (

@@ -53,7 +53,7 @@ def test_every_grid_computes_what_the_tower_over_any_grid_does(tmp_path: Path, f
     for height, width in GRIDS:
         seen = package._vision.see(np.asarray(picture(2 * height, 2 * width)), compress=False)
         assert seen.pieces.shape == (1, 3, height, width)
-        found, expected = (one._vision.encode(seen, "main") for one in (package, open_one))
+        found, expected = (one._vision.encode([seen], "main").features[0] for one in (package, open_one))
         np.testing.assert_allclose(found, expected, atol=GRAPH_FLOAT32, rtol=0)
     images = [picture(50, 48), picture(20, 70)]
     answer = package.answer("What is it?", images, encoder="auto", vrc=True, max_new_tokens=4)
@@ -155,7 +155,9 @@ def test_a_trace_runs_the_graph_of_the_images_grid(tmp_path: Path) -> None:
         question = tracer.resolved(Question("What is it?", (image,), encoder="main"))
         seen = package._vision.see(image, compress=False)
         traced = tracer.trace(question)[trace_points.STITCHING]
-        np.testing.assert_allclose(traced, package._vision.encode(seen, "main"), atol=GRAPH_FLOAT32, rtol=0)
+        np.testing.assert_allclose(
+            traced, package._vision.encode([seen], "main").features[0], atol=GRAPH_FLOAT32, rtol=0
+        )
     question = tracer.resolved(Question("What is it?", (wide, square), encoder="main"))
     with pytest.raises(HvlcError, match=r"bisect\.grids"):
         tracer.trace(question)

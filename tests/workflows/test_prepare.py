@@ -26,6 +26,7 @@ from hvlc.recipes.loading import load_recipe
 from hvlc.recipes.schema import FormatSpec
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.logits import TextScorer
+from hvlc.runtime.settings import VisionSettings
 from hvlc.runtime.vision import Vision
 from hvlc.solvers.registry import CALIBRATED
 from hvlc.solvers.rtn import round_to_nearest
@@ -293,7 +294,7 @@ def test_factors_of_an_encoder_are_those_of_all_images(
     normed = {name: value for name, value in groups.items() if name.endswith(("q_proj", "fc1"))}
     graph.outputs.extend(normed.values())
     running = session(ir.Model(graph, ir_version=10))
-    vision = Vision(tiny_float32, Manifest.load(tiny_float32), tile_batch=99, threads=1)
+    vision = Vision(tiny_float32, Manifest.load(tiny_float32), VisionSettings(99), threads=1)
     peaks = {name: np.zeros(1, np.float32) for name in normed}
     for image in inputs.images:
         tiles = vision.see(image.picture.pixels(), compress=True).pieces

@@ -271,9 +271,9 @@ def first_image(built: Built) -> ImageSample:
 
 @pytest.mark.parametrize("encoder", ["base", "large"])
 def test_encoders_see_what_they_saw_and_the_fused_graph_too(hypervl: Built, encoder: str) -> None:
-    plain, static = (Vision(p, Manifest.load(p), tile_batch=4, threads=1) for p in (hypervl.plain, hypervl.static))
+    plain, static = (Vision(p, Manifest.load(p), threads=1) for p in (hypervl.plain, hypervl.static))
     seen = plain.see(first_image(hypervl).picture.pixels(), compress=True)
-    expected, found = (vision.encode(seen, encoder) for vision in (plain, static))
+    expected, found = (vision.encode([seen], encoder).features[0] for vision in (plain, static))
     assert 0 < np.abs(found - expected).max() <= STATIC_ACTIVATIONS * np.abs(expected).max()
     fused = ort.InferenceSession(str(hypervl.static / "vision_fused.onnx"), providers=["CPUExecutionProvider"])
     feeds = {

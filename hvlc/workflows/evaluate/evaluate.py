@@ -17,6 +17,7 @@ from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import comparison_markdown
 from hvlc.report.page import write_page
 from hvlc.results import Divergence, Evaluation, ExampleResult, Fidelity, label_of, write_whole
+from hvlc.runtime.settings import VisionSettings
 from hvlc.workflows.evaluate.evaluation_store import Store, shared_facts
 from hvlc.workflows.evaluate.model import Model, Subject, answering, open_subject, require_one_vocabulary
 
@@ -163,6 +164,7 @@ def evaluate_directory(
     reuse: bool = False,
     name: str | None = None,
     against: ReferenceModel | None = None,
+    vision: VisionSettings | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[Evaluation]:
     """Evaluate a package or checkpoint under several settings.
@@ -177,6 +179,7 @@ def evaluate_directory(
         reuse: take finished evaluations of the same model, questions, setting, versions and machine from the store.
         name: label in reports; the directory's name when None.
         against: what to compare each evaluation with.
+        vision: how a package's encoders run. None: as usual.
         progress: told after each example: twice with fidelity.
 
     Raises:
@@ -187,7 +190,7 @@ def evaluate_directory(
     work = Work(subject, task, require_count(task, count), max_new_tokens, store or Store(None), progress)
     digest = examples_digest(task, count) if reuse else None
     with ExitStack() as stack:
-        model = cache(lambda: stack.enter_context(answering(subject)))
+        model = cache(lambda: stack.enter_context(answering(subject, vision)))
         found = [(digest and work.earlier(setting, digest)) or work.answered(model(), setting) for setting in settings]
     if against:
         return hold_against(directory, found, task, against, store=store, name=name, progress=progress)
@@ -278,6 +281,7 @@ def evaluate_questions(
     fidelity: bool = True,
     store: Store | None = None,
     reuse: bool = False,
+    vision: VisionSettings | None = None,
     progress: Progress = lambda *_: None,
 ) -> EvaluationResult:
     """Evaluate a model with every encoder, then its reference, if there is one, and compare them.
@@ -295,6 +299,7 @@ def evaluate_questions(
         fidelity: whether distributions are compared with the reference's, not the answers alone.
         store: see `evaluate_directory`.
         reuse: see `evaluate_directory`.
+        vision: see `evaluate_directory`.
         progress: told after each example of all evaluations together.
 
     Raises:
@@ -317,6 +322,7 @@ def evaluate_questions(
         max_new_tokens=max_new_tokens,
         store=store,
         reuse=reuse,
+        vision=vision,
         progress=step,
     )
     found = evaluated(directory)

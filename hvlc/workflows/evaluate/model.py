@@ -20,6 +20,7 @@ from hvlc.opening.configuration import read_configuration
 from hvlc.opening.package import open_package
 from hvlc.results.compilation import Compilation, read_compilation
 from hvlc.runtime.logits import TextScorer
+from hvlc.runtime.settings import USUAL, VisionSettings
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.hub import located, name_of
 from hvlc.workflows.build.build import build
@@ -181,9 +182,13 @@ def require_one_vocabulary(subjects: Sequence[Subject]) -> None:
 
 
 @contextmanager
-def answering(subject: Subject) -> Iterator[Model]:
+def answering(subject: Subject, vision: VisionSettings | None = None) -> Iterator[Model]:
     """The opened model: a package through onnxruntime, a checkpoint that sees through transformers, another as a
     float32 package that is built for as long.
+
+    Args:
+        subject: the model.
+        vision: how a package's encoders run. None: as usual.
 
     Raises:
         UserError: it cannot be opened or built.
@@ -198,7 +203,7 @@ def answering(subject: Subject) -> Iterator[Model]:
     from hvlc.runtime.generation import open_model
 
     with _package(subject) as (directory, runs_on):
-        model = open_model(directory, name=subject.label)
+        model = open_model(directory, name=subject.label, vision=vision or USUAL)
         model.runs_on = runs_on
         yield model
 
