@@ -47,6 +47,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("hvlc.weights.hub", "hvlc.models"),
     "numba": ("hvlc.solvers.kernels",),
     "gguf": ("hvlc.weights.gguf.file", "hvlc.weights.prequantized.gguf"),
+    "pyarrow": ("hvlc.evaluation.benchmarks",),
     "psutil": ("hvlc.workflows.build.memory",),
     "starlette": ("hvlc.serving",),
     "uvicorn": ("hvlc.serving.listening",),

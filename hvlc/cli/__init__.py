@@ -25,6 +25,7 @@ from hvlc.cli import (
     sensitivity,
     serve,
     targets,
+    tasks,
     train,
     verify,
 )
@@ -157,6 +158,7 @@ for command in (
     sensitivity.pareto,
     sensitivity.sensitivity,
     targets.targets,
+    tasks.tasks,
     train.train,
     verify.verify,
 ):

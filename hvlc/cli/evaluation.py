@@ -31,8 +31,9 @@ _LONG: dict[str, Any] = {"examples": True, "windows": True, "fidelity": {"sequen
     type=WORDS,
     default="documents",
     show_default=True,
-    help='"documents", a JSON Lines file of questions, or a text (.txt).',
+    help='"documents", a JSON Lines file of questions, "docvqa:DIR" (hvlc tasks list), or a text (.txt).',
 )
+@click.option("--prompt-suffix", type=WORDS, help="Of a public benchmark: text after every question.")
 @click.option("--reference", type=PLACE, help="Checkpoint or package to agree with.")
 @click.option(
     "--encoder", "encoders", type=WORDS, multiple=True, help="Vision encoder; repeat for several (default: all)."
@@ -56,6 +57,7 @@ def evaluate(
     encoders: tuple[str, ...],
     count: int | None,
     no_vrc: bool,
+    prompt_suffix: str | None,
     max_new_tokens: int | None,
     tokens: int | None,
     window: int | None,
@@ -74,6 +76,7 @@ def evaluate(
     _refuse({"--reuse": reuse and output is None}, "there is no output to take evaluations from")
     questions = {"--encoder": encoders, "--count": count, "--no-vrc": no_vrc, "--max-new-tokens": max_new_tokens}
     encoding = {"--tile-batch, --no-tile-reuse or --feature-cache": vision}
+    questions["--prompt-suffix"] = prompt_suffix is not None
     if task_name.endswith(".txt"):
         _refuse({**questions, **encoding, "--reuse": reuse}, f"{task_name} is a text, and they are for questions")
         demanded = gates.demanded(
@@ -96,7 +99,9 @@ def evaluate(
     options: dict[str, Any] = {"encoders": encoders, "vrc": not no_vrc, "count": count, "reuse": reuse}
     options |= {"vision": vision, "fidelity": not no_fidelity}
     options |= {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
-    _evaluate_questions(directory, open_task(task_name, count), reference, output, demanded, as_json, **options)
+    _evaluate_questions(
+        directory, open_task(task_name, count, prompt_suffix), reference, output, demanded, as_json, **options
+    )
 
 
 def _evaluate_questions(

@@ -9,6 +9,7 @@ import numpy as np
 
 from hvlc.errors import HvlcError, UserError
 from hvlc.evaluation.answerer import Answerer, TeacherForced
+from hvlc.evaluation.benchmarks.scores import METRICS
 from hvlc.evaluation.fidelity import divergence, fidelity
 from hvlc.evaluation.journal import Journal
 from hvlc.evaluation.memory import peak_memory_bytes, reset_peak_memory
@@ -177,6 +178,8 @@ def answer_example(
         prediction=answered.text,
         exact=exact_match(answered.text, example.answers),
         anls=anls(answered.text, example.answers),
+        metric=example.metric,
+        score=METRICS[example.metric](answered.text, example.answers) if example.metric else None,
         **answered.model_dump(exclude={"text"}),
     )
 
@@ -197,6 +200,12 @@ def summarize(examples: Sequence[ExampleResult]) -> Summary:
         exact_match_by_kind={
             kind: _share_exact([example for example in examples if example.kind == kind])
             for kind in sorted({example.kind for example in examples})
+        },
+        score=_mean_of_scores(examples),
+        score_by_kind={
+            kind: found
+            for kind in sorted({example.kind for example in examples})
+            if (found := _mean_of_scores([example for example in examples if example.kind == kind]))
         },
         visual_tokens=ratio([example.visual_tokens for example in examples]),
         prompt_tokens=ratio([example.prompt_tokens for example in examples]),
@@ -222,6 +231,12 @@ def _share_exact(examples: Sequence[ExampleResult]) -> Score:
     return proportion(sum(example.exact for example in examples), len(examples))
 
 
+def _mean_of_scores(examples: Sequence[ExampleResult]) -> Score | None:
+    """The mean by the task's own metric; None where an example has none."""
+    scores = [example.score for example in examples if example.score is not None]
+    return mean_score(scores) if len(scores) == len(examples) else None
+
+
 def require_count(task: Task, count: int | None) -> int:
     """Number of examples that are evaluated: `count`, or all.
 
@@ -242,6 +257,7 @@ def example_digest(example: Example) -> str:
     """Hex SHA-256 of an example's question, answers and pixels."""
     sizes = [image.size for image in example.images]
     record = [example.id, example.kind, example.question, example.answers, sizes]
+    record += [example.metric] if example.metric else []
     pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in example.images]
     return _digest_of([*record, pixels])
 

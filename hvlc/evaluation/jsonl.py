@@ -7,9 +7,10 @@ work before it starts. Images are read when asked for.
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hvlc.errors import UserError
+from hvlc.errors import UserError, nearest
+from hvlc.evaluation.benchmarks.scores import METRICS
 from hvlc.evaluation.task import Example
 from hvlc.files.reading import shown
 from hvlc.inputs.images import load_images
@@ -24,6 +25,14 @@ class _Line(Line):
     question: Words
     answers: Annotated[list[Words], Field(min_length=1)]
     kind: Words = "other"
+    metric: str = ""
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        if metric and metric not in METRICS:
+            raise ValueError(f"there is no metric {metric[:40]!r}; {nearest(metric[:40], list(METRICS))}")
+        return metric
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:
@@ -76,7 +85,7 @@ class JsonlTask:
             said = error.cause if isinstance(error, UserError) else str(error)
             cause = f"{shown(self._path)} line {number}: {said}"
             raise UserError("task.invalid", cause, "check the file and its images") from error
-        return Example(f"line-{number}", line.kind, line.question, tuple(line.answers), images)
+        return Example(f"line-{number}", line.kind, line.question, tuple(line.answers), images, line.metric)
 
     def _parse(self, content: Any) -> _Line:
         line = _Line.model_validate(content)

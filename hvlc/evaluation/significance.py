@@ -66,6 +66,11 @@ def _tests(run: Measured, reference: Measured) -> Iterator[_Untold]:
         yield _Untold("exact_match", run, reference, ratio(exact), "McNemar", mcnemar(agreement.lost, agreement.won))
         gaps = [ours.anls - theirs.anls for ours, theirs in pairs]
         yield _Untold("anls", run, reference, ratio(gaps), "sign flips", sign_flip_p_value(gaps))
+        scored = [(ours.score, theirs.score) for ours, theirs in pairs]
+        gaps = [ours - theirs for ours, theirs in scored if ours is not None and theirs is not None]
+        tested = {"exact_match", "anls"}  # a second test of one number would only make all of them weaker
+        if len(gaps) == len(pairs) and not tested >= {ours.metric for ours, _ in pairs}:
+            yield _Untold("score", run, reference, ratio(gaps), "sign flips", sign_flip_p_value(gaps))
     elif isinstance(run, TextEvaluation) and isinstance(reference, TextEvaluation):
         if run.text_digest != reference.text_digest:
             cause = f"{run.label} and {reference.label} read different windows"

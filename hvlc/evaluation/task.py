@@ -16,6 +16,7 @@ class Example:
         question: the prompt.
         answers: every accepted answer.
         images: RGB images, loaded; none where the question is about text.
+        metric: the task's own, in `hvlc.evaluation.benchmarks.scores.METRICS`; "" where exact match and ANLS are all.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Example:
     question: str
     answers: tuple[str, ...]
     images: tuple[Image.Image, ...]
+    metric: str = ""
 
 
 class Task(Protocol):

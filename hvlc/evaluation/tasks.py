@@ -1,21 +1,37 @@
 """Registry of tasks."""
 
+import re
 from pathlib import Path
 
 from hvlc.errors import UserError, nearest
+from hvlc.evaluation.benchmarks.published import BENCHMARKS
+from hvlc.evaluation.benchmarks.task import BenchmarkTask
 from hvlc.evaluation.documents import DocumentsTask
+from hvlc.evaluation.evaluate import MAX_NEW_TOKENS
 from hvlc.evaluation.jsonl import JsonlTask
 from hvlc.evaluation.task import Task
 
 #: Tasks with a name; any other is the path of a JSON Lines file.
 NAMED_TASKS = ("documents",)
+_BENCHMARK = re.compile(rf"({'|'.join(BENCHMARKS)}):(.+)", re.DOTALL)
 
 
-def open_task(name: str, count: int | None = None) -> Task:
-    """The task of a name or of a `.jsonl` file.
+def is_place(name: str) -> bool:
+    """Whether a task's name says where its files are, so that another run finds the same ones by it."""
+    return name.endswith(".jsonl") or _BENCHMARK.fullmatch(name) is not None
+
+
+def usual_new_tokens(task: Task) -> int:
+    """Bound of an answer where nothing else is said: a public benchmark has its own."""
+    return task.max_new_tokens if isinstance(task, BenchmarkTask) else MAX_NEW_TOKENS
+
+
+def open_task(name: str, count: int | None = None, suffix: str | None = None) -> Task:
+    """The task of a name, of a `.jsonl` file, or of a public benchmark's directory.
 
     Args:
-        name: one of `NAMED_TASKS`, or a path that ends in ".jsonl".
+        name: one of `NAMED_TASKS`, a path that ends in ".jsonl", or a benchmark and its place, as "docvqa:DIRECTORY".
+        suffix: of a benchmark: text that ends every prompt. None: the one that is usually asked.
         count: number of documents of the task "documents", 256 when absent; files have their own length.
 
     Raises:
@@ -25,5 +41,9 @@ def open_task(name: str, count: int | None = None) -> Task:
         return DocumentsTask() if count is None else DocumentsTask(count)
     if name.endswith(".jsonl"):
         return JsonlTask(Path(name))
-    fix = f"{nearest(name, NAMED_TASKS)}, or give the path of a .jsonl file, or of a .txt file for a language model"
+    benchmark = _BENCHMARK.fullmatch(name)
+    if benchmark:
+        return BenchmarkTask(benchmark[1], Path(benchmark[2]), suffix)
+    known = [*NAMED_TASKS, *(f"{benchmark}:DIRECTORY" for benchmark in BENCHMARKS)]
+    fix = f"{nearest(name, known)}, or give the path of a .jsonl file, or of a .txt file for a language model"
     raise UserError("task.unknown", f"there is no task {name!r}", fix)

@@ -21,6 +21,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(style="dim")
     table.add_column()
+    if summary.score is not None:
+        metrics = " and ".join(sorted({example.metric for example in evaluation.examples}))
+        table.add_row(Text(f"score ({metrics})"), Text(scored(summary.score), style="bold"))
+        for kind, score in summary.score_by_kind.items() if len(summary.score_by_kind) > 1 else ():
+            table.add_row(Text(f"  {kind} ({score.n})"), scored(score))
     table.add_row("exact match", Text(scored(summary.exact_match), style="bold"))
     for kind, score in summary.exact_match_by_kind.items():
         table.add_row(Text(f"  {kind} ({score.n})"), scored(score))

@@ -49,6 +49,8 @@ class ExampleResult(Record):
         tokens: ids of the generated tokens.
         exact: whether the prediction equals one of the answers (see `hvlc.evaluation.metrics.exact_match`).
         anls: see `hvlc.evaluation.metrics.anls`.
+        metric: the task's own (`hvlc.evaluation.benchmarks.scores`); "" where it has none.
+        score: by that metric.
         encoder: the vision encoder that ran.
         scales: the resolution scale of each image.
         tiles: number of tiles.
@@ -69,6 +71,8 @@ class ExampleResult(Record):
     tokens: tuple[int, ...]
     exact: bool
     anls: float = Field(ge=0, le=1)
+    metric: str = ""
+    score: float | None = Field(default=None, ge=0, le=1)
     encoder: str
     scales: tuple[float, ...]
     tiles: int

@@ -17,6 +17,8 @@ class Summary(Record):
         exact_match: share of exact answers.
         anls: average normalised Levenshtein similarity.
         exact_match_by_kind: share of exact answers of each kind.
+        score: mean by the task's own metric; absent where it has none.
+        score_by_kind: the same of each kind.
         visual_tokens: mean number per example.
         prompt_tokens: mean number per example, the visual ones included.
         generated_tokens: mean number per example.
@@ -35,6 +37,8 @@ class Summary(Record):
     exact_match: Score
     anls: Score
     exact_match_by_kind: dict[str, Score]
+    score: Score | None = None
+    score_by_kind: dict[str, Score] = Field(default_factory=dict)
     visual_tokens: Interval
     prompt_tokens: Interval
     generated_tokens: Interval

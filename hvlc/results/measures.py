@@ -74,6 +74,7 @@ _TTFT = "time to first token"
 _ALL = (
     _of_questions("exact_match", "exact match", "", True, lambda s: s.exact_match, share=True),
     _of_questions("anls", "ANLS", "", True, lambda s: s.anls, share=True),
+    _of_questions("score", "score by the task's metric", "", True, lambda s: s.score, share=True),
     Measure("perplexity", "perplexity", "", False, _perplexity, needs="text"),
     Measure("kl", "KL from the reference", "nats", False, _faithful(lambda f: f.kl), needs="reference"),
     Measure("top1_agreement", "top-1 agreement", "", True, _faithful(lambda f: f.top1), True, "reference"),

@@ -98,3 +98,16 @@ def test_holm_keeps_order_and_never_lowers(p_values: list[float]) -> None:
     assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+def test_a_metric_of_the_tasks_own_is_tested_once() -> None:
+    """As `score`, unless it is one of the two that are tested anyway."""
+    reference, run = measured([True] * 20, name="a"), measured([True] * 14 + [False] * 6, name="b")
+    assert [t.measure for t in paired_tests([(run, reference)])] == ["exact_match", "anls"]
+    own = [
+        e.model_copy(update={"examples": tuple(x.model_copy(update={"metric": "choice"}) for x in e.examples)})
+        for e in (run, reference)
+    ]
+    tests = paired_tests([(own[0], own[1])])
+    assert [t.measure for t in tests] == ["exact_match", "anls", "score"]
+    assert tests[2].p_value == tests[1].p_value

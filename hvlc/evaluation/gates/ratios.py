@@ -54,6 +54,7 @@ def _reading(window: ScoredWindow) -> tuple[float, ...]:
 _STATISTICS: Mapping[str, _Statistic] = {
     "exact_match": _Statistic(lambda e: (e.exact,), _mean),
     "anls": _Statistic(lambda e: (e.anls,), _mean),
+    "score": _Statistic(lambda e: (e.score,), _mean),
     "visual_tokens": _Statistic(lambda e: (e.visual_tokens,), _mean),
     "prompt_tokens": _Statistic(lambda e: (e.prompt_tokens,), _mean),
     "generated_tokens": _Statistic(lambda e: (len(e.tokens),), _mean),
@@ -65,7 +66,7 @@ _STATISTICS: Mapping[str, _Statistic] = {
 
 #: Metrics bounded by 1. Where all pairs are equal, a bootstrap would claim certainty; the interval of a coin of
 #: the same mean is a safe stand-in.
-_BOUNDED = ("exact_match", "anls")
+_BOUNDED = ("exact_match", "anls", "score")
 
 
 def compare(metric: str, ours: Measured, theirs: Measured, numbers: tuple[Interval, Interval]) -> Ratio:

@@ -12,7 +12,7 @@ from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, examples_digest
 from hvlc.evaluation.perplexity import with_reading_agreement
 from hvlc.evaluation.significance import flips, paired_tests
 from hvlc.evaluation.task import Task
-from hvlc.evaluation.tasks import NAMED_TASKS, open_task
+from hvlc.evaluation.tasks import NAMED_TASKS, is_place, open_task
 from hvlc.files.reading import TEXT, is_directory, is_file, read_text
 from hvlc.files.writing import make_directory
 from hvlc.inputs.images import to_array
@@ -231,7 +231,7 @@ def _task(models: Sequence[ComparedModel], asking: EvaluationRequest) -> Task | 
     if isinstance(asked, TextEvaluation):
         return None
     if asking.task != EvaluationRequest.task or asked.task not in NAMED_TASKS:
-        return open_task(asking.task) if asking.task.endswith(".jsonl") else None
+        return open_task(asking.task) if is_place(asking.task) else None
     return open_task(asked.task, asked.summary.n)
 
 

@@ -12,6 +12,7 @@ from hvlc.errors import Progress, UserError
 from hvlc.evaluation.compare import with_agreement
 from hvlc.evaluation.evaluate import MAX_NEW_TOKENS, evaluate, examples_digest, measure_fidelity, require_count
 from hvlc.evaluation.task import Task
+from hvlc.evaluation.tasks import usual_new_tokens
 from hvlc.graphs.facts import Kind
 from hvlc.report.compilation import checks_markdown
 from hvlc.report.markdown import comparison_markdown
@@ -277,7 +278,7 @@ def evaluate_questions(
     encoders: Sequence[str] = (),
     vrc: bool = True,
     count: int | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     fidelity: bool = True,
     store: Store | None = None,
     reuse: bool = False,
@@ -295,7 +296,7 @@ def evaluate_questions(
         encoders: to ask for; the model's own when empty.
         vrc: whether the resolution compressor chooses the scale, where there are images.
         count: examples per setting, all when None.
-        max_new_tokens: bound of an answer.
+        max_new_tokens: bound of an answer. None: the usual one of the task.
         fidelity: whether distributions are compared with the reference's, not the answers alone.
         store: see `evaluate_directory`.
         reuse: see `evaluate_directory`.
@@ -319,7 +320,7 @@ def evaluate_questions(
         task=task,
         settings=settings,
         count=count,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=usual_new_tokens(task) if max_new_tokens is None else max_new_tokens,
         store=store,
         reuse=reuse,
         vision=vision,
