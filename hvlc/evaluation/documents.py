@@ -1,11 +1,13 @@
-"""The built-in task: the held-out split of the rendered documents."""
+"""The built-in tasks: the held-out split of the rendered documents, of each edition."""
 
 from dataclasses import dataclass
 
 from hvlc.evaluation.task import Example
-from hvlc.zoo import documents
+from hvlc.zoo.editions import EDITIONS
 
 _SPLIT = "heldout"
+#: Names of the tasks by edition.
+TASK_NAMES = {"narrow": "documents", "wide": "documents-wide"}
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,15 @@ class DocumentsTask:
 
     Attributes:
         count: number of documents.
+        edition: name in `hvlc.zoo.editions.EDITIONS`.
     """
 
     count: int = 256
+    edition: str = "narrow"
 
     @property
     def name(self) -> str:
-        return "documents"
+        return TASK_NAMES[self.edition]
 
     @property
     def shows_images(self) -> bool:
@@ -37,7 +41,7 @@ class DocumentsTask:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"document {index} of {self.count}")
-        document, question = next(documents.examples(_SPLIT, 1, index))
+        document, question = next(EDITIONS[self.edition].examples(_SPLIT, 1, index))
         return Example(
             id=f"{_SPLIT}-{index:04d}",
             kind=document.kind,

@@ -6,13 +6,13 @@ from pathlib import Path
 from hvlc.errors import UserError, nearest
 from hvlc.evaluation.benchmarks.published import BENCHMARKS
 from hvlc.evaluation.benchmarks.task import BenchmarkTask
-from hvlc.evaluation.documents import DocumentsTask
+from hvlc.evaluation.documents import TASK_NAMES, DocumentsTask
 from hvlc.evaluation.evaluate import MAX_NEW_TOKENS
 from hvlc.evaluation.jsonl import JsonlTask
 from hvlc.evaluation.task import Task
 
 #: Tasks with a name; any other is the path of a JSON Lines file.
-NAMED_TASKS = ("documents",)
+NAMED_TASKS = tuple(TASK_NAMES.values())
 _BENCHMARK = re.compile(rf"({'|'.join(BENCHMARKS)}):(.+)", re.DOTALL)
 
 
@@ -32,13 +32,14 @@ def open_task(name: str, count: int | None = None, suffix: str | None = None) ->
     Args:
         name: one of `NAMED_TASKS`, a path that ends in ".jsonl", or a benchmark and its place, as "docvqa:DIRECTORY".
         suffix: of a benchmark: text that ends every prompt. None: the one that is usually asked.
-        count: number of documents of the task "documents", 256 when absent; files have their own length.
+        count: number of documents of a named task, 256 when absent; files have their own length.
 
     Raises:
         UserError: there is no such task, or the file is wrong.
     """
-    if name == "documents":
-        return DocumentsTask() if count is None else DocumentsTask(count)
+    editions = {task: edition for edition, task in TASK_NAMES.items()}
+    if name in editions:
+        return DocumentsTask(DocumentsTask.count if count is None else count, editions[name])
     if name.endswith(".jsonl"):
         return JsonlTask(Path(name))
     benchmark = _BENCHMARK.fullmatch(name)

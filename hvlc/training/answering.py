@@ -18,13 +18,17 @@ from torch.nn import functional as F
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, pixel_shuffle
 from hvlc.models.hypervl.processing import HyperVLImageProcessor
 from hvlc.training import tokenizer as tokens
-from hvlc.training.reading import Page, page, random_scale
-from hvlc.zoo.documents import Document, render
+from hvlc.training.reading import Page, one_of, page, random_scale
+from hvlc.zoo.documents import Document
+from hvlc.zoo.editions import NARROW, Edition
 
 #: Question that asks the model to write down all text.
 TRANSCRIBE = "Read."
 
 Sample = tuple[Page, list[tuple[str, str]]]
+
+#: Pixels per em below which a text is not asked for once its document is shrunk.
+LEGIBLE = 8.5
 
 #: Positions without a target.
 IGNORED = -100
@@ -205,10 +209,17 @@ def answer_logits(language: nn.Module, head: nn.Module, embeds: torch.Tensor, ba
     return logits.float()
 
 
-def pairs(document: Document) -> list[tuple[str, str]]:
-    """The transcription and every question of a document."""
-    text = [(TRANSCRIBE, "\n".join(document.lines))]
-    return text + [(q.text, q.answer) for q in document.questions]
+def pairs(document: Document, scale: float = 1.0) -> list[tuple[str, str]]:
+    """The transcription and every question of a document, as far as its text is legible at a scale."""
+    sizes = document.line_sizes or (0,) * len(document.lines)
+    lines = [line for line, size in zip(document.lines, sizes, strict=True) if _is_legible(size, scale)]
+    asked = [(q.text, q.answer) for q in document.questions if _is_legible(q.text_size, scale)]
+    return [(TRANSCRIBE, "\n".join(lines)), *asked]
+
+
+def _is_legible(size: int, scale: float) -> bool:
+    """Whether a text is large enough at a scale; at full size each is, and so is one whose document has one size."""
+    return scale >= 1 or size == 0 or size * scale >= LEGIBLE
 
 
 @dataclass(frozen=True)
@@ -232,6 +243,7 @@ def batches(
     diet: Diet,
     chat: Chat = HYPERVL,
     pool: int = 96,
+    editions: Sequence[Edition] = (NARROW,),
 ) -> Iterator[Batch]:
     """Endless packed batches of train documents, of similar length each.
 
@@ -241,15 +253,16 @@ def batches(
         diet: Which documents.
         chat: How image, question and answer are spelled.
         pool: Documents that are sorted by length before they are cut into batches.
+        editions: One of them is drawn from each time; one that stands here twice, twice as often.
     """
     rng = random.Random(seed)
     while True:
         samples: list[Sample] = []
         while len(samples) < pool:
-            document = render("train", rng.getrandbits(40))
+            document = one_of(editions, rng).render("train", rng.getrandbits(40))
             seen = look(document, rng)
             if seen.grid[0] * seen.grid[1] <= diet.cells:
-                samples.append((seen, pairs(document)))
+                samples.append((seen, pairs(document, seen.scale)))
         samples.sort(key=lambda s: s[0].tiles.shape[0] * 1000 + s[0].grid[0] * s[0].grid[1])
         groups = list(_groups(samples, diet, chat))
         rng.shuffle(groups)

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from hvlc.training.reading import ReadingHead, initialize_positions, reading_los
 from hvlc.training.recipe import Recipe
 from hvlc.training.resolution import Setting, Tolerance
 from hvlc.training.trainer import Loss, Windows, reading_of, train_answering, train_reading
+from hvlc.zoo.editions import NARROW, Edition
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,8 @@ class HyperVLNano(Recipe):
 
     MINUTES = MINUTES
     WORKERS = 2
+    EDITIONS: ClassVar[tuple[Edition, ...]] = (NARROW,)
+    CELLS: ClassVar[int] = 400
 
     def build(self) -> None:
         """Make the model and a reading head for each branch; see `Recipe.build`."""
@@ -181,7 +184,8 @@ class HyperVLNano(Recipe):
         tower, head = self.model.model.branches[branch].tower, self.heads[branch]
         name = f"read-{branch}"
         seed = f"{self.seed} read {branch}"
-        train_reading(self.trainer, name, tower, head, windows(seed, self.images, self.patch, BATCH.windows))
+        pages = windows(seed, self.images, self.patch, BATCH.windows, editions=self.EDITIONS)
+        train_reading(self.trainer, name, tower, head, pages)
 
     def answer(self) -> None:
         """The large branch and the language model learn to transcribe and to answer."""
@@ -205,7 +209,9 @@ class HyperVLNano(Recipe):
         """The base branch learns the visual tokens of the (frozen) large branch."""
         large, base = self.model.model.branches["large"], self.model.model.branches["base"]
         head = self.heads["base"]
-        pages = windows(f"{self.seed} imitate", self.images, self.patch, BATCH.windows, sheets=0.3)
+        pages = windows(
+            f"{self.seed} imitate", self.images, self.patch, BATCH.windows, sheets=0.3, editions=self.EDITIONS
+        )
 
         def loss(batch: Windows, _: float) -> Loss:
             tiles, targets = batch
@@ -294,10 +300,10 @@ class HyperVLNano(Recipe):
         optimizer = Optimizer([compressor], rate, muon=False, warmup=50)
         self.trainer.run(name, {"compressor": compressor}, optimizer, lambda _: next(proxies), loss)
 
-    def _batches(self, seed: str, shrunk: float, cells: int = 400) -> Iterator[Batch]:
-        diet = Diet(cells, BATCH.tokens, BATCH.documents)
+    def _batches(self, seed: str, shrunk: float, cells: int | None = None) -> Iterator[Batch]:
+        diet = Diet(cells or self.CELLS, BATCH.tokens, BATCH.documents)
         look = look_at(self.images, self.patch, shrunk)
-        return batches(seed, look, diet, pool=BATCH.pool)
+        return batches(seed, look, diet, pool=BATCH.pool, editions=self.EDITIONS)
 
     def _reading(self, batch: Batch, answers: Answers, branch: str) -> torch.Tensor:
         return reading_of(self.trainer, batch, answers, self.heads[branch])

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hvlc.models.hypervl.processing import HyperVLImageProcessor, scaled_size
-from hvlc.zoo.documents import Document, Glyph, render, render_sheet
+from hvlc.zoo.documents import Document, Glyph
+from hvlc.zoo.editions import NARROW, Edition
 
 #: Points along a patch, in patch widths, whose character is the target.
 POINTS = (0.25, 0.75)
@@ -43,11 +44,13 @@ class Page:
         tiles: float32 `[n, 3, T, T]`, normalized.
         targets: int64 `[n, patches, len(POINTS)]`, 0 for blank, else the character's code - 32.
         grid: Rows and columns of cells.
+        scale: Per side, at which it is seen.
     """
 
     tiles: torch.Tensor
     targets: torch.Tensor
     grid: tuple[int, int]
+    scale: float = 1.0
 
 
 class ReadingHead(nn.Module):
@@ -118,7 +121,7 @@ def page(document: Document, scale: float, processor: HyperVLImageProcessor, pat
     side = processor.tile_size // patch
     shape = (-(-height // processor.tile_size) * side, -(-width // processor.tile_size) * side)
     raster = patch_targets(document.glyphs, (scale, scale), (0.0, 0.0), shape, patch)
-    return Page(tiles, torch.from_numpy(to_tiles(raster, side)), grid)
+    return Page(tiles, torch.from_numpy(to_tiles(raster, side)), grid, scale)
 
 
 def window(document: Document, scale: float, rng: random.Random, processor: HyperVLImageProcessor, patch: int) -> Page:
@@ -136,16 +139,30 @@ def window(document: Document, scale: float, rng: random.Random, processor: Hype
     return Page(tiles, torch.from_numpy(targets.reshape(1, side * side, -1)), (0, 0))
 
 
+def one_of(editions: Sequence[Edition], rng: random.Random) -> Edition:
+    """An edition by chance; where there is one, no number is drawn."""
+    return editions[0] if len(editions) == 1 else rng.choice(editions)
+
+
 def random_scale(document: Document, rng: random.Random, shrunk: float = 0.5) -> float:
-    """A scale that keeps the text legible: 1 or, with probability `shrunk`, anything down to the smallest text."""
+    """A scale that keeps a text legible: 1 or, with probability `shrunk`, anything down to the smallest text.
+
+    Of a document with several sizes it is one of them, by chance, that stays legible.
+    """
     if rng.random() >= shrunk:
         return 1.0
-    smallest = min(1.0, SMALLEST_TEXT / document.text_size)
+    size = rng.choice(sorted(set(document.line_sizes))) if document.line_sizes else document.text_size
+    smallest = min(1.0, SMALLEST_TEXT / size)
     return smallest ** rng.random()
 
 
 def windows(
-    seed: str, processor: HyperVLImageProcessor, patch: int, count: int, sheets: float = 0.6
+    seed: str,
+    processor: HyperVLImageProcessor,
+    patch: int,
+    count: int,
+    sheets: float = 0.6,
+    editions: Sequence[Edition] = (NARROW,),
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of `count` windows: tiles `[count, 3, T, T]` and targets `[count, patches, points]`.
 
@@ -155,13 +172,14 @@ def windows(
         patch: Side of a patch in pixels.
         count: Windows in a batch.
         sheets: Share of windows on pages full of text, which teach more per pixel than documents.
+        editions: One of them is drawn from each time; one that stands here twice, twice as often.
     """
     rng = random.Random(seed)
     waiting: list[Page] = []
     while True:
         while len(waiting) < 4 * count:
-            index = rng.getrandbits(40)
-            draw = render_sheet if rng.random() < sheets else render
+            index, edition = rng.getrandbits(40), one_of(editions, rng)
+            draw = edition.render_sheet if rng.random() < sheets else edition.render
             document = draw("train", index)
             for _ in range(WINDOWS_PER_PAGE):
                 scale = random_scale(document, rng)

@@ -33,7 +33,7 @@ TEXT_SIZES = (11, 17)
 #: No side of an image is longer than this, in pixels.
 LONGEST_SIDE = 500
 
-_FONT_FILES = (
+FONT_FILES = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
     "DejaVuSansMono.ttf",
@@ -44,10 +44,17 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a document and the one string that answers it."""
+    """A question about a document and the one string that answers it.
+
+    Attributes:
+        text: as it is asked.
+        answer: the string.
+        text_size: pixels per em of the text that answers it. 0: the document's.
+    """
 
     text: str
     answer: str
+    text_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,11 @@ class Document:
     Attributes:
         image: RGB image, sides between about 50 and 500 pixels.
         kind: One of `KINDS`.
-        text_size: Pixels per em of its text.
+        text_size: Pixels per em of its smallest text.
         questions: At least two questions, in reading order.
         glyphs: Every visible character with its box in image pixels, (0, 0) top left.
         lines: The text, one string a line, top to bottom; cells joined by one space.
+        line_sizes: Pixels per em of each line. Empty: `text_size`.
     """
 
     image: Image.Image
@@ -80,6 +88,7 @@ class Document:
     questions: tuple[Question, ...]
     glyphs: tuple[Glyph, ...]
     lines: tuple[str, ...]
+    line_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def render_sheet(split: str, index: int) -> Document:
     for _ in range(int(190 / style.pitch)):
         row = ""
         while len(row) * style.text_size * 0.6 < 150:
-            row += ("  " if rng.random() < 0.3 else " ") + _word(rng)
+            row += ("  " if rng.random() < 0.3 else " ") + word(rng)
         rows.append(_Row((row.strip(),), rng.choice(("plain", "plain", "plain", "boxed", "button"))))
     return _draw(_Content("sheet", tuple(rows), ()), style)
 
@@ -195,7 +204,8 @@ def _content(rng: random.Random) -> _Content:
     return _Content(kind, tuple(rows), tuple(questions))
 
 
-def _value(rng: random.Random, sort: str) -> str:
+def value(rng: random.Random, sort: str) -> str:
+    """Draw a value of a sort: an amount, a date, a time, a code, a number, a percentage, or a word of a list."""
     if sort == "amount":
         return f"{rng.randint(1, rng.choice((9, 99, 199)))}.{rng.randint(0, 99):02d}"
     if sort == "date":
@@ -213,46 +223,49 @@ def _value(rng: random.Random, sort: str) -> str:
     return rng.choice(words.LISTS[sort])
 
 
-def _word(rng: random.Random) -> str:
+def word(rng: random.Random) -> str:
+    """Draw a value or a word."""
     if rng.random() < 0.6:
-        return _value(rng, rng.choice(words.SORTS))
+        return value(rng, rng.choice(words.SORTS))
     return rng.choice(words.ALL)
 
 
-def _ask(rng: random.Random, label: str, answer: str) -> Question:
+def ask(rng: random.Random, label: str, answer: str) -> Question:
+    """Ask for what a label names, in one of three wordings."""
     wording = rng.choice(("{0}?", "{1}?", "What is the {1}?"))
     return Question(wording.format(label, label.lower()), answer)
 
 
-def _fields(rng: random.Random, kind: str, count: int) -> list[tuple[str, str]]:
+def fields(rng: random.Random, kind: str, count: int) -> list[tuple[str, str]]:
+    """Draw so many labels of a kind of document, each with a value."""
     labels = rng.sample(sorted(words.LABELS[kind]), count)
-    return [(label, _value(rng, words.LABELS[kind][label])) for label in labels]
+    return [(label, value(rng, words.LABELS[kind][label])) for label in labels]
 
 
 def _receipt(rng: random.Random) -> tuple[list[_Row], list[Question]]:
     store = rng.choice(words.STORES)
     rows, questions = [_Row((store,), "title")], [Question("Store?", store)]
     for item in rng.sample(words.ITEMS, rng.randint(1, 2)):
-        price = _value(rng, "amount")
+        price = value(rng, "amount")
         rows.append(_Row((item, price)))
         questions.append(Question(rng.choice(("Price of {}?", "{}?")).format(item), price))
-    for label, value in _fields(rng, "receipt", rng.randint(1, 3)):
-        rows.append(_Row((label, value)))
-        questions.append(_ask(rng, label, value))
+    for label, said in fields(rng, "receipt", rng.randint(1, 3)):
+        rows.append(_Row((label, said)))
+        questions.append(ask(rng, label, said))
     return rows, questions
 
 
 def _form(rng: random.Random) -> tuple[list[_Row], list[Question]]:
     rows, questions = [], []
     layout = rng.choice(("inline", "columns", "boxed"))
-    for label, value in _fields(rng, "form", rng.randint(2, 3 if layout == "boxed" else 5)):
+    for label, said in fields(rng, "form", rng.randint(2, 3 if layout == "boxed" else 5)):
         if layout == "inline":
-            rows.append(_Row((f"{label}: {value}",)))
+            rows.append(_Row((f"{label}: {said}",)))
         elif layout == "columns":
-            rows.append(_Row((label, value)))
+            rows.append(_Row((label, said)))
         else:
-            rows += [_Row((label,)), _Row((value,), "boxed")]
-        questions.append(_ask(rng, label, value))
+            rows += [_Row((label,)), _Row((said,), "boxed")]
+        questions.append(ask(rng, label, said))
     return rows, questions
 
 
@@ -260,19 +273,19 @@ def _table(rng: random.Random) -> tuple[list[_Row], list[Question]]:
     head, names, sorts = rng.choice(words.TABLES)
     rows, questions = [_Row(head, "header")], []
     for name in rng.sample(words.LISTS[names], rng.randint(2, 4)):
-        values = [_value(rng, sort) for sort in sorts]
+        values = [value(rng, sort) for sort in sorts]
         rows.append(_Row((name, *values)))
-        for label, value in zip(head[1:], values, strict=True):
-            questions.append(Question(f"{label} of {name}?", value))
+        for label, said in zip(head[1:], values, strict=True):
+            questions.append(Question(f"{label} of {name}?", said))
     return rows, questions
 
 
 def _screen(rng: random.Random) -> tuple[list[_Row], list[Question]]:
     title = rng.choice(words.SCREENS)
     rows, questions = [_Row((title,), "title")], [Question("Screen?", title)]
-    for label, value in _fields(rng, "screen", rng.randint(2, 4)):
-        rows.append(_Row((label, value)))
-        questions.append(_ask(rng, label, value))
+    for label, said in fields(rng, "screen", rng.randint(2, 4)):
+        rows.append(_Row((label, said)))
+        questions.append(ask(rng, label, said))
     if rng.random() < 0.5:
         button = rng.choice(words.BUTTONS)
         rows.append(_Row((button,), "button"))
@@ -291,7 +304,7 @@ def _style(rng: random.Random, kind: str) -> _Style:
     paper, ink = (dim // 2, bright) if dark else (bright, dim)
     roomy = rng.random() < 0.15
     return _Style(
-        font=rng.choice(_FONT_FILES),
+        font=rng.choice(FONT_FILES),
         text_size=size,
         pitch=size * rng.uniform(1.45, 1.8),
         margin=max(4, round(size * rng.uniform(0.4, 0.9))),
@@ -299,21 +312,23 @@ def _style(rng: random.Random, kind: str) -> _Style:
         slack=(rng.randint(0, 60), rng.randint(0, 60)) if roomy else (0, 0),
         right_aligned=rng.random() < 0.5,
         ruled=rng.random() < 0.5,
-        paper=_tint(rng, paper),
-        ink=_tint(rng, ink),
-        accent=_tint(rng, rng.randint(60, 110), spread=50),
+        paper=tint(rng, paper),
+        ink=tint(rng, ink),
+        accent=tint(rng, rng.randint(60, 110), spread=50),
         noise=rng.choice((0.0, rng.uniform(0.0, 8.0))),
         noise_seed=rng.getrandbits(32),
     )
 
 
-def _tint(rng: random.Random, level: int, spread: int = 12) -> Colour:
+def tint(rng: random.Random, level: int, spread: int = 12) -> Colour:
+    """Draw a colour near a grey level."""
     red, green, blue = (min(255, max(0, level + rng.randint(-spread, spread))) for _ in range(3))
     return red, green, blue
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """Font of a file that matplotlib ships, so many pixels per em."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the document fonts come with matplotlib: pip install matplotlib")
@@ -328,7 +343,7 @@ class _Canvas:
     def __init__(self, size: tuple[int, int], style: _Style) -> None:
         self.image = Image.new("RGB", size, style.paper)
         self.draw = ImageDraw.Draw(self.image)
-        self.font = _font(style.font, style.text_size)
+        self.font = font(style.font, style.text_size)
         self.glyphs: list[Glyph] = []
         self._cap = -self.font.getbbox("H", anchor="ls")[1]
 
@@ -342,8 +357,7 @@ class _Canvas:
 
 
 def _draw(content: _Content, style: _Style) -> Document:
-    font = _font(style.font, style.text_size)
-    columns = _columns(content, style, font)
+    columns = _columns(content, style, font(style.font, style.text_size))
     inner = max(x for xs in columns.values() for x in xs[-1:])
     width = min(LONGEST_SIDE, inner + 2 * style.margin + style.slack[0])
     height = min(LONGEST_SIDE, round(len(content.rows) * style.pitch) + 2 * style.margin + style.slack[1])
@@ -352,7 +366,7 @@ def _draw(content: _Content, style: _Style) -> Document:
         top = style.margin + number * style.pitch
         _draw_row(canvas, row, style, content.kind, columns[len(row.cells)], top, width - style.slack[0])
     return Document(
-        image=_add_noise(canvas.image, style),
+        image=with_noise(canvas.image, style.noise, style.noise_seed),
         kind=content.kind,
         text_size=style.text_size,
         questions=content.questions,
@@ -361,13 +375,13 @@ def _draw(content: _Content, style: _Style) -> Document:
     )
 
 
-def _columns(content: _Content, style: _Style, font: ImageFont.FreeTypeFont) -> dict[int, list[int]]:
+def _columns(content: _Content, style: _Style, drawn: ImageFont.FreeTypeFont) -> dict[int, list[int]]:
     """Left edges of the columns, then the right edge of the last, by number of cells; 0 is the margin."""
     edges: dict[int, list[int]] = {}
     for count in {len(row.cells) for row in content.rows}:
         xs = [0]
         for column in range(count):
-            widest = max(font.getlength(row.cells[column]) for row in content.rows if len(row.cells) == count)
+            widest = max(drawn.getlength(row.cells[column]) for row in content.rows if len(row.cells) == count)
             xs.append(xs[-1] + round(widest) + 1 + (style.gap if column < count - 1 else 0))
         edges[count] = xs
     return edges
@@ -376,7 +390,7 @@ def _columns(content: _Content, style: _Style, font: ImageFont.FreeTypeFont) -> 
 def _draw_row(canvas: _Canvas, row: _Row, style: _Style, kind: str, xs: list[int], top: float, width: int) -> None:
     left, right = style.margin, width - style.margin
     box = (2, round(top) + 1, width - 3, round(top + style.pitch) - 1)
-    ink, line = style.ink, _blend(style.paper, style.ink, 0.35)
+    ink, line = style.ink, blend(style.paper, style.ink, 0.35)
     if row.style in ("button", "header") or (row.style == "title" and kind == "screen"):
         canvas.draw.rectangle(box, fill=style.accent)
         ink = (255, 255, 255) if sum(style.accent) < 330 else (0, 0, 0)
@@ -396,15 +410,17 @@ def _draw_row(canvas: _Canvas, row: _Row, style: _Style, kind: str, xs: list[int
         canvas.write(x, baseline, text, ink)
 
 
-def _blend(first: Colour, second: Colour, share: float) -> Colour:
+def blend(first: Colour, second: Colour, share: float) -> Colour:
+    """Colour between two: 0 is the first, 1 the second."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
-def _add_noise(image: Image.Image, style: _Style) -> Image.Image:
-    if not style.noise:
+def with_noise(image: Image.Image, noise: float, seed: int) -> Image.Image:
+    """Add grey noise of a standard deviation in grey levels; 0 leaves the image as it is."""
+    if not noise:
         return image
     pixels = np.asarray(image, dtype=np.float32)
-    noise = np.random.default_rng(style.noise_seed).standard_normal(pixels.shape[:2], np.float32)
-    noisy = pixels + style.noise * noise[..., None]
+    drawn = np.random.default_rng(seed).standard_normal(pixels.shape[:2], np.float32)
+    noisy = pixels + noise * drawn[..., None]
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), "RGB")
