@@ -17,6 +17,7 @@ PROMISES: dict[str, str] = {
     "cli": "help",
     "evaluation": "agreement_with_scipy",
     "export": "grid_families overview_tiles parity",
+    "imaging": "sizes",
     "fuzz": "checkpoints effects gates gguf images jsonl killed memory onnx packages prequantized processes templates",
     "inputs": "bounds encodings",
     "lint": "corpus foreign hazards notation public_models",

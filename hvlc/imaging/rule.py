@@ -146,8 +146,8 @@ class ImageRule(ABC):
         image = b.input("image", ir.DataType.UINT8, ["height", "width", 3])
         scale = b.input("scale", ir.DataType.FLOAT, [1])
         limit = b.input("max_visual_tokens", ir.DataType.INT64, [1])
-        planes = b.op("Transpose", b.op("Cast", image, to=FLOAT), perm=[2, 0, 1])
-        pixels = b.op("Unsqueeze", planes, b.ints(0), name=PIXELS)
+        planes = b.op("Unsqueeze", b.op("Transpose", image, perm=[2, 0, 1]), b.ints(0))  # of bytes: a quarter
+        pixels = b.op("Cast", planes, to=FLOAT, name=PIXELS)
         size = b.op("Cast", b.op("Shape", image, start=0, end=2), to=FLOAT, name=SIZE)
         chosen = b.op("Identity", scale, name=CHOSEN_SCALE)
         found = self.answer(b, Request(image, pixels, size, chosen, limit))

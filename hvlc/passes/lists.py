@@ -52,6 +52,7 @@ from hvlc.passes.static.trim_rotary_tables import TrimRotaryTables
 from hvlc.passes.traits import EXPORTED, Trait
 from hvlc.passes.vision.add_front import AddFront
 from hvlc.passes.vision.compress_resolution import CompressResolution
+from hvlc.passes.vision.drop_unread_pixels import DropUnreadPixels
 from hvlc.passes.vision.fix_grids import FixGrids
 from hvlc.passes.vision.merge_pieces import MergePieces
 from hvlc.passes.vision.select_encoder import SelectEncoder
@@ -93,7 +94,8 @@ def structural_passes(facts: Facts, target: Target, grids: Grids = ()) -> PassLi
 
 def _vision_passes(image: ImageFacts, width: int) -> tuple[Pass, ...]:
     """Passes that make visual tokens of images, for a model that sees and speaks."""
-    return AddFront(image.rule), CompressResolution(image.compressor), MergePieces(image.rule, width)
+    front = AddFront(image.rule), CompressResolution(image.compressor), DropUnreadPixels()
+    return *front, MergePieces(image.rule, width)
 
 
 def float_passes(facts: Facts, target: Target, prepare: Preparation, grids: Grids = ()) -> PassList:

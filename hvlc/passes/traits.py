@@ -8,6 +8,8 @@ class Trait(StrEnum):
 
     #: The front graph makes tiles of an image.
     FRONT_GRAPH = "a front graph"
+    #: The front graph has the image as float pixels and its size, under names, whether its rule reads them or not.
+    FRONT_PIXELS = "pixels in the front graph"
     #: Visual tokens reach the embedding through wires; so they do in a model that takes no images.
     WIRED_TOKENS = "wired visual tokens"
     #: No other graph holds a copy of a vision encoder.

@@ -22,6 +22,8 @@ from hvlc.runtime.tiles import FeatureCache, RequestPieces, TileCount, piece_dig
 OVERVIEW = "overview"
 _ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
 _MOST_TOKENS = 2**24  # of an image, whatever a graph says
+#: Pixels of an image, twice those of 8192 x 8192, and of a side: beyond it float32 has no whole numbers.
+_MOST_PIXELS, _LONGEST = 2**27, 2**24
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ class Vision:
             scale: scale per side where the compressor does not choose it.
 
         Raises:
-            UserError: the bound is below 1 or beyond any context, or the package's graph cannot be run.
+            UserError: the image has no pixels, too many, or is of another kind; the bound is below 1 or beyond any
+                context; or the package's graph cannot be run.
         """
+        _check_image(image)
         limit = self.images.max_visual_tokens if max_visual_tokens is None else max_visual_tokens
         if not 1 <= limit <= _MOST_TOKENS:
             cause = f"{limit} visual tokens of an image, and 1 to {_MOST_TOKENS} are possible"
@@ -250,3 +254,18 @@ class Vision:
 
     def _session(self, file: str) -> PackageSession:
         return open_component(self._directory, self._manifest.component_in(file), self._threads)
+
+
+def _check_image(image: np.ndarray) -> None:
+    """Refuse what is not an image, or one that a front graph cannot hold.
+
+    Raises:
+        UserError: how it differs.
+    """
+    kind = f"{image.dtype} {list(image.shape)}"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        cause = f"an image is given as {kind}, and uint8 [height, width, 3] with at least one pixel is read"
+        raise UserError("request.image", cause, "convert it to RGB of 8 bits a channel")
+    if image.size > 3 * _MOST_PIXELS or max(image.shape) > _LONGEST:
+        cause = f"an image is given as {kind}; {_MOST_PIXELS} pixels, and sides of {_LONGEST}, are the most"
+        raise UserError("image.too_large", cause, "shrink it first")

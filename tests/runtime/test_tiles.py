@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from PIL import Image
@@ -101,6 +101,56 @@ def test_features_are_the_same_bits_for_every_tiling_and_batch(tower: Vision, or
 def test_no_shipped_encoder_looks_across_its_batch(tower: Vision) -> None:
     files = set(tower._manifest.encoders.values())
     assert not any(mixes_batch(load_graph(tower._directory / file).graph) for file in files)
+
+
+LONG = ((1, 1), (1, 3000), (3000, 1), (10_000, 50), (50, 10_000))
+sides = st.one_of(st.integers(1, 40), st.integers(1, 200))
+
+
+@given(
+    st.one_of(st.sampled_from(LONG), st.tuples(sides, sides)),
+    st.booleans(),
+    st.one_of(st.sampled_from([1.0]), st.floats(2**-20, 1, width=32)),
+    st.one_of(st.none(), st.integers(1, 40), st.integers(1, 600)),
+)
+@example((10_000, 50), False, 1.0, None)
+@example((1, 1), True, 1.0, 1)
+@settings(max_examples=12)
+def test_every_size_is_answered_or_refused_with_a_reason(
+    tower: Vision, size: tuple[int, int], compress: bool, scale: float, bound: int | None
+) -> None:
+    image = np.broadcast_to(np.arange(size[1], dtype=np.uint8)[None, :, None], (*size, 3))
+    try:
+        seen = tower.see(image, compress=compress, scale=scale, max_visual_tokens=bound)
+    except UserError as error:
+        refused = (error.code, f"and {bound} are allowed" in error.cause)
+    else:
+        refused = None
+    if refused:
+        assert refused == ("request.max_visual_tokens", True)
+        return
+    assert 1 <= seen.visual_tokens <= (bound or tower.images.max_visual_tokens)
+    (found,) = tower.encode([seen], next(iter(tower._manifest.encoders))).features
+    assert len(found) == seen.visual_tokens
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "request.image"),
+        (np.zeros((5, 0, 3), np.uint8), "request.image"),
+        (np.zeros((5, 5), np.uint8), "request.image"),
+        (np.zeros((5, 5, 4), np.uint8), "request.image"),
+        (np.zeros((5, 5, 3), np.float32), "request.image"),
+        (np.broadcast_to(np.zeros(3, np.uint8), (2**14, 2**14, 3)), "image.too_large"),
+        (np.broadcast_to(np.zeros(3, np.uint8), (1, 2**24 + 1, 3)), "image.too_large"),
+    ],
+)
+def test_what_is_not_an_image_or_too_large_is_refused(vision: Vision, image: np.ndarray, code: str) -> None:
+    with pytest.raises(UserError) as refused:
+        vision.see(image, compress=False)
+    assert refused.value.code == code
 
 
 class Doubling:

@@ -17,7 +17,7 @@ class AddFront(BundlePass):
     """
 
     rule: ImageRule
-    promises = frozenset({Trait.FRONT_GRAPH})
+    promises = frozenset({Trait.FRONT_GRAPH, Trait.FRONT_PIXELS})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Add component "front".

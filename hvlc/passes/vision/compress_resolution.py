@@ -29,7 +29,7 @@ class CompressResolution(BundlePass):
     """
 
     facts: CompressorFacts | None
-    requires = frozenset({Trait.FRONT_GRAPH})
+    requires = frozenset({Trait.FRONT_GRAPH, Trait.FRONT_PIXELS})
 
     def transform(self, bundle: Bundle) -> Outcome:
         """Replace the front's chosen scale by `scale > 0 ? scale : compressor(image)`."""
