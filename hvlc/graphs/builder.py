@@ -78,7 +78,8 @@ class GraphBuilder:
         """Append a node with several outputs; node and values get names that are unique across subgraphs."""
         name = f"{self._prefix}{name or f'{op_type}_{len(self._graph)}'}"
         values = [ir.Value(name=f"{name}:{position}") for position in range(outputs)]
-        self._graph.append(ir.node(op_type, list(inputs), attributes or None, domain=domain, outputs=values, name=name))
+        given = {key: _attribute(key, value) for key, value in attributes.items()}
+        self._graph.append(ir.node(op_type, list(inputs), given or None, domain=domain, outputs=values, name=name))
         return values
 
     def constant(self, array: np.ndarray, name: str | None = None) -> ir.Value:
@@ -86,7 +87,7 @@ class GraphBuilder:
         key = (array.tobytes(), array.dtype.str, array.shape)
         if name is None and key in self._constants:
             return self._constants[key]
-        value = self._tape.initializer(ir.tensor(array, name=name or f"{self._prefix}const_{len(self._constants)}"))
+        value = self._tape.initializer(ir.Tensor(array, name=name or f"{self._prefix}const_{len(self._constants)}"))
         if name is None:
             self._constants[key] = value
         return value
@@ -210,6 +211,17 @@ class GraphBuilder:
     def model(self) -> ir.Model:
         """The finished model."""
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="hvlc")
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """Integers as the attribute that they are; everything else as it is, for onnx_ir to find its type.
+
+    onnx_ir first asks whether a list is a graph, a tensor or a type, by protocols: in Python 3.11 that takes longer
+    than making the node.
+    """
+    if isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value):
+        return ir.AttrInt64s(name, value)
+    return value
 
 
 def keep_all_logits(graph: ir.Graph) -> int:

@@ -105,10 +105,10 @@ def infer_shapes(graph: ir.Graph) -> None:
 
 def _infer(node: ir.Node, versions: Mapping[str, int]) -> None:
     read = [value for value in node.inputs if value is not None]
-    types = {str(value.name): ir.to_proto(value).type for value in read if value.type is not None}
-    known = {str(value.name): value.const_value for value in read}
-    data = {name: ir.to_proto(tensor) for name, tensor in known.items() if tensor is not None and _tells_shapes(tensor)}
-    found = infer_node(ir.to_proto(node), types, data, versions).types
+    types = {str(value.name): ir.serde.serialize_value(value).type for value in read if value.type is not None}
+    known = {str(value.name): value.const_value for value in read if value.const_value is not None}
+    data = {name: ir.serde.serialize_tensor(tensor) for name, tensor in known.items() if _tells_shapes(tensor)}
+    found = infer_node(ir.serde.serialize_node(node), types, data, versions).types
     for output in node.outputs:
         if str(output.name) in found:
             _take(output, found[str(output.name)])
