@@ -4,17 +4,22 @@ A template is a program that somebody else wrote: it may call itself until the s
 ever, in transformers' engine as in the runtime's. This script is run by `hvlc.chat.renderer`. A request is a line of
 JSON with "do", "seconds" and arguments; the answer is a line with "value", "refused" (the engine says what it does not
 like) or "error" (the library behind it failed).
+
+Every build and every opened package starts a few of these processes, so each imports only what it is asked for.
 """
 
+from __future__ import annotations
+
 import contextlib
-import datetime
 import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # typing's own takes longer to import than this script
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 #: Every rendered text is shorter: the context of the models is some thousands of tokens.
 _LONGEST = 4_000_000
@@ -64,6 +69,9 @@ class Worker:
         self, messages: Any, answers: bool, template: str, specials: dict[str, str], today: str | None
     ) -> str:
         """Render messages as transformers' `apply_chat_template` does, without tools and documents."""
+        import datetime
+
+        _find_modules()
         from hvlc.chat.jinja import TEMPLATE_ERRORS, environment
 
         try:
@@ -85,6 +93,7 @@ class Worker:
 
     def translate(self, template: str, specials: dict[str, str]) -> dict[str, Any]:
         """The template in the runtime's dialect, and why it had to change."""
+        _find_modules()
         from hvlc.chat.dialect import translate
         from hvlc.chat.expressions import UntranslatableError
         from hvlc.chat.jinja import TEMPLATE_ERRORS
@@ -98,7 +107,7 @@ class Worker:
     def encode_runtime(self, texts: list[str]) -> list[list[int]]:
         """Tokens of texts in the runtime."""
         with _library_errors(RuntimeError, ValueError, TypeError, MemoryError):
-            return [[int(token) for token in self._runtime.encode(text)] for text in texts]
+            return [_ids(self._runtime.encode_batch([text])) for text in texts]
 
     def encode_reference(self, texts: list[str]) -> list[list[int]]:
         """Tokens of texts by the library that wrote the tokenizer."""
@@ -106,6 +115,31 @@ class Worker:
             return [self._reference.encode(text, add_special_tokens=False).ids for text in texts]
         except BaseException as error:  # as above
             raise _RefusedError(str(error)) from error
+
+
+def _ids(batch: Any) -> list[int]:
+    """Ids of the only text of a batch, an int32 tensor `[1, tokens]` of the runtime.
+
+    `Tokenizer.encode` gives the same as an array, for which it imports numpy: more than half of all that a process of a
+    few requests takes.
+    """
+    import ctypes
+
+    rows, tokens = batch.shape()
+    if rows != 1:
+        raise ValueError(f"the runtime encodes one text as {rows}")
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return list((ctypes.c_int32 * tokens).from_address(address(batch.data(), None))) if tokens else []
+
+
+def _find_modules() -> None:
+    """Let hvlc's own modules be found, after the libraries: this script's directory must not hide one of them."""
+    from pathlib import Path
+
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path:
+        sys.path.append(root)
 
 
 @contextlib.contextmanager
@@ -124,8 +158,6 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    # Behind the libraries: this script's own directory must not hide one of them.
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)

@@ -9,14 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import onnxruntime_genai as og
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hvlc.chat.renderer import Refusal, Renderer
+from hvlc.chat.renderer import COMMAND, Refusal, Renderer
+from hvlc.chat.texts import ORDINARY, RARE
 from hvlc.errors import UserError
+from hvlc.zoo import nano_checkpoint
 
 CHAT = [{"role": "user", "content": "Hi"}]
 TOKENIZER = json.dumps(
     {"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}
+)
+
+#: Of a directory with whose tokenizer the runtime works.
+CONFIGURATION = json.dumps(
+    {"model": {"type": "llama", "vocab_size": 1, "context_length": 1, "eos_token_id": 0, "pad_token_id": 0}}
 )
 
 
@@ -91,3 +101,38 @@ def test_without_temporary_files_the_error_is_the_users(monkeypatch: pytest.Monk
     with pytest.raises(UserError) as found:
         Renderer(files("a")).opened()
     assert found.value.code == "output.temporary"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Renderer, og.Tokenizer]:
+    """The same tokenizer in a process of its own and in this one."""
+    names = ("tokenizer.json", "tokenizer_config.json")
+    directory = tmp_path_factory.mktemp("tokenizer")
+    (directory / "genai_config.json").write_text(CONFIGURATION)
+    for name in names:
+        (directory / name).symlink_to(nano_checkpoint() / name)
+    return Renderer({name: nano_checkpoint() / name for name in names}), og.Tokenizer(str(directory))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+def test_ids_are_those_of_the_runtime(both: tuple[Renderer, og.Tokenizer], drawn: list[str]) -> None:
+    renderer, tokenizer = both
+    texts = ["", *ORDINARY, *RARE.values(), *drawn]
+    assert renderer.encoded(texts) == [tokenizer.encode(text).tolist() for text in texts]
+
+
+def test_a_process_that_encodes_imports_neither_numpy_nor_typing(tmp_path: Path) -> None:
+    """Their import takes longer than all the rest, and every package that is opened starts a process."""
+    (tmp_path / "genai_config.json").write_text(CONFIGURATION)
+    for name, content in files("a").items():
+        (tmp_path / name).write_text(str(content))
+    asked = [{"do": "open_runtime", "directory": str(tmp_path)}, {"do": "encode_runtime", "texts": ["ab"]}]
+    lines = "".join(json.dumps({"seconds": 10, **request}) + "\n" for request in asked)
+    command = [COMMAND[0], "-X", "importtime", *COMMAND[1:], "1500000000"]
+    ended = subprocess.run(command, input=lines, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-1000:]
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"value": [[2]]}
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "onnxruntime_genai" in imported
+    assert not imported & {"numpy", "typing", "jinja2"}
