@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import SmolVLMForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.models.hypervl.processing import HyperVLProcessor
@@ -105,6 +105,17 @@ def answer_smolvlm(
     question: Question,
 ) -> tuple[str, int]:
     """A SmolVLM's greedy answer and the visual tokens it took."""
+    text = prompt(processor.tokenizer, question)
+    inputs = processor(images=[document.image], text=text, return_tensors="pt")
+    seen = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    return generate(model, processor.tokenizer, inputs), seen
+
+
+@torch.no_grad()
+def answer_qwen3vl(
+    model: Qwen3VLForConditionalGeneration, processor: Any, document: Document, question: Question
+) -> tuple[str, int]:
+    """A Qwen3-VL's greedy answer and the visual tokens it took."""
     text = prompt(processor.tokenizer, question)
     inputs = processor(images=[document.image], text=text, return_tensors="pt")
     seen = int((inputs["input_ids"] == model.config.image_token_id).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,16 @@ def write(
 
 def render_card(record: dict[str, Any], parameters: int) -> str:
     """The model card."""
+    return assemble(_HEAD.format(millions=parameters / 1e6), score_lines(record["scores"]), _TRAINING, record)
+
+
+def score_lines(scores: Sequence[dict[str, Any]]) -> list[str]:
+    """Table of the scores of a model with one setting."""
     lines = ["| exact match | 95 % interval | visual tokens | n |", "|---|---|---|---|"]
-    for row in record["scores"]:
+    for row in scores:
         low, high = row["interval"]
         lines.append(f"| {row['exact']:.1%} | {low:.1%} to {high:.1%} | {row['visual_tokens']:.1f} | {row['count']} |")
-    return assemble(_HEAD.format(millions=parameters / 1e6), lines, _TRAINING, record)
+    return lines
 
 
 _HEAD = """\
