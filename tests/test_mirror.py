@@ -28,7 +28,7 @@ PROMISES: dict[str, str] = {
     "report": "gate_files records schema tables",
     "runtime": "language",
     "targets": "visits",
-    "training": "smolvlm",
+    "training": "qwen3vl smolvlm",
     "weights/gguf": "checkpoint families",
     "weights/prequantized": "contradictions fused_rows onnxruntime smollm2 zero_biases",
     "workflows": "calibration_cost determinism family_support fixed fixed_cache fixed_families lying_checkpoints plan "

@@ -52,6 +52,16 @@ def smolvlm_nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     _train(SmolVLMNano, output, work, seed, as_json)
 
 
+@train.command(short_help="Train qwen3vl-nano from hypervl-nano.")
+@_options
+def qwen3vl_nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
+    """Train qwen3vl-nano, which starts from hypervl-nano (an hour on one core); resumes from WORK."""
+    _require(output)
+    from hvlc.training.qwen3vl_nano import Qwen3VLNano
+
+    _train(Qwen3VLNano, output, work, seed, as_json)
+
+
 def _require(output: Path) -> None:
     """Look at what a training needs before it starts.
 

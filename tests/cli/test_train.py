@@ -9,7 +9,7 @@ from hvlc.cli.train import _progress
 torch = pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("name", ["nano", "smolvlm-nano"])
+@pytest.mark.parametrize("name", ["nano", "smolvlm-nano", "qwen3vl-nano"])
 def test_an_output_that_exists_is_refused_before_the_work(tmp_path, hvlc, name):
     result = hvlc("train", name, "-o", tmp_path, "--work", tmp_path / "work", "--json")
     assert result.code == 2
