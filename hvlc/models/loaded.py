@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
-from hvlc.chat.reference import rendered
+from hvlc.chat.reference import CheckpointTemplate
 from hvlc.errors import UserError
 from hvlc.models.loading import check_config, loading
 from hvlc.models.numbers import Numbers, VisionLanguageNumbers
@@ -55,6 +55,10 @@ class LoadedModel:
         """transformers' processor (`hvlc.models.processors`)."""
         with loading(self.directory):
             return load_processor(self.directory)
+
+    @cached_property
+    def _template(self) -> CheckpointTemplate:
+        return CheckpointTemplate(self.directory)
 
     def encoder(self, asked: str) -> str:
         """The encoder that answers.
@@ -125,7 +129,7 @@ class LoadedModel:
             UserError: there is none.
         """
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        text = rendered(self.directory, [{"role": "user", "content": content if images else prompt}])
+        text = self._template.rendered([{"role": "user", "content": content if images else prompt}])
         if text is None:
             cause = f"{self.directory} has no chat template to show an image with"
             raise UserError("checkpoint.template", cause, "save the processor with its template")

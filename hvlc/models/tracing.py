@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from hvlc.chat.reference import rendered
+from hvlc.chat.reference import CheckpointTemplate
 from hvlc.errors import UserError
 from hvlc.models.loaded import LoadedModel, followed
 from hvlc.models.loading import check_config, loading
@@ -74,6 +74,10 @@ class LanguageTracer:
         with loading(self.directory):
             return AutoTokenizer.from_pretrained(self.directory)
 
+    @cached_property
+    def _template(self) -> CheckpointTemplate:
+        return CheckpointTemplate(self.directory)
+
     @torch.no_grad()
     def trace(self, question: Question) -> Values:
         """The values of all stages, in the order in which they run.
@@ -91,7 +95,7 @@ class LanguageTracer:
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Through the chat template, or as plain text to go on with if there is none."""
-        text = rendered(self.directory, [{"role": "user", "content": prompt}])
+        text = self._template.rendered([{"role": "user", "content": prompt}])
         bare = text is None
         ids: list[int] = self.tokenizer(prompt if text is None else text, add_special_tokens=bare)["input_ids"]
         return ids
