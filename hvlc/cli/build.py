@@ -8,7 +8,7 @@ import click
 
 from hvlc.cli import compilation
 from hvlc.cli.common import json_option, progress, show
-from hvlc.cli.options import GRIDS, PLACE, SAMPLES, SIZE, THREADS, WORDS, tokens
+from hvlc.cli.options import GRIDS, PLACE, SAMPLES, SIZE, THREADS, TILE_BATCH, WORDS, tokens
 
 if TYPE_CHECKING:
     from hvlc.workflows.build.request import BuildRequest
@@ -48,6 +48,7 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=(),
             help="Heights and widths in pixels that images are resized to, e.g. 448x448,448x896 (NPU targets).",
         ),
+        click.option("--tile-batch", type=TILE_BATCH, help="Tiles per encoder run (default: the target's)."),
         click.option("--aot/--no-aot", default=True, help="Compile for the device here, where its compiler can."),
     )
     for option in reversed(options):

@@ -16,6 +16,7 @@ from hvlc.cli.options import PLACE, ROWS
 def inspect(directory: Path, top: int, as_json: bool) -> None:
     """Show the components, files and sources of the package in DIRECTORY, and where every byte goes."""
     from hvlc.opening.package import open_package
+    from hvlc.package.activations import encoder_caps
     from hvlc.package.contents import contents_of
     from hvlc.report.builds import manifest_tables
     from hvlc.report.contents import contents_record, contents_tables
@@ -27,6 +28,8 @@ def inspect(directory: Path, top: int, as_json: bool) -> None:
     compiled, tables = compilation.of_package(directory)
     placed = placed_components(manifest, read_compilation(directory))
     data = manifest.model_dump(mode="json") | {"contents": contents_record(contents, top)} | compiled
+    caps = encoder_caps(directory, manifest)
+    data["activation_bytes"] = caps
     data["placement"] = [one.model_dump(mode="json") for one in placed]
-    parts = (manifest_tables(manifest), placement_table(placed), *tables, contents_tables(contents, top))
+    parts = (manifest_tables(manifest, caps), placement_table(placed), *tables, contents_tables(contents, top))
     show(data, as_json, lambda console: console.print(*parts))

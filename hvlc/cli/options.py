@@ -199,6 +199,7 @@ EXAMPLES = click.IntRange(1, MOST_EXAMPLES)
 SAMPLES = click.IntRange(2, MOST_SAMPLES)
 ROWS = click.IntRange(0, MOST_EXAMPLES)  # of a table
 SEED = click.IntRange(0, 2**32 - 1)
+TILE_BATCH = click.IntRange(1, 4096)  # tiles per run of an encoder
 BOUNDED = click.IntRange(max=MOST_TOKENS)  # what is below 1 the request refuses, with its own code
 
 

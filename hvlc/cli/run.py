@@ -13,7 +13,7 @@ from hvlc.cli.vision import vision_options
 
 if TYPE_CHECKING:
     from hvlc.results import Answered
-    from hvlc.runtime.generation import Generation
+    from hvlc.runtime.generation import Generation, LanguageModel
     from hvlc.runtime.settings import VisionSettings
 
 
@@ -53,6 +53,7 @@ def run(
 
     loaded = load_images(images)
     model = open_model(directory, vision=vision or USUAL)
+    memory = _Memory(model) if verbose and not as_json else None
     room = model.room_for(prompt, later, images=len(loaded), max_new_tokens=max_new_tokens)
     generation = model.start(
         prompt,
@@ -63,7 +64,7 @@ def run(
         max_new_tokens=max_new_tokens,
         room=room,
     )
-    answers = [_told(generation, as_json=as_json, verbose=verbose)]
+    answers = [_told(generation, as_json=as_json, verbose=verbose, memory=memory)]
     for question in later:
         generation = model.follow(generation, question, max_new_tokens=max_new_tokens)
         answers.append(_told(generation, as_json=as_json, verbose=verbose))
@@ -72,7 +73,34 @@ def run(
         say_json(found if later else found[0])
 
 
-def _told(generation: "Generation", *, as_json: bool, verbose: bool) -> "Answered":
+class _Memory:
+    """Memory of an answer above that of the opened model."""
+
+    def __init__(self, model: "LanguageModel") -> None:
+        from hvlc.evaluation.memory import memory_bytes, reset_peak_memory
+
+        self._model = model
+        self._before = memory_bytes() if reset_peak_memory() else None
+
+    def cap(self, generation: "Generation") -> int | None:
+        """Stated bytes of the encoder's activations. None: nothing was encoded, or its graph does not say."""
+        from hvlc.package.activations import request_cap
+
+        parts = [part.shape for image in generation.images for part in image.parts]
+        if not parts or not generation.encoder:
+            return None
+        model = self._model
+        return request_cap(model.directory, model.manifest, generation.encoder, parts, model.tile_batch)
+
+    def taken(self) -> int | None:
+        """Measured bytes. None: the system cannot tell."""
+        from hvlc.evaluation.memory import peak_memory_bytes
+
+        peak = peak_memory_bytes()
+        return None if peak is None or self._before is None else max(0, peak - self._before)
+
+
+def _told(generation: "Generation", *, as_json: bool, verbose: bool, memory: _Memory | None = None) -> "Answered":
     """The record of an answer, which streams to the terminal unless it is told as JSON."""
     for piece in generation:
         if not as_json:
@@ -83,5 +111,6 @@ def _told(generation: "Generation", *, as_json: bool, verbose: bool) -> "Answere
         if verbose:
             from hvlc.report.builds import answer_table
 
-            console(stderr=True).print(answer_table(answered))
+            figures = (memory.cap(generation), memory.taken()) if memory else ()
+            console(stderr=True).print(answer_table(answered, *figures))
     return answered

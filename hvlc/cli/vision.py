@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hvlc.cli.options import Size
+from hvlc.cli.options import TILE_BATCH, Size
 
 
 def vision_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -16,7 +16,7 @@ def vision_options(command: Callable[..., None]) -> Callable[..., None]:
         command: takes them as `vision`; None: none is given.
     """
 
-    @click.option("--tile-batch", type=click.IntRange(1, 4096), help="Tiles per encoder run (default: the package's).")
+    @click.option("--tile-batch", type=TILE_BATCH, help="Tiles per encoder run (default: the package's).")
     @click.option("--no-tile-reuse", is_flag=True, help="Encode equal tiles of a request again.")
     @click.option(
         "--feature-cache", type=Size(least=0), help="Memory for visual tokens of earlier images (default: 64MiB)."

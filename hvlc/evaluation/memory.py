@@ -16,11 +16,20 @@ def reset_peak_memory() -> bool:
 
 def peak_memory_bytes() -> int | None:
     """Peak resident bytes since the process began or the peak was reset; absent where the system cannot tell."""
+    return _status("VmHWM")
+
+
+def memory_bytes() -> int | None:
+    """Resident bytes now; absent where the system cannot tell."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int | None:
     try:
         status = (_PROCESS / "status").read_text()
     except OSError:
         return None
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None

@@ -180,6 +180,7 @@ class ImageFacts:
         side_channels: what a token's embedding has beside the channels of the residual stream.
         grid_positions: whether the decoder is given positions that follow the grid of each image.
         image_blocks: whether the visual tokens of an image see each other, those that follow too.
+        tile_batch: pieces per run of an encoder. None: the runtime's own number, or a graph of fixed shapes says.
     """
 
     rule: ImageRule
@@ -198,6 +199,7 @@ class ImageFacts:
     side_channels: int = 0
     grid_positions: bool = False
     image_blocks: bool = False
+    tile_batch: int | None = None
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ class Images(StrictModel):
         grids: heights and widths in pixels of which a piece has one, where an encoder is a graph for each
             (`encoder_component` says which). Empty: an encoder is one graph.
         side_channels: what a token's embedding, and a visual token, have beside the channels of the residual stream.
+        tile_batch: pieces per run that a host does best to give an encoder. None, and absent from the file: not stated.
         grid_positions: whether a token's position follows the grid of its image: a host gives onnxruntime-genai
             `image_grid_thw`, int64 `[images, 3]`, of 1 and the front graph's `grid`; or `position_table`, where a
             decoder of fixed shapes takes it.
@@ -157,6 +158,15 @@ class Images(StrictModel):
     grids: tuple[tuple[Size, Size], ...] = ()
     side_channels: Annotated[int, Field(ge=0, lt=2**24)] = 0
     grid_positions: bool = False
+    tile_batch: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Packages of before had no batch of their own."""
+        found: dict[str, Any] = written(self)
+        if self.tile_batch is None:
+            found.pop("tile_batch", None)
+        return found
 
 
 class PolicyRule(StrictModel):

@@ -163,6 +163,7 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         grids=image.rule.grids,
         side_channels=image.side_channels,
         grid_positions=image.grid_positions,
+        tile_batch=image.tile_batch,
         min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,
     )
     policy = EncoderPolicy(default=image.default_encoder)

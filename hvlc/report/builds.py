@@ -65,6 +65,7 @@ def plan_table(plan: Plan, estimate: Estimate, *, each: bool = False) -> Group:
         _weights_table(plan) if each else _kinds_table(plan),
         *(Text(f"note: {note}", style="yellow") for note in plan.notes),
         Text(_expected(estimate)),
+        *([Text(f"encoders: {_caps(estimate.activation_bytes)}")] if estimate.activation_bytes else []),
     )
 
 
@@ -162,8 +163,13 @@ def build_tables(result: BuildResult) -> Group:
     return Group(journal, plan_table(result.plan, result.estimate), Text(summary), Text(tried, style="dim"))
 
 
-def manifest_tables(manifest: Manifest) -> Group:
-    """A package: where it comes from, its components, where every byte goes."""
+def manifest_tables(manifest: Manifest, caps: Mapping[str, int]) -> Group:
+    """A package: where it comes from, its components, where every byte goes.
+
+    Args:
+        manifest: of the package.
+        caps: bytes of activations of its encoders over a batch of tiles, at most.
+    """
     sources = manifest.sources
     facts = {
         "kind": str(manifest.kind),
@@ -173,6 +179,7 @@ def manifest_tables(manifest: Manifest) -> Group:
         **({"tried": manifest.tried} if manifest.tried else {}),
         "checkpoint": sources.checkpoint[:16],
         **_kind_facts(manifest),
+        **({"encoder memory": _caps(caps)} if caps else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in sources.versions.items()),
     }
     components = _table("component", "role", "runs on", "inputs", "outputs")
@@ -183,6 +190,11 @@ def manifest_tables(manifest: Manifest) -> Group:
     for name, file in sorted(manifest.files.items(), key=lambda item: -item[1].bytes):
         files.add_row(name, f"{file.bytes:,}", f"{100 * file.bytes / manifest.total_bytes:.1f} %")
     return Group(named_table(facts), components, files)
+
+
+def _caps(caps: Mapping[str, int]) -> str:
+    """Memory of encoders beside their weights, e.g. "base 8 MB, large 13 MB at most for activations"."""
+    return f"{', '.join(f'{name} {_megabytes(cap)} MB' for name, cap in caps.items())} at most for activations"
 
 
 def _pieces(images: Images) -> str:
@@ -210,8 +222,16 @@ def _kind_facts(manifest: Manifest) -> dict[str, str]:
     return facts
 
 
-def answer_table(answered: Answered) -> Table:
-    """Costs of an answer: tokens, times, tiles."""
+def answer_table(answered: Answered, cap: int | None = None, taken: int | None = None) -> Table:
+    """Costs of an answer: tokens, times, tiles, memory.
+
+    Args:
+        answered: the answer.
+        cap: bytes that the encoder takes for activations, at most. None: not stated.
+        taken: bytes of resident memory that the answer took above the opened package. None: not measured.
+    """
+    memory = [] if cap is None else [f"at most {_megabytes(cap)} MB stated for activations of the encoder"]
+    memory += [] if taken is None else [f"{_megabytes(taken)} MB measured for the whole answer"]
     rate = (len(answered.tokens) - 1) / answered.decode_seconds if answered.decode_seconds > 0 else None
     return named_table(
         {
@@ -222,6 +242,7 @@ def answer_table(answered: Answered) -> Table:
             "prompt tokens": str(answered.prompt_tokens),
             "time to first token": f"{1000 * answered.time_to_first_token:.0f} ms",
             "tokens/s": "one token only" if rate is None else f"{rate:.0f}",
+            **({"memory": ", ".join(memory)} if memory else {}),
         }
     )
 

@@ -1,7 +1,7 @@
 """Records of a build: estimate, journal, times and memory, and what the package's bytes are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Estimate:
         seconds: wall seconds of evaluating and writing, without imports.
         threads: that evaluate weights.
         calibration_seconds: wall seconds before that, roughly; None where no solver needs data.
+        activation_bytes: memory of the package's encoders on a CPU for activations, over a batch of tiles, by the
+            encoder's component; empty where tiles have no one shape or are compiled for a device.
     """
 
     disk_bytes: int
@@ -40,6 +42,7 @@ class Estimate:
     seconds: float
     threads: int
     calibration_seconds: float | None = None
+    activation_bytes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,11 @@ class LanguageModel:
         self._windows = PromptChunks.of(package.configuration)
         self._model, self._tokenizer = open_engine(package)
 
+    @property
+    def tile_batch(self) -> int:
+        """Tiles per encoder run that are asked for; of no meaning without images."""
+        return 1
+
     def answer(
         self, prompt: str, images: Sequence[Image.Image], *, encoder: str, vrc: bool, max_new_tokens: int
     ) -> Answered:
@@ -470,6 +475,11 @@ class VisionLanguageModel(LanguageModel):
     ) -> None:
         super().__init__(directory, name=name, verify=verify)
         self._vision = Vision(directory, self.manifest, vision, threads)
+
+    @property
+    def tile_batch(self) -> int:
+        """Tiles per encoder run that are asked for."""
+        return self._vision.tile_batch
 
     def start(
         self,

@@ -221,12 +221,17 @@ class Vision:
         self.cache.put(file, image, features)
         return features
 
+    @property
+    def tile_batch(self) -> int:
+        """Pieces per run that are asked for: by the settings, else by the package."""
+        return self._settings.tile_batch or self.images.tile_batch or TILE_BATCH
+
     def _batch(self, session: PackageSession) -> int:
         """Pieces per run: as many as the graph says, one where pieces of a batch would change each other's features."""
         fixed = session.get_inputs()[0].shape[0]  # a number where an NPU's compiler wants one
         if isinstance(fixed, int):
             return fixed
-        batch = TILE_BATCH if self._settings.tile_batch is None else self._settings.tile_batch
+        batch = self.tile_batch
         if session.file not in self._mixing:
             self._mixing[session.file] = mixes_batch(load_graph(self._directory / session.file).graph)
         return 1 if self._mixing[session.file] else batch

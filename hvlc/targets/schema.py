@@ -119,6 +119,8 @@ class Target(StrictModel):
         fixed_shapes: whether every dimension must be static.
         prompt_chunk: tokens of a prompt that run at once, where shapes are fixed.
         context: tokens that a KV cache of fixed shapes has room for, if nobody asks for more; None is the model's.
+        tile_batch: pieces of an image per run of a vision encoder whose shapes are not fixed, if nobody asks for
+            another number. None: the runtime's own.
         max_rank: most dimensions of a value.
         drops_unit_dims: whether Reshape, Transpose, Reshape over one dimension too many are taken where a dimension is
             1 and stays in place.
@@ -159,6 +161,7 @@ class Target(StrictModel):
     fixed_shapes: bool = False
     prompt_chunk: int = Field(64, ge=1, le=1 << 24)
     context: int | None = Field(None, ge=1, le=1 << 24)
+    tile_batch: int | None = Field(None, ge=1, le=4096)
     max_rank: int | None = Field(None, ge=1, le=64)
     drops_unit_dims: bool = False
     part_bytes: int | None = Field(None, ge=1, le=10**15)

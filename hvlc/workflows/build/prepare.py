@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.errors import Collector
+from hvlc.errors import Collector, UserError
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.facts import Facts
 from hvlc.graphs.plan import Action, Plan
@@ -22,6 +22,7 @@ from hvlc.recipes.schema import BudgetSpec, dump_recipe
 from hvlc.results.build import Estimate
 from hvlc.targets import Target
 from hvlc.weights.checkpoint import Checkpoint
+from hvlc.workflows.build.activations import activation_caps
 from hvlc.workflows.build.estimate import estimate, processors, weight_totals
 from hvlc.workflows.build.factors import check_stored, pending_factors, plan_factors
 from hvlc.workflows.build.grids import grids_of
@@ -172,8 +173,25 @@ def _float_bundle(
             passes = float_passes(bundle.facts, request.target, opened.recipe.prepare, grids)
         passes = found.require(passes)
         passes.run(bundle)
+        with found:
+            bundle.facts = with_tile_batch(bundle.facts, request)
         count(len(passes.passes))
     return bundle, passes
+
+
+def with_tile_batch(facts: Facts, request: BuildRequest) -> Facts:
+    """Facts with the pieces per run that a request or its target asks for, where graphs leave it open.
+
+    Raises:
+        UserError: a number is asked for, and the model sees no images or the target fixes it.
+    """
+    fixed = request.target.fixes(Role.VISION_ENCODER)
+    if request.tile_batch is not None and (facts.image is None or fixed):
+        cause = f"the target {request.target.name} fixes one tile per run" if fixed else "the model sees no images"
+        raise UserError("build.tile_batch", f"--tile-batch is {request.tile_batch}, and {cause}", "leave it out")
+    if facts.image is None or fixed:
+        return facts
+    return replace(facts, image=replace(facts.image, tile_batch=request.tile_batch or request.target.tile_batch))
 
 
 def _room(request: BuildRequest, facts: Facts) -> int | None:
@@ -276,7 +294,9 @@ def _estimate(
     with found:
         check_disk(request.output, expected[0].disk_bytes)
     found.raise_all()
-    return next(e for e in expected if request.max_memory is None or e.memory_bytes <= request.max_memory)
+    chosen = next(e for e in expected if request.max_memory is None or e.memory_bytes <= request.max_memory)
+    caps = {} if request.target.fixes(Role.VISION_ENCODER) else activation_caps(planned.bundle)
+    return replace(chosen, activation_bytes=caps)
 
 
 def _thread_counts(request: BuildRequest) -> list[int]:

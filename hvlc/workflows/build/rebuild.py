@@ -96,6 +96,7 @@ def rebuild(
             samples=manifest.sources.calibration_samples,
             context=manifest.context_length if manifest.is_staged else None,
             grids=manifest.images.grids if manifest.images else (),
+            tile_batch=manifest.images.tile_batch if manifest.images else None,
             aot=False,
         )
         _check_calibration(manifest, request)

@@ -41,6 +41,7 @@ class BuildRequest:
         context: tokens that the KV cache of fixed shapes has room for; None is what target and checkpoint allow.
         grids: heights and widths in pixels, to one of which images are resized where a target fixes the encoders of a
             model that sees any shape; none: chosen by the images of the calibration.
+        tile_batch: pieces of an image per run of a vision encoder. None: what the target says.
         aot: compile for the device now, where its compiler is at hand; else the graphs are left to its runtime.
     """
 
@@ -59,6 +60,7 @@ class BuildRequest:
     cache: Path | None = None
     context: int | None = None
     grids: tuple[tuple[int, int], ...] = ()
+    tile_batch: int | None = None
     aot: bool = True
 
     @property
