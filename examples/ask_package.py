@@ -43,7 +43,9 @@ def load_pixels(path: Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) -> tuple[np.ndarray, ...]:
+def see(
+    package: Path, manifest: dict, pixels: np.ndarray, question: list[int], encoder: str | None
+) -> tuple[np.ndarray, ...]:
     """Features float32 [visual tokens, width] of a uint8 [height, width, 3] image, its prompt ids, its grid."""
     files = {name: entry["file"] for name, entry in manifest["components"].items()}
     images = manifest["images"]
@@ -53,6 +55,8 @@ def see(package: Path, manifest: dict, pixels: np.ndarray, encoder: str | None) 
         "scale": np.array([scale], np.float32),
         "max_visual_tokens": np.array([images["max_visual_tokens"]], np.int64),
     }
+    if images.get("question_tokens"):  # this compressor looks at the question, too
+        feeds["question_ids"] = np.array(question[: images["question_tokens"]], np.int64)
     pieces, ids, grid = session(package, files["front"]).run(["pixel_values", "image_ids", "grid"], feeds)
     tokens = int((ids == images["token"]).sum())
     name = encoder or choose_encoder(manifest, tokens)
@@ -109,10 +113,10 @@ def main() -> None:
 
     manifest = json.loads((arguments.package / "hvlc.json").read_text("utf-8"))
     pixels = load_pixels(arguments.image)
-    features, image_ids, grid = see(arguments.package, manifest, pixels, arguments.encoder)
-
     model = og.Model(str(arguments.package))
     tokenizer = og.Tokenizer(model)
+    question = tokenizer.encode(arguments.question).tolist()
+    features, image_ids, grid = see(arguments.package, manifest, pixels, question, arguments.encoder)
     ids = prompt_ids(tokenizer, manifest, arguments.question, image_ids)
     inputs = og.NamedTensors()
     inputs["input_ids"] = ids[None]

@@ -49,6 +49,7 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Heights and widths in pixels that images are resized to, e.g. 448x448,448x896 (NPU targets).",
         ),
         click.option("--tile-batch", type=TILE_BATCH, help="Tiles per encoder run (default: the target's)."),
+        click.option("--vrc", type=PLACE, help="Resolution compressor to put in (hvlc train vrc)."),
         click.option("--aot/--no-aot", default=True, help="Compile for the device here, where its compiler can."),
     )
     for option in reversed(options):

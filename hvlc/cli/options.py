@@ -190,7 +190,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers above 0 and up to 1, as "0.25,0.5,1"."""
+
+    name = "numbers"
+    MOST: ClassVar[int] = 100
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Numbers of a text."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if len(parts) > self.MOST:
+            self.fail(f"{len(parts)} numbers: {self.MOST} are the most", param, ctx)
+        found = [re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*", part, re.ASCII) for part in parts]
+        numbers = tuple(float(one[1]) for one in found if one)
+        if len(numbers) < len(parts) or not all(0 < number <= 1 for number in numbers):
+            self.fail(f"{_short(value)} are not numbers above 0 and up to 1, such as 0.25,0.5,1", param, ctx)
+        return numbers
+
+
 PLACE = PathParameter()
+NUMBERS = Numbers()
 WORDS = TextParameter()
 SIZE = Size()
 GRIDS = Grids()

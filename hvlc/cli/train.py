@@ -1,4 +1,4 @@
-"""Training of the shipped checkpoints, on the command line."""
+"""Training, on the command line: the shipped checkpoints, and what belongs to a user's own model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvlc.cli.common import json_option, show
-from hvlc.cli.options import PLACE, SEED
+from hvlc.cli.common import json_option, progress, show
+from hvlc.cli.options import EXAMPLES, NUMBERS, PLACE, SEED, WORDS, Real, tokens
 from hvlc.cli.streams import say
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
+    from hvlc.export.compressor import CompressorSettings
     from hvlc.training.recipe import Recipe
 
 
-@click.group(short_help="Train a shipped checkpoint.")
+@click.group(short_help="Train parts of a model, or a shipped one.")
 def train() -> None:
-    """Train one of the project's own reference checkpoints."""
+    """Train a part of your own model, or one of the project's reference checkpoints."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,6 +61,54 @@ def qwen3vl_nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     from hvlc.training.qwen3vl_nano import Qwen3VLNano
 
     _train(Qwen3VLNano, output, work, seed, as_json)
+
+
+@train.command(short_help="Train a resolution compressor for a model.")
+@click.argument("checkpoint", type=PLACE)
+@click.option("--data", type=WORDS, required=True, help='Questions: a JSON Lines file, "documents", "docvqa:DIR", ...')
+@click.option("--labels", type=click.Choice(("equivalence", "loss")), default="equivalence", show_default=True)
+@click.option(
+    "--equivalence",
+    type=click.Choice(("exact", "anls", "numeric")),
+    default="exact",
+    show_default=True,
+    help="When an answer is as good as that at full size.",
+)
+@click.option("--scales", type=NUMBERS, default=(), help="Per side, such as 0.25,0.5,0.75,1 (default: twelve).")
+@click.option("--encoder", type=WORDS, default="auto", show_default=True, help="That answers for the labels.")
+@click.option("--floor", type=Real(0, 1), default=0.99, show_default=True, help="Share of the score to keep.")
+@click.option("--image-only", is_flag=True, help="Do not look at the question.")
+@click.option("--minutes", type=Real(0, 100_000), default=10.0, show_default=True, help="Of the network's training.")
+@click.option("--max-new-tokens", type=tokens(1), default=32, show_default=True, help="Bound of an answer.")
+@click.option("-n", "--count", type=EXAMPLES, default=1200, show_default=True, help="Train documents, of shipped ones.")
+@_options
+def vrc(checkpoint: Path, output: Path, work: Path, seed: int, as_json: bool, **options: Any) -> None:
+    """Train a Visual Resolution Compressor for CHECKPOINT; resumes from WORK.
+
+    The model answers every question at every scale; the network learns how far each image may be shrunk. It is accepted
+    only if held-out questions keep the floor of the score; hvlc build --vrc puts it into a package.
+    """
+    from hvlc.workflows.train.vrc import VrcRequest, train_vrc
+
+    count, reads = options.pop("count"), not options.pop("image_only")
+    counts = {"train": count, "calibration": max(8, count // 3), "heldout": min(512, max(8, count // 2))}
+    request = VrcRequest(
+        checkpoint, output=output, work=work, seed=seed, counts=counts, reads_question=reads, **options
+    )
+    with progress("vrc", 1) as step:
+        settings = train_vrc(request, step)
+    data = {"output": str(output), **settings.model_dump(mode="json")}
+    show(data, as_json, lambda console: console.print(_told(output, settings)))
+
+
+def _told(output: Path, settings: "CompressorSettings") -> str:
+    """Sentence on what a compressor keeps and saves."""
+    found = settings.held_out
+    if found is None:
+        return f"{output}: not measured"
+    kept = f"{found.kept:.1%} of the score ({found.kept_low:.1%} to {found.kept_high:.1%})"
+    saved = f"{found.saved:.1%} of the visual tokens, the oracle {found.oracle_saved:.1%}"
+    return f"{output}: {found.n} held-out questions keep {kept} and save {saved}"
 
 
 def _require(output: Path) -> None:

@@ -14,17 +14,23 @@ from hvlc.cli.options import PLACE, THREADS, WORDS
 @click.option(
     "--calibration", type=WORDS, help="With --rebuild: the package's calibration set, where it does not come with hvlc."
 )
+@click.option("--vrc", type=PLACE, help="With --rebuild: the resolution compressor that was put in.")
 @click.option("--threads", type=THREADS, help="Threads of the new build (default: every processor).")
 @json_option
 def verify(
-    directory: Path, checkpoint: Path | None, calibration: str | None, threads: int | None, as_json: bool
+    directory: Path,
+    checkpoint: Path | None,
+    calibration: str | None,
+    vrc: Path | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Hold every file of the package in DIRECTORY against its digest, or against a new build."""
     from hvlc.opening.package import open_package
     from hvlc.opening.tokenizer import check_tokenizer
 
     if checkpoint is not None:
-        _verify_rebuilt(directory, checkpoint, calibration, threads, as_json)
+        _verify_rebuilt(directory, checkpoint, calibration, vrc, threads, as_json)
         return
     package = open_package(directory, verify=True)
     check_tokenizer(directory)
@@ -37,13 +43,18 @@ def verify(
 
 
 def _verify_rebuilt(
-    directory: Path, checkpoint: Path, calibration: str | None, threads: int | None, as_json: bool
+    directory: Path,
+    checkpoint: Path,
+    calibration: str | None,
+    vrc: Path | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     from hvlc.workflows.build.rebuild import rebuild
     from hvlc.workflows.build.steps import STEPS
 
     with progress("rebuild", len(STEPS)) as step:
-        made = rebuild(directory, checkpoint, calibration=calibration, threads=threads, progress=step)
+        made = rebuild(directory, checkpoint, calibration=calibration, vrc=vrc, threads=threads, progress=step)
     chance = made.left_to_chance
     data = {"files": made.files, "bytes": made.bytes, "identical": not chance, "changed_tools": made.changed_tools}
     data["left_to_chance"] = chance

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from hvlc.evaluation.task import Example
 from hvlc.zoo.editions import EDITIONS
 
-_SPLIT = "heldout"
 #: Names of the tasks by edition.
 TASK_NAMES = {"narrow": "documents", "wide": "documents-wide"}
 
@@ -17,10 +16,12 @@ class DocumentsTask:
     Attributes:
         count: number of documents.
         edition: name in `hvlc.zoo.editions.EDITIONS`.
+        split: that they belong to.
     """
 
     count: int = 256
     edition: str = "narrow"
+    split: str = "heldout"
 
     @property
     def name(self) -> str:
@@ -41,9 +42,9 @@ class DocumentsTask:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"document {index} of {self.count}")
-        document, question = next(EDITIONS[self.edition].examples(_SPLIT, 1, index))
+        document, question = next(EDITIONS[self.edition].examples(self.split, 1, index))
         return Example(
-            id=f"{_SPLIT}-{index:04d}",
+            id=f"{self.split}-{index:04d}",
             kind=document.kind,
             question=question.text,
             answers=(question.answer,),

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
 from optimum.exporters.tasks import TasksManager
 
@@ -11,7 +12,7 @@ from hvlc.export.coverage import check_architecture, check_coverage
 from hvlc.export.vision_language import VisionLanguageFamily
 from hvlc.graphs.bundle import Bundle
 from hvlc.graphs.facts import Kind
-from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.checkpoint import RESOLUTION_COMPRESSOR, Checkpoint
 from hvlc.weights.prequantized.settings import read_quantization
 
 _TASKS = {
@@ -56,9 +57,15 @@ def export_bundle(checkpoint: Checkpoint) -> Bundle:
     _check_task(checkpoint.model_type, kind)
     check_architecture(checkpoint, kind)
     if not checkpoint.problems:  # a parameter of another shape counts as unread
-        check_coverage(checkpoint, bundle, getattr(family, "LEFT_OUT", ()))
+        check_coverage(checkpoint, bundle, (*getattr(family, "LEFT_OUT", ()), *_replaced(checkpoint, family)))
     bundle.check_wires()
     return bundle
+
+
+def _replaced(checkpoint: Checkpoint, module: Any) -> tuple[str, ...]:
+    """Parameters of a family's own compressor, where another one has joined the checkpoint."""
+    compressor = getattr(getattr(module, "FAMILY", None), "compressor", None)
+    return (compressor.parameters,) if compressor is not None and RESOLUTION_COMPRESSOR in checkpoint.config else ()
 
 
 def _check_task(model_type: str, kind: Kind) -> None:

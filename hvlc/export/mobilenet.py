@@ -86,21 +86,35 @@ def _backbone(b: GraphBuilder, pixels: ir.Value, path: str, epsilon: float) -> _
     return _convolution(b, x, f"{path}.conv_1x1", epsilon)
 
 
-def resolution_compressor(b: GraphBuilder, path: str, proxy_size: int, epsilon: float) -> ir.Model:
-    """The network alone (HyperVLResolutionCompressor.forward).
+@dataclass(frozen=True)
+class QuestionShape:
+    """Sizes of the branch that reads the question: rows and width of its table."""
+
+    vocabulary: int
+    width: int
+
+
+def resolution_compressor(
+    b: GraphBuilder, path: str, proxy_size: int, epsilon: float, question: QuestionShape | None = None
+) -> ir.Model:
+    """The network alone (HyperVLResolutionCompressor.forward; with a question, `hvlc.training.vrc.network`).
 
     Args:
         b: an empty graph.
         path: dotted name of the compressor in the checkpoint.
         proxy_size: side in pixels of its view.
         epsilon: of the batch norms.
+        question: None: the network sees the image alone.
 
     Returns:
-        Input `proxy_values` float `[1, 3, P, P]`, output `log_size` float `[1]`: log of (wanted longest side / P).
+        Input `proxy_values` float `[1, 3, P, P]`; `question_ids` int64 `[tokens]` where it reads the question. Output
+        `log_size` float `[1]`: log of (wanted longest side / P).
     """
     proxy = b.input("proxy_values", ir.DataType.FLOAT, [1, 3, proxy_size, proxy_size])
     found = _backbone(b, proxy, f"{path}.backbone", epsilon)
     features, width = found.value, found.width
+    if question is not None:
+        features = _modulated(b, features, width, f"{path}.question", question)
     weight = b.weight(f"{path}.attention.weight", (1, width, 1, 1))
     scores = b.op("Conv", features, weight, b.weight(f"{path}.attention.bias", (1,)), kernel_shape=[1, 1])
     weights = b.op("Softmax", b.op("Reshape", scores, b.ints(1, 1, -1)), axis=-1)
@@ -111,3 +125,17 @@ def resolution_compressor(b: GraphBuilder, path: str, proxy_size: int, epsilon: 
     x = b.linear(x, f"{path}.linear_2", hidden, 1)
     b.output(b.op("Reshape", x, b.ints(-1)), "log_size", ir.DataType.FLOAT, [1])
     return b.model()
+
+
+def _modulated(b: GraphBuilder, features: ir.Value, width: int, path: str, question: QuestionShape) -> ir.Value:
+    """Scale and shift channels by the mean of the question's rows (FiLM, Perez et al., arXiv 1709.07871)."""
+    ids = b.input("question_ids", ir.DataType.INT64, ["question_tokens"])
+    table = b.weight(f"{path}.table.weight", (question.vocabulary, question.width))
+    rows = b.op("Gather", table, ids, axis=0)
+    summed = b.op("ReduceSum", rows, b.ints(0), keepdims=1)
+    count = b.op("Cast", b.op("Max", b.op("Shape", ids), b.ints(1)), to=int(ir.DataType.FLOAT))
+    mean = b.op("Div", summed, count)
+    film = b.op("Reshape", b.linear(mean, f"{path}.film", question.width, 2 * width), b.ints(1, 2 * width, 1, 1))
+    gain, shift = b.ops("Split", [film], 2, axis=1, num_outputs=2)
+    scaled = b.op("Add", features, b.op("Mul", features, gain))
+    return b.op("Add", scaled, shift, name=f"{path}.modulated")

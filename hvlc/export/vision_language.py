@@ -13,6 +13,7 @@ import onnx_ir as ir
 from transformers import PreTrainedConfig
 
 from hvlc.errors import Collector, UserError, nearest
+from hvlc.export.compressor import joined_compressor, joined_settings
 from hvlc.export.decoder.embedding import embedding
 from hvlc.export.decoder.graph import decoder
 from hvlc.export.decoder.shape import DecoderShape
@@ -116,10 +117,12 @@ class Compressor:
     Attributes:
         build: builds its graph for a configuration.
         facts: what the front graph must know of it.
+        parameters: what the names of its parameters begin with; they are left out where another one has joined.
     """
 
     build: Callable[[GraphBuilder, Any], ir.Model]
     facts: Callable[[Checkpoint, Any], CompressorFacts]
+    parameters: str = ""
 
 
 def one_encoder(config: Any, names: Names) -> tuple[Encoder, ...]:
@@ -204,16 +207,34 @@ def vision_language_bundle(checkpoint: Checkpoint, family: VisionLanguageFamily)
     bundle = Bundle(checkpoint.model_type)
     for encoder in family.encoders(config, names):
         bundle.add(_encoder(checkpoint, family, encoder, rule.rule, shape.hidden + shape.side_channels, config))
-    if family.compressor:
-        model = family.compressor.build(GraphBuilder("resolution", checkpoint), config)
-        bundle.add(Component("resolution", Role.FRONT, model, "front"))
+    compressor = _compressor(checkpoint, family, config, bundle)
     b = GraphBuilder("embedding", checkpoint)
     model = embedding(b, names.table, shape, rule.image_token_id)
     bundle.add(Component("embedding", Role.EMBEDDING, model, "model"))
     bundle.add(_decoder(checkpoint, config, text, shape, names))
     bundle.wires.append(Wire("embedding.inputs_embeds", "model.inputs_embeds"))
-    bundle.facts = _facts(checkpoint, family, config, names, shape, rule)
+    bundle.facts = _facts(checkpoint, family, config, names, shape, rule, compressor)
     return bundle
+
+
+def _compressor(
+    checkpoint: Checkpoint, family: VisionLanguageFamily, config: Any, bundle: Bundle
+) -> CompressorFacts | None:
+    """Add the resolution compressor that joined a checkpoint, or the family's own; None where there is neither.
+
+    Raises:
+        UserError: the one that joined does not fit.
+    """
+    settings = joined_settings(checkpoint)
+    if settings is not None:
+        component, facts = joined_compressor(checkpoint, settings, config.text_config.vocab_size)
+        bundle.add(component)
+        return facts
+    if family.compressor is None:
+        return None
+    model = family.compressor.build(GraphBuilder("resolution", checkpoint), config)
+    bundle.add(Component("resolution", Role.FRONT, model, "front"))
+    return family.compressor.facts(checkpoint, config)
 
 
 def names_of(checkpoint: Checkpoint, family: VisionLanguageFamily) -> Names:
@@ -305,6 +326,7 @@ def _facts(
     names: Names,
     shape: DecoderShape,
     rule: Rule,
+    compressor: CompressorFacts | None,
 ) -> Facts:
     """Facts that passes, package and runtime need besides the graphs."""
     image = ImageFacts(
@@ -319,7 +341,7 @@ def _facts(
         after=rule.after,
         encoders=tuple(encoder.name for encoder in family.encoders(config, names)),
         default_encoder=family.default_encoder(config),
-        compressor=family.compressor.facts(checkpoint, config) if family.compressor else None,
+        compressor=compressor,
         side_channels=shape.side_channels,
         grid_positions=shape.grid_positions is not None,
         image_blocks=shape.image_blocks,

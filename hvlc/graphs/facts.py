@@ -149,6 +149,8 @@ class CompressorFacts:
         scale_step: grid of the scales.
         mean: of each channel, on the 0..1 scale.
         std: of each channel, on the 0..1 scale.
+        margin: factor on the predicted scale.
+        question_tokens: most tokens of a question that it reads. None: it sees the image alone.
     """
 
     proxy_size: int
@@ -156,6 +158,8 @@ class CompressorFacts:
     scale_step: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    margin: float = 1.0
+    question_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,11 @@ class ImageFacts:
     grid_positions: bool = False
     image_blocks: bool = False
     tile_batch: int | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether the compressor reads the question."""
+        return self.compressor is not None and self.compressor.question_tokens is not None
 
 
 @dataclass(frozen=True)

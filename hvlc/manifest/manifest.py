@@ -132,6 +132,8 @@ class Images(StrictModel):
         tokens_per_piece: most visual tokens of one piece. None: they follow the image.
         resolution_compressor: whether the front graph holds one (a scale of 0 asks it).
         min_scale: smallest scale per side that the compressor chooses. None: there is none.
+        question_tokens: most tokens of the question, as it stands in the user's last message and without template, that
+            a host gives the front graph as `question_ids`, int64 `[tokens]`. None: it takes no question.
         overview: whether the front graph gives one more piece, of a shape of its own: an encoder runs over it alone,
             and its visual tokens are the last.
         grids: heights and widths in pixels of which a piece has one, where an encoder is a graph for each
@@ -154,6 +156,7 @@ class Images(StrictModel):
     tokens_per_piece: Size | None
     resolution_compressor: bool
     min_scale: float | None = Field(default=None, gt=0, le=1)
+    question_tokens: Size | None = None
     overview: bool = False
     grids: tuple[tuple[Size, Size], ...] = ()
     side_channels: Annotated[int, Field(ge=0, lt=2**24)] = 0

@@ -106,7 +106,7 @@ def _expected(name: str, entry: ComponentEntry, manifest: Manifest, vocabulary: 
     if name == "front":
         pixels["overview"] = any_sides
         sizes: dict[str, _Shape] = {"image": (None, None, 3), "image_ids": (None,), "grid": (2,), "used_scale": (1,)}
-        return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,)}
+        return pixels | sizes | {"scale": (1,), "max_visual_tokens": (1,), "question_ids": (None,)}
     if entry.role == _ENCODER:
         pixels = {"pixel_values": any_sides} if manifest.images.overview else pixels
         return pixels | {"tile_features": (None, None, width)}

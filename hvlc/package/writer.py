@@ -165,6 +165,7 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         grid_positions=image.grid_positions,
         tile_batch=image.tile_batch,
         min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,
+        question_tokens=image.compressor.question_tokens if image.compressor and image.compresses else None,
     )
     policy = EncoderPolicy(default=image.default_encoder)
     return {"encoders": encoders, "policy": policy, "images": images, "variants": variants_of(encoders, images)}

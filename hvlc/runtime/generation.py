@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
@@ -24,7 +25,7 @@ from hvlc.runtime.sampling import Sampling, TokenProbability
 from hvlc.runtime.settings import USUAL, VisionSettings
 from hvlc.runtime.tiles import TileCount
 from hvlc.runtime.turns import Chat, next_turn
-from hvlc.runtime.vision import Seen, Vision
+from hvlc.runtime.vision import FULL_SIZE, Seen, Vision
 
 _NO_TILES = TileCount(0, 0, 0)
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
@@ -200,6 +201,37 @@ class LanguageModel:
         if self._windows:
             self._windows.check_answer(answer)
         generation = self.start(prompt, images, encoder=encoder, vrc=vrc, max_new_tokens=len(answer))
+        return self.along(generation, answer)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text alone, without template.
+
+        Raises:
+            UserError: the runtime cannot take it.
+        """
+        return self._tokenizer.encode(text)
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of an answer that stands alone, and a token that ends it.
+
+        Raises:
+            UserError: the runtime cannot take it.
+        """
+        return (*self._tokenizer.encode(text), min(self._end_tokens))
+
+    def along(self, generation: Generation, answer: Sequence[int]) -> np.ndarray:
+        """Logits before each token of an answer that is given to a generation which has generated nothing yet.
+
+        Args:
+            generation: of a prompt; nothing more can be done with it.
+            answer: ids of at least one token.
+
+        Returns:
+            float32 `[len(answer), vocabulary]`.
+
+        Raises:
+            UserError: the runtime cannot run the package.
+        """
         with engine_runs(self.directory):
             rows = [_last_logits(generation.generator)]
             for token in answer[:-1]:
@@ -222,6 +254,7 @@ class LanguageModel:
         room: int = 0,
         sampling: Sampling | None = None,
         likeliest: int | None = None,
+        scale: float = FULL_SIZE,
     ) -> Generation:
         """Run the prefill; the answer streams from the returned generation.
 
@@ -235,6 +268,7 @@ class LanguageModel:
             room: positions of the KV cache for later turns (`follow`), as far as the context has them.
             sampling: how tokens are drawn. None: the most probable one each time.
             likeliest: how many of the most probable tokens are told with each token's probability. None: none of this.
+            scale: of no effect without images.
 
         Raises:
             UserError: something about images was asked for, the prompt is empty or too long, or the runtime cannot run
@@ -493,6 +527,7 @@ class VisionLanguageModel(LanguageModel):
         room: int = 0,
         sampling: Sampling | None = None,
         likeliest: int | None = None,
+        scale: float = FULL_SIZE,
     ) -> Generation:
         """Run vision and prefill; the answer streams from the returned generation.
 
@@ -506,12 +541,15 @@ class VisionLanguageModel(LanguageModel):
             room: positions of the KV cache for later turns (`follow`), as far as the context has them.
             sampling: how tokens are drawn. None: the most probable one each time.
             likeliest: how many of the most probable tokens are told with each token's probability. None: none of this.
+            scale: scale per side of every image, where the resolution compressor does not choose it.
 
         Raises:
             UserError: unknown encoder, a prompt with image placeholders of its own, or one that is too long.
         """
         started = time.perf_counter()
-        seen = [self._vision.see(to_array(i), compress=vrc, max_visual_tokens=max_visual_tokens) for i in images]
+        asked: dict[str, Any] = {"compress": vrc, "max_visual_tokens": max_visual_tokens, "scale": scale}
+        question = self._question(prompt) if vrc else ()
+        seen = [self._vision.see(to_array(image), question=question, **asked) for image in images]
         visual_tokens = sum(s.visual_tokens for s in seen)
         chosen = self._vision.choose(encoder, visual_tokens)
         chat = self._chat(prompt, len(seen))
@@ -545,6 +583,22 @@ class VisionLanguageModel(LanguageModel):
             in_chunks=self._windows is not None,
             likeliest=likeliest,
         )
+
+    def see_grid(self, image: np.ndarray, scale: float) -> tuple[int, ...]:
+        """Grid of an image, uint8 `[height, width, 3]`, at a scale per side.
+
+        Raises:
+            UserError: see `Vision.see`.
+        """
+        return tuple(int(side) for side in self._vision.see(image, compress=False, scale=scale).grid)
+
+    def _question(self, prompt: str | Chat) -> list[int]:
+        """Tokens of the user's last message alone, where the resolution compressor reads them."""
+        if self._vision.images.question_tokens is None:
+            return []
+        content: Any = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        texts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+        return self._tokenizer.encode(" ".join(texts)) if texts else []
 
     def _positions(self, ids: np.ndarray, images: Sequence[Seen]) -> dict[str, np.ndarray]:
         """Inputs of the runtime, or of the graphs of a decoder of fixed shapes, for positions in grids."""

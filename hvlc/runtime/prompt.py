@@ -5,8 +5,10 @@ do the first opening of the tokenizer and the first look at a text: what ends th
 regular expressions may, does no harm here.
 """
 
+import json
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnxruntime_genai as og
 
@@ -20,6 +22,17 @@ from hvlc.opening.tokenizer import TOKENIZER_FILES
 
 _TEXT, _TOKENIZER = "request.text", "package.tokenizer"
 _LOOKED_AT = 20_000  # first characters of a text
+_KEPT, _LONGEST_KEPT = 256, 10_000  # texts whose tokens are kept, because a model is asked one thing many times
+
+T = TypeVar("T")
+
+
+def _keep(kept: "OrderedDict[str, T]", text: str, found: T, length: int) -> None:
+    """Keep what was found for a text of some length, the least recently used dropped first."""
+    if length <= _LONGEST_KEPT:
+        kept[text] = found
+        if len(kept) > _KEPT:
+            kept.popitem(last=False)
 
 
 class PackageTokenizer:
@@ -36,6 +49,8 @@ class PackageTokenizer:
         names = [name for name in TOKENIZER_FILES if name in manifest.files and is_file(directory / name)]
         self._renderer = Renderer({name: directory / name for name in names})
         self._renderer.start()  # while the model is loaded
+        self._ids: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._rendered: OrderedDict[str, str] = OrderedDict()
 
     def open(self, model: og.Model) -> None:
         """Open it, after a process of its own has.
@@ -62,6 +77,10 @@ class PackageTokenizer:
             UserError: the runtime cannot take the text whole, or cannot encode it.
         """
         check_text(text, code)
+        known = self._ids.get(text)
+        if known is not None:
+            self._ids.move_to_end(text)
+            return list(known)
         looked = self._renderer.encoded([normalized(text[:_LOOKED_AT], self._form)])
         if isinstance(looked, Refusal):
             cause = f"onnxruntime-genai cannot tokenize with {shown(self._directory)}: {looked.cause}"
@@ -69,6 +88,7 @@ class PackageTokenizer:
             raise UserError(_TOKENIZER, cause, fix)
         with engine_runs(self._directory, "tokenize with", _TOKENIZER):
             ids: list[int] = self._tokenizer.encode(normalized(text, self._form)).tolist()
+        _keep(self._ids, text, tuple(ids), len(text))
         return ids
 
     def rendered(self, messages: Messages) -> str:
@@ -83,11 +103,16 @@ class PackageTokenizer:
         for content in (message["content"] for message in messages):
             for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
                 check_text(text, _TEXT)
+        asked = json.dumps(list(messages), sort_keys=True)
+        if asked in self._rendered:
+            self._rendered.move_to_end(asked)
+            return self._rendered[asked]
         found = self._renderer.render(messages, answers=True)
         if isinstance(found, Refusal):
             cause = f"onnxruntime-genai cannot render the chat template of {shown(self._directory)}: {found.cause}"
             fix = "do not trust this package" if found.fatal else "simplify the template of the checkpoint"
             raise UserError("package.template", cause, fix)
+        _keep(self._rendered, asked, found, len(found))
         return found
 
     def create_stream(self) -> Any:

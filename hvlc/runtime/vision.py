@@ -20,7 +20,7 @@ from hvlc.runtime.tiles import FeatureCache, RequestPieces, TileCount, piece_dig
 
 #: Output of a front graph, as `hvlc.imaging.rule` has it, which imports onnx_ir.
 OVERVIEW = "overview"
-_ASK_COMPRESSOR, _FULL_SIZE = 0.0, 1.0
+_ASK_COMPRESSOR, FULL_SIZE = 0.0, 1.0  # scales that a front graph is given
 _MOST_TOKENS = 2**24  # of an image, whatever a graph says
 #: Pixels of an image, twice those of 8192 x 8192, and of a side: beyond it float32 has no whole numbers.
 _MOST_PIXELS, _LONGEST = 2**27, 2**24
@@ -128,7 +128,13 @@ class Vision:
         self._mixing: dict[str, bool] = {}
 
     def see(
-        self, image: np.ndarray, *, compress: bool, max_visual_tokens: int | None = None, scale: float = _FULL_SIZE
+        self,
+        image: np.ndarray,
+        *,
+        compress: bool,
+        max_visual_tokens: int | None = None,
+        scale: float = FULL_SIZE,
+        question: Sequence[int] = (),
     ) -> Seen:
         """Run the front graph over an image.
 
@@ -137,6 +143,7 @@ class Vision:
             compress: whether the resolution compressor chooses the scale.
             max_visual_tokens: bound for this image; the package's when None.
             scale: scale per side where the compressor does not choose it.
+            question: tokens of the question, for a compressor that reads it.
 
         Raises:
             UserError: the image has no pixels, too many, or is of another kind; the bound is below 1 or beyond any
@@ -153,6 +160,8 @@ class Vision:
             "scale": np.array([_ASK_COMPRESSOR if asked else scale], np.float32),
             "max_visual_tokens": np.array([limit], np.int64),
         }
+        if self.images.question_tokens is not None:
+            feeds["question_ids"] = np.array(question[: self.images.question_tokens], np.int64)
         names = ["pixel_values", "image_ids", "grid", "used_scale", *([OVERVIEW] if self.images.overview else [])]
         seen = Seen.of(dict(zip(names, self._front.run(names, feeds), strict=True)), self.images.token)
         self._check(seen, limit)

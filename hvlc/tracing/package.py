@@ -81,6 +81,7 @@ class PackageTracer:
             cause = f"{directory} is a vision package, which answers nothing"
             raise UserError("package.kind", cause, "name a language or a vision-language package")
         open_package(directory)
+        self._read: dict[str, list[int]] = {}  # tokens of questions
         self.directory, self.name = directory, directory.resolve().name
         self._threads, self._precisions = threads, compiled or {}
         self.runs_on = runs_on(self.manifest) if self.is_compiled else "onnxruntime CPU"
@@ -140,9 +141,19 @@ class PackageTracer:
             scales: float32 `[images]` that are used. None: as the question says.
         """
         if scales is None:
-            return [self._vision.see(image, compress=question.vrc) for image in question.images]
+            asked = self._question_ids(question)
+            return [self._vision.see(image, compress=question.vrc, question=asked) for image in question.images]
         pairs = zip(question.images, scales.tolist(), strict=True)
         return [self._vision.see(image, compress=False, scale=scale) for image, scale in pairs]
+
+    def _question_ids(self, question: Question) -> list[int]:
+        """Tokens of a question for a resolution compressor that reads them."""
+        images = self.manifest.images
+        if images is None or images.question_tokens is None or not question.vrc:
+            return []
+        if question.prompt not in self._read:
+            self._read[question.prompt] = self.engine().text_ids(question.prompt)
+        return self._read[question.prompt]
 
     @cached_property
     def _vision(self) -> Vision:

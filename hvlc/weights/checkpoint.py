@@ -6,7 +6,7 @@ import mmap
 import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ _PREFIX = 8  # bytes of a safetensors file before its header: the header's lengt
 _HEADER_LIMIT = 32_000_000  # room for 200,000 tensors; the format's own bound takes gigabytes to parse
 _MOST_DIMENSIONS, _LARGEST = 16, 2**63  # of a shape, and its numbers
 _METADATA = "__metadata__"
+#: Key of a checkpoint's config of a resolution compressor that joined it, and beginning of its parameters.
+RESOLUTION_COMPRESSOR = "resolution_compressor"
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ class Checkpoint:
         notes: what was decided about the checkpoint and does not stop a build: the plan tells it.
         known: what others have found out about it once and need again, by their own names.
         given_up: set it to end digesting in another thread, when its result is no longer wanted.
+        parts: checkpoints that joined this one, by the key of its config.
     """
 
     directory: Path
@@ -211,6 +214,22 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list, compare=False)
     known: dict[str, Any] = field(default_factory=dict, compare=False)
     given_up: threading.Event = field(default_factory=threading.Event, compare=False)
+    parts: Mapping[str, "Checkpoint"] = field(default_factory=dict, compare=False)
+
+    def joined(self, key: str, part: "Checkpoint") -> "Checkpoint":
+        """This checkpoint with another one as a part of it.
+
+        Args:
+            key: of the part's config within this one; its parameters begin with it, and so do its files' names.
+            part: the other one.
+        """
+        tensors = {f"{key}.{name}": replace(t, name=f"{key}.{t.name}") for name, t in part.tensors.items()}
+        return replace(
+            self,
+            config={**self.config, key: dict(part.config)},
+            tensors={**self.tensors, **tensors},
+            parts={**self.parts, key: part},
+        )
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -281,7 +300,10 @@ class Checkpoint:
     def file_digests(self) -> dict[str, tuple[int, str]]:
         """Bytes and hex SHA-256 of every file that the build reads, by name."""
         paths = [p for p in (self.directory / n for n in SETTINGS) if is_file(p)] + list(self.files)
-        return {p.name: (p.stat().st_size, digest_file(p, self.given_up)) for p in paths}
+        found = {p.name: (p.stat().st_size, digest_file(p, self.given_up)) for p in paths}
+        for key, part in self.parts.items():
+            found |= {f"{key}/{name}": entry for name, entry in part.file_digests.items()}
+        return found
 
     @property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from hvlc.cli import cli
-from hvlc.cli.options import Blocks, Dimension, Grids, PathParameter, Real, Size, TextParameter
+from hvlc.cli.options import Blocks, Dimension, Grids, Numbers, PathParameter, Real, Size, TextParameter
 from tests.helpers.commands import Hvlc
 
 LONG = "9" * 5000
@@ -31,7 +31,17 @@ def is_bounded(kind: object) -> bool:
     if isinstance(kind, click.IntRange):
         return kind.max is not None
     return isinstance(
-        kind, PathParameter | TextParameter | Real | Size | Dimension | Blocks | Grids | click.types.BoolParamType
+        kind,
+        PathParameter
+        | TextParameter
+        | Real
+        | Size
+        | Dimension
+        | Blocks
+        | Grids
+        | Numbers
+        | click.Choice
+        | click.types.BoolParamType,
     )
 
 
@@ -62,6 +72,10 @@ def values(kind: object) -> list[str]:
         return ["a=0", "a=" + LONG, "a=2147483648", "=1", "a", "a=²"]
     if isinstance(kind, Grids):
         return ["", "448", "448x", "0x28", "28x16385", "28x28,", f"28x{LONG}", "-28x28"]
+    if isinstance(kind, Numbers):
+        return ["", "0", "0,1", "1.5", "a", "0.5,", "nan", LONG, "0.5," * 200 + "1"]
+    if isinstance(kind, click.Choice):
+        return ["none of them", LONG]
     if isinstance(kind, Blocks):
         return ["int4b8", "int4b" + LONG, "int4b99999999", "int5b32"]
     return []

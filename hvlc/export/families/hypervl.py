@@ -125,7 +125,7 @@ FAMILY = VisionLanguageFamily(
     check=_check,
     encoders=_encoders,
     default_encoder=lambda config: str(config.default_branch),
-    compressor=Compressor(_compressor, _compressor_facts),
+    compressor=Compressor(_compressor, _compressor_facts, f"{_COMPRESSOR}."),
 )
 
 

@@ -15,6 +15,9 @@ from hvlc.imaging.rule import CHOSEN_SCALE, PIXELS, SIZE
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 
+#: Initializer of the front graph: factor on the predicted scale, float32 `[1]`.
+MARGIN = "resolution.margin"
+
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
 
 
@@ -32,7 +35,10 @@ class CompressResolution(BundlePass):
     requires = frozenset({Trait.FRONT_GRAPH, Trait.FRONT_PIXELS})
 
     def transform(self, bundle: Bundle) -> Outcome:
-        """Replace the front's chosen scale by `scale > 0 ? scale : compressor(image)`."""
+        """Replace the front's chosen scale by `scale > 0 ? scale : compressor(image)`.
+
+        A compressor that reads the question adds input `question_ids` int64 `[question_tokens]`, which may be empty.
+        """
         if "resolution" not in bundle.components or self.facts is None:
             return Outcome(0, (Skip("front", "the model has no resolution compressor"),))
         front = bundle.components["front"].graph
@@ -69,6 +75,8 @@ def _branch(facts: CompressorFacts, front: ir.Graph, network: ir.Graph, pixels: 
     proxy = b.op("Pad", proxy, pads)
     log_size = _inline(front, b.graph, network, proxy)
     wanted = b.op("Mul", b.op("Exp", log_size), f32(b, facts.proxy_size))
+    margin = register(front, ir.tensor([facts.margin], dtype=ir.DataType.FLOAT, name=MARGIN))
+    wanted = b.op("Mul", wanted, margin)
     bounds = (f32(b, facts.min_scale), f32(b, 1.0))
     clipped = b.op("Clip", b.op("Div", wanted, longest), *bounds)
     step = f32(b, facts.scale_step)
@@ -81,6 +89,10 @@ def _inline(front: ir.Graph, branch: ir.Graph, network: ir.Graph, proxy: ir.Valu
     """Move the network's nodes into the branch, its weights into the front graph; returns its output."""
     result = network.outputs[0]
     network.outputs.clear()
+    for value in network.inputs[1:]:  # the question, which the host gives
+        given = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        front.inputs.append(given)
+        ir.convenience.replace_all_uses_with(value, given)
     ir.convenience.replace_all_uses_with(network.inputs[0], proxy)
     for value in list(network.initializers.values()):
         del network.initializers[str(value.name)]

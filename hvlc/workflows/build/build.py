@@ -14,7 +14,6 @@ from hvlc.package.atomic import KeptError, atomic_directory
 from hvlc.package.writer import write_package
 from hvlc.results.build import BuildResult
 from hvlc.targets import Compiler
-from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.limits import check_written
 from hvlc.workflows.build.memory import MemoryWatch
 from hvlc.workflows.build.prepare import prepare
@@ -138,6 +137,6 @@ def is_current(request: BuildRequest) -> bool:
         manifest = open_package(request.output, verify=True).manifest
     except UserError:
         return False
-    found = provenance_of(Checkpoint.open(request.checkpoint), *request.documents, None).sources
+    found = provenance_of(request.open_checkpoint(), *request.documents, None).sources
     ours = dict.fromkeys(("calibration_name", "calibration", "calibration_samples"))  # follows from recipe and code
     return manifest.sources.model_copy(update=ours) == found

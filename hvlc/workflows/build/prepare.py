@@ -100,7 +100,7 @@ def _open(request: BuildRequest, steps: BuildSteps, found: Collector, *, anywher
         with found:
             check_compiler(request.target, aot=request.aot and not anywhere)
         with found:
-            checkpoint = Checkpoint.open(request.checkpoint)
+            checkpoint = request.open_checkpoint()
         found.require(installed)
         checkpoint, recipe = found.require(checkpoint), found.require(recipe)
         count(len(checkpoint.tensors))

@@ -29,7 +29,7 @@ from hvlc.results.compilation import COMPILATION, Compilation, read_compilation
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build, plan_build
 from hvlc.workflows.build.compiling import CompileRequest, compile_in_place
-from hvlc.workflows.build.request import BuildRequest, open_request
+from hvlc.workflows.build.request import BuildRequest, open_checkpoint, open_request
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def rebuild(
     checkpoint: Path,
     *,
     calibration: str | None = None,
+    vrc: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RebuildResult:
@@ -67,6 +68,7 @@ def rebuild(
         package: what `hvlc build` wrote.
         checkpoint: that it was built from.
         calibration: source of its calibration set; None where it was a built-in one, or none.
+        vrc: directory of the resolution compressor that was put in; None where none was.
         threads: of the new build.
         progress: told of the steps.
 
@@ -80,7 +82,7 @@ def rebuild(
     compilation = read_compilation(package)
     if compilation:
         require_qnn()
-    _check_inputs(lock, Checkpoint.open(checkpoint))
+    _check_inputs(lock, open_checkpoint(checkpoint, vrc))
     home = package.resolve()
     with scratch_directory(home.parent, f".{home.name}.rebuild-") as work:
         recipe, target = work / "recipe.yaml", work / "target.toml"
@@ -92,6 +94,7 @@ def rebuild(
             str(recipe),
             work / "package",
             threads=threads,
+            vrc=vrc,
             calibration=_calibration_source(manifest, calibration),
             samples=manifest.sources.calibration_samples,
             context=manifest.context_length if manifest.is_staged else None,

@@ -13,7 +13,7 @@ from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.loading import load_recipe, recipe_text
 from hvlc.recipes.schema import Recipe
 from hvlc.targets import Target, load_target, target_text
-from hvlc.weights.checkpoint import Checkpoint
+from hvlc.weights.checkpoint import RESOLUTION_COMPRESSOR, Checkpoint
 from hvlc.workflows.build.requirements import require_compile
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class BuildRequest:
         grids: heights and widths in pixels, to one of which images are resized where a target fixes the encoders of a
             model that sees any shape; none: chosen by the images of the calibration.
         tile_batch: pieces of an image per run of a vision encoder. None: what the target says.
+        vrc: directory of a resolution compressor that was trained for the checkpoint; None is the checkpoint's own, if
+            it has one.
         aot: compile for the device now, where its compiler is at hand; else the graphs are left to its runtime.
     """
 
@@ -61,12 +63,31 @@ class BuildRequest:
     context: int | None = None
     grids: tuple[tuple[int, int], ...] = ()
     tile_batch: int | None = None
+    vrc: Path | None = None
     aot: bool = True
+
+    def open_checkpoint(self) -> Checkpoint:
+        """The checkpoint, and what joins it.
+
+        Raises:
+            UserError: one cannot be opened.
+        """
+        return open_checkpoint(self.checkpoint, self.vrc)
 
     @property
     def state_directory(self) -> Path:
         """Directory in which a calibration keeps what it found."""
         return self.state or self.output.parent / f"{self.output.name}.calibration"
+
+
+def open_checkpoint(checkpoint: Path, vrc: Path | None) -> Checkpoint:
+    """A checkpoint, and the resolution compressor that was trained for it, if there is one.
+
+    Raises:
+        UserError: one cannot be opened.
+    """
+    opened = Checkpoint.open(checkpoint)
+    return opened if vrc is None else opened.joined(RESOLUTION_COMPRESSOR, Checkpoint.open(vrc))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ def look(bundle: Bundle, images: Sequence[ImageSample], threads: int) -> list[Se
     front, facts = _session(bundle.components["front"], threads), bundle.facts.sees
     limit = np.array([facts.max_visual_tokens], np.int64)
     scale = np.full(1, 0 if facts.compresses else 1, np.float32)
+    question = {"question_ids": np.zeros(0, np.int64)} if facts.compresses and facts.asks else {}
     found = []
     for sample in images:
-        asked = {"image": sample.picture.pixels(), "scale": scale, "max_visual_tokens": limit}
+        asked = {"image": sample.picture.pixels(), "scale": scale, "max_visual_tokens": limit, **question}
         names = [output.name for output in front.get_outputs()]
         found.append(Seen.of(dict(zip(names, front.run(names, asked), strict=True)), facts.image_token_id))
     return found

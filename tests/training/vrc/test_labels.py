@@ -1,0 +1,77 @@
+"""Labels are what the model answers at each scale, and how sure it is of the truth."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvlc.errors import UserError
+from hvlc.evaluation.task import Example
+from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.training.vrc.labels import EQUIVALENCES, check_scales, label
+from tests.helpers.tiny import picture
+
+SCALES = (0.2, 0.21, 0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_float32: Path) -> VisionLanguageModel:
+    return VisionLanguageModel(tiny_float32, threads=1)
+
+
+def test_a_label_is_what_the_model_says_at_each_scale(model: VisionLanguageModel) -> None:
+    example = Example("a", "kind", "What?", ("7",), (picture(100, 150),))
+    asked = {"encoder": "base", "scales": SCALES, "equivalence": EQUIVALENCES["exact"], "max_new_tokens": 5}
+    found = label(model, example, **asked)
+    assert found.question == tuple(model.text_ids("What?"))
+    truth = model.answer_ids("7")
+    for at, scale in [*enumerate(SCALES)][1:]:
+        generation = model.start("What?", example.images, encoder="base", vrc=False, max_new_tokens=5, scale=scale)
+        text = "".join(generation)
+        assert found.answers[at] == text
+        assert found.tokens[at] == generation.answered.visual_tokens
+        rows = model.along(model.start("What?", example.images, encoder="base", vrc=False, scale=scale), truth)
+        high = rows.astype(np.float64)
+        logs = high[np.arange(len(truth)), list(truth)] - np.logaddexp.reduce(high, axis=-1)
+        assert found.losses[at] == pytest.approx(-logs.mean(), abs=1e-5)
+        assert found.equivalent[at] == (text.split() == found.answers[-1].split())
+    # One grid is asked once: the larger scale is what the rules choose of the two.
+    assert (found.tokens[0], found.answers[0], found.losses[0]) == (found.tokens[1], found.answers[1], found.losses[1])
+
+
+def test_what_the_model_answers_at_full_size_is_the_truth_where_it_is_right(model: VisionLanguageModel) -> None:
+    image = picture(64, 64)
+    said = model.answer("What?", [image], encoder="base", vrc=False, max_new_tokens=5)
+    example = Example("a", "kind", "What?", (said.text or "x",), (image,))
+    asked = {"encoder": "base", "scales": (0.5, 1.0), "equivalence": EQUIVALENCES["exact"], "max_new_tokens": 5}
+    found = label(model, example, **asked)
+    if said.text.strip():
+        assert found.scores[-1] == 1
+        assert found.losses[-1] < 2 * np.log(300)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "full", "same"),
+    [
+        ("exact", "Total ", " total", True),
+        ("exact", "Totai", "Total", False),
+        ("anls", "International", "Internationai", True),
+        ("anls", "Totl", "Total", False),
+        ("numeric", "10.3", "10", True),
+        ("numeric", "10.6", "10", False),
+        ("numeric", "", "", True),
+    ],
+)
+def test_equivalence(name: str, text: str, full: str, same: bool) -> None:
+    assert EQUIVALENCES[name](text, full) == same
+
+
+@pytest.mark.parametrize("scales", [(), (1.0,), (0.5, 0.5, 1.0), (0.0, 1.0), (0.5, 0.9), (0.5, 1.0, 1.5)])
+def test_wrong_scales_are_refused(scales: tuple[float, ...]) -> None:
+    with pytest.raises(UserError) as refused:
+        check_scales(scales)
+    assert refused.value.code == "vrc.scales"
+
+
+def test_scales_are_put_in_order() -> None:
+    assert check_scales((1.0, 0.5)) == (0.5, 1.0)
