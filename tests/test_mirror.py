@@ -33,7 +33,7 @@ PROMISES: dict[str, str] = {
     "weights/prequantized": "contradictions fused_rows onnxruntime smollm2 zero_biases",
     "workflows": "calibration_cost determinism family_support fixed fixed_cache fixed_families lying_checkpoints plan "
     "public_references rules_only snapdragon snapdragon_vision staged staged_compiled static",
-    "zoo": "checkpoint smolvlm_checkpoint",
+    "zoo": "checkpoint public_checkpoints",
 }
 
 

@@ -95,7 +95,8 @@ _TRAINING = """
 The recipe is `hvlc.training.qwen3vl_nano` (`hvlc train qwen3vl-nano`). It does not start from scratch: tower, connector
 and decoder are those of hypervl-nano's large branch, the tap begins without effect. Then read (the tower names the
 character under each patch) and answer (connector, tap and decoder transcribe and answer packed questions, later the
-tower with them). `over` is in minutes, on one thread of a machine that other work shared; values are means over the
-updates since the report before, on train documents.
+tower with them). While it learns to answer, two fifths of the documents are shrunk, to letters of no less than 9 pixels
+per em. `over` is in minutes, on one thread of a machine that other work shared; values are means over the updates since
+the report before, on train documents.
 
 """

@@ -13,3 +13,8 @@ def nano_checkpoint() -> Path:
 def smolvlm_checkpoint() -> Path:
     """Directory of `smolvlm-nano`, of a public architecture: the same files."""
     return Path(__file__).parent / "smolvlm-nano"
+
+
+def qwen3vl_checkpoint() -> Path:
+    """Directory of `qwen3vl-nano`, of a public architecture with DeepStack: the same files."""
+    return Path(__file__).parent / "qwen3vl-nano"
