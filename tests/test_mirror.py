@@ -13,7 +13,7 @@ OTHERS = frozenset({"benchmarks", "fuzz", "nano"})
 #: Files that are named for a promise, by folder: a new one is entered here.
 PROMISES: dict[str, str] = {
     ".": "ci_example cli conftest door english errors family_table import_cost layers mirror references",
-    "benchmarks": "benchmarks gptq identity",
+    "benchmarks": "benchmarks gptq identity vision",
     "cli": "help",
     "evaluation": "agreement_with_scipy",
     "export": "grid_families overview_tiles parity",
