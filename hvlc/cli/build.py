@@ -50,6 +50,7 @@ def _build_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--tile-batch", type=TILE_BATCH, help="Tiles per encoder run (default: the target's)."),
         click.option("--vrc", type=PLACE, help="Resolution compressor to put in (hvlc train vrc)."),
+        click.option("--policy", type=PLACE, help="YAML file of rules for encoders (default: the recipe's)."),
         click.option("--aot/--no-aot", default=True, help="Compile for the device here, where its compiler can."),
     )
     for option in reversed(options):

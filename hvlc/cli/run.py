@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvlc.cli.common import console, json_option
-from hvlc.cli.options import BOUNDED, PLACE, WORDS
+from hvlc.cli.options import BOUNDED, PLACE, WORDS, Real
 from hvlc.cli.streams import say, say_json
 from hvlc.cli.variants import variant_option
 from hvlc.cli.vision import vision_options
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 @click.option("--prompt", type=WORDS, required=True, help="The question.")
 @click.option("--then", "later", type=WORDS, multiple=True, help="A question after the answer; repeat for several.")
 @click.option("--encoder", type=WORDS, default="auto", show_default=True, help="Name of a vision encoder, or auto.")
+@click.option("--task-tag", type=WORDS, help="Kind of task, for the package's policy.")
+@click.option("--device-class", type=WORDS, help="Kind of device, for the package's policy.")
+@click.option("--latency-ms", type=Real(0, 1e9), help="Time for the encoder, for the package's policy.")
 @click.option("--max-visual-tokens", type=BOUNDED, help="Bound of visual tokens per image.")
 @click.option("--max-new-tokens", type=BOUNDED, default=128, show_default=True, help="Bound of the answer.")
 @click.option("--no-vrc", is_flag=True, help="Keep the full resolution.")
@@ -36,6 +39,9 @@ def run(
     prompt: str,
     later: tuple[str, ...],
     encoder: str,
+    task_tag: str | None,
+    device_class: str | None,
+    latency_ms: float | None,
     max_visual_tokens: int | None,
     max_new_tokens: int,
     no_vrc: bool,
@@ -48,6 +54,7 @@ def run(
     Questions of --then go on in the same chat: images are not encoded again. With --json and --then, a list of answers.
     """
     from hvlc.inputs.images import load_images
+    from hvlc.manifest.policy import Circumstances
     from hvlc.runtime.generation import open_model
     from hvlc.runtime.settings import USUAL
 
@@ -61,6 +68,7 @@ def run(
         encoder=encoder,
         vrc=not no_vrc,
         max_visual_tokens=max_visual_tokens,
+        stated=Circumstances(task_tag, device_class, latency_ms),
         max_new_tokens=max_new_tokens,
         room=room,
     )

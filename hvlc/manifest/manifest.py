@@ -16,6 +16,7 @@ from hvlc.graphs.facts import Kind, encoder_component
 from hvlc.graphs.placement import Phase, Placement, Provider
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
+from hvlc.manifest.policy import EncoderPolicy
 
 MANIFEST = "hvlc.json"
 
@@ -172,29 +173,6 @@ class Images(StrictModel):
         return found
 
 
-class PolicyRule(StrictModel):
-    """Use `encoder` for requests with more than `above_visual_tokens` visual tokens."""
-
-    above_visual_tokens: int
-    encoder: str
-
-
-class EncoderPolicy(StrictModel):
-    """Rules for the vision encoder that answers when the caller says "auto".
-
-    Attributes:
-        default: when no rule holds.
-        rules: the first that holds decides.
-    """
-
-    default: str
-    rules: tuple[PolicyRule, ...] = ()
-
-    def choose(self, visual_tokens: int) -> str:
-        """The encoder for a request of this size."""
-        return next((r.encoder for r in self.rules if visual_tokens > r.above_visual_tokens), self.default)
-
-
 class TextRule(StrictModel):
     """Steps of a host before it encodes a text, and texts of which the runtime still makes other tokens.
 
@@ -322,7 +300,7 @@ class Manifest(StrictModel):
         named |= {entry.compiled.binary for entry in self.components.values() if entry.compiled}
         if not named <= set(self.files):
             raise ValueError(f"no file {', '.join(sorted(named - set(self.files)))}")
-        chosen = {self.policy.default, *(rule.encoder for rule in self.policy.rules)} if self.policy else set()
+        chosen = self.policy.encoders if self.policy else set()
         if not chosen <= set(self.encoders):
             raise ValueError(f"the policy names unknown encoders {', '.join(sorted(chosen - set(self.encoders)))}")
         if self.variants != variants_of(self.encoders, self.images):

@@ -21,7 +21,6 @@ from hvlc.manifest.manifest import (
     MANIFEST,
     SCHEMA,
     ComponentEntry,
-    EncoderPolicy,
     FileEntry,
     Images,
     Manifest,
@@ -29,6 +28,7 @@ from hvlc.manifest.manifest import (
     TextRule,
     variants_of,
 )
+from hvlc.manifest.policy import EncoderPolicy
 from hvlc.package.genai import genai_config, passthrough, session_entries
 from hvlc.package.onnx_files import write_components
 from hvlc.package.staged import staged_config, stages
@@ -65,6 +65,7 @@ def write_package(
     tried: str,
     threads: int,
     written: Written,
+    policy: EncoderPolicy | None = None,
 ) -> Manifest:
     """Fill `partial` with the package and its manifest.
 
@@ -78,6 +79,7 @@ def write_package(
         tried: how far packages for the target were tried.
         threads: how many evaluate weights.
         written: told the bytes of external data written so far.
+        policy: which encoder answers. None: the model's default one.
 
     Raises:
         UserError: the tokenizer is damaged, or a weight is not finite.
@@ -105,7 +107,7 @@ def write_package(
         bits_per_decoder_weight=bits_per_decoder_weight,
         rewinds=facts.text is None or facts.text.rewinds,
         files=entries,
-        **_facts(facts, files, checkpoint_directory),
+        **_facts(facts, files, checkpoint_directory, policy),
     )
     (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
     _sync(partial)
@@ -126,7 +128,7 @@ def _config(bundle: Bundle, files: Mapping[str, str], tokenizer: Path) -> dict[s
     return genai_config(bundle.model_type, bundle.facts, files, session_entries(decoder), decoder.provider)
 
 
-def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
+def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path, policy: EncoderPolicy | None) -> dict[str, Any]:
     """Entries of the manifest that only some kinds have."""
     if facts.tower is not None:
         tower = facts.tower
@@ -142,10 +144,12 @@ def _facts(facts: Facts, files: Mapping[str, str], checkpoint: Path) -> dict[str
         }
     text = facts.speaks
     context = {"context_length": text.context_length, "trained_context_length": text.trained_context_length}
-    return context if facts.image is None else context | _vision_facts(facts.image, files, checkpoint)
+    return context if facts.image is None else context | _vision_facts(facts.image, files, checkpoint, policy)
 
 
-def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
+def _vision_facts(
+    image: ImageFacts, files: Mapping[str, str], checkpoint: Path, policy: EncoderPolicy | None
+) -> dict[str, Any]:
     """Entries of the manifest of a model that sees."""
     encoders = {name: files[_component_of(name, image)] for name in image.encoders}
     images = Images(
@@ -167,7 +171,7 @@ def _vision_facts(image: ImageFacts, files: Mapping[str, str], checkpoint: Path)
         min_scale=image.compressor.min_scale if image.compressor and image.compresses else None,
         question_tokens=image.compressor.question_tokens if image.compressor and image.compresses else None,
     )
-    policy = EncoderPolicy(default=image.default_encoder)
+    policy = policy or EncoderPolicy(default=image.default_encoder)
     return {"encoders": encoders, "policy": policy, "images": images, "variants": variants_of(encoders, images)}
 
 

@@ -10,6 +10,7 @@ from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import ActivationFormat, ActivationType, CacheType, RangeMethod
 from hvlc.inputs.documents import dump_yaml
 from hvlc.inputs.records import StrictModel
+from hvlc.manifest.policy import EncoderPolicy
 from hvlc.weights.formats import ScaleType, WeightFormat, weight_format
 
 MOST_BLOCK = 65_536  # elements that share a scale
@@ -248,6 +249,7 @@ class Recipe(StrictModel):
         calibration: for solvers that need data.
         prepare: what is done to the float model first.
         budget: within which the rules' formats are chosen, those of fixed rules excepted; None leaves them.
+        policy: which vision encoder answers a request that names none. None: the model's default one.
         rules: in order; a weight that none matches stays float.
     """
 
@@ -260,6 +262,7 @@ class Recipe(StrictModel):
     calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)
     prepare: Preparation = Field(default_factory=Preparation)
     budget: BudgetSpec | None = None
+    policy: EncoderPolicy | None = None
     rules: tuple[Rule, ...] = ()
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hvlc.graphs.plan import Action, Plan
 from hvlc.manifest.manifest import Images, Manifest
+from hvlc.manifest.policy import PolicyRule
 from hvlc.results import Answered
 from hvlc.results.build import BuildResult, Estimate
 
@@ -204,11 +205,19 @@ def _pieces(images: Images) -> str:
     return f"pieces of {width} x {height} px, {images.tokens_per_piece} tokens each"
 
 
+def _rule(rule: PolicyRule) -> str:
+    """A rule in one line."""
+    conditions = rule.model_dump(exclude={"encoder"})
+    return f"{rule.encoder} where " + ", ".join(f"{name} {value}" for name, value in conditions.items())
+
+
 def _kind_facts(manifest: Manifest) -> dict[str, str]:
     """Rows that only some kinds of packages have."""
     facts = {}
     if manifest.policy:
         facts["default encoder"] = manifest.policy.default
+        if manifest.policy.rules:
+            facts["rules for encoders"] = "; ".join(map(_rule, manifest.policy.rules))
     if manifest.images:
         facts["images"] = f"{manifest.images.rule}, {_pieces(manifest.images)}"
     if manifest.preprocessing:

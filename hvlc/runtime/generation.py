@@ -15,6 +15,7 @@ from hvlc.graphs.facts import Kind
 from hvlc.inputs.images import to_array
 from hvlc.inputs.tokenizer import chat_template, opening_tokens
 from hvlc.manifest.manifest import POSITION_TABLE, Manifest
+from hvlc.manifest.policy import Circumstances
 from hvlc.opening.engine import engine_runs
 from hvlc.opening.package import open_package
 from hvlc.results import Answered
@@ -25,7 +26,7 @@ from hvlc.runtime.sampling import Sampling, TokenProbability
 from hvlc.runtime.settings import USUAL, VisionSettings
 from hvlc.runtime.tiles import TileCount
 from hvlc.runtime.turns import Chat, next_turn
-from hvlc.runtime.vision import FULL_SIZE, Seen, Vision
+from hvlc.runtime.vision import FULL_SIZE, UNSTATED, Seen, Vision
 
 _NO_TILES = TileCount(0, 0, 0)
 _TOKENIZER = "package.tokenizer"  # code of the error where its files cannot be read
@@ -250,6 +251,7 @@ class LanguageModel:
         encoder: str = "auto",
         vrc: bool = True,
         max_visual_tokens: int | None = None,
+        stated: Circumstances = UNSTATED,
         max_new_tokens: int = 128,
         room: int = 0,
         sampling: Sampling | None = None,
@@ -264,6 +266,7 @@ class LanguageModel:
             encoder: "auto" or "": there is none.
             vrc: of no effect without images.
             max_visual_tokens: None.
+            stated: nothing.
             max_new_tokens: bound of generated tokens.
             room: positions of the KV cache for later turns (`follow`), as far as the context has them.
             sampling: how tokens are drawn. None: the most probable one each time.
@@ -277,6 +280,7 @@ class LanguageModel:
         started = time.perf_counter()
         asked = [*(["an image"] if images else []), *(["an encoder"] if encoder not in ("auto", "") else [])]
         asked += ["a bound of visual tokens"] if max_visual_tokens is not None else []
+        asked += ["a statement for a policy"] if stated != UNSTATED else []
         if asked:
             cause = f"{self.directory} is a {self.kind} package, and the request has {' and '.join(asked)}"
             raise UserError("request.image", cause, "ask without, or build a vision-language checkpoint")
@@ -523,6 +527,7 @@ class VisionLanguageModel(LanguageModel):
         encoder: str = "auto",
         vrc: bool = True,
         max_visual_tokens: int | None = None,
+        stated: Circumstances = UNSTATED,
         max_new_tokens: int = 128,
         room: int = 0,
         sampling: Sampling | None = None,
@@ -537,6 +542,7 @@ class VisionLanguageModel(LanguageModel):
             encoder: an encoder's name, or "auto" for the package's policy.
             vrc: whether the resolution compressor chooses each image's scale.
             max_visual_tokens: bound per image; the package's when None.
+            stated: task, device and latency, for the package's policy.
             max_new_tokens: bound of generated tokens.
             room: positions of the KV cache for later turns (`follow`), as far as the context has them.
             sampling: how tokens are drawn. None: the most probable one each time.
@@ -551,7 +557,7 @@ class VisionLanguageModel(LanguageModel):
         question = self._question(prompt) if vrc else ()
         seen = [self._vision.see(to_array(image), question=question, **asked) for image in images]
         visual_tokens = sum(s.visual_tokens for s in seen)
-        chosen = self._vision.choose(encoder, visual_tokens)
+        chosen = self._vision.choose(encoder, seen, stated)
         chat = self._chat(prompt, len(seen))
         ids = self.prompt_ids(prompt, seen)
         self._check_prompt(ids, max_new_tokens)

@@ -5,13 +5,14 @@ Nothing here knows a family: the front graph answers for it.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hvlc.errors import UserError, nearest
 from hvlc.manifest.manifest import Manifest
+from hvlc.manifest.policy import Circumstances, ImageStatistics
 from hvlc.opening.graphs import load_graph, mixes_batch
 from hvlc.opening.sessions import PackageSession, lying
 from hvlc.runtime.providers import open_component, register_providers
@@ -21,6 +22,8 @@ from hvlc.runtime.tiles import FeatureCache, RequestPieces, TileCount, piece_dig
 #: Output of a front graph, as `hvlc.imaging.rule` has it, which imports onnx_ir.
 OVERVIEW = "overview"
 _ASK_COMPRESSOR, FULL_SIZE = 0.0, 1.0  # scales that a front graph is given
+#: A caller who says nothing for the policy.
+UNSTATED = Circumstances()
 _MOST_TOKENS = 2**24  # of an image, whatever a graph says
 #: Pixels of an image, twice those of 8192 x 8192, and of a side: beyond it float32 has no whole numbers.
 _MOST_PIXELS, _LONGEST = 2**27, 2**24
@@ -37,6 +40,7 @@ class Seen:
         scale: scale per side that was used.
         visual_tokens: placeholders among the ids.
         overview: float32 `[1, 3, h, w]`, one more piece, of a shape of its own. None: the rule has none.
+        size: height and width in pixels of the image as it was given. None: the front graph's outputs alone are known.
     """
 
     pieces: np.ndarray
@@ -45,6 +49,7 @@ class Seen:
     scale: float
     visual_tokens: int
     overview: np.ndarray | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def parts(self) -> tuple[np.ndarray, ...]:
@@ -165,7 +170,7 @@ class Vision:
         names = ["pixel_values", "image_ids", "grid", "used_scale", *([OVERVIEW] if self.images.overview else [])]
         seen = Seen.of(dict(zip(names, self._front.run(names, feeds), strict=True)), self.images.token)
         self._check(seen, limit)
-        return seen
+        return replace(seen, size=image.shape[:2])
 
     def _check(self, seen: Seen, limit: int) -> None:
         """Refuse an image that makes more tokens than were allowed, and a graph that makes none.
@@ -245,15 +250,20 @@ class Vision:
             self._mixing[session.file] = mixes_batch(load_graph(self._directory / session.file).graph)
         return 1 if self._mixing[session.file] else batch
 
-    def choose(self, encoder: str, visual_tokens: int) -> str:
+    def choose(self, encoder: str, images: Sequence[Seen], stated: Circumstances = UNSTATED) -> str:
         """The encoder for a request: as asked, or by the package's policy for "auto".
+
+        Args:
+            encoder: its name, or "auto".
+            images: of the request.
+            stated: by the caller, for the policy.
 
         Raises:
             UserError: the package has no such encoder.
         """
         encoders: Mapping[str, str] = self._manifest.encoders
         if encoder == "auto":
-            return self._policy.choose(visual_tokens)
+            return self._policy.choose(stated, statistics_of(images))
         if encoder not in encoders:
             raise UserError(
                 "request.encoder", f"the package has no encoder {encoder!r}", nearest(encoder, [*encoders, "auto"])
@@ -268,6 +278,24 @@ class Vision:
 
     def _session(self, file: str) -> PackageSession:
         return open_component(self._directory, self._manifest.component_in(file), self._threads)
+
+
+def statistics_of(images: Sequence[Seen]) -> ImageStatistics:
+    """Figures of a request's images for a policy.
+
+    Args:
+        images: as `Vision.see` gives them.
+    """
+    if not images:
+        return ImageStatistics()
+    sizes = [image.size for image in images if image.size]
+    return ImageStatistics(
+        visual_tokens=sum(image.visual_tokens for image in images),
+        pieces=sum(image.count for image in images),
+        pixels=max((height * width for height, width in sizes), default=0),
+        aspect=max((max(size) / min(size) for size in sizes), default=1.0),
+        scale=max(image.scale for image in images),
+    )
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -130,8 +130,7 @@ class PackageTracer:
         if not self.sees:
             cause = f"{self.directory} is a {self.manifest.kind} package, and the question has an image"
             raise UserError("request.image", cause, "ask without")
-        tokens = sum(seen.visual_tokens for seen in self.seen(question, None))
-        return replace(question, encoder=self._vision.choose(question.encoder, tokens))
+        return replace(question, encoder=self._vision.choose(question.encoder, self.seen(question, None)))
 
     def seen(self, question: Question, scales: np.ndarray | None) -> list[Seen]:
         """Outputs of the front graph for a question's images.

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hvlc.inputs.images import load_image
 from hvlc.manifest.manifest import Manifest
+from hvlc.manifest.policy import Circumstances
 from hvlc.results import Answered
 from hvlc.runtime.generation import Generation, LanguageModel, open_model
 from hvlc.runtime.settings import USUAL, VisionSettings
@@ -51,6 +52,9 @@ class Package:
         images: Sequence[str | PathLike[str] | Image.Image] = (),
         *,
         encoder: str = "auto",
+        task_tag: str | None = None,
+        device_class: str | None = None,
+        latency_ms: float | None = None,
         vrc: bool = True,
         max_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
@@ -61,6 +65,9 @@ class Package:
             prompt: the question.
             images: files, or RGB images, in the order they are shown.
             encoder: a vision encoder's name, or "auto" for the package's policy.
+            task_tag: kind of task, for the policy. None: not stated.
+            device_class: kind of device, for the policy. None: not stated.
+            latency_ms: milliseconds for the encoder, for the policy. None: not stated.
             vrc: whether the resolution compressor chooses each image's scale.
             max_visual_tokens: bound for each image. None: the package's.
             max_new_tokens: bound of the answer.
@@ -71,7 +78,16 @@ class Package:
         Raises:
             UserError: an image or the prompt is refused; see `hvlc.runtime.generation.LanguageModel`.
         """
-        chat = self.chat(images, encoder=encoder, vrc=vrc, max_visual_tokens=max_visual_tokens, room=0)
+        chat = self.chat(
+            images,
+            encoder=encoder,
+            task_tag=task_tag,
+            device_class=device_class,
+            latency_ms=latency_ms,
+            vrc=vrc,
+            max_visual_tokens=max_visual_tokens,
+            room=0,
+        )
         return chat.ask(prompt, max_new_tokens=max_new_tokens)
 
     def chat(
@@ -79,6 +95,9 @@ class Package:
         images: Sequence[str | PathLike[str] | Image.Image] = (),
         *,
         encoder: str = "auto",
+        task_tag: str | None = None,
+        device_class: str | None = None,
+        latency_ms: float | None = None,
         vrc: bool = True,
         max_visual_tokens: int | None = None,
         room: int = _ROOM,
@@ -88,6 +107,9 @@ class Package:
         Args:
             images: files, or RGB images, in the order they are shown.
             encoder: a vision encoder's name, or "auto" for the package's policy.
+            task_tag: kind of task, for the policy. None: not stated.
+            device_class: kind of device, for the policy. None: not stated.
+            latency_ms: milliseconds for the encoder, for the policy. None: not stated.
             vrc: whether the resolution compressor chooses each image's scale.
             max_visual_tokens: bound for each image. None: the package's.
             room: tokens of all questions and answers after the first, as far as the context has them; the KV cache
@@ -97,8 +119,9 @@ class Package:
             UserError: an image is refused.
         """
         seen = [image if isinstance(image, Image.Image) else load_image(Path(image)) for image in images]
-        settings = {"encoder": encoder, "vrc": vrc, "max_visual_tokens": max_visual_tokens, "room": room}
-        return Chat(self.model, seen, settings)
+        stated = Circumstances(task_tag, device_class, latency_ms)
+        settings = {"encoder": encoder, "stated": stated, "vrc": vrc, "max_visual_tokens": max_visual_tokens}
+        return Chat(self.model, seen, settings | {"room": room})
 
 
 @dataclass

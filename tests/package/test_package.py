@@ -13,7 +13,7 @@ from hvlc.errors import UserError
 from hvlc.files.digests import digest_file
 from hvlc.graphs.bundle import Role
 from hvlc.graphs.plan import Action
-from hvlc.manifest.manifest import MANIFEST, EncoderPolicy, Manifest, PolicyRule
+from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.results.build import BuildResult
 from tests.helpers.tiny import CONTEXT, HIDDEN
 
@@ -201,9 +201,3 @@ def test_tampering_is_found(tiny_float32: Path, tmp_path: Path, case: str) -> No
         Manifest.load(package).verify(package)
     assert error.value.code == code
     assert error.value.fix
-
-
-@pytest.mark.parametrize(("tokens", "encoder"), [(0, "base"), (10, "base"), (11, "large"), (100, "large")])
-def test_the_first_rule_that_holds_chooses_the_encoder(tokens: int, encoder: str) -> None:
-    policy = EncoderPolicy(default="base", rules=(PolicyRule(above_visual_tokens=10, encoder="large"),))
-    assert policy.choose(tokens) == encoder

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hvlc.errors import TargetError
+from hvlc.errors import TargetError, UserError
 from hvlc.manifest.manifest import MANIFEST, Manifest
 from hvlc.targets import target_path
 from hvlc.workflows.build import request as requesting
-from hvlc.workflows.build.build import build, is_current
+from hvlc.workflows.build.build import build, is_current, plan_build
+from hvlc.workflows.build.rebuild import rebuild
 from hvlc.workflows.build.request import BuildRequest, open_request
 from hvlc.workflows.build.steps import STEPS
 
@@ -90,3 +91,44 @@ def test_a_manifest_that_does_not_hang_together_is_refused(tiny_w4a16: Path, tmp
     (tmp_path / MANIFEST).write_text(json.dumps(content), "utf-8")
     with pytest.raises(UserError, match=word):
         Manifest.load(tmp_path)
+
+
+def test_a_package_has_the_policy_of_the_file_or_of_the_recipe_and_rebuilds_with_it(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("default: large\nrules:\n- {encoder: base, below_scale: 0.5}\n", "utf-8")
+    recipe = "extends: w4a16-rtn\nname: ruled\ndescription: d\npolicy: {default: large}\n"
+    (tmp_path / "ruled.yaml").write_text(recipe, "utf-8")
+    ruled = open_request(tiny_checkpoint, "cpu", str(tmp_path / "ruled.yaml"), tmp_path / "ruled", threads=1)
+    made = build(ruled).manifest.policy
+    assert made is not None
+    assert (made.default, made.rules) == ("large", ())
+    over = open_request(
+        tiny_checkpoint,
+        "cpu",
+        str(tmp_path / "ruled.yaml"),
+        tmp_path / "over",
+        policy=tmp_path / "mine.yaml",
+        threads=1,
+    )
+    made = build(over).manifest.policy
+    assert made is not None
+    assert made.model_dump(mode="json") == {"default": "large", "rules": [{"encoder": "base", "below_scale": 0.5}]}
+    assert rebuild(tmp_path / "over", tiny_checkpoint).files > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("default: huge", "build.policy", "huge"),
+        ("default: base\nrule: []", "spec.invalid", "rules"),
+        ("default: [", "spec.unreadable", "mine.yaml"),
+    ],
+)
+def test_a_wrong_policy_is_refused_before_the_work(
+    tiny_checkpoint: Path, tmp_path: Path, text: str, code: str, words: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text, "utf-8")
+    with pytest.raises(UserError, match=words) as error:
+        plan_build(open_request(tiny_checkpoint, "cpu", "w4a16-rtn", tmp_path / "p", policy=tmp_path / "mine.yaml"))
+    assert error.value.code == code

@@ -77,6 +77,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                     request.target.tried,
                     estimate.threads,
                     written,
+                    request.policy or opened.recipe.policy,
                 )
                 check_written(partial, manifest, request.target)
                 count(len(manifest.files))

@@ -79,7 +79,7 @@ def component_samples(directory: Path, manifest: Manifest, amount: Amount) -> di
         images = [vision.see(to_array(document.image), compress=False)]
         for name, tiles in _pieces(manifest, vision, document.image, images[0]):
             samples[name] = [Sample({"pixel_values": tile[None]}) for tile in tiles[: amount.tiles]]
-        features = np.concatenate(vision.encode(images, vision.choose("auto", 0)).features)
+        features = np.concatenate(vision.encode(images, vision.choose("auto", ())).features)
     if manifest.is_staged:
         ids = _prompt(directory, question.text, images)
         config = open_package(directory).configuration.model

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvlc.errors import Collector, UserError
+from hvlc.errors import Collector, UserError, nearest
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.graphs.facts import Facts
 from hvlc.graphs.plan import Action, Plan
+from hvlc.manifest.policy import EncoderPolicy
 from hvlc.package.atomic import check_output
 from hvlc.package.text import PackageText, settle_text, tokenizer_files
 from hvlc.passes.lists import Quantities, float_passes, quantizing_passes
@@ -165,6 +166,8 @@ def _float_bundle(
             count(len(bundle.components))
         found.problems += opened.checkpoint.problems
     bundle = found.require(bundle)
+    with found:
+        check_policy(request.policy or opened.recipe.policy, bundle.facts)
     with steps.step("passes") as count:
         passes = None
         with found:
@@ -192,6 +195,30 @@ def with_tile_batch(facts: Facts, request: BuildRequest) -> Facts:
     if facts.image is None or fixed:
         return facts
     return replace(facts, image=replace(facts.image, tile_batch=request.tile_batch or request.target.tile_batch))
+
+
+def check_policy(policy: EncoderPolicy | None, facts: Facts) -> None:
+    """Refuse a policy that a model cannot follow.
+
+    Args:
+        policy: of the request or the recipe. None: none is asked for.
+        facts: of the model.
+
+    Raises:
+        UserError: the model sees no images, or has no encoder of a name, or nothing to read a scale from.
+    """
+    if policy is None:
+        return
+    if facts.image is None:
+        raise UserError("build.policy", "a policy is given, and the model sees no images", "leave the policy out")
+    there = facts.image.encoders
+    if unknown := sorted(policy.encoders - set(there)):
+        cause = f"the policy names {', '.join(unknown)}, and the model's encoders are {', '.join(there)}"
+        raise UserError("build.policy", cause, nearest(unknown[0], there))
+    scales = [rule for rule in policy.rules if (rule.above_scale, rule.below_scale) != (None, None)]
+    if scales and facts.image.compressor is None:
+        cause = f"a rule for {scales[0].encoder} reads the compressor's scale, and the model has no compressor"
+        raise UserError("build.policy", cause, "write a rule about pixels or visual tokens")
 
 
 def _room(request: BuildRequest, facts: Facts) -> int | None:

@@ -100,6 +100,7 @@ def rebuild(
             context=manifest.context_length if manifest.is_staged else None,
             grids=manifest.images.grids if manifest.images else (),
             tile_batch=manifest.images.tile_batch if manifest.images else None,
+            policy=manifest.policy,
             aot=False,
         )
         _check_calibration(manifest, request)

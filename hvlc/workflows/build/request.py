@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvlc.errors import Collector
+from hvlc.inputs.documents import read_yaml
 from hvlc.manifest.lock import Provenance
 from hvlc.manifest.manifest import Manifest, Sources
+from hvlc.manifest.policy import EncoderPolicy
 from hvlc.package.atomic import check_output
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.recipes.loading import load_recipe, recipe_text
@@ -44,6 +46,7 @@ class BuildRequest:
         tile_batch: pieces of an image per run of a vision encoder. None: what the target says.
         vrc: directory of a resolution compressor that was trained for the checkpoint; None is the checkpoint's own, if
             it has one.
+        policy: which encoder answers a request that names none. None: the recipe's, or the model's default encoder.
         aot: compile for the device now, where its compiler is at hand; else the graphs are left to its runtime.
     """
 
@@ -64,6 +67,7 @@ class BuildRequest:
     grids: tuple[tuple[int, int], ...] = ()
     tile_batch: int | None = None
     vrc: Path | None = None
+    policy: EncoderPolicy | None = None
     aot: bool = True
 
     def open_checkpoint(self) -> Checkpoint:
@@ -109,7 +113,14 @@ class Document:
 
 
 def open_request(
-    checkpoint: Path, target: str, recipe: str, output: Path, *, anywhere: bool = False, **options: Any
+    checkpoint: Path,
+    target: str,
+    recipe: str,
+    output: Path,
+    *,
+    anywhere: bool = False,
+    policy: EncoderPolicy | Path | str | None = None,
+    **options: Any,
 ) -> BuildRequest:
     """The request of a build, its recipe and its target read; nothing after this knows where they came from.
 
@@ -119,17 +130,21 @@ def open_request(
         recipe: name of a recipe, or a YAML file.
         output: directory to write.
         anywhere: the output is not settled yet, so it is not looked at.
+        policy: of the package, or its YAML file. None: the recipe's.
         **options: further fields of the request.
 
     Raises:
-        UserError: recipe or target are unknown or wrong, together with what else would stop the build before its plan.
+        UserError: recipe, target or policy are unknown or wrong, together with what else would stop the build before
+            its plan.
     """
     found, others = Collector(), Collector()
-    rules = device = None
+    rules = device = chosen = None
     with found:
         rules = load_recipe(recipe), recipe_text(recipe)
     with found:
         device = load_target(target), target_text(target)
+    with found:
+        chosen = read_policy(policy) if isinstance(policy, str | Path) else policy
     if found.problems:
         with others:
             require_compile("a build")
@@ -139,9 +154,22 @@ def open_request(
         with found:
             Checkpoint.open(checkpoint)
         found.problems[:0] = others.problems
+        found.raise_all()
     (read, text), (asked, described) = found.require(rules), found.require(device)
     documents = Document(read.name, text), Document(asked.name, described)
-    return BuildRequest(checkpoint, asked, read, documents, output, **options)
+    return BuildRequest(checkpoint, asked, read, documents, output, policy=chosen, **options)
+
+
+def read_policy(path: Path | str) -> EncoderPolicy:
+    """The policy of a YAML file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it cannot be read, or is not a policy.
+    """
+    return EncoderPolicy.parse(read_yaml(Path(path)), Path(path).name)
 
 
 def provenance_of(
