@@ -15,11 +15,12 @@ BUILD = frozenset(
     workflows.build.build lint.engine qnn.compiler
     """.split()
 )
-#: Other commands: `lint`, `compile`, `targets`, `recipes check`, `pareto`, `demo`, `eval`, `verify --rebuild`.
+#: Other commands: `lint`, `compile`, `targets`, `recipes check`, `pareto`, `demo`, `eval`, `verify --rebuild`,
+#: `train vrc`.
 OTHERS = frozenset(
     """
     cli.lint workflows.lint.lint workflows.lint.probing cli.compilation cli.targets report.lint cli.recipes
-    workflows.sensitivity.pareto workflows.demo workflows.evaluate.model workflows.build.rebuild
+    workflows.sensitivity.pareto workflows.demo workflows.evaluate.model workflows.build.rebuild workflows.train.vrc
     """.split()
 )
 _NAMES = ("hvlc.targets.Target", "hvlc.targets.load_target", "hvlc.targets.schema.Target")

@@ -8,6 +8,7 @@ from hvlc.graphs.activations import stated_cap
 from hvlc.graphs.bundle import Bundle, Role
 from hvlc.opening.graphs import mixes_batch
 from hvlc.runtime.settings import TILE_BATCH
+from hvlc.weights.lazy import LazyTensor
 
 _SMALL = 64  # elements of constants that shapes may depend on
 
@@ -43,8 +44,12 @@ def weightless(model: ir.Model) -> onnx.ModelProto:
 
 
 def _described(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    """A tensor as an initializer: with its values where shapes may depend on them."""
-    if tensor.size <= _SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT):
+    """A tensor as an initializer: with its values where shapes may depend on them.
+
+    Weights are lazy, and scales of activations are not known before a calibration: no shape depends on either.
+    """
+    known = not isinstance(tensor, LazyTensor)
+    if known and tensor.size <= _SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT):
         small: onnx.TensorProto = ir.to_proto(tensor)
         small.name = name
         return small
