@@ -553,9 +553,7 @@ class VisionLanguageModel(LanguageModel):
             UserError: unknown encoder, a prompt with image placeholders of its own, or one that is too long.
         """
         started = time.perf_counter()
-        asked: dict[str, Any] = {"compress": vrc, "max_visual_tokens": max_visual_tokens, "scale": scale}
-        question = self._question(prompt) if vrc else ()
-        seen = [self._vision.see(to_array(image), question=question, **asked) for image in images]
+        seen = self.see(prompt, images, vrc=vrc, max_visual_tokens=max_visual_tokens, scale=scale)
         visual_tokens = sum(s.visual_tokens for s in seen)
         chosen = self._vision.choose(encoder, seen, stated)
         chat = self._chat(prompt, len(seen))
@@ -589,6 +587,24 @@ class VisionLanguageModel(LanguageModel):
             in_chunks=self._windows is not None,
             likeliest=likeliest,
         )
+
+    def see(
+        self,
+        prompt: str | Chat,
+        images: Sequence[Image.Image],
+        *,
+        vrc: bool = True,
+        max_visual_tokens: int | None = None,
+        scale: float = FULL_SIZE,
+    ) -> list[Seen]:
+        """Images of a question after the front graph; see `start` for the arguments.
+
+        Raises:
+            UserError: see `Vision.see`.
+        """
+        asked: dict[str, Any] = {"compress": vrc, "max_visual_tokens": max_visual_tokens, "scale": scale}
+        question = self._question(prompt) if vrc else ()
+        return [self._vision.see(to_array(image), question=question, **asked) for image in images]
 
     def see_grid(self, image: np.ndarray, scale: float) -> tuple[int, ...]:
         """Grid of an image, uint8 `[height, width, 3]`, at a scale per side.

@@ -7,13 +7,14 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -22,11 +23,15 @@ from hvlc.runtime.generation import LanguageModel
 from hvlc.runtime.sampling import TokenProbability
 from hvlc.serving.bodies import Bodies
 from hvlc.serving.limits import Limits
+from hvlc.serving.looks import Looked
 from hvlc.serving.names import Choice, names_of, parse_name
 from hvlc.serving.protocol import Completion, error_object, model_object, models_object, status_of
 from hvlc.serving.requests import ChatRequest, parse_request
 from hvlc.serving.turns import Event, Finished, Line, Piece, Turn
 
+PAGE = Path(__file__).with_name("page") / "index.html"
+#: Sources of the page: itself, and pictures that it was given.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 _GONE = 499  # nginx's status of a request whose client has gone; nobody reads it
 
 
@@ -64,6 +69,8 @@ class Server:
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name}", self.one_model, methods=["GET"]),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            Route("/v1/look", self.look, methods=["POST"]),
+            Route("/", self.page, methods=["GET"]),
         ]
         # A page of a stranger must not reach a server of this machine under a name of its own (DNS rebinding).
         trusted = [] if self.hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=list(self.hosts))]
@@ -91,11 +98,24 @@ class Server:
         parse_name(name, self._manifests)
         return JSONResponse(model_object(name))
 
+    async def page(self, request: Request) -> Response:
+        """The page; it asks this server alone, so it needs no key until it does."""
+        return HTMLResponse(PAGE.read_text("utf-8"), headers={"content-security-policy": _POLICY})
+
+    async def look(self, request: Request) -> Response:
+        """Show what a chat's images become before an encoder sees them."""
+        self._admit(request, has_body=True)
+        async with self.bodies.read(request) as body:
+            asked = parse_request(body)
+            choice = chosen(asked, parse_name(asked.model, self._manifests))
+            turn, events = self.line.join(asked, choice, looks=True)
+            found = await _first(request, turn, events)
+            assert isinstance(found, Looked)
+            return JSONResponse(found.told())
+
     async def complete(self, request: Request) -> Response:
         """Answer a chat."""
-        self._admit(request)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise UserError("request.type", "the body is not of type application/json", "name the type of the body")
+        self._admit(request, has_body=True)
         async with self.bodies.read(request) as body:
             asked = parse_request(body)
             choice = chosen(asked, parse_name(asked.model, self._manifests))
@@ -107,8 +127,8 @@ class Server:
                 return Stream(turn, events, first, completion, self.limits.idle)
             return await _whole(request, turn, events, first, completion)
 
-    def _admit(self, request: Request) -> None:
-        """Refuse a request without the server's key.
+    def _admit(self, request: Request, *, has_body: bool = False) -> None:
+        """Refuse a request without the server's key, or with a body that is not JSON.
 
         Raises:
             UserError: it has none, or another.
@@ -118,6 +138,9 @@ class Server:
             raise UserError(
                 "request.key", "the request has not the key of this server", "send Authorization: Bearer KEY"
             )
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if has_body and kind != "application/json":
+            raise UserError("request.type", "the body is not of type application/json", "name the type of the body")
 
 
 def chosen(request: ChatRequest, choice: Choice) -> Choice:
@@ -233,6 +256,7 @@ class Stream(Response):
         if isinstance(event, HvlcError):
             yield _dumped(error_object(event))
             return
+        assert isinstance(event, Finished)
         yield _dumped(self._completion.part({}, event.reason))
         options = self._turn.request.stream_options
         yield _dumped(self._completion.last(event.answered, numbers=options is not None and options.include_usage))

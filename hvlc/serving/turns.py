@@ -8,14 +8,17 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from PIL import Image
 
 from hvlc.errors import HvlcError, UserError
 from hvlc.results import Answered
-from hvlc.runtime.generation import Generation, LanguageModel
+from hvlc.runtime.generation import Generation, LanguageModel, VisionLanguageModel
 from hvlc.runtime.sampling import Sampling, TokenProbability
 from hvlc.serving.limits import Limits
+from hvlc.serving.looks import Looked
 from hvlc.serving.names import Choice
 from hvlc.serving.pictures import load_pictures
 from hvlc.serving.requests import ChatRequest
@@ -48,7 +51,7 @@ class Finished:
     reason: str
 
 
-Event = Piece | Finished | HvlcError
+Event = Piece | Finished | Looked | HvlcError
 
 
 class BusyError(UserError):
@@ -68,6 +71,7 @@ class Turn:
         choice: of whom.
         deadline: when it must be done, by `time.monotonic`.
         put: called from the answering thread with each event.
+        looks: whether the images alone are asked for, as the front graph makes them.
         cancelled: set when nobody waits for the answer any more.
     """
 
@@ -75,6 +79,7 @@ class Turn:
     choice: Choice
     deadline: float
     put: Callable[[Event], None]
+    looks: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -94,7 +99,7 @@ class Line:
         self._thread = threading.Thread(target=self._serve, name="hvlc-answers", daemon=True)
         self._thread.start()
 
-    def join(self, request: ChatRequest, choice: Choice) -> tuple[Turn, "asyncio.Queue[Event]"]:
+    def join(self, request: ChatRequest, choice: Choice, *, looks: bool = False) -> tuple[Turn, "asyncio.Queue[Event]"]:
         """Put a request at the end of the line; its events come through the queue.
 
         Raises:
@@ -109,7 +114,7 @@ class Line:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        turn = Turn(request, choice, time.monotonic() + self._limits.seconds, put)
+        turn = Turn(request, choice, time.monotonic() + self._limits.seconds, put, looks)
         self._waiting.put(turn)
         return turn, events
 
@@ -140,6 +145,9 @@ class Line:
         self._check(turn)
         request = turn.request
         images = load_pictures(request.urls, self._limits, remote=self._remote)
+        if turn.looks:
+            yield self._look(turn, images)
+            return
         generation = self._models[turn.choice.package].start(
             tuple(message.templated() for message in request.messages),
             images,
@@ -158,6 +166,19 @@ class Line:
             self._check(turn)
         yield Piece(stops.rest())
         yield Finished(generation.answered, "stop" if stops.stopped or generation.ended else "length")
+
+    def _look(self, turn: Turn, images: Sequence[Image.Image]) -> Looked:
+        """The images of a request after the front graph.
+
+        Raises:
+            UserError: the package sees no images, or they are refused.
+        """
+        model, choice = self._models[turn.choice.package], turn.choice
+        if not isinstance(model, VisionLanguageModel):
+            raise UserError("package.kind", f"{choice.package} sees no images", "name a vision-language package")
+        chat = tuple(message.templated() for message in turn.request.messages)
+        seen = model.see(chat, images, vrc=choice.compress, max_visual_tokens=choice.max_visual_tokens)
+        return Looked(seen, choice.encoder)
 
     def _check(self, turn: Turn) -> None:
         """End a request that nobody waits for, or that is late.
