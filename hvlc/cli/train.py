@@ -74,7 +74,9 @@ def qwen3vl_nano(output: Path, work: Path, seed: int, as_json: bool) -> None:
     show_default=True,
     help="When an answer is as good as that at full size.",
 )
-@click.option("--scales", type=NUMBERS, default=(), help="Per side, such as 0.25,0.5,0.75,1 (default: twelve).")
+@click.option(
+    "--scales", type=NUMBERS, default=(), help="Per side, such as 0.25,0.5,0.75,1 (default: all that it chooses)."
+)
 @click.option("--encoder", type=WORDS, default="auto", show_default=True, help="That answers for the labels.")
 @click.option("--floor", type=Real(0, 1), default=0.99, show_default=True, help="Share of the score to keep.")
 @click.option("--image-only", is_flag=True, help="Do not look at the question.")

@@ -134,6 +134,11 @@ def indices_of(labels: Sequence[Label], scales: np.ndarray) -> list[int]:
     return [rules.below(label, float(scale)) for label, scale in zip(labels, scales, strict=True)]
 
 
+def costs_of(labels: Sequence[Label], scales: np.ndarray) -> list[int]:
+    """Index of the labelled scale whose visual tokens stand for each scale's: the next larger one."""
+    return [rules.above(label, float(scale)) for label, scale in zip(labels, scales, strict=True)]
+
+
 def choose_margin(
     network: ResolutionNetwork, questions: Questions, max_tokens: int, floor: float
 ) -> tuple[float, list[tuple[float, float, float]]]:
@@ -146,7 +151,9 @@ def choose_margin(
     tried = []
     for margin in MARGINS:
         scales = scales_of(raw, margin, config.min_scale, config.scale_step)
-        found = rules.outcome(questions.labels, indices_of(questions.labels, scales))
+        found = rules.outcome(
+            questions.labels, indices_of(questions.labels, scales), costs_of(questions.labels, scales)
+        )
         tried.append((margin, found.kept, found.saved))
     best = MARGINS[-1]
     for margin, kept, _ in reversed(tried):
@@ -159,8 +166,9 @@ def choose_margin(
 def held_out(network: ResolutionNetwork, questions: Questions, max_tokens: int, margin: float) -> HeldOut:
     """Figures on questions that neither training nor the margin has seen."""
     raw, config = predicted(network, questions, max_tokens), network.config
-    indices = indices_of(questions.labels, scales_of(raw, margin, config.min_scale, config.scale_step))
-    found = rules.outcome(questions.labels, indices)
+    scales = scales_of(raw, margin, config.min_scale, config.scale_step)
+    indices, costs = indices_of(questions.labels, scales), costs_of(questions.labels, scales)
+    found = rules.outcome(questions.labels, indices, costs)
     best = rules.outcome(questions.labels, [rules.by_equivalence(label) for label in questions.labels])
     low, high = rules.kept_interval(found)
     return HeldOut(
@@ -173,5 +181,5 @@ def held_out(network: ResolutionNetwork, questions: Questions, max_tokens: int, 
         saved=found.saved,
         oracle_saved=best.saved,
         recovered=found.saved / best.saved if best.saved > 0 else None,
-        rounding=rules.rounding(questions.labels, indices),
+        rounding=rules.rounding(questions.labels, costs),
     )

@@ -1,5 +1,6 @@
 """Labels by the model itself: what it answers, and how surely, at every scale of an image."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,11 +12,13 @@ from hvlc.evaluation.metrics import anls, normalized
 from hvlc.evaluation.task import Example
 from hvlc.results.base import Record
 from hvlc.runtime.generation import VisionLanguageModel
+from hvlc.runtime.tiles import piece_digests
+from hvlc.runtime.vision import Seen
 
-#: Scales per side that are tried, ascending.
-SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+#: Scales per side that are tried, ascending: all that a compressor chooses.
+SCALES = tuple(round(0.05 * step, 2) for step in range(2, 21))
 #: Raised whenever labels of an earlier version mean something else.
-VERSION = 1
+VERSION = 2
 _SIMILAR = 0.9  # ANLS of answers that count as equivalent
 
 Equivalence = Callable[[str, str], bool]
@@ -85,7 +88,7 @@ def label(
 ) -> Label:
     """Ask a model one question at every scale.
 
-    Scales at which the model sees the same grid are one: what was found for the larger holds for the smaller.
+    Neighbouring scales at which the encoder is given the same pixels are asked once.
 
     Args:
         model: of a package in float32.
@@ -102,13 +105,13 @@ def label(
     truth = full.tokens if full.text in example.answers else model.answer_ids(example.answers[0])
     metric = METRICS[example.metric or "exact_match"]
     found: list[tuple[int, float, str]] = []
-    grids: list[tuple[int, ...]] = []
+    seen_last: bytes | None = None
     for scale in reversed(scales):
         generation = model.start(
             example.question, example.images, encoder=encoder, vrc=False, max_new_tokens=len(truth), scale=scale
         )
-        grid = tuple(int(side) for image in generation.images for side in image.grid)
-        if not grids or grid != grids[-1]:
+        pixels = _digest(generation.images)
+        if pixels != seen_last:
             rows = model.along(generation, truth)
             answer = full.text
             if scale != scales[-1]:
@@ -118,7 +121,7 @@ def label(
             found.append((seen, _loss(rows, truth), answer))
         else:
             found.append(found[-1])
-        grids.append(grid)
+        seen_last = pixels
     found.reverse()
     answers = tuple(answer for *_, answer in found)
     image = example.images[0]
@@ -134,6 +137,21 @@ def label(
         equivalent=tuple(equivalence(answer, full.text) for answer in answers),
         scores=tuple(metric(answer, example.answers) for answer in answers),
     )
+
+
+def with_equivalence(label: Label, equivalence: Equivalence) -> Label:
+    """A label by another rule of equivalence, which follows from its answers."""
+    full = label.answers[-1]
+    return label.model_copy(update={"equivalent": tuple(equivalence(answer, full) for answer in label.answers)})
+
+
+def _digest(images: Sequence[Seen]) -> bytes:
+    """SHA-256 of what an encoder is given, and of the grids."""
+    found = hashlib.sha256()
+    for image in images:
+        found.update(repr(image.grid.tolist()).encode())
+        found.update(b"".join(digest for part in image.parts for digest in piece_digests(part)))
+    return found.digest()
 
 
 def _answered(model: VisionLanguageModel, example: Example, encoder: str, scale: float, most: int) -> str:

@@ -76,11 +76,17 @@ class Outcome:
         return self.score / self.full_score if self.full_score else 1.0
 
 
-def outcome(labels: Sequence[Label], indices: Sequence[int]) -> Outcome:
-    """Effect on labelled questions, if each is seen at the scale of its index."""
+def outcome(labels: Sequence[Label], indices: Sequence[int], costs: Sequence[int] | None = None) -> Outcome:
+    """Effect on labelled questions, if each is seen at the scale of its index.
+
+    Args:
+        labels: of the questions.
+        indices: of the scales whose answers count.
+        costs: of the scales whose visual tokens count. None: the same.
+    """
     scores = np.array([label.scores[at] for label, at in zip(labels, indices, strict=True)])
     full = np.array([label.scores[-1] for label in labels])
-    tokens = sum(label.tokens[at] for label, at in zip(labels, indices, strict=True))
+    tokens = sum(label.tokens[at] for label, at in zip(labels, costs or indices, strict=True))
     whole = sum(label.tokens[-1] for label in labels)
     return Outcome(float(full.mean()), float(scores.mean()), 1 - tokens / whole, scores, full)
 
@@ -90,11 +96,17 @@ def below(label: Label, scale: float) -> int:
     return max((at for at, known in enumerate(label.scales) if known <= scale + 1e-6), default=0)
 
 
+def above(label: Label, scale: float) -> int:
+    """Index of the smallest labelled scale that is not below a scale."""
+    return min(at for at, known in enumerate(label.scales) if known >= min(scale, 1.0) - 1e-6)
+
+
 def rounding(labels: Sequence[Label], indices: Sequence[int]) -> float:
-    """Share of visual tokens that whole tiles or cells cost beyond the area that is asked for."""
-    made = sum(label.tokens[at] for label, at in zip(labels, indices, strict=True))
-    area = sum(label.tokens[-1] * label.scales[at] ** 2 for label, at in zip(labels, indices, strict=True))
-    return max(0.0, 1 - area / made)
+    """Share of visual tokens that whole tiles or cells cost beyond the area that each question asks for."""
+    pairs = [
+        (label.tokens[at], label.tokens[-1] * label.scales[at] ** 2) for label, at in zip(labels, indices, strict=True)
+    ]
+    return sum(max(0.0, made - area) for made, area in pairs) / sum(made for made, _ in pairs)
 
 
 def kept_interval(found: Outcome, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:

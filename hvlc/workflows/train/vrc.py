@@ -1,5 +1,6 @@
 """A resolution compressor for a user's model: labels by the model, the network, its margin, and its acceptance."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ def _model(request: VrcRequest) -> VisionLanguageModel:
     Raises:
         UserError: it cannot be built, or does not see.
     """
-    place = request.work / "float32"
+    place = request.work / f"float32-{Checkpoint.open(request.checkpoint).digest[:12]}"
     if not is_file(place / "hvlc.json"):
         build(open_request(request.checkpoint, "cpu", "float32", place, force=place.exists()))
     model = VisionLanguageModel(place)
@@ -147,16 +148,16 @@ def _labelled(
     progress: Progress,
 ) -> "list[Label]":
     """Labels of a split; those that an earlier run made are taken."""
-    from hvlc.training.vrc.labels import EQUIVALENCES, VERSION, Label, label
+    from hvlc.training.vrc.labels import EQUIVALENCES, VERSION, Label, label, with_equivalence
 
     header: dict[str, object] = {
         "labels": VERSION,
         "model": source_digest(model.manifest),
         "scales": list(scales),
         "encoder": request.encoder,
-        "equivalence": request.equivalence,
         "max_new_tokens": request.max_new_tokens,
     }
+    equivalence = EQUIVALENCES[request.equivalence]
     journal = Journal(request.work / f"labels-{split}.jsonl", header, Label)
     found = []
     try:
@@ -170,15 +171,24 @@ def _labelled(
                     example,
                     encoder=request.encoder,
                     scales=scales,
-                    equivalence=EQUIVALENCES[request.equivalence],
+                    equivalence=equivalence,
                     max_new_tokens=request.max_new_tokens,
                 )
                 journal.add(index, key, made)
-            found.append(made)
+            found.append(with_equivalence(made, equivalence))
             progress(f"label {split}", index + 1, len(task))
     finally:
         journal.close()
     return found
+
+
+def _fit_directory(request: VrcRequest, labels: "Sequence[Label]") -> str:
+    """Name of the state of a training: by all that it depends on, so that another one begins anew."""
+    facts = [request.labels, request.reads_question, request.seed, request.minutes, request.proxy_size]
+    digest = hashlib.sha256(repr(facts).encode())
+    for made in labels:
+        digest.update(made.model_dump_json().encode())
+    return f"fit-{digest.hexdigest()[:12]}"
 
 
 def _fitted(
@@ -187,7 +197,7 @@ def _fitted(
     """Train, choose the margin, measure, and write the directory."""
     from hvlc.training.vrc.compressor import Recipe, train_compressor
 
-    kind = f"fit-{request.labels}-{'question' if request.reads_question else 'image'}"
+    kind = _fit_directory(request, labels["train"])
     recipe = Recipe(
         labels=request.labels,
         reads_question=request.reads_question,

@@ -1,6 +1,7 @@
 """Labels are what the model answers at each scale, and how sure it is of the truth."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import pytest
 from hvlc.errors import UserError
 from hvlc.evaluation.task import Example
 from hvlc.runtime.generation import VisionLanguageModel
-from hvlc.training.vrc.labels import EQUIVALENCES, check_scales, label
+from hvlc.training.vrc.labels import EQUIVALENCES, check_scales, label, with_equivalence
 from tests.helpers.tiny import picture
 
-SCALES = (0.2, 0.21, 0.5, 1.0)
+SCALES = (0.2, 0.2001, 0.5, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_a_label_is_what_the_model_says_at_each_scale(model: VisionLanguageModel
     found = label(model, example, **asked)
     assert found.question == tuple(model.text_ids("What?"))
     truth = model.answer_ids("7")
-    for at, scale in [*enumerate(SCALES)][1:]:
+    for at, scale in enumerate(SCALES):
         generation = model.start("What?", example.images, encoder="base", vrc=False, max_new_tokens=5, scale=scale)
         text = "".join(generation)
         assert found.answers[at] == text
@@ -35,8 +36,7 @@ def test_a_label_is_what_the_model_says_at_each_scale(model: VisionLanguageModel
         logs = high[np.arange(len(truth)), list(truth)] - np.logaddexp.reduce(high, axis=-1)
         assert found.losses[at] == pytest.approx(-logs.mean(), abs=1e-5)
         assert found.equivalent[at] == (text.split() == found.answers[-1].split())
-    # One grid is asked once: the larger scale is what the rules choose of the two.
-    assert (found.tokens[0], found.answers[0], found.losses[0]) == (found.tokens[1], found.answers[1], found.losses[1])
+    assert found.tokens[0] == found.tokens[1]
 
 
 def test_what_the_model_answers_at_full_size_is_the_truth_where_it_is_right(model: VisionLanguageModel) -> None:
@@ -75,3 +75,27 @@ def test_wrong_scales_are_refused(scales: tuple[float, ...]) -> None:
 
 def test_scales_are_put_in_order() -> None:
     assert check_scales((1.0, 0.5)) == (0.5, 1.0)
+
+
+def test_pixels_that_are_the_same_are_asked_once(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    along = model.along
+
+    def counted(generation: Any, answer: Any) -> Any:
+        asked.append(generation.images[0].scale)
+        return along(generation, answer)
+
+    monkeypatch.setattr(model, "along", counted)
+    example = Example("a", "kind", "What?", ("7",), (picture(100, 150),))
+    options = {"encoder": "base", "equivalence": EQUIVALENCES["exact"], "max_new_tokens": 2}
+    label(model, example, scales=(0.5, 0.5000001, 0.52, 1.0), **options)
+    assert len(asked) == 3
+
+
+def test_another_equivalence_follows_from_the_answers(model: VisionLanguageModel) -> None:
+    example = Example("a", "kind", "What?", ("7",), (picture(60, 60),))
+    options = {"encoder": "base", "scales": (0.3, 1.0), "max_new_tokens": 4}
+    one = label(model, example, equivalence=lambda text, full: False, **options)
+    assert with_equivalence(one, EQUIVALENCES["exact"]) == label(
+        model, example, equivalence=EQUIVALENCES["exact"], **options
+    )

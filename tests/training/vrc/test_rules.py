@@ -83,6 +83,12 @@ def test_a_scale_between_two_counts_as_the_smaller() -> None:
     assert [rules.below(made(), scale) for scale in (0.1, 0.25, 0.49, 0.5, 0.99, 1.0)] == [0, 0, 0, 1, 2, 3]
 
 
+def test_a_scale_between_two_costs_as_the_larger() -> None:
+    assert [rules.above(made(), scale) for scale in (0.1, 0.25, 0.26, 0.5, 0.9, 1.0, 1.1)] == [0, 0, 1, 1, 3, 3, 3]
+    found = rules.outcome([made()], [rules.below(made(), 0.6)], [rules.above(made(), 0.6)])
+    assert found.saved == pytest.approx(1 - 36 / 64)
+
+
 def test_whole_tiles_cost_what_the_area_does_not() -> None:
     assert rules.rounding([made()], [1]) == 0
     assert rules.rounding([made(tokens=[16, 32, 64, 64])], [1]) == pytest.approx(0.5)
