@@ -247,7 +247,8 @@ def inspected(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_the_json_has_every_piece_and_the_manifest(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(inspected(capsys, package, "--json", "--top", 3))
-    contents, placement = shown.pop("contents"), shown.pop("placement")
+    contents, placement, caps = shown.pop("contents"), shown.pop("placement"), shown.pop("activation_bytes")
+    assert caps.keys() == Manifest.load(package).encoders.keys()
     assert {place["component"] for place in placement} == set(Manifest.load(package).components)
     assert Manifest.model_validate(shown) == Manifest.load(package)
     sizes = {p.name: p.stat().st_size for p in package.iterdir()}

@@ -119,7 +119,7 @@ def test_the_manifest_says_where_everything_runs_and_that_only_rules_were_tried(
     assert encoder.provider is not None
     assert (encoder.placement, encoder.provider.name) == ENCODERS[name]
     shown = io.StringIO()
-    Console(file=shown, width=300).print(manifest_tables(manifest))
+    Console(file=shown, width=300).print(manifest_tables(manifest, {}))
     assert "rules only" in shown.getvalue()
     assert f"({encoder.provider.name})" in shown.getvalue()
 

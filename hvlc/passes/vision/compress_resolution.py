@@ -16,7 +16,7 @@ from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 
 #: Initializer of the front graph: factor on the predicted scale, float32 `[1]`.
-MARGIN = "resolution.margin"
+MARGIN = "scale_margin"
 
 _FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
 
