@@ -73,7 +73,7 @@ class PolicyRule(StrictModel):
     encoder: str
     task_tag: Tag | None = None
     device_class: Tag | None = None
-    above_visual_tokens: int | None = None
+    above_visual_tokens: Annotated[int, Field(gt=-_MOST, lt=_MOST)] | None = None  # early manifests had any
     below_visual_tokens: Count | None = None
     above_pixels: Count | None = None
     below_pixels: Count | None = None
