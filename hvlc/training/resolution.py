@@ -20,6 +20,7 @@ from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, HyperV
 from hvlc.models.hypervl.processing import HyperVLImageProcessor
 from hvlc.training.answering import IGNORED, pack, run
 from hvlc.training.reading import page
+from hvlc.training.vrc.rules import Tolerance
 from hvlc.zoo.documents import Document, render
 
 #: Scales that are tried, per side.
@@ -27,19 +28,6 @@ SCALES = tuple(round(0.1 * k, 1) for k in range(1, 11))
 
 #: Text is taken to be legible from this many pixels per em, before the labels say better.
 LEGIBLE = 10.0
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Bounds on how much larger the answer loss may be than at full size.
-
-    Attributes:
-        ratio: Factor on the loss at full size.
-        nats: Added to it; a loss near zero has no meaningful ratio.
-    """
-
-    ratio: float = 1.1
-    nats: float = 0.02
 
 
 @dataclass(frozen=True)
