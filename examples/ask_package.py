@@ -14,6 +14,7 @@ that the manifest lists, not who made the package.
 
 import argparse
 import json
+import math
 import os
 import unicodedata
 from pathlib import Path
@@ -57,9 +58,16 @@ def see(
     }
     if images.get("question_tokens"):  # this compressor looks at the question, too
         feeds["question_ids"] = np.array(question[: images["question_tokens"]], np.int64)
-    pieces, ids, grid = session(package, files["front"]).run(["pixel_values", "image_ids", "grid"], feeds)
-    tokens = int((ids == images["token"]).sum())
-    name = encoder or choose_encoder(manifest, tokens)
+    outputs = ["pixel_values", "image_ids", "grid", "used_scale"]
+    pieces, ids, grid, used = session(package, files["front"]).run(outputs, feeds)
+    height, width = pixels.shape[:2]
+    figures = {
+        "visual_tokens": int((ids == images["token"]).sum()),
+        "pixels": height * width,
+        "aspect": max(height, width) / min(height, width),
+        "scale": float(used[0]),
+    }
+    name = encoder or choose_encoder(manifest["policy"], figures)
     shape = "x".join(map(str, pieces.shape[2:]))  # where images have one of a few grids, each has its own graph
     vision = session(package, files[f"vision_{name}_{shape}"] if images["grids"] else manifest["encoders"][name])
     starts = range(0, len(pieces), PIECE_BATCH)
@@ -68,11 +76,19 @@ def see(
     return merged[0], ids, grid
 
 
-def choose_encoder(manifest: dict, tokens: int) -> str:
-    """The package's own policy: the first rule that holds, else the default."""
-    policy = manifest["policy"]
-    fitting = [rule["encoder"] for rule in policy["rules"] if tokens > rule["above_visual_tokens"]]
-    return fitting[0] if fitting else policy["default"]
+def choose_encoder(policy: dict, figures: dict[str, float]) -> str:
+    """The package's own policy: the first rule whose conditions all hold, else the default.
+
+    Conditions about what a caller states (its task, device or time) do not hold: nothing is stated here.
+    """
+    for rule in policy["rules"]:
+        asks_nothing = not rule.keys() & {"task_tag", "device_class", "fits_latency"}
+        if asks_nothing and all(
+            rule.get(f"above_{name}", -math.inf) < figure < rule.get(f"below_{name}", math.inf)
+            for name, figure in figures.items()
+        ):
+            return rule["encoder"]
+    return policy["default"]
 
 
 def prompt_ids(tokenizer: og.Tokenizer, manifest: dict, question: str, image_ids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ OTHERS = frozenset({"benchmarks", "fuzz", "nano"})
 
 #: Files that are named for a promise, by folder: a new one is entered here.
 PROMISES: dict[str, str] = {
-    ".": "ci_example cli conftest door english errors family_table import_cost layers mirror references",
+    ".": "ci_example cli clients conftest door english errors family_table import_cost layers mirror references",
     "benchmarks": "benchmarks gptq identity vision",
     "cli": "help",
     "evaluation": "agreement_with_scipy",
@@ -21,7 +21,7 @@ PROMISES: dict[str, str] = {
     "fuzz": "checkpoints effects gates gguf images jsonl killed memory onnx packages prequantized processes templates",
     "inputs": "bounds encodings",
     "lint": "corpus foreign hazards notation public_models",
-    "nano": "accuracy faults fixed parity",
+    "nano": "accuracy browser faults fixed parity",
     "passes": "front preparations structural",
     "qnn": "group_query_attention",
     "recipes": "extends prepare",

@@ -1,0 +1,125 @@
+"""The browser client gives the features of the CPU's onnxruntime."""
+
+import asyncio
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvlc.evaluation.documents import DocumentsTask
+from hvlc.manifest.manifest import Manifest
+from hvlc.runtime.vision import Vision
+from tests.helpers.browser import CHROMIUM, Page, page
+from tests.helpers.examples import example
+from tests.helpers.tolerances import BROWSER
+
+SERVE = example("browser/serve.py")
+RUNTIME = SERVE.CACHE / SERVE.RUNTIME
+DOCUMENTS = 3
+#: The last image of the page, its arrays as base64.
+RESULT = """(() => {
+  const { image, features, ids, grid, scale, encoder, bytes } = window.result;
+  const coded = array => {
+    const all = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+    let text = "";
+    for (let at = 0; at < all.length; at += 8192) text += String.fromCharCode(...all.subarray(at, at + 8192));
+    return btoa(text);
+  };
+  return { pixels: coded(image.pixels), features: coded(features.data), shape: features.dims, ids: [...ids].map(Number),
+    grid: [...grid].map(Number), scale, encoder, bytes };
+})()"""
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(not RUNTIME.is_dir(), reason="no onnxruntime-web (examples/browser/serve.py says how)"),
+]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An image in the browser.
+
+    Attributes:
+        pixels: uint8 `[height, width, 3]`, as it was decoded.
+        features: float32 `[visual tokens, hidden]`.
+        told: everything else that the page found.
+    """
+
+    pixels: np.ndarray
+    features: np.ndarray
+    told: dict[str, Any]
+
+
+@contextmanager
+def served(package: Path) -> Iterator[str]:
+    """Address of the example, which serves a package."""
+    command = [sys.executable, "-I", str(SERVE.__file__), str(package), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
+
+
+async def look(shown: Page, image: Path, encoder: str) -> Looked:
+    await shown.value(f"document.getElementById('encoder').value = '{encoder}'")
+    await shown.value("document.getElementById('state').textContent = 'waiting'")
+    await shown.choose_file("#file", image)
+    await shown.until("/done|failed/.test(document.getElementById('state').textContent)")
+    assert await shown.value("document.getElementById('state').textContent") == "done"
+    told = await shown.value(RESULT)
+    shape = np.asarray(Image.open(image).convert("RGB")).shape
+    pixels = np.frombuffer(base64.b64decode(told.pop("pixels")), np.uint8).reshape(shape)
+    features = np.frombuffer(base64.b64decode(told.pop("features")), np.float32).reshape(told.pop("shape"))
+    return Looked(pixels, features, told)
+
+
+def noise(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("recipe", ["float32", "w4a16"])
+def test_features_are_those_of_the_cpu(packages: dict[str, Path], tmp_path: Path, recipe: str) -> None:
+    pytest.importorskip("websockets")
+    package, task = packages[recipe], DocumentsTask(DOCUMENTS)
+    vision = Vision(package, Manifest.load(package), threads=1)
+    images = [tmp_path / f"{index}.png" for index in range(DOCUMENTS)]
+    for index, file in enumerate(images):
+        task.example(index).images[0].save(file)
+
+    async def visit(address: str) -> dict[str, list[Looked]]:
+        async with page(address, tmp_path / "profile", width=700, height=700) as shown:
+            await shown.until("document.getElementById('state').textContent === 'ready'")
+            found = {name: [await look(shown, file, name) for file in images] for name in ("base", "large", "")}
+            assert shown.problems == []
+            return found
+
+    with served(package) as address:
+        found = asyncio.run(visit(address))
+    policy = {looked.told["encoder"] for looked in found.pop("")}
+    assert policy == {"large"}
+    for encoder, looks in found.items():
+        for file, looked in zip(images, looks, strict=True):
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+            np.testing.assert_array_equal(looked.pixels, pixels)
+            seen = vision.see(pixels, compress=True)
+            assert looked.told["encoder"] == encoder
+            assert looked.told["ids"] == seen.ids.tolist()
+            assert looked.told["grid"] == seen.grid.tolist()
+            assert looked.told["scale"] == pytest.approx(seen.scale, rel=1e-6)
+            assert noise(looked.features, vision.encode([seen], encoder).features[0]) < BROWSER
+            assert looked.told["bytes"] < 100e6
+            other = next(name for name in found if name != encoder)  # a difference would be seen
+            assert noise(looked.features, vision.encode([seen], other).features[0]) > 0.1
