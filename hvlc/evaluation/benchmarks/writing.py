@@ -107,8 +107,26 @@ def write_parquet(name: str, task: Task, directory: Path, count: int) -> Path:
     rows = [_ROWS[name](n, e, {"bytes": _png(e.images[0]), "path": f"{n:05d}.png"}) for n, e in _examples(task, count)]
     named = ("imgname", "image_path", "query", "label")
     kept = [{key: value for key, value in row.items() if key not in named} for row in rows]
-    parquet.write_table(pyarrow.Table.from_pylist(kept), directory / _FILES[name][0], row_group_size=_GROUP)
+    table = pyarrow.Table.from_pylist(kept)
+    features = {"info": {"features": {field.name: _feature(field.type) for field in table.schema}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    parquet.write_table(table, directory / _FILES[name][0], row_group_size=_GROUP)
     return directory / _FILES[name][0]
+
+
+def _feature(kind: Any) -> dict[str, Any]:
+    """Feature of a column as the library datasets names it in Parquet files, by which harnesses decode images.
+
+    Args:
+        kind: pyarrow's type; a struct is an image.
+    """
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return {"_type": "Image"}
+    if types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    return {"dtype": str(kind), "_type": "Value"}
 
 
 def _examples(task: Task, count: int) -> Iterator[tuple[int, Example]]:

@@ -181,6 +181,19 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         open_task("docvq:somewhere")
 
 
+@pytest.mark.parametrize("name", WRITABLE)
+def test_parquet_files_say_which_column_holds_images(name: str, tmp_path: Path) -> None:
+    file = write_parquet(name, DocumentsTask(2), tmp_path, 2)
+    schema = parquet.read_schema(file)
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == schema.names
+    assert features["image"] == {"_type": "Image"}
+    assert features["question"] == {"dtype": "string", "_type": "Value"}
+    if name == "docvqa":
+        assert features["questionId"] == {"dtype": "int64", "_type": "Value"}
+        assert features["answers"] == {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"}
+
+
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "validation-0.parquet").write_bytes(b"PAR1" + b"\0" * 40 + b"PAR1")
     with pytest.raises(UserError, match="cannot read") as refused:
