@@ -26,8 +26,6 @@ import onnxruntime as ort
 import onnxruntime_genai as og
 from PIL import Image, ImageOps
 
-PIECE_BATCH = 4  # pieces of an image per encoder run: peak memory is set by one batch, whatever the image
-
 
 def session(package: Path, file: str) -> ort.InferenceSession:
     """Open one graph of the package on the CPU."""
@@ -58,8 +56,8 @@ def see(
     }
     if images.get("question_tokens"):  # this compressor looks at the question, too
         feeds["question_ids"] = np.array(question[: images["question_tokens"]], np.int64)
-    outputs = ["pixel_values", "image_ids", "grid", "used_scale"]
-    pieces, ids, grid, used = session(package, files["front"]).run(outputs, feeds)
+    outputs = ["pixel_values", "image_ids", "grid", "used_scale", *(["overview"] if images["overview"] else [])]
+    pieces, ids, grid, used, *whole = session(package, files["front"]).run(outputs, feeds)
     height, width = pixels.shape[:2]
     figures = {
         "visual_tokens": int((ids == images["token"]).sum()),
@@ -70,10 +68,20 @@ def see(
     name = encoder or choose_encoder(manifest["policy"], figures)
     shape = "x".join(map(str, pieces.shape[2:]))  # where images have one of a few grids, each has its own graph
     vision = session(package, files[f"vision_{name}_{shape}"] if images["grids"] else manifest["encoders"][name])
-    starts = range(0, len(pieces), PIECE_BATCH)
-    parts = [vision.run(None, {"pixel_values": pieces[i : i + PIECE_BATCH]})[0] for i in starts]
-    merged = session(package, files["stitch"]).run(None, {"tile_features": np.concatenate(parts), "grid": grid})
-    return merged[0], ids, grid
+    batch = images.get("tile_batch", 1)
+    merger = {"tile_features": encode(vision, pieces, batch), "grid": grid}
+    if whole:  # one more piece, of a shape of its own
+        merger["overview_features"] = encode(vision, whole[0], batch)
+        if not len(pieces):
+            merger["tile_features"] = merger["overview_features"][:0]
+    return session(package, files["stitch"]).run(None, merger)[0], ids, grid
+
+
+def encode(vision: ort.InferenceSession, pieces: np.ndarray, batch: int) -> np.ndarray:
+    """Features of pieces, `batch` of them a run: peak memory is set by one batch, whatever the image."""
+    starts = range(0, len(pieces), batch)
+    parts = [vision.run(None, {"pixel_values": pieces[start : start + batch]})[0] for start in starts]
+    return np.concatenate(parts) if parts else np.zeros((0, 0, 0), np.float32)
 
 
 def choose_encoder(policy: dict, figures: dict[str, float]) -> str:

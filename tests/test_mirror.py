@@ -21,7 +21,7 @@ PROMISES: dict[str, str] = {
     "fuzz": "checkpoints effects gates gguf images jsonl killed memory onnx packages prequantized processes templates",
     "inputs": "bounds encodings",
     "lint": "corpus foreign hazards notation public_models",
-    "nano": "accuracy browser faults fixed harness parity",
+    "nano": "accuracy browser cpp faults fixed harness parity",
     "passes": "front preparations structural",
     "qnn": "group_query_attention",
     "recipes": "extends prepare",

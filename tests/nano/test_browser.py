@@ -4,9 +4,9 @@ import asyncio
 import base64
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,13 @@ from PIL import Image
 from hvlc.evaluation.documents import DocumentsTask
 from hvlc.manifest.manifest import Manifest
 from hvlc.runtime.vision import Vision
+from hvlc.workflows.build.build import build
+from hvlc.workflows.build.request import open_request
 from tests.helpers.browser import CHROMIUM, Page, page
 from tests.helpers.examples import example
+from tests.helpers.tiny import picture
+from tests.helpers.tiny_naflex import save_naflex
+from tests.helpers.tiny_vision_language import save_block, save_grid
 from tests.helpers.tolerances import BROWSER
 
 SERVE = example("browser/serve.py")
@@ -90,36 +95,55 @@ def noise(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+async def visit(address: str, profile: Path, images: Sequence[Path], encoders: Sequence[str]) -> list[list[Looked]]:
+    """Every image by each encoder; "" is the policy's."""
+    async with page(address, profile, width=700, height=700) as shown:
+        await shown.until("document.getElementById('state').textContent === 'ready'")
+        found = [[await look(shown, file, name) for file in images] for name in encoders]
+        assert shown.problems == []
+        return found
+
+
+def check(looked: Looked, vision: Vision, file: Path, encoder: str) -> None:
+    """Hold an image in the browser against the same graphs on the CPU."""
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    np.testing.assert_array_equal(looked.pixels, pixels)
+    seen = vision.see(pixels, compress=True)
+    assert looked.told["encoder"] == encoder
+    assert looked.told["ids"] == seen.ids.tolist()
+    assert looked.told["grid"] == seen.grid.tolist()
+    assert looked.told["scale"] == pytest.approx(seen.scale, rel=1e-6)
+    assert noise(looked.features, vision.encode([seen], encoder).features[0]) < BROWSER
+
+
 @pytest.mark.parametrize("recipe", ["float32", "w4a16"])
 def test_features_are_those_of_the_cpu(packages: dict[str, Path], tmp_path: Path, recipe: str) -> None:
-    pytest.importorskip("websockets")
     package, task = packages[recipe], DocumentsTask(DOCUMENTS)
     vision = Vision(package, Manifest.load(package), threads=1)
     images = [tmp_path / f"{index}.png" for index in range(DOCUMENTS)]
     for index, file in enumerate(images):
         task.example(index).images[0].save(file)
-
-    async def visit(address: str) -> dict[str, list[Looked]]:
-        async with page(address, tmp_path / "profile", width=700, height=700) as shown:
-            await shown.until("document.getElementById('state').textContent === 'ready'")
-            found = {name: [await look(shown, file, name) for file in images] for name in ("base", "large", "")}
-            assert shown.problems == []
-            return found
-
     with served(package) as address:
-        found = asyncio.run(visit(address))
-    policy = {looked.told["encoder"] for looked in found.pop("")}
-    assert policy == {"large"}
-    for encoder, looks in found.items():
+        *chosen, policy = asyncio.run(visit(address, tmp_path / "profile", images, ["base", "large", ""]))
+    assert {looked.told["encoder"] for looked in policy} == {"large"}
+    for encoder, other, looks in zip(("base", "large"), ("large", "base"), chosen, strict=True):
         for file, looked in zip(images, looks, strict=True):
-            pixels = np.asarray(Image.open(file).convert("RGB"))
-            np.testing.assert_array_equal(looked.pixels, pixels)
-            seen = vision.see(pixels, compress=True)
-            assert looked.told["encoder"] == encoder
-            assert looked.told["ids"] == seen.ids.tolist()
-            assert looked.told["grid"] == seen.grid.tolist()
-            assert looked.told["scale"] == pytest.approx(seen.scale, rel=1e-6)
-            assert noise(looked.features, vision.encode([seen], encoder).features[0]) < BROWSER
+            check(looked, vision, file, encoder)
             assert looked.told["bytes"] < 100e6
-            other = next(name for name in found if name != encoder)  # a difference would be seen
-            assert noise(looked.features, vision.encode([seen], other).features[0]) > 0.1
+            with pytest.raises(AssertionError):  # another encoder's features are told apart
+                check(replace(looked, told=looked.told | {"encoder": other}), vision, file, other)
+
+
+@pytest.mark.parametrize("save", [save_grid, save_naflex, save_block])
+def test_features_of_other_families_are_those_of_the_cpu(tmp_path: Path, save: Any) -> None:
+    """Native grids and side channels, an overview beside pieces and alone, one fixed image."""
+    package, images = tmp_path / "package", []
+    build(open_request(save(tmp_path / "checkpoint"), "cpu", "w4a16-rtn", package))
+    vision = Vision(package, Manifest.load(package), threads=1)
+    for height, width in ((40, 30), (150, 90)):
+        images.append(tmp_path / f"{height}.png")
+        picture(height, width).save(images[-1])
+    with served(package) as address:
+        (looks,) = asyncio.run(visit(address, tmp_path / "profile", images, ["main"]))
+    for file, looked in zip(images, looks, strict=True):
+        check(looked, vision, file, "main")
