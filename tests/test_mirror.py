@@ -12,7 +12,7 @@ OTHERS = frozenset({"benchmarks", "fuzz", "nano"})
 
 #: Files that are named for a promise, by folder: a new one is entered here.
 PROMISES: dict[str, str] = {
-    ".": "ci_example cli clients conftest door english errors family_table import_cost layers mirror references",
+    ".": "apps ci_example cli clients conftest door english errors family_table import_cost layers mirror references",
     "benchmarks": "benchmarks gptq identity vision",
     "cli": "help",
     "evaluation": "agreement_with_scipy",
