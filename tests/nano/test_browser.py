@@ -25,6 +25,7 @@ from tests.helpers.tiny import picture
 from tests.helpers.tiny_naflex import save_naflex
 from tests.helpers.tiny_vision_language import save_block, save_grid
 from tests.helpers.tolerances import BROWSER
+from tests.workflows.train.test_vrc import compressor
 
 SERVE = example("browser/serve.py")
 RUNTIME = SERVE.CACHE / SERVE.RUNTIME
@@ -147,3 +148,25 @@ def test_features_of_other_families_are_those_of_the_cpu(tmp_path: Path, save: A
         (looks,) = asyncio.run(visit(address, tmp_path / "profile", images, ["main"]))
     for file, looked in zip(images, looks, strict=True):
         check(looked, vision, file, "main")
+
+
+def test_a_compressor_reads_the_question(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    package, image = tmp_path / "package", tmp_path / "image.png"
+    made = compressor(tmp_path / "vrc", tiny_checkpoint)
+    build(open_request(tiny_checkpoint, "cpu", "float32", package, vrc=made))
+    vision, pixels = Vision(package, Manifest.load(package), threads=1), picture(150, 150)
+    pixels.save(image)
+    questions = [[5], [40, 41, 42], list(range(30, 60))]
+
+    async def scales(address: str) -> list[float]:
+        async with page(address, tmp_path / "profile", width=700, height=700) as shown:
+            await shown.until("document.getElementById('state').textContent === 'ready'")
+            await look(shown, image, "base")
+            scale = "window.model.see(window.result.image, { encoder: 'base', question: %s }).then(seen => seen.scale)"
+            return [await shown.value(scale % question) for question in questions]
+
+    with served(package) as address:
+        found = asyncio.run(scales(address))
+    wanted = [vision.see(np.asarray(pixels), compress=True, question=question).scale for question in questions]
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert len(set(wanted)) > 1

@@ -9,14 +9,17 @@ from pathlib import Path
 import onnxruntime
 import onnxruntime_genai
 import pytest
+from PIL import Image
 
 from hvlc.evaluation.documents import DocumentsTask
+from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.request import open_request
 from tests.helpers.examples import EXAMPLES
 from tests.helpers.tiny import picture
 from tests.helpers.tiny_naflex import save_naflex
 from tests.helpers.tiny_vision_language import save_block, save_grid
+from tests.workflows.train.test_vrc import compressor
 
 HEADERS = os.environ.get("HVLC_ORT_HEADERS", "")
 DOCUMENTS = 3
@@ -84,6 +87,19 @@ def test_other_families_have_the_same_answers(client: Path, tmp_path: Path, save
         picture(height, width).save(tmp_path / f"{number}.png")
         said.add(same_answer(client, tmp_path / "package", "What is it?", tmp_path / f"{number}.png"))
     assert len(said) > 1  # the image is seen
+
+
+def test_a_compressor_reads_the_question(client: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    package, image = tmp_path / "package", tmp_path / "image.png"
+    made = compressor(tmp_path / "vrc", tiny_checkpoint)
+    build(open_request(tiny_checkpoint, "cpu", "float32", package, vrc=made))
+    picture(150, 150).save(image)
+    model, scales = VisionLanguageModel(package, threads=1), set()
+    for question in ("What?", "a", "Which one of them?", "7"):
+        wanted = model.answer(question, [Image.open(image)], encoder="base", vrc=True, max_new_tokens=64)
+        scales.add(wanted.scales)
+        assert same_answer(client, package, question, image, "base").decode("utf-8").removesuffix("\n") == wanted.text
+    assert len(scales) > 1
 
 
 def test_what_is_wrong_is_said(client: Path, tmp_path: Path) -> None:
