@@ -32,11 +32,15 @@ class QuestionSettings(StrictModel):
     Attributes:
         vocabulary: rows of its table.
         width: of the table.
+        channels: of its convolutions.
+        window: tokens that each of them spans.
         max_tokens: first tokens of a question that are read.
     """
 
     vocabulary: int = Field(ge=1, lt=2**24)
     width: int = Field(ge=1, le=1024)
+    channels: int = Field(ge=1, le=1024)
+    window: Literal[1, 3, 5, 7, 9]
     max_tokens: int = Field(ge=1, le=4096)
 
 
@@ -82,7 +86,7 @@ class CompressorSettings(StrictModel):
         depth_multiplier: of the MobileNetV2.
         hidden_size: of the head.
         layer_norm_eps: of the batch norms.
-        margin: factor on the predicted scale.
+        price: megapixels that a right answer is worth (docs/vrc.md).
         question: None: it sees the image alone.
         made_for: digest of the configuration of the checkpoint (`configuration_digest`).
         labels: rule of the labels, "loss" or "equivalence".
@@ -93,7 +97,7 @@ class CompressorSettings(StrictModel):
     """
 
     model_type: Literal["hvlc_resolution_compressor"]
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     proxy_size: int = Field(ge=32, le=1024)
     min_scale: float = Field(gt=0, le=1)
     scale_step: float = Field(gt=0, le=0.5)
@@ -102,7 +106,7 @@ class CompressorSettings(StrictModel):
     depth_multiplier: float = Field(gt=0, le=4)
     hidden_size: int = Field(ge=1, le=4096)
     layer_norm_eps: float = Field(gt=0, lt=1)
-    margin: float = Field(gt=0, le=10)
+    price: float = Field(gt=0, le=1e6)
     question: QuestionSettings | None = None
     made_for: str
     labels: Literal["loss", "equivalence"]
@@ -159,15 +163,15 @@ def joined_compressor(
         cause = f"the resolution compressor reads {asked.vocabulary} tokens, the vocabulary has {vocabulary}"
         raise UserError("vrc.checkpoint", cause, "train one for this checkpoint")
     b = GraphBuilder("resolution", checkpoint)
-    shape = QuestionShape(asked.vocabulary, asked.width) if asked else None
-    model = resolution_compressor(b, JOINED, settings.proxy_size, settings.layer_norm_eps, shape)
+    shape = QuestionShape(asked.vocabulary, asked.width, asked.channels, asked.window) if asked else None
+    model = resolution_compressor(b, JOINED, settings.proxy_size, settings.layer_norm_eps, shape, graded=True)
     facts = CompressorFacts(
         settings.proxy_size,
         settings.min_scale,
         settings.scale_step,
         settings.mean,
         settings.std,
-        margin=settings.margin,
+        price=settings.price,
         question_tokens=asked.max_tokens if asked else None,
     )
     return Component("resolution", Role.FRONT, model, "front"), facts

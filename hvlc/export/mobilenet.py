@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 from hvlc.graphs.builder import GraphBuilder
 
+#: Bounds of the log of the spread.
+SPREADS = (-4.0, 1.0)
+
 _STRIDES = (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)  # MobileNetV2 (arXiv 1801.04381, table 2)
 
 
@@ -88,14 +91,29 @@ def _backbone(b: GraphBuilder, pixels: ir.Value, path: str, epsilon: float) -> _
 
 @dataclass(frozen=True)
 class QuestionShape:
-    """Sizes of the branch that reads the question: rows and width of its table."""
+    """Sizes of the branch that reads the question.
+
+    Attributes:
+        vocabulary: rows of its table.
+        width: of the table.
+        channels: of its convolutions.
+        window: tokens that each spans, an odd number.
+    """
 
     vocabulary: int
     width: int
+    channels: int
+    window: int
 
 
 def resolution_compressor(
-    b: GraphBuilder, path: str, proxy_size: int, epsilon: float, question: QuestionShape | None = None
+    b: GraphBuilder,
+    path: str,
+    proxy_size: int,
+    epsilon: float,
+    question: QuestionShape | None = None,
+    *,
+    graded: bool = False,
 ) -> ir.Model:
     """The network alone (HyperVLResolutionCompressor.forward; with a question, `hvlc.training.vrc.network`).
 
@@ -105,10 +123,11 @@ def resolution_compressor(
         proxy_size: side in pixels of its view.
         epsilon: of the batch norms.
         question: None: the network sees the image alone.
+        graded: whether the network says how sure it is.
 
     Returns:
         Input `proxy_values` float `[1, 3, P, P]`; `question_ids` int64 `[tokens]` where it reads the question. Output
-        `log_size` float `[1]`: log of (wanted longest side / P).
+        `log_size` float `[1]`: log of (wanted longest side / P); `log_spread` float `[1]` where it says how sure it is.
     """
     proxy = b.input("proxy_values", ir.DataType.FLOAT, [1, 3, proxy_size, proxy_size])
     found = _backbone(b, proxy, f"{path}.backbone", epsilon)
@@ -122,20 +141,38 @@ def resolution_compressor(
     pooled = b.op("ReduceSum", b.op("Mul", flat, weights), b.ints(-1), keepdims=0)
     hidden = b.stored_size(f"{path}.linear_1.weight", 0, 1)
     x = b.op("Relu", b.linear(pooled, f"{path}.linear_1", width, hidden))
-    x = b.linear(x, f"{path}.linear_2", hidden, 1)
-    b.output(b.op("Reshape", x, b.ints(-1)), "log_size", ir.DataType.FLOAT, [1])
+    predicted = b.linear(x, f"{path}.linear_2", hidden, 1)
+    b.output(b.op("Reshape", predicted, b.ints(-1)), "log_size", ir.DataType.FLOAT, [1])
+    if graded:
+        spread = b.op("Reshape", b.linear(x, f"{path}.spread", hidden, 1), b.ints(-1))
+        bounds = [b.constant(np.array(bound, np.float32)) for bound in SPREADS]
+        b.output(b.op("Clip", spread, *bounds), "log_spread", ir.DataType.FLOAT, [1])
     return b.model()
 
 
 def _modulated(b: GraphBuilder, features: ir.Value, width: int, path: str, question: QuestionShape) -> ir.Value:
-    """Scale and shift channels by the mean of the question's rows (FiLM, Perez et al., arXiv 1709.07871)."""
+    """Scale and shift channels by what the question says (FiLM, Perez et al., arXiv 1709.07871)."""
     ids = b.input("question_ids", ir.DataType.INT64, ["question_tokens"])
     table = b.weight(f"{path}.table.weight", (question.vocabulary, question.width))
-    rows = b.op("Gather", table, ids, axis=0)
-    summed = b.op("ReduceSum", rows, b.ints(0), keepdims=1)
-    count = b.op("Cast", b.op("Max", b.op("Shape", ids), b.ints(1)), to=int(ir.DataType.FLOAT))
-    mean = b.op("Div", summed, count)
-    film = b.op("Reshape", b.linear(mean, f"{path}.film", question.width, 2 * width), b.ints(1, 2 * width, 1, 1))
+    rows = b.op("Transpose", b.op("Gather", table, ids, axis=0), perm=[1, 0])
+    # A column of zeros at the end, so that a question without tokens has one.
+    end = b.constant(np.zeros((1, 1), np.float32))
+    there = b.op(
+        "Expand", b.constant(np.ones((1, 1), np.float32)), b.op("Concat", b.ints(1), b.op("Shape", ids), axis=0)
+    )
+    there = b.op("Concat", there, end, axis=1)
+    blank = b.constant(np.zeros((question.width, 1), np.float32))
+    found = b.op("Reshape", b.op("Concat", rows, blank, axis=1), b.ints(1, question.width, -1))
+    channels = question.width
+    for name in ("conv_1", "conv_2"):
+        kernel = (question.channels, channels, question.window)
+        weights = (b.weight(f"{path}.{name}.weight", kernel), b.weight(f"{path}.{name}.bias", (question.channels,)))
+        padding = [question.window // 2] * 2
+        found = b.op("Conv", found, *weights, kernel_shape=[question.window], pads=padding)
+        found = b.op("Mul", b.op("Relu", found), there)
+        channels = question.channels
+    largest = b.op("ReduceMax", found, b.ints(2), keepdims=0)
+    film = b.op("Reshape", b.linear(largest, f"{path}.film", channels, 2 * width), b.ints(1, 2 * width, 1, 1))
     gain, shift = b.ops("Split", [film], 2, axis=1, num_outputs=2)
     scaled = b.op("Add", features, b.op("Mul", features, gain))
     return b.op("Add", scaled, shift, name=f"{path}.modulated")

@@ -149,7 +149,7 @@ class CompressorFacts:
         scale_step: grid of the scales.
         mean: of each channel, on the 0..1 scale.
         std: of each channel, on the 0..1 scale.
-        margin: factor on the predicted scale.
+        price: megapixels that a right answer is worth, for a network that says how sure it is. None: it does not.
         question_tokens: most tokens of a question that it reads. None: it sees the image alone.
     """
 
@@ -158,8 +158,14 @@ class CompressorFacts:
     scale_step: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    margin: float = 1.0
+    price: float | None = None
     question_tokens: int | None = None
+
+
+def scale_grid(minimum: float, step: float) -> list[float]:
+    """Scales that a compressor chooses from, ascending: 1 and what is a multiple of the step below it."""
+    count = int((1 - minimum) / step + 1e-6)
+    return [1 - step * below for below in range(count, -1, -1)]
 
 
 @dataclass(frozen=True)

@@ -606,13 +606,13 @@ class VisionLanguageModel(LanguageModel):
         question = self._question(prompt) if vrc else ()
         return [self._vision.see(to_array(image), question=question, **asked) for image in images]
 
-    def see_grid(self, image: np.ndarray, scale: float) -> tuple[int, ...]:
-        """Grid of an image, uint8 `[height, width, 3]`, at a scale per side.
+    def seen_at(self, image: np.ndarray, scale: float) -> Seen:
+        """What the encoder would be given of an image, uint8 `[height, width, 3]`, at a scale per side.
 
         Raises:
             UserError: see `Vision.see`.
         """
-        return tuple(int(side) for side in self._vision.see(image, compress=False, scale=scale).grid)
+        return self._vision.see(image, compress=False, scale=scale)
 
     def _question(self, prompt: str | Chat) -> list[int]:
         """Tokens of the user's last message alone, where the resolution compressor reads them."""

@@ -1,7 +1,9 @@
 """The recipe of `hypervl-nano` on pages of the wide edition, from a checkpoint that reads the narrow one.
 
 The stages are those of `hvlc.training.nano`, on both editions: towers that read 11 to 17 pixels learn 8 to 40, then
-both branches are trained as before. The compressor is left as it is: `hvlc train vrc` trains it, as anybody's.
+both branches are trained as before. After that the large branch and the language model go on alone, and the base branch
+follows them: it is the cheaper one of the two and shall not hold back the better. The compressor is left as it is:
+`hvlc train vrc` trains it, as anybody's.
 """
 
 from __future__ import annotations
@@ -9,15 +11,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.training import card
+from hvlc.training.alignment import dual_consistency_loss
+from hvlc.training.answering import Batch, run
 from hvlc.training.nano import HyperVLNano
+from hvlc.training.optimizing import Optimizer
+from hvlc.training.reading import reading_loss
 from hvlc.training.resolution import Setting
+from hvlc.training.trainer import Loss
 from hvlc.zoo import nano_checkpoint
 from hvlc.zoo.editions import NARROW, WIDE
 
 #: Minutes of each stage on one core (Intel Xeon with AVX-512), the reading stages side by side.
-MINUTES = {"read-large": 12.0, "read-base": 12.0, "answer": 22.0, "imitate": 3.0, "align": 26.0}
+MINUTES = {
+    "read-large": 12.0,
+    "read-base": 12.0,
+    "answer": 22.0,
+    "imitate": 3.0,
+    "align": 56.0,
+    "deepen": 40.0,
+    "follow": 8.0,
+}
 
 
 class HyperVLWide(HyperVLNano):
@@ -42,6 +59,38 @@ class HyperVLWide(HyperVLNano):
         self.answer()
         self.imitate()
         self.align()
+        self.deepen()
+        self.follow()
+
+    def deepen(self) -> None:
+        """The large branch and the language model answer better; the base branch is not looked at."""
+        large, language = self.model.model.branches["large"], self.model.model.language_model
+        pages = self._batches(f"{self.seed} deepen", shrunk=0.6)
+
+        def loss(batch: Batch, _: float) -> Loss:
+            answers = run(self.model, batch, "large", autocast=False)
+            reading = reading_loss(self.heads["large"](answers.patches), batch.reading)
+            return answers.loss + 0.2 * reading, {"loss": answers.loss.item(), "tokens": answers.accuracy}
+
+        optimizer = Optimizer([large, language], 1.5e-3, plain=[self.heads["large"]], warmup=50)
+        modules = {"model": self.model, "heads": self.heads}
+        self.trainer.run("deepen", modules, optimizer, lambda _: next(pages), loss)
+
+    def follow(self) -> None:
+        """The base branch learns to answer as the large one through the language model, both of which stay."""
+        base = self.model.model.branches["base"]
+        pages = self._batches(f"{self.seed} follow", shrunk=0.6)
+
+        def loss(batch: Batch, _: float) -> Loss:
+            with torch.no_grad():
+                large = run(self.model, batch, "large", autocast=False)
+            answers = run(self.model, batch, "base", autocast=False)
+            total = dual_consistency_loss(large.logits, answers.logits, answers.targets)
+            return total, {"large_tokens": large.accuracy, "base": answers.loss.item(), "base_tokens": answers.accuracy}
+
+        optimizer = Optimizer([base], 1e-3, warmup=30)
+        modules = {"model": self.model, "heads": self.heads}
+        self.trainer.run("follow", modules, optimizer, lambda _: next(pages), loss)
 
     def finish(self, output: Path) -> dict[str, Any]:
         """Train, measure both branches, and write the checkpoint; see `Recipe.finish`."""

@@ -1,24 +1,25 @@
 """Put the Visual Resolution Compressor in front of the tiling: a scale of 0 means "ask the compressor"."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Skip
 from hvlc.graphs.editing import register
-from hvlc.graphs.facts import CompressorFacts
+from hvlc.graphs.facts import CompressorFacts, scale_grid
 from hvlc.imaging.arithmetic import f32, scaled_size
 from hvlc.imaging.raster_tiles import resized_and_normalized
 from hvlc.imaging.rule import CHOSEN_SCALE, PIXELS, SIZE
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 
-#: Initializer of the front graph: factor on the predicted scale, float32 `[1]`.
-MARGIN = "scale_margin"
-
-_FLOAT, _INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
+#: Initializers of the front graph: the factor on the predicted scale, and the megapixels that a right answer is worth,
+#: float32 `[1]` each; a network that does not say how sure it is has no price.
+MARGIN, PRICE = "scale_margin", "answer_price"
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,47 @@ def _branch(facts: CompressorFacts, front: ir.Graph, network: ir.Graph, pixels: 
     missing = b.op("Sub", b.ints(facts.proxy_size), fitted)
     pads = b.op("Concat", b.ints(0, 0, 0, 0, 0, 0), missing, axis=0)
     proxy = b.op("Pad", proxy, pads)
-    log_size = _inline(front, b.graph, network, proxy)
-    wanted = b.op("Mul", b.op("Exp", log_size), f32(b, facts.proxy_size))
-    margin = register(front, ir.tensor([facts.margin], dtype=ir.DataType.FLOAT, name=MARGIN))
-    wanted = b.op("Mul", wanted, margin)
+    outputs = _inline(front, b.graph, network, proxy)
+    margin = register(front, ir.tensor([1.0], dtype=ir.DataType.FLOAT, name=MARGIN))
+    if facts.price is None:
+        side = b.op("Mul", b.op("Exp", outputs[0]), f32(b, facts.proxy_size))
+        wanted = b.op("Div", b.op("Mul", side, margin), longest)
+    else:
+        price = register(front, ir.tensor([facts.price], dtype=ir.DataType.FLOAT, name=PRICE))
+        wanted = b.op("Mul", _cheapest(b, facts, outputs, size, longest, price), margin)
     bounds = (f32(b, facts.min_scale), f32(b, 1.0))
-    clipped = b.op("Clip", b.op("Div", wanted, longest), *bounds)
     step = f32(b, facts.scale_step)
-    steps = b.op("Floor", b.op("Add", b.op("Div", clipped, step), f32(b, 0.5)))
+    steps = b.op("Floor", b.op("Add", b.op("Div", b.op("Clip", wanted, *bounds), step), f32(b, 0.5)))
     b.output(b.op("Clip", b.op("Mul", steps, step), *bounds), "predicted", ir.DataType.FLOAT, [1])
     return b.graph
 
 
-def _inline(front: ir.Graph, branch: ir.Graph, network: ir.Graph, proxy: ir.Value) -> ir.Value:
-    """Move the network's nodes into the branch, its weights into the front graph; returns its output."""
-    result = network.outputs[0]
+def _cheapest(
+    b: GraphBuilder,
+    facts: CompressorFacts,
+    outputs: Sequence[ir.Value],
+    size: ir.Value,
+    longest: ir.Value,
+    price: ir.Value,
+) -> ir.Value:
+    """The scale, float `[1]`, whose megapixels and the price of a wrong answer, as likely as it is, are least.
+
+    The size below which an answer fails is distributed logistically around the predicted one, on a log scale.
+    """
+    scales = np.array(scale_grid(facts.min_scale, facts.scale_step), np.float32)
+    grid = b.constant(scales)
+    size_of = b.op("Div", b.op("Mul", grid, longest), f32(b, facts.proxy_size))
+    above = b.op("Div", b.op("Sub", b.op("Log", size_of), outputs[0]), b.op("Exp", outputs[1]))
+    fails = b.op("Sigmoid", b.op("Neg", above))
+    pixels = b.op("ReduceProd", size, keepdims=1)
+    megapixels = b.op("Mul", b.constant(scales**2 * np.float32(1e-6)), pixels)
+    cost = b.op("Add", megapixels, b.op("Mul", fails, price))
+    return b.op("Gather", grid, b.op("ArgMin", cost, axis=0, keepdims=1), axis=0)
+
+
+def _inline(front: ir.Graph, branch: ir.Graph, network: ir.Graph, proxy: ir.Value) -> Sequence[ir.Value]:
+    """Move the network's nodes into the branch, its weights into the front graph; returns its outputs."""
+    results = tuple(network.outputs)
     network.outputs.clear()
     for value in network.inputs[1:]:  # the question, which the host gives
         given = ir.Value(name=value.name, type=value.type, shape=value.shape)
@@ -104,4 +131,4 @@ def _inline(front: ir.Graph, branch: ir.Graph, network: ir.Graph, proxy: ir.Valu
         for output in node.outputs:
             output.name = f"resolution/{output.name}"
         branch.append(node)
-    return result
+    return results

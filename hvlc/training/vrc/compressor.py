@@ -1,4 +1,4 @@
-"""From labels to a compressor's directory: the network is trained, its margin chosen, and both are measured."""
+"""From labels to a compressor's directory: the network, the price of an answer, and how both are measured."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hvlc.export.compressor import (
 from hvlc.models.hypervl.configuration import HyperVLResolutionConfig
 from hvlc.models.hypervl.processing import HyperVLImageProcessor
 from hvlc.training.stages import Report
-from hvlc.training.vrc.fitting import Questions, choose_margin, fit, held_out
+from hvlc.training.vrc.fitting import Questions, choose_price, fit, held_out
 from hvlc.training.vrc.labels import Label
-from hvlc.training.vrc.network import ResolutionNetwork, start
-from hvlc.training.vrc.rules import Tolerance, by_equivalence, by_loss
+from hvlc.training.vrc.network import CHANNELS, WINDOW, ResolutionNetwork, start
+from hvlc.training.vrc.rules import Tolerance, passes_by_loss, smallest
 from hvlc.weights.checkpoint import Checkpoint
 
 _MOST_QUESTION = 48  # tokens of a question
@@ -65,7 +65,7 @@ class TrainedCompressor:
     Attributes:
         network: as it was trained.
         settings: of its directory, figures on held-out questions included.
-        report: margins that were tried, and numbers of labels.
+        report: prices that were tried, and numbers of labels.
     """
 
     network: ResolutionNetwork
@@ -88,7 +88,7 @@ def train_compressor(
     recipe: Recipe,
     progress: Progress,
 ) -> TrainedCompressor:
-    """Train on one split, choose the margin on another, measure on a third.
+    """Train on one split, choose the price of an answer on another, measure on a third.
 
     Args:
         checkpoint: the model that made the labels.
@@ -120,11 +120,13 @@ def train_compressor(
         seed=recipe.seed,
         progress=told,
     )
-    margin, tried = choose_margin(network, questions["calibration"], _MOST_QUESTION, recipe.floor)
-    found = held_out(network, questions["heldout"], _MOST_QUESTION, margin)
+    price, tried = choose_price(network, questions["calibration"], _MOST_QUESTION, recipe.floor)
+    found = held_out(network, questions["heldout"], _MOST_QUESTION, price)
     asked = None
     if table is not None:
-        asked = QuestionSettings(vocabulary=len(table), width=_WIDTH, max_tokens=_MOST_QUESTION)
+        asked = QuestionSettings(
+            vocabulary=len(table), width=_WIDTH, channels=CHANNELS, window=WINDOW, max_tokens=_MOST_QUESTION
+        )
     settings = settings_of(
         {
             "model_type": MODEL_TYPE,
@@ -136,7 +138,7 @@ def train_compressor(
             "depth_multiplier": _DEPTH,
             "hidden_size": config.hidden_size,
             "layer_norm_eps": config.layer_norm_eps,
-            "margin": margin,
+            "price": price,
             "question": asked,
             "made_for": configuration_digest(checkpoint),
             "labels": recipe.labels,
@@ -146,7 +148,7 @@ def train_compressor(
             "held_out": found,
         }
     )
-    report = {"margins": tried, "labels": {split: len(made) for split, made in labels.items()}}
+    report = {"prices": tried, "labels": {split: len(made) for split, made in labels.items()}}
     return TrainedCompressor(network, settings, report)
 
 
@@ -155,8 +157,8 @@ def _questions(task: Task, labels: Sequence[Label], recipe: Recipe) -> Questions
     processor = HyperVLImageProcessor(proxy_size=recipe.proxy_size)
     views = [processor.proxy(task.example(index).images[0])[0].half() for index in range(len(task))]
     tolerance = Tolerance()
-    chosen = [by_equivalence(one) if recipe.labels == "equivalence" else by_loss(one, tolerance) for one in labels]
-    return Questions(labels, torch.cat(views), chosen)
+    passes = [one.equivalent if recipe.labels == "equivalence" else passes_by_loss(one, tolerance) for one in labels]
+    return Questions(labels, torch.cat(views), [smallest(one) for one in passes])
 
 
 def _table(checkpoint: Checkpoint) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
@@ -10,6 +11,7 @@ from hvlc.errors import UserError
 from hvlc.evaluation.benchmarks.scores import METRICS, relaxed_accuracy
 from hvlc.evaluation.metrics import anls, normalized
 from hvlc.evaluation.task import Example
+from hvlc.inputs.images import to_array
 from hvlc.results.base import Record
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.tiles import piece_digests
@@ -18,8 +20,10 @@ from hvlc.runtime.vision import Seen
 #: Scales per side that are tried, ascending: all that a compressor chooses.
 SCALES = tuple(round(0.05 * step, 2) for step in range(2, 21))
 #: Raised whenever labels of an earlier version mean something else.
-VERSION = 2
+VERSION = 3
 _SIMILAR = 0.9  # ANLS of answers that count as equivalent
+_GIVEN_UP = 2  # neighbouring scales that fail, after which smaller ones are not asked
+_RATIO, _NATS = 2.0, 0.1  # a loss above so many times that at full size and so many nats fails by every tolerance
 
 Equivalence = Callable[[str, str], bool]
 
@@ -46,10 +50,11 @@ class Label(Record):
         question: tokens of the question alone.
         scales: per side, ascending, the full size last.
         tokens: visual tokens, as the model's own rule makes them.
-        losses: mean cross-entropy of the true answer's tokens, in nats.
-        answers: the model's greedy answers.
+        losses: mean cross-entropy of the true answer's tokens, in nats; that of the next larger scale where not asked.
+        answers: the model's greedy answers; empty at scales that were not asked.
         equivalent: whether each is equivalent to that at full size.
-        scores: of each by the task's metric.
+        scores: of each by the task's metric; 0 at scales that were not asked.
+        unasked: number of scales, the smallest ones, that were not asked: those above them fail already.
     """
 
     id: str
@@ -62,6 +67,7 @@ class Label(Record):
     answers: tuple[str, ...]
     equivalent: tuple[bool, ...]
     scores: tuple[float, ...]
+    unasked: int = Field(ge=0, default=0)
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -88,7 +94,8 @@ def label(
 ) -> Label:
     """Ask a model one question at every scale.
 
-    Neighbouring scales at which the encoder is given the same pixels are asked once.
+    The largest is asked first. Neighbouring scales at which the encoder is given the same pixels are asked once, and
+    smaller ones are left out once two in a row fail by both rules: no rule chooses a scale below one that fails.
 
     Args:
         model: of a package in float32.
@@ -104,45 +111,66 @@ def label(
     full = model.answer(example.question, example.images, encoder=encoder, vrc=False, max_new_tokens=max_new_tokens)
     truth = full.tokens if full.text in example.answers else model.answer_ids(example.answers[0])
     metric = METRICS[example.metric or "exact_match"]
-    found: list[tuple[int, float, str]] = []
-    seen_last: bytes | None = None
+    found: list[_Asked] = []
+    failed, seen_last = 0, None
     for scale in reversed(scales):
         generation = model.start(
             example.question, example.images, encoder=encoder, vrc=False, max_new_tokens=len(truth), scale=scale
         )
         pixels = _digest(generation.images)
-        if pixels != seen_last:
-            rows = model.along(generation, truth)
-            answer = full.text
-            if scale != scales[-1]:
-                surely = tuple(int(row.argmax()) for row in rows) == tuple(truth) and truth == full.tokens
-                answer = full.text if surely else _answered(model, example, encoder, scale, max_new_tokens)
-            seen = sum(image.visual_tokens for image in generation.images)
-            found.append((seen, _loss(rows, truth), answer))
-        else:
+        if pixels == seen_last:
             found.append(found[-1])
+            continue
         seen_last = pixels
+        rows = model.along(generation, truth)
+        answer = full.text
+        if scale != scales[-1]:
+            surely = tuple(int(row.argmax()) for row in rows) == tuple(truth) and truth == full.tokens
+            answer = full.text if surely else _answered(model, example, encoder, scale, max_new_tokens)
+        seen = sum(image.visual_tokens for image in generation.images)
+        found.append(_Asked(seen, _loss(rows, truth), answer))
+        failed = failed + 1 if _fails(found[-1], found[0], full.text, equivalence) else 0
+        if failed == _GIVEN_UP:
+            break
     found.reverse()
-    answers = tuple(answer for *_, answer in found)
     image = example.images[0]
+    left = scales[: len(scales) - len(found)]
+    array = to_array(image)
     return Label(
         id=example.id,
         height=image.height,
         width=image.width,
         question=tuple(model.text_ids(example.question)),
         scales=tuple(scales),
-        tokens=tuple(seen for seen, *_ in found),
-        losses=tuple(loss for _, loss, _ in found),
-        answers=answers,
-        equivalent=tuple(equivalence(answer, full.text) for answer in answers),
-        scores=tuple(metric(answer, example.answers) for answer in answers),
+        tokens=tuple(model.seen_at(array, scale).visual_tokens for scale in left) + tuple(one.tokens for one in found),
+        losses=(found[0].loss,) * len(left) + tuple(one.loss for one in found),
+        answers=("",) * len(left) + tuple(one.answer for one in found),
+        equivalent=(False,) * len(left) + tuple(equivalence(one.answer, full.text) for one in found),
+        scores=(0.0,) * len(left) + tuple(metric(one.answer, example.answers) for one in found),
+        unasked=len(left),
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Visual tokens, loss of the truth in nats, and answer of a question at one scale."""
+
+    tokens: int
+    loss: float
+    answer: str
+
+
+def _fails(asked: _Asked, whole: _Asked, full: str, equivalence: Equivalence) -> bool:
+    """Whether a scale fails by its answer, however that is compared, and clearly by its loss."""
+    similar = any(rule(asked.answer, full) for rule in (equivalence, *EQUIVALENCES.values()))
+    return not similar and asked.loss > whole.loss * _RATIO + _NATS
 
 
 def with_equivalence(label: Label, equivalence: Equivalence) -> Label:
     """A label by another rule of equivalence, which follows from its answers."""
-    full = label.answers[-1]
-    return label.model_copy(update={"equivalent": tuple(equivalence(answer, full) for answer in label.answers)})
+    full, asked = label.answers[-1], label.answers[label.unasked :]
+    equivalent = (False,) * label.unasked + tuple(equivalence(answer, full) for answer in asked)
+    return label.model_copy(update={"equivalent": equivalent})
 
 
 def _digest(images: Sequence[Seen]) -> bytes:

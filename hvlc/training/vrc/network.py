@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hvlc.export.mobilenet import SPREADS
 from hvlc.models.hypervl.configuration import HyperVLResolutionConfig
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, HyperVLResolutionCompressor
 from hvlc.zoo import nano_checkpoint
 
+#: Tokens that a window over the question spans, and channels of each of its two layers.
+WINDOW, CHANNELS = 5, 48
+
 
 class QuestionBranch(nn.Module):
-    """Gains and shifts of channels by the mean of the question's rows (FiLM, Perez et al., arXiv 1709.07871).
+    """Gains and shifts of channels by what the question says (FiLM, Perez et al., arXiv 1709.07871).
+
+    Two convolutions over its tokens and the largest of each channel: words, however a tokenizer cuts them.
 
     Args:
         vocabulary: rows of the table.
@@ -22,21 +28,27 @@ class QuestionBranch(nn.Module):
     def __init__(self, vocabulary: int, width: int, channels: int) -> None:
         super().__init__()
         self.table = nn.Embedding(vocabulary, width)
-        self.film = nn.Linear(width, 2 * channels)
+        self.conv_1 = nn.Conv1d(width, CHANNELS, WINDOW, padding=WINDOW // 2)
+        self.conv_2 = nn.Conv1d(CHANNELS, CHANNELS, WINDOW, padding=WINDOW // 2)
+        self.film = nn.Linear(CHANNELS, 2 * channels)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 `[n, tokens]`, -1 where there is none, to gain and shift float `[n, channels, 1, 1]`."""
-        there = (ids >= 0).float()
-        rows = self.table(ids.clamp(min=0)) * there[..., None]
-        mean = rows.sum(1) / there.sum(1, keepdim=True).clamp(min=1)
-        gain, shift = self.film(mean)[..., None, None].chunk(2, 1)
+        there = (ids >= 0).float()[:, None]
+        rows = self.table(ids.clamp(min=0)).transpose(1, 2) * there
+        found = torch.relu(self.conv_1(rows)) * there
+        found = torch.relu(self.conv_2(found)) * there
+        gain, shift = self.film(found.amax(-1))[..., None, None].chunk(2, 1)
         return gain, shift
 
 
 class ResolutionNetwork(HyperVLResolutionCompressor):
-    """HyperVL's compressor; with a question, its last features are scaled and shifted by it.
+    """HyperVL's compressor, which also says how sure it is; with a question, its last features follow that.
+
+    The size below which an answer fails is distributed logistically around the predicted one, on a log scale. A spread
+    wide or narrow tells how much a scale near it risks (docs/vrc.md).
 
     Args:
         config: of the compressor.
@@ -48,17 +60,30 @@ class ResolutionNetwork(HyperVLResolutionCompressor):
         super().__init__(config)
         channels = self.attention.in_channels
         self.question = None if vocabulary is None else QuestionBranch(vocabulary, width, channels)
+        self.spread = nn.Linear(config.hidden_size, 1)
+        nn.init.zeros_(self.spread.weight)
+        nn.init.constant_(self.spread.bias, -2.0)
 
     def forward(self, proxy_values: torch.Tensor, question_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """float `[n, 3, P, P]` and int64 `[n, tokens]` to float `[n]`: log of (wanted longest side / proxy side)."""
-        features = self.backbone(proxy_values).last_hidden_state
+        """Predict by views, and by questions where the network reads them.
+
+        Args:
+            proxy_values: float `[n, 3, P, P]`.
+            question_ids: int64 `[n, tokens]`.
+
+        Returns:
+            float `[n, 2]`: log of (smallest longest side / P), and log of the spread of that log.
+        """
+        return self.decide(self.backbone(proxy_values).last_hidden_state, question_ids)
+
+    def decide(self, features: torch.Tensor, question_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Prediction by features of the backbone, float `[n, channels, P / 32, P / 32]`; see `forward`."""
         if self.question is not None and question_ids is not None:
             gain, shift = self.question(question_ids)
             features = features + features * gain + shift
         weights = self.attention(features).flatten(2).softmax(-1)
-        pooled = (features.flatten(2) * weights).sum(-1)
-        found: torch.Tensor = self.linear_2(self.act(self.linear_1(pooled))).squeeze(-1)
-        return found
+        hidden = self.act(self.linear_1((features.flatten(2) * weights).sum(-1)))
+        return torch.cat([self.linear_2(hidden), self.spread(hidden).clamp(*SPREADS)], -1)
 
 
 def start(network: ResolutionNetwork, table: torch.Tensor | None) -> None:

@@ -33,11 +33,17 @@ def passes_by_loss(label: Label, tolerance: Tolerance) -> list[bool]:
     return [loss <= limit for loss in label.losses[:-1]] + [True]
 
 
-def chosen(label: Label, passes: Sequence[bool]) -> int:
-    """Index of the scale: the smallest that passes with every larger one, then the largest with as many tokens."""
+def smallest(passes: Sequence[bool]) -> int:
+    """Index of the smallest scale that passes with every larger one."""
     index = len(passes) - 1
     while index > 0 and passes[index - 1]:
         index -= 1
+    return index
+
+
+def chosen(label: Label, passes: Sequence[bool]) -> int:
+    """Index of the scale: the smallest that passes with every larger one, then the largest with as many tokens."""
+    index = smallest(passes)
     same = [at for at in range(index, len(passes)) if label.tokens[at] == label.tokens[index]]
     return max(same)
 

@@ -1,4 +1,4 @@
-"""A resolution compressor for a user's model: labels by the model, the network, its margin, and its acceptance."""
+"""A resolution compressor for a user's model: labels by the model, the network, and its acceptance."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -120,7 +120,7 @@ def _probe(model: VisionLanguageModel, task: Task, request: VrcRequest, scales: 
 
     examples = [task.example(index) for index in range(min(_PROBED, len(task)))]
     grids = {
-        (index, model.see_grid(to_array(example.images[0]), scale))
+        (index, tuple(int(side) for side in model.seen_at(to_array(example.images[0]), scale).grid))
         for index, example in enumerate(examples)
         for scale in (scales[0], 1.0)
     }
@@ -194,7 +194,7 @@ def _fit_directory(request: VrcRequest, labels: "Sequence[Label]") -> str:
 def _fitted(
     request: VrcRequest, tasks: Mapping[str, Task], labels: "Mapping[str, list[Label]]", progress: Progress
 ) -> "CompressorSettings":
-    """Train, choose the margin, measure, and write the directory."""
+    """Train, choose the price, measure, and write the directory."""
     from hvlc.training.vrc.compressor import Recipe, train_compressor
 
     kind = _fit_directory(request, labels["train"])

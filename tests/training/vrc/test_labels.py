@@ -99,3 +99,31 @@ def test_another_equivalence_follows_from_the_answers(model: VisionLanguageModel
     assert with_equivalence(one, EQUIVALENCES["exact"]) == label(
         model, example, equivalence=EQUIVALENCES["exact"], **options
     )
+
+
+def test_scales_below_those_that_fail_are_left_out(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Example("a", "kind", "What?", ("7",), (picture(100, 150),))
+    asked: list[float] = []
+    along = model.along
+
+    def unsure(generation: Any, answer: Any) -> Any:
+        """Logits by which the truth is the less probable the smaller the image."""
+        asked.append(generation.images[0].scale)
+        rows = along(generation, answer) * 0
+        rows[np.arange(len(rows)), list(answer)[: len(rows)]] = 10.0 if asked[-1] > 0.6 else -50.0
+        return rows
+
+    monkeypatch.setattr(model, "along", unsure)
+    monkeypatch.setattr("hvlc.training.vrc.labels._answered", lambda *_: "quite another answer")
+    scales = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+    equivalence = EQUIVALENCES["exact"]
+    found = label(model, example, encoder="base", scales=scales, equivalence=equivalence, max_new_tokens=4)
+    assert asked[-2:] == pytest.approx([0.5, 0.4])
+    assert found.unasked == 3
+    assert found.equivalent[:3] == (False,) * 3
+    assert found.scores[:3] == (0.0,) * 3
+    assert found.losses[:3] == (found.losses[3],) * 3
+    for at, scale in enumerate(scales):
+        generation = model.start("What?", example.images, encoder="base", vrc=False, scale=scale)
+        assert found.tokens[at] == generation.answered.visual_tokens
+    assert with_equivalence(found, lambda text, full: True).equivalent[:3] == (False,) * 3

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from hvlc.export.mobilenet import QuestionShape, resolution_compressor
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.models.hypervl.configuration import HyperVLResolutionConfig
-from hvlc.training.vrc.network import ResolutionNetwork, start
+from hvlc.training.vrc.network import CHANNELS, WINDOW, ResolutionNetwork, start
 from hvlc.weights.checkpoint import Checkpoint
 
 CONFIG = HyperVLResolutionConfig(proxy_size=64, depth_multiplier=0.25)
@@ -33,12 +33,15 @@ def test_the_graph_computes_the_network(tmp_path: Path, ids: list[int], reads: b
     if network.question is not None:
         torch.nn.init.normal_(network.question.film.weight)
         torch.nn.init.normal_(network.question.film.bias)
+    torch.nn.init.normal_(network.spread.weight)
     b = GraphBuilder("resolution", stored(network, tmp_path))
-    model = resolution_compressor(b, "part", 64, CONFIG.layer_norm_eps, QuestionShape(11, 4) if reads else None)
+    model = resolution_compressor(
+        b, "part", 64, CONFIG.layer_norm_eps, QuestionShape(11, 4, CHANNELS, WINDOW) if reads else None, graded=True
+    )
     proxy = torch.randn(1, 3, 64, 64)
     feeds = {"proxy_values": proxy.numpy(), **({"question_ids": np.array(ids, np.int64)} if reads else {})}
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, feeds)
+    found = np.stack(session.run(None, feeds), -1)
     padded = torch.tensor([[*ids, *[-1] * (6 - len(ids))]])
     with torch.no_grad():
         expected = network(proxy, padded if reads else None)

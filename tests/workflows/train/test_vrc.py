@@ -13,7 +13,7 @@ from hvlc.errors import GateError, HvlcError, UserError
 from hvlc.export.compressor import MODEL_TYPE, CompressorSettings, configuration_digest
 from hvlc.models.hypervl.configuration import HyperVLResolutionConfig
 from hvlc.runtime.generation import VisionLanguageModel
-from hvlc.training.vrc.network import ResolutionNetwork
+from hvlc.training.vrc.network import CHANNELS, WINDOW, ResolutionNetwork
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.workflows.build.build import build
 from hvlc.workflows.build.rebuild import rebuild
@@ -29,13 +29,21 @@ def vocabulary(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / "config.json").read_text())["text_config"]["vocab_size"])
 
 
+def untrained(rows: int | None) -> ResolutionNetwork:
+    """A network of which the question, if it reads one, changes much."""
+    network = ResolutionNetwork(HyperVLResolutionConfig(proxy_size=64, depth_multiplier=0.25), rows)
+    torch.nn.init.normal_(network.spread.weight)
+    if network.question is not None:
+        torch.nn.init.normal_(network.question.film.weight, std=3.0)
+    return network
+
+
 def compressor(place: Path, checkpoint: Path, *, reads: bool = True, seed: int = 0, **changes: Any) -> Path:
     """A directory as `hvlc train vrc` writes it, with a network that was not trained."""
     torch.manual_seed(seed)
     rows = vocabulary(checkpoint)
-    network = ResolutionNetwork(HyperVLResolutionConfig(proxy_size=64, depth_multiplier=0.25), rows if reads else None)
-    if network.question is not None:
-        torch.nn.init.normal_(network.question.film.weight)
+    network = untrained(rows if reads else None)
+    asked = {"vocabulary": rows, "width": 16, "channels": CHANNELS, "window": WINDOW, "max_tokens": 8}
     settings: dict[str, Any] = {
         "model_type": MODEL_TYPE,
         "proxy_size": 64,
@@ -46,8 +54,10 @@ def compressor(place: Path, checkpoint: Path, *, reads: bool = True, seed: int =
         "depth_multiplier": 0.25,
         "hidden_size": 64,
         "layer_norm_eps": 0.001,
-        "margin": 1.0,
-        "question": {"vocabulary": rows, "width": 16, "max_tokens": 8} if reads else None,
+        "price": 0.01,
+        "question": {"vocabulary": rows, "width": 16, "channels": CHANNELS, "window": WINDOW, "max_tokens": 8}
+        if reads
+        else None,
         "made_for": configuration_digest(Checkpoint.open(checkpoint)),
         "labels": "equivalence",
         "data": "documents",
@@ -74,7 +84,7 @@ def test_a_compressor_goes_into_any_family_whose_images_have_a_scale(
     family: str, tmp_path: Path, tiny_checkpoint: Path, grid_checkpoint: Path
 ) -> None:
     checkpoint = tiny_checkpoint if family == "hypervl" else grid_checkpoint
-    made = compressor(tmp_path / "vrc", checkpoint, margin=0.5)
+    made = compressor(tmp_path / "vrc", checkpoint, price=0.002)
     model = VisionLanguageModel(packaged(checkpoint, made, tmp_path / "package"), threads=1)
     images = model.manifest.images
     assert images is not None
@@ -90,7 +100,7 @@ def test_a_compressor_goes_into_any_family_whose_images_have_a_scale(
 
 def test_the_question_changes_the_scale(tmp_path: Path, tiny_checkpoint: Path) -> None:
     scales = set()
-    made = compressor(tmp_path / "vrc", tiny_checkpoint, seed=3, margin=0.4)
+    made = compressor(tmp_path / "vrc", tiny_checkpoint, seed=3, price=0.05)
     model = VisionLanguageModel(packaged(tiny_checkpoint, made, tmp_path / "package"), threads=1)
     for question in ("What?", "a", "Which one of them?", "7"):
         scales.add(model.answer(question, [picture(150, 150)], encoder="base", vrc=True, max_new_tokens=1).scales)
@@ -111,11 +121,12 @@ def test_without_a_question_the_image_decides(tmp_path: Path, tiny_checkpoint: P
     [
         ({"accepted": False}, "vrc.floor"),
         ({"made_for": "0" * 64}, "vrc.checkpoint"),
-        ({"question": {"vocabulary": 3, "width": 16, "max_tokens": 8}}, "vrc.checkpoint"),
+        ({"question": {"vocabulary": 3, "width": 16, "channels": 48, "window": 5, "max_tokens": 8}}, "vrc.checkpoint"),
+        ({"question": {"vocabulary": 3, "width": 16, "channels": 48, "window": 4, "max_tokens": 8}}, "spec.invalid"),
         ({"model_type": "hypervl"}, "vrc.kind"),
         ({"proxy_size": 7}, "spec.invalid"),
         ({"surprise": 1}, "spec.invalid"),
-        ({"margin": float("inf")}, None),
+        ({"price": float("inf")}, None),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -172,7 +183,7 @@ def test_a_compressor_is_trained_measured_and_resumed(tmp_path: Path, monkeypatc
 def test_one_that_loses_too_much_is_written_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hvlc.training.vrc import fitting
 
-    monkeypatch.setattr(fitting, "scales_of", lambda raw, *_: raw * 0 + 0.5)
+    monkeypatch.setattr(fitting, "scales_of", lambda said, *_: said[:, 0] * 0 + 0.5)
     asked = replace(request(tmp_path), floor=0.999, scales=(0.1, 0.5, 1.0))
     monkeypatch.setattr(fitting, "indices_of", lambda labels, scales: [0] * len(labels))
     with pytest.raises(GateError) as refused:
