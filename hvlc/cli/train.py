@@ -1,6 +1,7 @@
 """Training, on the command line: the shipped checkpoints, and what belongs to a user's own model."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from hvlc.cli.streams import say
 from hvlc.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hvlc.export.compressor import CompressorSettings
     from hvlc.training.recipe import Recipe
+    from hvlc.workflows.train.dcl import DclResult
 
 
 @click.group(short_help="Train parts of a model, or a shipped one.")
@@ -101,6 +105,64 @@ def vrc(checkpoint: Path, output: Path, work: Path, seed: int, as_json: bool, **
         settings = train_vrc(request, step)
     data = {"output": str(output), **settings.model_dump(mode="json")}
     show(data, as_json, lambda console: console.print(_told(output, settings)))
+
+
+@train.command(short_help="Let a small encoder answer as the large one.")
+@click.argument("checkpoint", type=PLACE)
+@click.option("--data", type=WORDS, required=True, help='Questions: a JSON Lines file, "documents", "docvqa:DIR", ...')
+@click.option("--small", type=WORDS, default="", help="Encoder that learns (default: the one that is not the default).")
+@click.option(
+    "--method",
+    type=click.Choice(("dcl", "ce")),
+    default="dcl",
+    show_default=True,
+    help="Learn from the large encoder's distributions too, or from answers alone.",
+)
+@click.option(
+    "--parts",
+    type=click.Choice(("small", "all")),
+    default="small",
+    show_default=True,
+    help="What learns: the small encoder, or both encoders and the language model.",
+)
+@click.option("--alone", is_flag=True, help="Leave the large encoder out, to compare.")
+@click.option("--weight", type=Real(0, 1000), default=1.0, show_default=True, help="Factor on the divergence.")
+@click.option("--temperature", type=Real(0.01, 100), default=2.0, show_default=True, help="Of the divergence.")
+@click.option("--rate", type=Real(0, 1), default=5e-4, show_default=True, help="Peak learning rate.")
+@click.option("--minutes", type=Real(0, 100_000), default=10.0, show_default=True, help="Of training.")
+@click.option("--max-new-tokens", type=tokens(1), default=32, show_default=True, help="Bound of an answer.")
+@click.option("-n", "--count", type=EXAMPLES, default=256, show_default=True, help="Held-out documents of the shipped.")
+@_options
+def dcl(checkpoint: Path, output: Path, work: Path, seed: int, as_json: bool, **options: Any) -> None:
+    """Dual Consistency Learning for CHECKPOINT, which has two encoders; resumes from WORK.
+
+    The small encoder learns to answer through the language model as the large one does. Both are measured on held-out
+    questions, before and after; the output is a checkpoint like the one that was given.
+    """
+    from hvlc.workflows.train.dcl import DclRequest, train_dcl
+
+    counts = {"train": 20_000, "calibration": 8, "heldout": options.pop("count")}
+    request = DclRequest(checkpoint, output=output, work=work, seed=seed, counts=counts, **options)
+    with progress("dcl", 1) as step:
+        result = train_dcl(request, step)
+    data = {"output": str(output), **asdict(result)}
+    show(data, as_json, lambda console: console.print(_dcl_table(result)))
+
+
+def _dcl_table(result: "DclResult") -> "Table":
+    """Scores of both encoders and their agreement, before and after."""
+    from rich.table import Table
+
+    table = Table("", "before", "after")
+
+    def told(share: float, low: float, high: float) -> str:
+        return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+    for name in (result.small, result.large):
+        scores = [found.encoders[name] for found in (result.before, result.after)]
+        table.add_row(f"{name}: score", *(told(one.score, one.low, one.high) for one in scores))
+    table.add_row("same answer", *(told(one.same, one.low, one.high) for one in (result.before, result.after)))
+    return table
 
 
 def _told(output: Path, settings: "CompressorSettings") -> str:

@@ -607,7 +607,7 @@ class VisionLanguageModel(LanguageModel):
         return [self._vision.see(to_array(image), question=question, **asked) for image in images]
 
     def seen_at(self, image: np.ndarray, scale: float) -> Seen:
-        """What the encoder would be given of an image, uint8 `[height, width, 3]`, at a scale per side.
+        """Pixels that the encoder would be given of an image, uint8 `[height, width, 3]`, at a scale per side.
 
         Raises:
             UserError: see `Vision.see`.

@@ -55,9 +55,7 @@ def compressor(place: Path, checkpoint: Path, *, reads: bool = True, seed: int =
         "hidden_size": 64,
         "layer_norm_eps": 0.001,
         "price": 0.01,
-        "question": {"vocabulary": rows, "width": 16, "channels": CHANNELS, "window": WINDOW, "max_tokens": 8}
-        if reads
-        else None,
+        "question": asked if reads else None,
         "made_for": configuration_digest(Checkpoint.open(checkpoint)),
         "labels": "equivalence",
         "data": "documents",
