@@ -27,6 +27,7 @@ from hvlc.cli import (
     targets,
     tasks,
     train,
+    tune,
     verify,
 )
 from hvlc.cli.streams import STDOUT, ReaderGoneError, say, say_json, standard_streams
@@ -160,6 +161,7 @@ for command in (
     targets.targets,
     tasks.tasks,
     train.train,
+    tune.tune,
     verify.verify,
 ):
     cli.add_command(command)

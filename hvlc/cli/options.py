@@ -191,10 +191,19 @@ def _short(value: Any) -> str:
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers above 0 and up to 1, as "0.25,0.5,1"."""
+    """Numbers above 0, as "0.25,0.5,1".
+
+    Args:
+        most: the largest.
+        whole: whether they are integers.
+    """
 
     name = "numbers"
     MOST: ClassVar[int] = 100
+
+    def __init__(self, most: float = 1, *, whole: bool = False) -> None:
+        self._most, self._whole = most, whole
+        self._form = r"\s*([0-9]{1,9})\s*" if whole else r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """Numbers of a text."""
@@ -203,15 +212,19 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         parts = str(value).split(",")
         if len(parts) > self.MOST:
             self.fail(f"{len(parts)} numbers: {self.MOST} are the most", param, ctx)
-        found = [re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*", part, re.ASCII) for part in parts]
-        numbers = tuple(float(one[1]) for one in found if one)
-        if len(numbers) < len(parts) or not all(0 < number <= 1 for number in numbers):
-            self.fail(f"{_short(value)} are not numbers above 0 and up to 1, such as 0.25,0.5,1", param, ctx)
+        found = [re.fullmatch(self._form, part, re.ASCII) for part in parts]
+        numbers = tuple(int(one[1]) if self._whole else float(one[1]) for one in found if one)
+        if len(numbers) < len(parts) or not all(0 < number <= self._most for number in numbers):
+            kind = "whole numbers" if self._whole else "numbers"
+            said = f"{_short(value)} are not {kind} above 0 and up to {self._most:g}"
+            self.fail(f"{said}, such as {'1,2' if self._whole else '0.25,0.5,1'}", param, ctx)
         return numbers
 
 
 PLACE = PathParameter()
 NUMBERS = Numbers()
+FACTORS = Numbers(100)
+COUNTS = Numbers(MOST_TOKENS, whole=True)
 WORDS = TextParameter()
 SIZE = Size()
 GRIDS = Grids()

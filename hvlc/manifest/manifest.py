@@ -17,6 +17,7 @@ from hvlc.graphs.placement import Phase, Placement, Provider
 from hvlc.inputs.documents import read_json
 from hvlc.inputs.records import StrictModel
 from hvlc.manifest.policy import EncoderPolicy
+from hvlc.manifest.tuning import Tuning
 
 MANIFEST = "hvlc.json"
 
@@ -246,6 +247,7 @@ class Manifest(StrictModel):
         trained_context_length: the checkpoint's own, which may be longer.
         bits_per_decoder_weight: stored bits on average; None when nothing was quantized.
         rewinds: whether a sequence can be cut back to an earlier length; absent from the file where it can.
+        tuned: choices of `hvlc tune`; None, and absent from the file, where it chose nothing.
         files: every file of the package.
     """
 
@@ -265,16 +267,19 @@ class Manifest(StrictModel):
     trained_context_length: Length | None = None
     bits_per_decoder_weight: Finite | None
     rewinds: bool = True
+    tuned: Tuning | None = None
     files: dict[PlainName, FileEntry]
 
     @model_serializer(mode="wrap")
     def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most packages have no rule of texts and can rewind, as those from before there were others."""
+        """Most packages have no rule of texts, can rewind and are as built, as those from before there were others."""
         found: dict[str, Any] = written(self)
         if self.text is None:
             found.pop("text", None)
         if self.rewinds:
             found.pop("rewinds", None)
+        if self.tuned is None:
+            found.pop("tuned", None)
         return found
 
     @model_validator(mode="after")

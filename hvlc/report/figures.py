@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from hvlc.report.rendering import rendered
 from hvlc.results.sensitivity import Front, FrontPoint, Part, Sensitivity
 
-_STYLE = {"svg.hashsalt": "hvlc", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+#: Settings of every plot: no salt that changes, small letters, no frame above and at the right.
+STYLE = {"svg.hashsalt": "hvlc", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 _CELL = 0.26  # inches of a layer
 
 
@@ -32,7 +33,7 @@ def draw_sensitivity(found: Sensitivity, files: Sequence[Path]) -> dict[Path, li
     values = [_grid(found.parts, rows, layers, index) for index in range(len(found.formats))]
     positive = np.concatenate([grid[grid > 0] for grid in values]) if any((g > 0).any() for g in values) else np.ones(1)
     norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = (len(rows) * _CELL + 0.8) * len(values)
         figure = Figure((max(4.0, layers * _CELL + 3.0), height), layout="constrained")
         panels = figure.subplots(len(values), 1, squeeze=False)[:, 0]
@@ -58,7 +59,7 @@ def draw_front(front: Front, files: Sequence[Path]) -> dict[Path, list[bytes]]:
     Returns:
         The content of each.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure((9.0 if front.score else 5.0, 3.4), layout="constrained")
         panels = figure.subplots(1, 2 if front.score else 1, squeeze=False)[0]
         damages = [(point, point.damage) for point in front.points]

@@ -15,12 +15,15 @@ import numpy as np
 import onnx
 
 from hvlc.errors import Progress, UserError
+from hvlc.files.digests import digest_file
 from hvlc.files.scratch import scratch_directory, temporary_directory
 from hvlc.graphs.builder import LAST_INDEX, MOST_TOKENS
 from hvlc.manifest.lock import LOCK, Lock
-from hvlc.manifest.manifest import Manifest
+from hvlc.manifest.manifest import MANIFEST, Manifest
+from hvlc.manifest.tuning import Tuning
 from hvlc.opening.graphs import load_graph
 from hvlc.opening.package import open_package
+from hvlc.package.tuning import apply_tuning
 from hvlc.package.writer import code_digest, tool_versions
 from hvlc.qnn.checking import Sample, emulate_file
 from hvlc.qnn.compiler import CompileOptions
@@ -79,7 +82,7 @@ def rebuild(
     """
     manifest = open_package(package, verify=True).manifest
     lock = Lock.load(package)
-    compilation = read_compilation(package)
+    compilation, tuned = read_compilation(package), manifest.tuned
     if compilation:
         require_qnn()
     _check_inputs(lock, open_checkpoint(checkpoint, vrc))
@@ -100,13 +103,15 @@ def rebuild(
             context=manifest.context_length if manifest.is_staged else None,
             grids=manifest.images.grids if manifest.images else (),
             tile_batch=manifest.images.tile_batch if manifest.images else None,
-            policy=manifest.policy,
+            policy=tuned.policy_before if tuned else manifest.policy,
             aot=False,
         )
         _check_calibration(manifest, request)
         made = build(request, progress).manifest
         if compilation:
             made = _compiled(request.output, CompileOptions.of(request.target), compilation)
+        if tuned:
+            made = _tuned(request.output, tuned)
         changed = changed_tools(lock)
         there = {name: entry for name, entry in manifest.files.items() if name != LOCK}
         locked = [name for name in {*there, *lock.outputs} if there.get(name) != lock.outputs.get(name)]
@@ -123,6 +128,18 @@ def rebuild(
         )
     same = {name: entry.bytes for name, entry in lock.outputs.items() if name not in (*chance, *(told - {LOCK}))}
     return RebuildResult(len(same), sum(same.values()), changed, chance, bool(compilation and compilation.checks))
+
+
+def _tuned(directory: Path, tuned: Tuning) -> Manifest:
+    """Make the choices of `hvlc tune` in a new build again.
+
+    Raises:
+        UserError: the package that was tuned had another manifest.
+    """
+    if digest_file(directory / MANIFEST) != tuned.origin:
+        cause = f"the package was tuned from one whose manifest is {tuned.origin[:12]}..., and a new build has another"
+        raise UserError("package.rebuild", cause, "build and tune the package again")
+    return apply_tuning(directory, tuned)
 
 
 def _compiled(directory: Path, options: CompileOptions, before: Compilation) -> Manifest:
