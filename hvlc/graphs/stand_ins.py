@@ -56,6 +56,13 @@ def _product(node: onnx.NodeProto, _: TypeOf) -> list[onnx.NodeProto]:
     return _multiplied(node, sizes.get("K", 0), sizes.get("N", 0))
 
 
+def _integer_product(node: onnx.NodeProto, _: TypeOf) -> list[onnx.NodeProto]:
+    """Integers of the right shape, as floats."""
+    name = f"{node.output[0]}.stand_in"
+    integers = helper.make_node("MatMulInteger", node.input[:2], [name])
+    return [integers, helper.make_node("Cast", [name], [node.output[0]], to=onnx.TensorProto.FLOAT)]
+
+
 def _attention(node: onnx.NodeProto, type_of: TypeOf) -> list[onnx.NodeProto]:
     """The first output is like the query, which holds keys and values too where those are left out."""
     made = _like(0, 3, 4)(node, type_of)
@@ -124,6 +131,7 @@ _STAND_INS: Mapping[tuple[str, str], _StandIn] = {
     (MICROSOFT, "BiasGelu"): _like(0),
     (MICROSOFT, "Gelu"): _like(0),
     (MICROSOFT, "QuickGelu"): _like(0),
+    (MICROSOFT, "MatMulIntegerToFloat"): _integer_product,
     (MICROSOFT, "MatMulNBits"): _product,
     (MICROSOFT, "GatherBlockQuantized"): _looked_up,
 }

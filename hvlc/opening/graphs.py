@@ -23,6 +23,7 @@ _CONTRIB = frozenset(
         "CausalConvWithState",
         "GatherBlockQuantized",
         "GroupQueryAttention",
+        "MatMulIntegerToFloat",
         "MatMulNBits",
         "MultiHeadAttention",
         "SkipLayerNormalization",

@@ -16,7 +16,12 @@ from hvlc.results.build import Content, Contents, Piece, Use
 
 _LEVELS_SCALES_ZEROS = (Content.LEVELS, Content.SCALES, Content.ZERO_POINTS)
 #: Operators that read quantized weights, and the inputs with levels, scales and zero points.
-_QUANTIZED = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3), "DequantizeLinear": (0, 1, 2)}
+_QUANTIZED = {
+    "MatMulNBits": (1, 2, 3),
+    "GatherBlockQuantized": (0, 2, 3),
+    "DequantizeLinear": (0, 1, 2),
+    "MatMulIntegerToFloat": (1, 3, 5),
+}
 #: Operators whose output is their first input in another form: what reads it reads the weight.
 _FORMS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split"})
 _LARGEST_GAP = 4096  # that aligning a tensor leaves; more is data that no graph names

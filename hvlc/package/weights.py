@@ -36,6 +36,7 @@ _LEVELS = re.compile(r"\.u?int\d+(_rows)?$")  # what is appended to the name of 
 #: Prefixes that joining graphs puts before the names of their parameters: "vision_base/", "resolution.".
 _JOINED = re.compile(r"^(.*/)?(resolution\.)?")
 _SMALLEST_BLOCK = 16
+_MATRIX = 2  # dimensions
 _COLUMN_ORDER = 4  # input of MatMulNBits
 _WIDTHS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32}
 
@@ -300,6 +301,8 @@ class _Reader:
                 return self._product(node)
             case "GatherBlockQuantized":
                 return self._table(node)
+            case "MatMulIntegerToFloat":
+                return self._integers(node)
             case "DequantizeLinear" if node.input[0] in self._tensors and node.output[0] not in self._multiplied:
                 return self._dequantized(node)
         return None
@@ -314,6 +317,14 @@ class _Reader:
         shape = (_integer(node, "N", 0), _integer(node, "K", 0))
         zero = 1 << (bits - 1)
         return self._filled(node, BlockValues(shape, bits, block, True, levels, scales, zeros, zero, middles))
+
+    def _integers(self, node: onnx.NodeProto) -> BlockValues:
+        """MatMulIntegerToFloat reads int8 `[in, out]` with a scale for each output."""
+        levels, scales = self._required(node, 1), self._required(node, 3)
+        if levels.dtype != "int8" or len(levels.shape) != _MATRIX:
+            raise self._unread(node, f"it multiplies by {levels.dtype} {list(levels.shape)}")
+        shape = levels.shape[::-1]
+        return self._filled(node, BlockValues(shape, 8, shape[1], False, levels, scales, None, 0, None, turned=True))
 
     def _table(self, node: onnx.NodeProto) -> BlockValues:
         """GatherBlockQuantized looks up rows; uint8 holds packed levels around a middle, int4 and uint4 plain ones."""

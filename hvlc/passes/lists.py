@@ -34,6 +34,7 @@ from hvlc.passes.prepare.rotate_residual import RotateResidual
 from hvlc.passes.prepare.scale_channels import Factors, ScaleChannels
 from hvlc.passes.quantize.integer_attention import IntegerAttention
 from hvlc.passes.quantize.keep_stored_embedding_type import KeepStoredEmbeddingType
+from hvlc.passes.quantize.multiply_integers import MultiplyIntegers
 from hvlc.passes.quantize.quantize_activations import QuantizeActivations
 from hvlc.passes.quantize.quantize_kv_cache import QuantizeKVCache
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
@@ -171,6 +172,7 @@ def quantizing_passes(before: PassList, facts: Facts, target: Target, plan: Plan
         *([ScaleChannels(numbers.factors)] if numbers.factors else []),
         *([QuantizeWeights(*given, QuantizeWeights.roles - static)] if QuantizeWeights.roles - static else []),
         *([QuantizeWeightsQDQ(*given, static, direct=direct)] if static else []),
+        *([MultiplyIntegers(*given)] if any(a.format and a.format.integer_product for a in plan.assignments) else []),
         *([QuantizeActivations(plan, numbers.ranges)] if plan.activations is not None else []),
         *([QuantizeKVCache(numbers.magnitudes)] if plan.kv_cache is CacheType.INT8 else []),
         *([] if takes_apart else [PackProjections()]),

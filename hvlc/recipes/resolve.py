@@ -272,6 +272,8 @@ def _takes(target: Target, format: WeightFormat, place: _Place, recipe: Recipe) 
             return SupportAnswer(False, f"{target.name} takes no negative scales of a {grain} at {format.bits} bits")
         if not taken or grain is Grain.CHANNEL:
             return taken
+    elif format.integer_product:
+        return target.takes_integer_products()
     elif obstacle := format.product_obstacle(width):
         return SupportAnswer(False, obstacle)
     verdict = target.takes_weights(format.bits, format.block_size, format.needs)
@@ -325,7 +327,7 @@ def _decide_lookup(
 def _whole_blocks(choice: _Choice, target: Target, place: _Place, recipe: Recipe) -> _Choice:
     """The choice in the largest smaller blocks that divide the rows, where the target takes no rest of a row."""
     asked = choice.format
-    if choice.solver == STORED or _takes_rows(target, asked, place, recipe):
+    if choice.solver == STORED or asked.integer_product or _takes_rows(target, asked, place, recipe):
         return choice
     sizes = {size for known in target.block_formats if known.bits == asked.bits for size in known.block_sizes}
     smaller = [asked.in_blocks(size) for size in sorted(sizes, reverse=True) if size < asked.block_size]

@@ -35,6 +35,8 @@ class WeightSpec(StrictModel):
         per_channel: one scale for all of an output channel's weights, instead of blocks.
         symmetric: no zero points.
         scale_type: how the scales are stored; lpbq is for static activations, 4 bits in blocks without zero points.
+        products: "int8" rounds the inputs to 8 bits as they run, a scale a token: for 8 bits per channel by the solver
+            `pairs`. None: as the recipe's `activations` say.
         solver: who chooses the levels.
         options: of the solver; what is not given has the solver's default.
         fallback: how matrices are stored whose rows are not a whole number of blocks, or which the target does not take
@@ -46,6 +48,7 @@ class WeightSpec(StrictModel):
     per_channel: bool = False
     symmetric: bool = True
     scale_type: ScaleType = ScaleType.FLOAT16
+    products: Literal["int8"] | None = None
     solver: str = "rtn"
     options: dict[str, bool | Setting] = Field(default_factory=dict)
     fallback: "WeightSpec | None" = None
@@ -61,11 +64,23 @@ class WeightSpec(StrictModel):
         self.format(MOST_BLOCK, negative_scales=False)
         return self
 
+    @model_validator(mode="after")
+    def _pairs_are_for_products_of_integers(self) -> Self:
+        if (self.solver == "pairs") is not (self.products == "int8"):
+            raise ValueError("products: int8 and solver: pairs go together")
+        return self
+
     def format(self, in_features: int, *, negative_scales: bool) -> WeightFormat:
         """The format of rows of `in_features` as a plan carries it."""
         block_size = self.block_size or in_features
         return weight_format(
-            self.bits, block_size, self.symmetric, self.scale_type, negative_scales, per_channel=self.per_channel
+            self.bits,
+            block_size,
+            self.symmetric,
+            self.scale_type,
+            negative_scales,
+            per_channel=self.per_channel,
+            integer_product=self.products == "int8",
         )
 
     def with_fallbacks(self) -> Iterator["WeightSpec"]:

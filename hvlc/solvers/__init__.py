@@ -10,6 +10,7 @@ from hvlc.solvers.adaround import AdaRoundOptions, prepare_adaround
 from hvlc.solvers.gptq import GptqOptions, prepare_gptq
 from hvlc.solvers.hqq import half_quadratic
 from hvlc.solvers.k_quant import k_quant
+from hvlc.solvers.paired import round_in_pairs
 from hvlc.solvers.rtn import extreme_on_last_level, round_to_nearest
 from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import Levels, WeightFormat
@@ -22,6 +23,7 @@ SOLVERS = {
         Solver("rtn", round_to_nearest, 7e-9),
         Solver("minmax", extreme_on_last_level, 2e-9),
         Solver("hqq", half_quadratic, 1.8e-8),
+        Solver("pairs", round_in_pairs, 2e-8),
         Solver("k_quant", k_quant, 1.4e-8),
     )
 }

@@ -153,6 +153,7 @@ class Target(StrictModel):
     rules: dict[str, Rule] = Field(default_factory=dict)
     products: dict[str, Product] = Field(default_factory=dict)
     block_formats: tuple[BlockFormat, ...] = ()
+    integer_products: bool = False
     gather_bits: tuple[Width, ...] = ()
     lookup_dtypes: tuple[str, ...] = ("float32",)
     activation_dtypes: tuple[str, ...] = ()
@@ -216,6 +217,10 @@ class Target(StrictModel):
     def takes_negative_scales(self, bits: int) -> bool:
         """Whether a block's scale may be negative, which lets its extreme value use all levels."""
         return any(f.bits == bits and f.negative_scales for f in self.block_formats)
+
+    def takes_integer_products(self) -> SupportAnswer:
+        """Whether a product may round its inputs to 8 bits as it runs (`hvlc.passes.quantize.multiply_integers`)."""
+        return SupportAnswer(self.integer_products, f"{self.name} takes no products of integers that round as they run")
 
     def takes_gather(self, bits: int) -> SupportAnswer:
         """Whether an embedding look-up may read block-wise quantized rows of this width."""

@@ -286,6 +286,9 @@ def _precision(graph: ir.Graph) -> Precision:
         if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
             weights.append(node.attributes.get_int("bits", 4))
             activations += [8] if node.attributes.get_int("accuracy_level", 0) == _INT8_PRODUCTS else []
+        elif node.op_type == "MatMulIntegerToFloat":
+            weights.append(8)
+            activations.append(8)
         elif node.op_type == "QuantizeLinear" and (zero := node.inputs[2]) is not None and zero.dtype is not None:
             (cache if node.inputs[1] in written else activations).append(zero.dtype.bitwidth)
         elif node.op_type == "DequantizeLinear" and (levels := node.inputs[0]) is not None:

@@ -57,6 +57,9 @@ class QuantizeWeights(ComponentPass):
             if assignment.action is Action.KEEP:
                 skipped.append(Skip(assignment.weight, assignment.reason))
                 continue
+            if assignment.format is not None and assignment.format.integer_product:
+                skipped.append(Skip(assignment.weight, "is planned as a product of integers"))
+                continue
             node = nodes.get(name)
             if node is None or node.domain or _weight(node).const_value is None:
                 continue  # done before

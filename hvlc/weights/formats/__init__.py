@@ -6,17 +6,22 @@ from hvlc.weights.formats.base import Levels, ScaleType, Stream, WeightFormat
 from hvlc.weights.formats.block import AsymmetricFormat, SymmetricFormat
 from hvlc.weights.formats.channel import ChannelFormat
 from hvlc.weights.formats.float_zeros import FloatZeroFormat
+from hvlc.weights.formats.integer_product import LARGEST as LARGEST_LEVEL
+from hvlc.weights.formats.integer_product import LARGEST_PAIR, IntegerProductFormat, largest_pair
 from hvlc.weights.formats.lpbq import BITS as _LPBQ_BITS
 from hvlc.weights.formats.lpbq import LARGEST as LPBQ_LARGEST
 from hvlc.weights.formats.lpbq import LpbqFormat
 
 __all__ = [
+    "LARGEST_LEVEL",
+    "LARGEST_PAIR",
     "LPBQ_LARGEST",
     "Levels",
     "ScaleType",
     "Stream",
     "WeightFormat",
     "ZeroType",
+    "largest_pair",
     "scale_type_at",
     "stored_name",
     "weight_format",
@@ -41,6 +46,7 @@ def weight_format(
     zero_type: ZeroType = ZeroType.INTEGER,
     *,
     per_channel: bool = False,
+    integer_product: bool = False,
 ) -> WeightFormat:
     """The format that a recipe or a checkpoint describes.
 
@@ -52,10 +58,16 @@ def weight_format(
         negative_scales: whether a scale may be negative; LPBQ's may not.
         zero_type: element type of the zero points, where there are any.
         per_channel: whether a block is a row.
+        integer_product: whether its product rounds the inputs to 8 bits as it runs.
 
     Raises:
-        ValueError: LPBQ is for 4 bits in blocks without zero points or negative scales.
+        ValueError: products of integers are for 8 bits per channel without zero points, LPBQ for 4 bits in blocks
+            without zero points or negative scales.
     """
+    if integer_product:
+        if not per_channel or not symmetric:
+            raise ValueError("products: int8 is for 8 bits per channel without zero points")
+        return IntegerProductFormat(bits, block_size, scale_type, negative_scales)
     if scale_type is ScaleType.LPBQ:
         if bits != _LPBQ_BITS or per_channel or not symmetric:
             raise ValueError("scale_type lpbq is for 4 bits in blocks without zero points")

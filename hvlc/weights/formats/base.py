@@ -89,6 +89,7 @@ class WeightFormat(ABC):
         extra: what is stored beside levels and scales.
         zero_dtype: element type of a solver's zero points. None: the zero point is the middle level everywhere.
         peculiarity: what only some operators and solvers know; empty: nothing.
+        integer_product: whether its product rounds the inputs to 8 bits as it runs.
     """
 
     bits: int
@@ -100,6 +101,7 @@ class WeightFormat(ABC):
     extra: ClassVar[tuple[Stream, ...]] = ()
     zero_dtype: ClassVar[np.dtype | None] = None
     peculiarity: ClassVar[str] = ""
+    integer_product: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return self.spelled(self.bits, f"b{self.block_size}", _SCALES[self.scale_type][0])
