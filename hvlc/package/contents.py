@@ -124,6 +124,7 @@ def _note_reads(graph: Body, aliases: dict[str, str], read: dict[str, tuple[Cont
             source = aliases.get(node.input[0], node.input[0])
             aliases |= dict.fromkeys(node.output, source)
         bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
+        bits = 8 if node.op_type == "MatMulIntegerToFloat" else bits  # which has no such attribute
         for position, content in zip(_QUANTIZED.get(node.op_type, ()), _LEVELS_SCALES_ZEROS, strict=False):
             if position < len(node.input):
                 name = node.input[position]

@@ -18,6 +18,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from hvlc.errors import HvlcError, UserError
+from hvlc.weights.integer_matrix import IntegerMatrix, IntegerPart, Part
 from hvlc.weights.lazy import BFLOAT16, Concat, Expression, Reshape
 from hvlc.weights.quantized import Quantization, StoredPart
 
@@ -108,6 +109,30 @@ class QuantizedUnit:
                 tensor.release()
 
 
+@dataclass(frozen=True)
+class IntegerUnit:
+    """A matrix of products of integers: its levels, scales and sums, which take one solution."""
+
+    matrix: IntegerMatrix
+
+    def sections(self) -> tuple[Hashable, ...]:
+        """The matrix and the part."""
+        return tuple((self.matrix, part) for part in Part)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each part."""
+        return tuple(prod(self.matrix.shape(part)) * self.matrix.dtype(part).itemsize for part in Part)
+
+    def jobs(self) -> list[Callable[[], Sequence[np.ndarray]]]:
+        """The whole matrix: its columns are stored first."""
+        return [lambda: [check_finite(part, self.matrix.of.weight) for part in self.matrix.solve().values()]]
+
+    def release(self) -> None:
+        """Give back the pages of the weight."""
+        for tensor in self.matrix.of.weight.stored():
+            tensor.release()
+
+
 def _solve(matrix: Quantization, start: int, stop: int) -> Sequence[np.ndarray]:
     rows = check_finite(matrix.weight.rows(start, stop), matrix.weight)
     return list(matrix.solve(rows).values())
@@ -133,6 +158,8 @@ def check_finite(values: np.ndarray, source: Expression) -> np.ndarray:
 def unit_of(expression: Expression) -> tuple[Unit, Hashable]:
     """The unit that an initializer's bytes belong to, and the key of its section there."""
     expression = _unshaped(expression)
+    if isinstance(expression, IntegerPart):
+        return IntegerUnit(expression.of), (expression.of, expression.part)
     pieces = expression.of if isinstance(expression, Concat) and expression.axis == 0 else (expression,)
     parts = [part for part in map(_unshaped, pieces) if isinstance(part, StoredPart)]
     if len(parts) == len(pieces) and len({(part.stream, part.of.format) for part in parts}) == 1:

@@ -20,7 +20,12 @@ def round_in_pairs(weight: np.ndarray, format: WeightFormat) -> Levels:
 
     Returns:
         Levels of `[out, 1, in]`; the same for a row whatever rows come with it.
+
+    Raises:
+        ValueError: another format.
     """
+    if not format.integer_product:
+        raise ValueError(f"pairs chooses levels for products of integers, got {format}")
     pairs = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))).reshape(len(weight), -1, 2)
     reach = np.maximum(np.abs(pairs).max((1, 2), initial=0), np.abs(pairs.sum(2)).max(1, initial=0))
     whole = np.maximum(reach / np.float32(LARGEST_LEVEL), _LEAST).astype(np.float32)
@@ -48,5 +53,6 @@ def _rounded(pairs: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _error(pairs: np.ndarray, levels: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Squared error of each row."""
-    return np.asarray(np.square(levels * scales[:, None, None] - pairs).sum((1, 2)))
+    """Squared error of each row; infinite where it overflows, which keeps the scale that cuts nothing off."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.square(levels * scales[:, None, None] - pairs).sum((1, 2)))

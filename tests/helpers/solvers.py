@@ -6,9 +6,12 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from hvlc.solvers import SOLVERS
 from hvlc.weights.formats import Levels, ScaleType, WeightFormat, ZeroType, weight_format
 from tests.helpers.tolerances import SOLVER_ERROR
 
+#: Data-free solvers that take any format: `pairs` is for one.
+GENERAL = {name: solver for name, solver in SOLVERS.items() if name != "pairs"}
 #: Types of scales that any form may have.
 FLOAT_SCALES = (ScaleType.FLOAT32, ScaleType.FLOAT16)
 FORMATS = [

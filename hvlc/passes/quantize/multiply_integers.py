@@ -19,9 +19,9 @@ from hvlc.graphs.editing import drop_unread, make_node, register, replace_node
 from hvlc.graphs.plan import Assignment
 from hvlc.passes.base import Outcome
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
-from hvlc.passes.quantize.quantize_weights_qdq import stored_across
-from hvlc.weights.formats import LARGEST_PAIR, Stream, largest_pair
-from hvlc.weights.lazy import Computed, LazyTensor, expression_of
+from hvlc.weights.formats import Stream
+from hvlc.weights.integer_matrix import IntegerMatrix, Part
+from hvlc.weights.lazy import LazyTensor, expression_of
 
 _LAST = 255  # level of a token's largest value
 _LEAST = np.float32(1e-30)  # scale of a token of equal values
@@ -49,21 +49,16 @@ class MultiplyIntegers(QuantizeWeights):
         x, weight, format = node.inputs[0], node.inputs[1], assignment.format
         if x is None or weight is None or weight.const_value is None or format is None:
             raise HvlcError("plan.incomplete", f"{assignment.weight} has no format or no value", "report it")
-        known = self.solved.get((assignment.component, assignment.node))
-        quantization = known or self._unsolved(expression_of(weight.const_value), assignment, format, lookup=False)
-        self._check_read(quantization.format)
-        stored = stored_across(graph, assignment.weight, quantization)
-        levels, scales = stored[Stream.LEVELS], stored[Stream.SCALES]
-        made = tuple(expression_of(value.const_value) for value in (levels, scales) if value.const_value is not None)
-        dims = (assignment.in_features, assignment.out_features)
-        sums = LazyTensor(f"{assignment.weight}.sums", Computed(_Sums(dims), made, dims[1:], np.dtype(np.float32)))
+        quantization = self._unsolved(expression_of(weight.const_value), assignment, format, lookup=False)
+        self._check_read(format)
+        levels, scales, sums = _stored(graph, assignment.weight, IntegerMatrix(quantization))
         name, token = str(node.name), _rounded(graph, node, x)
         one, zero, signed = _constants(graph)
         inputs = [token.levels, levels, one, scales, zero, signed]
         product = ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=f"{name}.integers")
         product.outputs[0].name = f"{name}.integers:0"
         scaled = make_node("Mul", [product.outputs[0], token.scale], f"{name}.scaled")
-        lowest = make_node("Mul", [token.minimum, register(graph, sums)], f"{name}.minimum")
+        lowest = make_node("Mul", [token.minimum, sums], f"{name}.minimum")
         total = make_node("Add", [scaled.outputs[0], lowest.outputs[0]], name)
         replace_node(node, [product, scaled, lowest, total])
         drop_unread(graph, weight)
@@ -78,21 +73,11 @@ class _Token:
     minimum: ir.Value
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over the columns of a dequantized matrix, which is stored `[in, out]` in two's complement.
-
-    All levels are read here, so here they are held to their bound.
-    """
-
-    dims: tuple[int, int]
-
-    def __call__(self, levels: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        signed = np.ascontiguousarray(levels).view(np.int8).reshape(self.dims)
-        if (found := largest_pair(signed)) > LARGEST_PAIR:
-            cause = f"internal error: two neighbouring levels add up to {found}, and {LARGEST_PAIR} are the most"
-            raise HvlcError("format.pairs", cause, "please report it")
-        return (signed.sum(0, dtype=np.int64) * scales.reshape(-1).astype(np.float64)).astype(np.float32)
+def _stored(graph: ir.Graph, weight: str, matrix: IntegerMatrix) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Initializers: levels int8 `[in, out]`, scales and sums of columns float32 `[out]`."""
+    names = {Part.LEVELS: "int8", Part.SCALES: "scales", Part.SUMS: "sums"}
+    made = {part: register(graph, LazyTensor(f"{weight}.{name}", matrix.part(part))) for part, name in names.items()}
+    return made[Part.LEVELS], made[Part.SCALES], made[Part.SUMS]
 
 
 def _constants(graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -94,17 +94,6 @@ class QuantizeWeightsQDQ(QuantizeWeights):
         return ir.node("MatMul", [node.inputs[0], matrix], name=str(node.name))
 
 
-def stored_across(graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight) -> dict[Stream, ir.Value]:
-    """Initializers of a matrix stored `[in, out]`: levels in two's complement, and scales.
-
-    Args:
-        graph: gets them.
-        weight: name of the matrix.
-        quantization: its levels, around the middle.
-    """
-    return _across(graph, weight, _signed(quantization))
-
-
 def _across(graph: ir.Graph, weight: str, quantization: Quantization | SolvedWeight) -> dict[Stream, ir.Value]:
     """Levels `[in, out]`, scales float32 (whole numbers as they are) `[blocks, out]`, and zero points of 4 bits."""
     format, scales = quantization.format, quantization.stream(Stream.SCALES)

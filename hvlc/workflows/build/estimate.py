@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from hvlc.graphs.bundle import Bundle
 from hvlc.package.onnx_files import initializers, is_inline
-from hvlc.package.streaming import AHEAD, CHUNK, Layout, PlainUnit, QuantizedUnit, Unit
+from hvlc.package.streaming import AHEAD, CHUNK, IntegerUnit, Layout, PlainUnit, QuantizedUnit, Unit
 from hvlc.results.build import Estimate
 from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.lazy import expression_of
@@ -84,6 +84,8 @@ def _seconds(unit: Unit) -> float:
     match unit:
         case QuantizedUnit(matrices):
             return sum((_COPY + m.solver.seconds) * m.weight.shape[0] * m.weight.shape[1] for m in matrices)
+        case IntegerUnit(matrix):
+            return (_COPY + matrix.of.solver.seconds) * float(np.prod(matrix.of.weight.shape))
         case PlainUnit(expression):
             return _COPY * unit.sizes()[0] / max(1, expression.dtype.itemsize)
     raise TypeError(type(unit))
@@ -93,6 +95,8 @@ def _row(unit: Unit) -> int:
     match unit:
         case QuantizedUnit(matrices):
             return max(m.weight.shape[1] for m in matrices)
+        case IntegerUnit(matrix):
+            return int(np.prod(matrix.of.weight.shape))
         case PlainUnit(expression):
             return int(np.prod(expression.shape[0 if expression.whole else 1 :]))
     raise TypeError(type(unit))

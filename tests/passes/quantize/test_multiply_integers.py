@@ -1,5 +1,7 @@
 """Products of integers that round their inputs as they run are those that numpy computes, and never saturate."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,11 +12,15 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Component, Role
 from hvlc.graphs.plan import Plan
+from hvlc.package.streaming import Layout
 from hvlc.passes.quantize.multiply_integers import MultiplyIntegers
 from hvlc.passes.quantize.quantize_weights import QuantizeWeights
 from hvlc.solvers import SOLVERS
 from hvlc.solvers.paired import round_in_pairs
-from hvlc.weights.formats import LARGEST_PAIR, ScaleType, Stream, WeightFormat, weight_format
+from hvlc.weights.formats import LARGEST_PAIR, Levels, ScaleType, Stream, WeightFormat, weight_format
+from hvlc.weights.integer_matrix import IntegerMatrix, Part
+from hvlc.weights.lazy import Constant
+from hvlc.weights.quantized import Quantization, Solver
 from tests.helpers.sessions import OPTIMIZATIONS, session
 from tests.passes.quantize.test_quantize_weights import assignment, matrix, product
 
@@ -72,10 +78,11 @@ def test_products_of_one_value_round_it_once() -> None:
         b.output(y, name, ir.DataType.FLOAT, ["n", 8])
     bundle = Bundle("test")
     bundle.add(Component("graph", Role.DECODER, b.model(), "graph"))
-    planned = [
-        assignment(weight, paired(16), node=n, weight=f"{n}.weight", solver="pairs") for n in ("first", "second")
-    ]
-    MultiplyIntegers(Plan("recipe", "cpu", tuple(planned)), SOLVERS).run(bundle)
+    planned = tuple(
+        replace(assignment(weight, paired(16), solver="pairs"), node=name, weight=f"{name}.weight")
+        for name in ("first", "second")
+    )
+    MultiplyIntegers(Plan("recipe", "cpu", planned), SOLVERS).run(bundle)
     ops = [node.op_type for node in bundle.components["graph"].graph]
     assert (ops.count("QuantizeLinear"), ops.count("MatMulIntegerToFloat")) == (1, 2)
 
@@ -121,3 +128,29 @@ def test_levels_of_another_solver_are_an_internal_error() -> None:
     assert sums is not None
     with pytest.raises(HvlcError, match=f"and {LARGEST_PAIR} are the most"):
         sums.numpy()
+
+
+def test_a_matrix_is_solved_once_for_all_that_is_stored() -> None:
+    asked = list[int]()
+
+    def solve(rows: np.ndarray, format: WeightFormat) -> Levels:
+        asked.append(len(rows))
+        return round_in_pairs(rows, format)
+
+    weight = matrix(600, 32)
+    whole = IntegerMatrix(Quantization(Constant(weight), paired(32), Solver("pairs", solve, 0.0)))
+    layout = Layout()
+    places = [layout.add(whole.part(part)) for part in Part]
+    (unit,) = layout.units.values()
+    ((levels, scales, sums),) = (job() for job in unit.jobs())
+    assert sum(asked) == 600
+    assert [length for _, length in places] == [levels.nbytes, scales.nbytes, sums.nbytes] == [600 * 32, 2400, 2400]
+    np.testing.assert_array_equal(levels, whole.part(Part.LEVELS).read())
+    dequantized = round_in_pairs(weight, paired(32)).dequantize(32)
+    np.testing.assert_array_equal(levels.T * scales[:, None], dequantized)
+    np.testing.assert_allclose(sums, dequantized.sum(1), rtol=1e-5, atol=1e-6)
+
+
+def test_another_format_is_refused_by_the_solver() -> None:
+    with pytest.raises(ValueError, match="pairs chooses levels for products of integers"):
+        round_in_pairs(matrix(2, 32), weight_format(8, 32))
