@@ -1,7 +1,7 @@
 """An image through a vision encoder: all of it in one pass, or as hvlc does it, in tiles (Linux).
 
     python benchmarks/vision.py --work build/benchmarks/vision [--sides 768 1024 1536 2048] [--scale 0.83]
-        [--forms full full-written large base large-float base-float base-scaled] [--most-gb 10]
+        [--forms full full-written large base large-float base-float base-scaled] [--most-gb 10] [--largest-full 1536]
 
 Towers of the paper's size (SigLIP2-Large and -Base, tiles of 256 pixels) have random weights, above a decoder of one
 layer. Each cell is a process of its own with one thread: it loads the model, sees one square image of noise (so that
@@ -10,8 +10,9 @@ no two tiles are equal), and reports processor time and the peak of unshared mem
 `large` and `base` are the towers as `w4a16-rtn` builds them, `-float` in float32, `base-scaled` sees the image at
 --scale per side, as the compressor would. The full pass has position embeddings interpolated to the image's grid and
 the same projector; in `full-written` its attention is two products and a Softmax, as other exporters write it. A cell
-that is expected to take more than --most-gb is skipped, and the result says so. Finished cells are kept in
-WORK/cells.json, so that a run that was ended goes on.
+that is expected to take more than --most-gb, or a full pass above --largest-full, is skipped, and the result says so;
+where three full passes ran, a parabola through them stands for those that did not, marked as `fitted`. Finished cells
+are kept in WORK/cells.json, so that a run that was ended goes on. Results: WORK/vision.json, vision.png, vision.svg.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from shapes import SHAPES, Shape
 _FORMS = ("large-float", "base-float", "large", "base", "base-scaled", "full", "full-written")
 _PATCH, _HEADS, _GB = 16, 16, 10**9
 _BATCH = 1  # tiles of a run, as phones do it
+_TERMS = 3  # of a parabola: attention grows with the square of the pixels
 
 
 def towers() -> Shape:
@@ -66,6 +68,8 @@ def prepare(work: Path) -> None:
 def full_pass(work: Path, side: int, *, written: bool) -> Path:
     """The large encoder as one graph over a square image; `written`: without MultiHeadAttention."""
     package, made = work / "float32", work / "full" / f"{side}{'-written' if written else ''}.onnx"
+    if made.exists():
+        return made
     made.parent.mkdir(exist_ok=True)
     data = made.parent / "vision.onnx.data"
     if not data.exists():
@@ -212,48 +216,86 @@ def fit(sides: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
     return {"seconds_per_megapixel": float(slope), "seconds": float(offset), "r2": float(1 - left / spread)}
 
 
+def extrapolated(sides: Sequence[int], values: Sequence[float], side: int) -> float:
+    """A parabola over pixels through three measurements or more, by least squares, at another side."""
+    squared = np.square(np.array(sides, np.float64)) / 1e6
+    return float(np.polyval(np.polyfit(squared, values, _TERMS - 1), side * side / 1e6))
+
+
+def with_fitted(cells: dict[str, dict[str, Any]], sides: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """The cells, and full passes that were skipped as the others say that they would be, marked `fitted`."""
+    found = dict(cells)
+    known = [side for side in sides if "seconds" in cells.get(f"full {side}", {})]
+    for side in sides:
+        if "skipped" in cells.get(f"full {side}", {}) and len(known) >= _TERMS:
+            made = {
+                name: extrapolated(known, [cells[f"full {s}"][name] for s in known], side)
+                for name in ("seconds", "peak")
+            }
+            found[f"full {side}"] = {**made, "fitted": known}
+    return found
+
+
 def summary(cells: dict[str, dict[str, Any]], forms: Sequence[str], sides: Sequence[int]) -> dict[str, Any]:
-    """Fits by form, and ratios of the full pass to each form by side."""
+    """Fits by form over what was measured, and ratios of the full pass to each form by side."""
     found: dict[str, Any] = {"fits": {}, "ratios": []}
     for form in forms:
         known = [side for side in sides if "seconds" in cells.get(f"{form} {side}", {})]
-        if len(known) > 2:  # a line through two points fits always
-            found["fits"][form] = fit(known, [cells[f"{form} {side}"]["seconds"] for side in known])
+        measured = [side for side in known if "fitted" not in cells[f"{form} {side}"]]
+        if len(measured) > 2:  # a line through two points fits always
+            found["fits"][form] = fit(measured, [cells[f"{form} {side}"]["seconds"] for side in measured])
         for side in known:
             for base in ("full", "full-written"):
                 other = cells.get(f"{base} {side}", {})
                 if "seconds" in other and not form.startswith("full"):
                     mine = cells[f"{form} {side}"]
                     ratio = {name: other[name] / mine[name] for name in ("seconds", "peak")}
-                    found["ratios"].append({"form": form, "side": side, "against": base, **ratio})
+                    note = {"fitted": True} if "fitted" in other else {}
+                    found["ratios"].append({"form": form, "side": side, "against": base, **ratio, **note})
     return found
 
 
-def plot(cells: dict[str, dict[str, Any]], forms: Sequence[str], sides: Sequence[int], path: Path) -> None:
-    """Processor seconds and peak memory over the side, both on logarithmic axes."""
-    import matplotlib as mpl
+def plot(cells: dict[str, dict[str, Any]], forms: Sequence[str], sides: Sequence[int], files: Sequence[Path]) -> None:
+    """Processor seconds and peak memory over the side, both on logarithmic axes; what is fitted is hollow."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from hvlc.report.rendering import rendered
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    for axis, name, label, unit in ((axes[0], "seconds", "processor time, s", 1), (axes[1], "peak", "peak, GB", _GB)):
-        for form in forms:
-            known = [side for side in sides if name in cells.get(f"{form} {side}", {})]
-            axis.plot(known, [cells[f"{form} {side}"][name] / unit for side in known], marker="o", label=form)
-        axis.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=label)
-        axis.set_xticks(sides, [str(side) for side in sides])
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(path)
+    with rc_context({"svg.hashsalt": "hvlc", "font.size": 8}):
+        figure = Figure((9.0, 3.6), layout="constrained")
+        panels = zip(
+            figure.subplots(1, 2), (("seconds", "processor time, s", 1), ("peak", "peak, GB", _GB)), strict=True
+        )
+        for axis, (name, label, unit) in panels:
+            for form in forms:
+                known = [side for side in sides if name in cells.get(f"{form} {side}", {})]
+                (line,) = axis.plot(known, [cells[f"{form} {side}"][name] / unit for side in known], label=form)
+                for side in known:
+                    filled = line.get_color() if "fitted" not in cells[f"{form} {side}"] else "white"
+                    value = cells[f"{form} {side}"][name] / unit
+                    axis.plot([side], [value], marker="o", color=line.get_color(), markerfacecolor=filled)
+            axis.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=label)
+            axis.set_xticks(sides, [str(side) for side in sides])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        figure.axes[0].legend(frameon=False)
+        for file, content in rendered(figure, files).items():
+            file.write_bytes(b"".join(content))
 
 
 def _measured(options: argparse.Namespace, form: str, side: int) -> dict[str, Any]:
     """A cell by a process of its own, or why it is skipped."""
+    if form.startswith("full") and side > options.largest_full:
+        return {"skipped": f"full passes above {options.largest_full} pixels are not asked for"}
     expected = expected_bytes(form, side)
     if expected > options.most_gb * _GB:
         return {"skipped": f"about {expected / _GB:.0f} GB expected, and {options.most_gb:g} are allowed"}
+    if form.startswith("full"):  # in a process of its own: making the graph leaves memory behind
+        made = f"import vision, pathlib; vision.full_pass(pathlib.Path({str(options.work)!r}), {side}, "
+        code = made + f"written={form == 'full-written'})"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     command = [sys.executable, str(Path(__file__).resolve()), "--cell", form, str(side)]
     command += ["--work", str(options.work), "--scale", str(options.scale)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -268,6 +310,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=_FORMS, default=_FORMS)
     parser.add_argument("--scale", type=float, default=0.83, help="of base-scaled: the compressor's mean, per side")
     parser.add_argument("--most-gb", type=float, default=10, help="memory that a cell may be expected to take")
+    parser.add_argument("--largest-full", type=int, default=1536, help="side of the largest full pass that is run")
     parser.add_argument("--cell", nargs=2, metavar=("FORM", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
@@ -283,9 +326,10 @@ def main() -> None:
                 cells[f"{form} {side}"] = _measured(options, form, side)
                 kept.write_text(json.dumps(cells, indent=1), "utf-8")
                 print(form, side, cells[f"{form} {side}"], flush=True)
+    cells = with_fitted(cells, options.sides)
     found = {"cells": cells, **summary(cells, options.forms, options.sides)}
     (options.work / "vision.json").write_text(json.dumps(found, indent=1), "utf-8")
-    plot(cells, options.forms, options.sides, options.work / "vision.png")
+    plot(cells, options.forms, options.sides, [options.work / f"vision.{kind}" for kind in ("png", "svg")])
     print(json.dumps({name: found[name] for name in ("fits", "ratios")}, indent=1))
 
 

@@ -69,3 +69,36 @@ def test_ratios_leave_out_what_was_skipped() -> None:
     (only,) = summary(cells, ["base", "full", "full-written"], [768])["ratios"]
     assert only == {"form": "base", "side": 768, "against": "full", "seconds": 4.0, "peak": 3.0}
     assert expected_bytes("full-written", 2048) > 10**10 > expected_bytes("base", 2048)
+
+
+def test_full_passes_that_were_not_run_are_fitted_and_marked() -> None:
+    from vision import summary, with_fitted
+
+    sides = [768, 1024, 1536, 2048]
+    pixels = [side * side / 1e6 for side in sides]
+    cells = {
+        f"full {side}": {"seconds": 2 * p * p + 3 * p + 1, "peak": 5 * p} for side, p in zip(sides, pixels, strict=True)
+    }
+    wanted = cells["full 2048"]
+    cells |= {f"base {side}": {"seconds": p, "peak": 1.0} for side, p in zip(sides, pixels, strict=True)}
+    cells["full 2048"] = {"skipped": "not asked for"}
+    found = with_fitted(cells, sides)
+    assert found["full 2048"].pop("fitted") == sides[:3]
+    assert found["full 2048"] == pytest.approx(wanted)
+    assert found["full 1536"] == cells["full 1536"]
+    ratios = summary(with_fitted(cells, sides), ["base", "full"], sides)["ratios"]
+    assert [ratio["side"] for ratio in ratios if "fitted" in ratio] == [2048]
+    assert "full 2048" not in {name for name, cell in with_fitted(cells, sides[2:]).items() if "seconds" in cell}
+
+
+def test_the_plot_is_drawn_in_both_formats(tmp_path: Path) -> None:
+    from vision import plot
+
+    cells = {"full 768": {"seconds": 8.0, "peak": 6e8}, "full 1024": {"seconds": 9.0, "peak": 7e8, "fitted": [768]}}
+    files = [tmp_path / "vision.png", tmp_path / "vision.svg"]
+    plot(cells, ["full", "base"], [768, 1024], files)
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    first = files[1].read_bytes()
+    assert b"</svg>" in first
+    plot(cells, ["full", "base"], [768, 1024], files)
+    assert files[1].read_bytes() == first
