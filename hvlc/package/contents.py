@@ -20,7 +20,7 @@ _QUANTIZED = {
     "MatMulNBits": (1, 2, 3),
     "GatherBlockQuantized": (0, 2, 3),
     "DequantizeLinear": (0, 1, 2),
-    "MatMulIntegerToFloat": (1, 3, 5),
+    "MatMulIntegerToFloat": (1, 3),
 }
 #: Operators whose output is their first input in another form: what reads it reads the weight.
 _FORMS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split"})

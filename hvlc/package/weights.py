@@ -274,7 +274,8 @@ class _Reader:
         for node in self._nodes:
             values = self._quantized(node)
             if values is not None:
-                taken |= {part.name for part in values.parts}
+                sums = f"{_LEVELS.sub('', values.levels.name)}.sums"  # of a matrix's columns: no weights of their own
+                taken |= {sums, *(part.name for part in values.parts)}
                 yield self._weight(values.levels.name, values)
         taken |= {name for node in self._nodes if node.op_type in _ROUNDING for name in node.input[1:]}
         for name, tensor in self._tensors.items():
