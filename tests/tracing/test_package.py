@@ -121,7 +121,7 @@ def test_precision_is_what_a_part_computes_with(tiny_w4a16: Path) -> None:
     tracer = PackageTracer(tiny_w4a16)
     found = {stage.name: stage.precision for stage in tracer.stages(question(tracer))}
     assert found[trace_points.decoder_layer(0)] == Precision(weights=4)
-    assert found[trace_points.vision_layer(0)] == Precision(weights=8)
+    assert found[trace_points.vision_layer(0)] == Precision(weights=8, activations=8)
     assert found[trace_points.EMBEDDING].weights == 4
     assert found[trace_points.MERGE] == found[trace_points.POST_NORM] == Precision()
 
