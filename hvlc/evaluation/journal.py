@@ -23,8 +23,9 @@ _LONGEST = 4_000_000  # bytes of a line
 class Journal(Generic[R]):
     """Results by position, each written as soon as it is there.
 
-    The first line says what is being done. A file with another one, or without, is begun anew; a line that was cut off
-    is dropped. Every result carries the digest of what it answers, and is used for exactly that.
+    The first line says what is being done. A file with another one, or without, is begun anew. A last line that was cut
+    off is dropped, and a damaged one before it passed over: what it answered is asked again. Every result carries the
+    digest of what it answers, and is used for exactly that.
 
     Args:
         path: the file, or None for a journal that is not kept.
@@ -102,31 +103,31 @@ class Journal(Generic[R]):
                 raise
 
     def _read(self, path: Path) -> int:
-        """Take the results of an earlier run; returns how many bytes of its file are good."""
+        """Take the results of an earlier run; returns how many bytes of its file are whole lines."""
         if state_of(path) is None:
             return 0
         with open_file(path, "results.unreadable", limit=EVALUATION) as file:
             if file.readline(len(self._first) + 1) != self._first:
                 return 0
-            good = len(self._first)
-            while line := file.readline(_LONGEST):
-                if not self._take(line):
-                    break
-                good += len(line)
+            good = place = len(self._first)
+            begins = True
+            while piece := file.readline(_LONGEST):
+                ends, place = piece.endswith(b"\n"), place + len(piece)
+                if begins and ends:
+                    self._take(piece)
+                begins, good = ends, place if ends else good
             return good
 
-    def _take(self, line: bytes) -> bool:
-        """Whether the line holds a result."""
-        if not line.endswith(b"\n"):
-            return False
+    def _take(self, line: bytes) -> None:
+        """Keep the result of a line; a line without one is passed over."""
         try:
             entry = parse_json(line)
             result = self._record.model_validate_json(json.dumps(entry["result"]))
-            self._results[int(entry["index"])] = str(entry["digest"]), result
+            index, digest = int(entry["index"]), str(entry["digest"])
             self._note(entry["peak"])
         except (ValueError, KeyError, TypeError, ArithmeticError):  # ValidationError is a ValueError
-            return False
-        return True
+            return
+        self._results[index] = digest, result
 
     def _note(self, peak: int | None) -> None:
         if peak is not None:

@@ -7,7 +7,7 @@ was trained for (`Checkpoint.joined`), so every build reads both, and locks and 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -72,6 +72,11 @@ class HeldOut(StrictModel):
     rounding: float
 
 
+#: Mean and deviation of a channel on the 0..1 scale; pixels divided by a deviation near 0 are not finite.
+_Mean = Annotated[float, Field(ge=-10, le=10)]
+_Deviation = Annotated[float, Field(ge=1e-3, le=100)]
+
+
 class CompressorSettings(StrictModel):
     """Settings of a compressor, as its config.json has them.
 
@@ -100,9 +105,9 @@ class CompressorSettings(StrictModel):
     version: Literal[2] = 2
     proxy_size: int = Field(ge=32, le=1024)
     min_scale: float = Field(gt=0, le=1)
-    scale_step: float = Field(gt=0, le=0.5)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    scale_step: float = Field(ge=1e-3, le=0.5)  # the front graph weighs every scale of this grid
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     depth_multiplier: float = Field(gt=0, le=4)
     hidden_size: int = Field(ge=1, le=4096)
     layer_norm_eps: float = Field(gt=0, lt=1)

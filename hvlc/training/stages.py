@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,17 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from hvlc.errors import UserError
 from hvlc.training.optimizing import Optimizer
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between saves.
 SAVE_EVERY = 120.0
+
+#: Errors of torch for a file that is not a stage, one that is cut, and one of other modules.
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, OSError)
+_LONGEST = 200  # characters of what torch says
 
 #: Seconds between lines of progress.
 REPORT_EVERY = 20.0
@@ -151,11 +157,21 @@ class Stage(Generic[Batch]):
         temporary.replace(self.path)
 
     def _resume(self) -> None:
-        state = load(self.path)
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.spent, self.curve = state["spent"], state["curve"]
+        """Take the state up.
+
+        Raises:
+            UserError: the file is damaged, or of another training.
+        """
+        try:
+            state = load(self.path)
+            for name, module in self.modules.items():
+                module.load_state_dict(state["modules"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.spent, self.curve = float(state["spent"]), list(state["curve"])
+        except _DAMAGED as error:
+            said = f"{type(error).__name__}: {str(error)[:_LONGEST]}".splitlines()[0]
+            cause = f"{self.path} cannot be taken up ({said})"
+            raise UserError("train.state", cause, "remove it; that stage then begins anew") from error
         logger.info("%s: resumed after %.0f s", self.name, self.spent)
 
     def _report(self, sums: dict[str, list[float]]) -> None:

@@ -97,10 +97,14 @@ def test_a_file_that_was_cut_anywhere_gives_back_its_whole_lines(cut: int) -> No
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"index": 2}', '{"index": 2, "digest": "d", "peak": null, "result": {}}'])
-def test_a_line_that_is_no_result_ends_what_is_taken(path: Path, line: str) -> None:
+def test_a_line_that_is_no_result_is_passed_over(path: Path, line: str) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
-    assert found(path) == [window(0), None, None, None]
+    assert found(path) == [window(0), window(1), window(2), None]
+    journal = opened(path)
+    journal.add(3, "digest 3", window(3))
+    journal.close()
+    assert found(path) == [window(index) for index in range(4)]
 
 
 def test_a_journal_without_a_file_keeps_nothing() -> None:
@@ -129,10 +133,20 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_line_that_no_run_wrote_ends_what_is_read(path: Path, case: str) -> None:
+def test_a_line_that_no_run_wrote_is_passed_over(path: Path, case: str) -> None:
     first, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + rest[0] + HOSTILE[case] + b"\n" + rest[1])
-    assert found(path) == [window(0), None, None, None]
+    assert found(path) == [window(0), window(1), None, None]
+
+
+def test_a_damaged_line_loses_its_own_result_alone(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\0" * len(lines[2][:-1]) + b"\n", *lines[3:]]))
+    assert found(path) == [window(0), None, window(2), None]
+    journal = opened(path)
+    journal.add(1, "digest 1", window(1))
+    journal.close()
+    assert found(path) == [window(0), window(1), window(2), None]
 
 
 def test_a_journal_that_is_not_a_file_is_refused(path: Path) -> None:

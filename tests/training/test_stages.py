@@ -46,6 +46,25 @@ def test_stage_learns_and_resumes(tmp_path, monkeypatch, workers):
     assert len(longer.curve) > len(first.curve)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "directory"])
+def test_a_damaged_state_has_a_code(tmp_path, damage):
+    from hvlc.errors import UserError
+
+    _stage(tmp_path, 0.01).run()
+    path = tmp_path / "line.pt"
+    content = path.read_bytes()
+    if damage == "other":
+        torch.save({"modules": {"layer": {}}, "spent": 0.0}, path)
+    elif damage == "directory":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(UserError, match=r"train\.state") as error:
+        _stage(tmp_path, 0.01).run()
+    assert "line.pt" in error.value.cause
+
+
 def test_an_interrupted_stage_keeps_what_it_learned(tmp_path):
     first = _stage(tmp_path, 60.0)
     draws = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -20,6 +21,8 @@ from hvlc.export.compressor import (
     configuration_digest,
     settings_of,
 )
+from hvlc.files.scratch import nameless_file
+from hvlc.files.writing import make_directory, writing
 from hvlc.models.hypervl.configuration import HyperVLResolutionConfig
 from hvlc.models.hypervl.processing import HyperVLImageProcessor
 from hvlc.training.stages import Report
@@ -155,10 +158,20 @@ def train_compressor(
 def _questions(task: Task, labels: Sequence[Label], recipe: Recipe) -> Questions:
     """Labels with their views and the scale that the rule chooses."""
     processor = HyperVLImageProcessor(proxy_size=recipe.proxy_size)
-    views = [processor.proxy(task.example(index).images[0])[0].half() for index in range(len(task))]
+    side = recipe.proxy_size
+    views = _room(recipe.work, (len(task), side, side, 3)).permute(0, 3, 1, 2)
+    for index in range(len(task)):
+        views[index] = processor.proxy(task.example(index).images[0])[0][0]
     tolerance = Tolerance()
     passes = [one.equivalent if recipe.labels == "equivalence" else passes_by_loss(one, tolerance) for one in labels]
-    return Questions(labels, torch.cat(views), [smallest(one) for one in passes])
+    return Questions(labels, views, [smallest(one) for one in passes])
+
+
+def _room(work: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """A float16 tensor in a file without a name: views of thousands of questions need not all be in memory."""
+    make_directory(work, "train.work")
+    with writing(work, "train.work"), nameless_file(work) as file:
+        return torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
 
 
 def _table(checkpoint: Checkpoint) -> torch.Tensor:

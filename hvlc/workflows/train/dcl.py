@@ -13,6 +13,7 @@ from hvlc.evaluation.answerer import Answerer
 from hvlc.evaluation.benchmarks.scores import METRICS
 from hvlc.evaluation.metrics import normalized
 from hvlc.evaluation.task import Task
+from hvlc.files.writing import make_directory
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.results.base import wilson
 from hvlc.weights.checkpoint import Checkpoint
@@ -136,6 +137,7 @@ def train_dcl(request: DclRequest, progress: Progress = lambda *_: None) -> DclR
     from hvlc.training.stages import Report
 
     check_output(request.output, force=False)
+    make_directory(request.work, "train.work")
     model, small, large = _opened(request)
     tasks = open_splits(request.data, request.counts)
     recipe = _recipe(request, small, large, tasks["train"])

@@ -11,6 +11,7 @@ from hvlc.evaluation.evaluate import example_digest
 from hvlc.evaluation.journal import Journal
 from hvlc.evaluation.task import Task
 from hvlc.files.reading import is_file
+from hvlc.files.writing import make_directory
 from hvlc.graphs.facts import Kind
 from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.runtime.generation import VisionLanguageModel
@@ -81,7 +82,7 @@ def train_vrc(request: VrcRequest, progress: Progress = lambda *_: None) -> "Com
     check_output(request.output, force=False)
     scales = check_scales(request.scales or SCALES)
     tasks = open_splits(request.data, request.counts)
-    request.work.mkdir(parents=True, exist_ok=True)
+    make_directory(request.work, "train.work")
     model = _model(request)
     _probe(model, tasks["train"], request, scales)
     labels = {split: _labelled(model, tasks[split], split, request, scales, progress) for split in SPLITS}

@@ -162,3 +162,9 @@ def test_what_cannot_be_trained_is_refused_before_the_work(tmp_path: Path) -> No
         train_dcl(request(tmp_path, small="huge"))
     assert unknown.value.code == "request.encoder"
     assert not (tmp_path / "work").exists()
+
+
+def test_a_work_directory_that_is_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "work").touch()
+    with pytest.raises(UserError, match=r"train\.work"):
+        train_dcl(request(tmp_path))

@@ -124,6 +124,10 @@ def test_without_a_question_the_image_decides(tmp_path: Path, tiny_checkpoint: P
         ({"model_type": "hypervl"}, "vrc.kind"),
         ({"proxy_size": 7}, "spec.invalid"),
         ({"surprise": 1}, "spec.invalid"),
+        ({"std": [0, 0.5, 0.5]}, "spec.invalid"),
+        ({"std": [1e-300] * 3}, "spec.invalid"),
+        ({"mean": [1e300] * 3}, "spec.invalid"),
+        ({"scale_step": 1e-12}, "spec.invalid"),
         ({"price": float("inf")}, None),
     ],
 )
@@ -243,3 +247,20 @@ def test_questions_about_one_image_stay_together(tmp_path: Path) -> None:
     assert not images["train"] & images["heldout"]
     assert not images["train"] & images["calibration"]
     assert not images["calibration"] & images["heldout"]
+
+
+def test_a_work_directory_that_is_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "work").touch()
+    with pytest.raises(UserError, match=r"train\.work"):
+        train_vrc(request(tmp_path))
+
+
+def test_views_are_laid_out_as_training_reads_them(tmp_path: Path) -> None:
+    from hvlc.training.vrc.compressor import _room
+
+    views = _room(tmp_path / "work", (5, 4, 4, 3)).permute(0, 3, 1, 2)
+    views[3] = torch.full((3, 4, 4), 0.5)
+    assert views.dtype == torch.float16
+    assert views.contiguous(memory_format=torch.channels_last).data_ptr() == views.data_ptr()  # fit makes no copy
+    assert views.sum(dim=(1, 2, 3)).tolist() == [0, 0, 0, 24, 0]
+    assert list((tmp_path / "work").iterdir()) == []
