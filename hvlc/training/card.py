@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,24 @@ logger = logging.getLogger(__name__)
 
 #: Examples that the digests in the card cover.
 DIGESTED = 256
+
+
+@dataclass(frozen=True)
+class Story:
+    """Content of a card that a recipe says.
+
+    Attributes:
+        head: what the model is, with a place for its `millions` of parameters.
+        training: how it was trained.
+        order: names of the stages.
+        counts: held-out documents to measure on, by edition.
+    """
+
+    head: str
+    training: str
+    order: Sequence[str]
+    counts: Mapping[str, int]
+
 
 #: Stages in the order of the card.
 ORDER = ("read-large", "read-base", "answer", "imitate", "align", "size", "resolution")
@@ -38,13 +57,16 @@ def save(model: Any, save_processor: Callable[[Path], None], output: Path) -> No
     temporary.replace(output)
 
 
-def scores(model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, count: int = 256) -> list[BranchScore]:
-    """Both branches, with and without the compressor, on held-out documents."""
+def scores(
+    model: HyperVLForConditionalGeneration, processor: HyperVLProcessor, counts: Mapping[str, int]
+) -> list[BranchScore]:
+    """Both branches, with and without the compressor, on held-out documents: so many of each edition."""
     found = []
-    for branch in ("large", "base"):
-        for compressed in (False, True):
-            found.append(measure(model, processor, branch, compressed=compressed, count=count))
-            logger.info("%s", found[-1])
+    for edition, count in counts.items():
+        for branch in ("large", "base"):
+            for compressed in (False, True):
+                found.append(measure(model, processor, branch, compressed=compressed, count=count, edition=edition))
+                logger.info("%s", found[-1])
     return found
 
 
@@ -54,16 +76,35 @@ def write(
     output: Path,
     work: Path,
     setting: Setting,
-    count: int = 256,
+    story: Story | None = None,
 ) -> dict[str, Any]:
-    """Saves, loads what was saved, measures it, and adds `README.md` and `scores.json`."""
+    """Save, load what was saved, measure it, and add `README.md` and `scores.json`.
+
+    Args:
+        model: what was trained.
+        processor: belongs to it.
+        output: directory of the checkpoint.
+        work: where the stages left their state.
+        setting: of the compressor.
+        story: what else the card says. None: that of the first recipe.
+
+    Returns:
+        What `scores.json` holds.
+    """
+    story = story or FIRST
     save(model, processor.save_pretrained, output)
     loaded = HyperVLForConditionalGeneration.from_pretrained(output)
-    found = scores(loaded, HyperVLProcessor.from_pretrained(output), count)
+    found = scores(loaded, HyperVLProcessor.from_pretrained(output), story.counts)
     compressor = {"offset": setting.offset, "kept": setting.kept, "saved": setting.saved}
-    record = {**measured(found, work, ORDER), "compressor": compressor}
-    write_record(record, render_card(record, model.num_parameters()), output)
+    record = {**measured(found, work, story.order), "compressor": compressor}
+    write_record(record, render_card(record, model.num_parameters(), story), output)
     return record
+
+
+def render_card(record: dict[str, Any], parameters: int, story: Story) -> str:
+    """The model card of `hypervl-nano`."""
+    head = story.head.format(millions=parameters / 1e6)
+    return assemble(head, _score_lines(record["scores"]), story.training, record)
 
 
 def measured(found: Sequence[Score], work: Path, order: Sequence[str]) -> dict[str, Any]:
@@ -94,11 +135,6 @@ def _stages(work: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def render_card(record: dict[str, Any], parameters: int) -> str:
-    """The model card of `hypervl-nano`."""
-    return assemble(_HEAD.format(millions=parameters / 1e6), _score_lines(record["scores"]), _TRAINING, record)
-
-
 def assemble(head: str, scores: Sequence[str], training: str, record: dict[str, Any]) -> str:
     """A model card: `head`, the table of scores, how it was trained, the stages' curves and the data's digests."""
     return "\n".join(
@@ -118,17 +154,16 @@ def assemble(head: str, scores: Sequence[str], training: str, record: dict[str, 
     )
 
 
-def _score_lines(rows: list[dict[str, Any]]) -> list[str]:
+def _score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| branch | VRC | exact match | 95 % interval | visual tokens | n |",
-        "|---|---|---|---|---|---|",
+        "| documents | branch | VRC | exact match | 95 % interval | visual tokens | n |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = row["interval"]
-        lines.append(
-            f"| {row['branch']} | {'on' if row['compressed'] else 'off'} | {row['exact']:.1%} "
-            f"| {low:.1%} to {high:.1%} | {row['visual_tokens']:.1f} | {row['count']} |"
-        )
+        shown = (row.get("edition", "narrow"), row["branch"], "on" if row["compressed"] else "off")
+        figures = f"{row['exact']:.1%} | {low:.1%} to {high:.1%} | {row['visual_tokens']:.1f} | {row['count']}"
+        lines.append(f"| {' | '.join(shown)} | {figures} |")
     return lines
 
 
@@ -172,6 +207,9 @@ the text, then on labels by the trained model. `over` is in minutes, on two core
 work; values are means over the updates since the report before, on train documents.
 
 """
+
+#: The recipe of `hvlc.training.nano`.
+FIRST = Story(_HEAD, _TRAINING, ORDER, {"narrow": 256})
 
 _DATA = """
 Train documents were drawn at random indices below 2^40, calibration and held-out documents from

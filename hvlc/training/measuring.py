@@ -13,7 +13,8 @@ from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.models.hypervl.processing import HyperVLProcessor
 from hvlc.models.smolvlm import SmolVLMImageTextProcessor
 from hvlc.results import wilson
-from hvlc.zoo.documents import Document, Question, examples
+from hvlc.zoo.documents import Document, Question
+from hvlc.zoo.editions import EDITIONS, NARROW, Edition
 
 #: No answer is longer.
 MAX_NEW_TOKENS = 24
@@ -51,17 +52,19 @@ class BranchScore(Score):
         branch: "base" or "large".
         compressed: Whether the Visual Resolution Compressor chose the scale.
         mean_scale: Mean scale per side.
+        edition: Of the documents, by its name in `hvlc.zoo.editions`.
     """
 
     branch: str
     compressed: bool
     mean_scale: float
+    edition: str = "narrow"
 
 
-def score(ask: Ask, split: str = "heldout", count: int = 256) -> Score:
-    """Exact match on the first `count` examples of a split."""
+def score(ask: Ask, split: str = "heldout", count: int = 256, edition: Edition = NARROW) -> Score:
+    """Exact match on the first `count` examples of a split of an edition."""
     right, tokens = 0, 0
-    for document, question in examples(split, count):
+    for document, question in edition.examples(split, count):
         said, used = ask(document, question)
         right, tokens = right + (said == question.answer), tokens + used
     return Score(count, right / count, wilson(right / count, count), tokens / count)
@@ -130,8 +133,9 @@ def measure(
     compressed: bool,
     split: str = "heldout",
     count: int = 256,
+    edition: str = "narrow",
 ) -> BranchScore:
-    """Exact match of one branch of a HyperVL on the first `count` examples of a split."""
+    """Exact match of one branch of a HyperVL on the first `count` examples of a split of an edition."""
     model.eval()
     scales: list[float] = []
 
@@ -139,10 +143,9 @@ def measure(
         scales.append(_scale(model, processor, document) if compressed else 1.0)
         return answer(model, processor, document, question, branch, scales[-1])
 
-    found = score(ask, split, count)
-    return BranchScore(
-        **found.as_dict(), branch=branch, compressed=compressed, mean_scale=sum(scales) / max(1, len(scales))
-    )
+    found = score(ask, split, count, EDITIONS[edition])
+    mean = sum(scales) / max(1, len(scales))
+    return BranchScore(**found.as_dict(), branch=branch, compressed=compressed, mean_scale=mean, edition=edition)
 
 
 @torch.no_grad()

@@ -145,8 +145,8 @@ def test_card_tells_scores_and_digests():
         "digests": {"heldout": {"text": "ab" * 32, "pixels": "cd" * 32}},
         "stages": [{"name": "answer", "minutes": 2.0, "curve": [{"seconds": 60, "updates": 9, "loss": 0.5}]}],
     }
-    text = card.render_card(record, 3_660_000)
-    assert "| large | off | 93.8% | 90.1% to 96.1% | 100.0 | 256 |" in text
+    text = card.render_card(record, 3_660_000, card.FIRST)
+    assert "| narrow | large | off | 93.8% | 90.1% to 96.1% | 100.0 | 256 |" in text
     assert "3.66 million" in text
     assert "`" + "ab" * 8 + "`" in text
     assert "| answer | 2.0 | 1.0 | 9 | loss 0.500 |" in text

@@ -18,8 +18,9 @@ def record():
     return json.loads((nano_checkpoint() / "scores.json").read_text())
 
 
-def _score(record, branch, compressed):
-    (found,) = [s for s in record["scores"] if (s["branch"], s["compressed"]) == (branch, compressed)]
+def _score(record, branch, compressed, edition="narrow"):
+    wanted = (edition, branch, compressed)
+    (found,) = [s for s in record["scores"] if (s["edition"], s["branch"], s["compressed"]) == wanted]
     return found
 
 
@@ -35,6 +36,12 @@ def test_it_reaches_the_bars(record):
     shrunk = _score(record, "large", True)
     assert shrunk["visual_tokens"] <= 0.80 * large["visual_tokens"]
     assert shrunk["exact"] >= 0.987 * large["exact"]
+
+
+def test_its_encoders_differ_on_wide_pages(record):
+    large, base = (_score(record, branch, False, "wide") for branch in ("large", "base"))
+    assert large["exact"] >= 0.85
+    assert large["exact"] - base["exact"] >= 0.04
 
 
 @pytest.mark.parametrize("split", SPLITS)
