@@ -250,7 +250,7 @@ class HyperVLNano(Recipe):
 
     def size_text(self) -> None:
         """The compressor learns the size of the text, which the renderer knows."""
-        proxies = resolution.size_batches(f"{self.seed} size", self.images, BATCH.proxies)
+        proxies = resolution.size_batches(f"{self.seed} size", self.images, BATCH.proxies, self.EDITIONS)
         self._fit("size", proxies, quantile=0.5, rate=3e-3)
 
     def label(self, share: tuple[int, int] = (0, 1)) -> None:

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration, HyperVLResolutionCompressor
 from hvlc.models.hypervl.processing import HyperVLImageProcessor
 from hvlc.training.answering import IGNORED, pack, run
-from hvlc.training.reading import page
+from hvlc.training.reading import one_of, page
 from hvlc.training.vrc.rules import Tolerance
 from hvlc.zoo.documents import Document, render
+from hvlc.zoo.editions import NARROW, Edition
 
 #: Scales that are tried, per side.
 SCALES = tuple(round(0.1 * k, 1) for k in range(1, 11))
@@ -68,9 +69,10 @@ def label(
     index: int,
     branch: str = "large",
     scales: Sequence[float] = SCALES,
+    edition: Edition = NARROW,
 ) -> Label:
     """Teacher-forced answer losses of one document at each scale."""
-    document = render(split, index)
+    document = edition.render(split, index)
     patch = model.config.base_vision_config.patch_size
     asked = [(q.text, q.answer) for q in document.questions]
     losses, right = {}, {}
@@ -102,17 +104,17 @@ def wanted_size(document: Document, scale: float, proxy: int) -> float:
 
 
 def legible_scale(document: Document) -> float:
-    """The scale at which the document's text is `LEGIBLE` pixels high; may exceed 1."""
-    return LEGIBLE / document.text_size
+    """The scale at which the document's smallest text is `LEGIBLE` pixels high; may exceed 1."""
+    return LEGIBLE / min([size for size in document.line_sizes if size > 0], default=document.text_size)
 
 
 def size_batches(
-    seed: str, processor: HyperVLImageProcessor, count: int
+    seed: str, processor: HyperVLImageProcessor, count: int, editions: Sequence[Edition] = (NARROW,)
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless proxies `[count, 3, P, P]` and the targets `[count]` that follow from the text size."""
     rng = random.Random(seed)
     while True:
-        documents = [render("train", rng.getrandbits(40)) for _ in range(count)]
+        documents = [one_of(editions, rng).render("train", rng.getrandbits(40)) for _ in range(count)]
         sizes = [wanted_size(d, legible_scale(d), processor.proxy_size) for d in documents]
         yield torch.cat([processor.proxy(d.image)[0] for d in documents]), torch.tensor(sizes)
 
@@ -199,6 +201,7 @@ def choose_offset(
     keep: float,
     split: str = "calibration",
     offsets: Sequence[float] = (-0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3),
+    edition: Edition = NARROW,
 ) -> tuple[Setting, list[Setting]]:
     """The smallest offset that keeps the share `keep` of the right answers on labelled documents.
 
@@ -207,7 +210,7 @@ def choose_offset(
     Returns:
         The chosen setting (the largest offset if none suffices) and all that were tried.
     """
-    documents = [render(split, found.index) for found in labels]
+    documents = [edition.render(split, found.index) for found in labels]
     tried = []
     for offset in sorted(offsets):
         scales = predicted_scales(compressor, processor, documents, offset)
