@@ -137,9 +137,9 @@ def train_dcl(request: DclRequest, progress: Progress = lambda *_: None) -> DclR
     from hvlc.training.stages import Report
 
     check_output(request.output, force=False)
-    make_directory(request.work, "train.work")
     model, small, large = _opened(request)
     tasks = open_splits(request.data, request.counts)
+    make_directory(request.work, "train.work")
     recipe = _recipe(request, small, large, tasks["train"])
     before = _measured(Reference(model), tasks["heldout"], (small, large), request, progress, "before")
 
