@@ -3,7 +3,8 @@
 The stages are those of `hvlc.training.nano`, on both editions: towers that read 11 to 17 pixels learn 8 to 40, then
 both branches are trained as before. After that the large branch and the language model go on alone, and the base branch
 follows them: it is the cheaper one of the two and shall not hold back the better. The compressor, which sees the image
-alone, learns the size of the smallest text; `hvlc train vrc` trains one that reads the question.
+alone and was trained on narrow documents, keeps its weights; its offset is set anew for what the branches read now. For
+wide pages `hvlc train vrc` trains one that reads the question.
 """
 
 from __future__ import annotations
@@ -37,12 +38,10 @@ MINUTES = {
     "align": 56.0,
     "deepen": 40.0,
     "follow": 3.2,
-    "size": 6.0,
 }
 
-#: Calibration documents of each edition that set the compressor's offset, and the offsets that are tried.
-CALIBRATED = 240
-OFFSETS = tuple(round(-0.3 + 0.05 * step, 2) for step in range(25))
+#: Narrow calibration documents that set the compressor's offset.
+CALIBRATED = 320
 
 
 _HEAD = """\
@@ -57,8 +56,9 @@ of page that the generators draw.
 ## Scores
 
 Exact match on held-out documents: float32, greedy `generate` through the processor, one question a document.
-VRC: the Visual Resolution Compressor of the checkpoint, which sees the image alone, so on a wide page it keeps
-the smallest print; `hvlc train vrc` trains one that reads the question (docs/vrc.md).
+VRC: the Visual Resolution Compressor of the checkpoint, which sees the image alone and was trained on narrow
+documents; on wide pages it shrinks small print too far, so ask them without it (`--no-vrc`), or train one that
+reads the question (`hvlc train vrc`, docs/vrc.md).
 
 """
 
@@ -67,9 +67,9 @@ The first recipe is `hvlc.training.nano`, on narrow documents; from its checkpoi
 with both editions: read (the character under each patch), answer (the large branch transcribes and answers
 packed questions), imitate (the base branch learns the large branch's visual tokens), align (Dual Consistency
 Learning, in two rounds), deepen (the large branch and the language model alone), follow (the base branch learns
-to answer as the large one, by Dual Consistency Learning; nothing else moves), size (the compressor, on the size
-of the smallest text); calibration documents of both editions set its offset. `over` is in minutes, on one core
-shared with other work; values are means over the updates since the report before, on train documents.
+to answer as the large one, by Dual Consistency Learning; nothing else moves); narrow calibration documents set
+the compressor's offset. `over` is in minutes, on one core shared with other work; values are means over the
+updates since the report before, on train documents.
 
 """
 
@@ -77,7 +77,7 @@ shared with other work; values are means over the updates since the report befor
 STORY = card.Story(
     _HEAD,
     _TRAINING,
-    ("read-large", "read-base", "answer", "imitate", "align", "align2", "deepen", "follow", "size"),
+    ("read-large", "read-base", "answer", "imitate", "align", "align2", "deepen", "follow"),
     {"wide": 512, "narrow": 256},
 )
 
@@ -106,27 +106,18 @@ class HyperVLWide(HyperVLNano):
         self.align()
         self.deepen()
         self.follow()
-        self.size_text()
 
     def calibrate(self) -> Setting:
-        """Offset of the compressor by which calibration documents of both editions keep their answers."""
-        compressor, found = self.model.model.resolution_compressor, []
+        """Offset of the compressor by which narrow calibration documents keep their answers."""
         self.model.eval()
-        for edition in (NARROW, WIDE):
-            labels = [
-                resolution.label(self.model, self.images, "calibration", index, edition=edition)
-                for index in range(CALIBRATED)
-            ]
-            chosen, tried = resolution.choose_offset(
-                compressor, self.images, labels, keep=KEEP, offsets=OFFSETS, edition=edition
-            )
-            for setting in tried:
-                logger.info("offset %.2f: %.4f kept, %.3f saved", setting.offset, setting.kept, setting.saved)
-            found.append(chosen)
-        needed = max(found, key=lambda setting: setting.offset)
+        compressor = self.model.model.resolution_compressor
+        labels = [resolution.label(self.model, self.images, "calibration", index) for index in range(CALIBRATED)]
+        chosen, tried = resolution.choose_offset(compressor, self.images, labels, keep=KEEP)
+        for setting in tried:
+            logger.info("offset %.2f: %.4f kept, %.3f saved", setting.offset, setting.kept, setting.saved)
         with torch.no_grad():
-            compressor.linear_2.bias += needed.offset
-        return needed
+            compressor.linear_2.bias += chosen.offset
+        return chosen
 
     def deepen(self) -> None:
         """The large branch and the language model answer better; the base branch is not looked at."""
