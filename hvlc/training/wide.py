@@ -19,7 +19,7 @@ from hvlc.models.hypervl.modeling import HyperVLForConditionalGeneration
 from hvlc.training import card, resolution
 from hvlc.training.alignment import dual_consistency_loss
 from hvlc.training.answering import Batch, run
-from hvlc.training.nano import KEEP, HyperVLNano
+from hvlc.training.nano import HyperVLNano
 from hvlc.training.optimizing import Optimizer
 from hvlc.training.reading import reading_loss
 from hvlc.training.resolution import Setting
@@ -42,6 +42,9 @@ MINUTES = {
 
 #: Narrow calibration documents that set the compressor's offset.
 CALIBRATED = 320
+
+#: Share of the right answers that these have to keep.
+KEPT = 0.99
 
 
 _HEAD = """\
@@ -112,7 +115,7 @@ class HyperVLWide(HyperVLNano):
         self.model.eval()
         compressor = self.model.model.resolution_compressor
         labels = [resolution.label(self.model, self.images, "calibration", index) for index in range(CALIBRATED)]
-        chosen, tried = resolution.choose_offset(compressor, self.images, labels, keep=KEEP)
+        chosen, tried = resolution.choose_offset(compressor, self.images, labels, keep=KEPT)
         for setting in tried:
             logger.info("offset %.2f: %.4f kept, %.3f saved", setting.offset, setting.kept, setting.saved)
         with torch.no_grad():
