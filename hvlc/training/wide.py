@@ -94,7 +94,7 @@ class HyperVLWide(HyperVLNano):
     CELLS = 640
 
     def build(self) -> None:
-        """Start from the shipped checkpoint; the reading heads are new."""
+        """Start from the shipped checkpoint, the first time that of the narrow recipe; the reading heads are new."""
         super().build()
         shipped = HyperVLForConditionalGeneration.from_pretrained(nano_checkpoint())
         self.model.load_state_dict(shipped.state_dict())
