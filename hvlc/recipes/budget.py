@@ -158,6 +158,8 @@ def uniform(recipe: Recipe, format: FormatSpec, solver: str | None = None) -> Re
 
 
 def _respecified(spec: WeightSpec, format: FormatSpec | Candidate, solver: str | None = None) -> WeightSpec:
+    if spec.products is not None:  # a form of its own, which no block has
+        spec = spec.fallback or WeightSpec(bits=8, block_size=32)
     changes: dict[str, object] = {"bits": format.bits, "block_size": format.block_size, "per_channel": False}
     if (scales := scale_type_at(format.bits, spec.scale_type)) is not spec.scale_type:
         changes["scale_type"] = scales

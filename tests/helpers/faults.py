@@ -105,11 +105,12 @@ class _Stored:
 
 
 def _scale_weight(stored: _Stored, *parts: str) -> None:
-    """Scale the only weight with these parts in its name: its values, or the scales of its blocks."""
+    """Scale the only weight with these parts in its name: its values, or the scales (and sums) that make them."""
     names = [n for n in stored.names(*parts) if not n.endswith((".int4", ".int8", ".uint4", ".uint8", ".bias"))]
     names = [n for n in names if stored._tensors[n].data_type in _DTYPES]
-    assert len(names) == 1, names
-    stored.write(names[0], (stored.floats(names[0]) * FACTOR).astype(stored.floats(names[0]).dtype))
+    assert len({name.removesuffix(".scales").removesuffix(".sums") for name in names}) == 1, names
+    for name in names:
+        stored.write(name, (stored.floats(name) * FACTOR).astype(stored.floats(name).dtype))
     stored.save()
 
 

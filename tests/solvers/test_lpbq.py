@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvlc.errors import HvlcError
-from hvlc.solvers import CALIBRATED, SOLVERS, neural_compressor
+from hvlc.solvers import CALIBRATED, neural_compressor
 from hvlc.solvers.lpbq import in_lpbq, whole_scales
 from hvlc.solvers.rtn import round_to_nearest
 from hvlc.solvers.statistics import InputStatistics
 from hvlc.weights.formats import LPBQ_LARGEST, Levels, ScaleType, Stream, WeightFormat, weight_format
-from tests.helpers.solvers import LPBQ, matrices, normal, squared
+from tests.helpers.solvers import GENERAL, LPBQ, matrices, normal, squared
 
 FORMAT = LPBQ[0]
 Solve = Callable[[np.ndarray, WeightFormat], Levels]
@@ -34,7 +34,7 @@ def calibrated(name: str) -> Solve:
     return solve
 
 
-ALL: dict[str, Solve] = {**SOLVERS, **{name: calibrated(name) for name in CALIBRATED}}
+ALL: dict[str, Solve] = {**GENERAL, **{name: calibrated(name) for name in CALIBRATED}}
 solvers = pytest.mark.parametrize("solver", ALL)
 
 

@@ -17,7 +17,7 @@ from hvlc.weights.checkpoint import Checkpoint
 from hvlc.weights.formats import Stream, WeightFormat, weight_format
 from hvlc.weights.lazy import Computed, Constant, Expression, LazyTensor, Stored, concat, expression_of, full_box
 from hvlc.weights.quantized import Quantization
-from tests.helpers.solvers import FLOAT_SCALES
+from tests.helpers.solvers import FLOAT_SCALES, GENERAL
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
 SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (0, 3), (5, 0), (1, 9), (6, 4), (3, 33), (2, 3, 5), (2, 1, 3, 4))
@@ -168,7 +168,7 @@ def step(draw: st.DrawFn, expression: Expression, value: np.ndarray) -> Pair:
                     return Watched(expression), value
             return Computed(lambda x: x + x, (expression,), value.shape, value.dtype), value + value
         case _:
-            format, solver = draw(formats()), SOLVERS[draw(st.sampled_from(sorted(SOLVERS)))]
+            format, solver = draw(formats()), GENERAL[draw(st.sampled_from(sorted(GENERAL)))]
             quantization = Quantization(expression, format, solver)
             stream = draw(st.sampled_from(quantization.streams))
             return quantization.stream(stream), solver(np.ascontiguousarray(value), format).stored(stream)

@@ -72,7 +72,7 @@ def test_what_quantization_does_is_shown(quantized: ComparisonResult) -> None:
     assert stages["preprocessing"] == 0
     assert 0 < (stages["decoder.layers.0"] or 0) < (stages["decoder.head"] or 0) * 3
     assert found.settings["w4a16-rtn"].keys() >= {"recipe", "manifest"}
-    assert {"int4 b32 sym f16", "int8 b32 sym f16"} <= {c.formats["w4a16-rtn"] for c in found.plan}
+    assert {"int4 b32 sym f16", "int8 whole sym f32"} <= {c.formats["w4a16-rtn"] for c in found.plan}
     assert [run.label for run in found.runs] == ["float32 · base · VRC", "w4a16-rtn · base · VRC"]
     assert "kl" in found.runs[1].measures
     assert found.runs[1].measures["size"].value < found.runs[0].measures["size"].value

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hvlc.errors import HvlcError
 from hvlc.graphs.placement import Placement
 from hvlc.manifest.manifest import Manifest
+from hvlc.recipes.loading import load_recipe
 from hvlc.results import trace_points
 from hvlc.results.trace_points import Question
 from hvlc.runtime.generation import VisionLanguageModel
@@ -44,11 +46,23 @@ def fixed(checkpoint: Path, output: Path, **options: Any) -> VisionLanguageModel
     return VisionLanguageModel(output, threads=1)
 
 
+def in_blocks(path: Path) -> Path:
+    """The recipe with the form of encoders that an NPU takes: a CPU multiplies integers otherwise."""
+    recipe = load_recipe("w4a16-rtn")
+    rules = []
+    for rule in recipe.rules:
+        spec = rule.quantize
+        rules.append(rule.model_copy(update={"quantize": spec.fallback}) if spec and spec.products else rule)
+    changed = recipe.model_copy(update={"rules": tuple(rules)})
+    path.write_text(yaml.safe_dump(changed.model_dump(mode="json", exclude_none=True)))
+    return path
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_every_grid_computes_what_the_tower_over_any_grid_does(tmp_path: Path, family: str) -> None:
     checkpoint = saved(tmp_path, family)
     package = fixed(checkpoint, tmp_path / "fixed", grids=GRIDS)
-    build(open_request(checkpoint, "cpu", "w4a16-rtn", tmp_path / "any"))
+    build(open_request(checkpoint, "cpu", str(in_blocks(tmp_path / "blocks.yaml")), tmp_path / "any"))
     open_one = VisionLanguageModel(tmp_path / "any", threads=1)
     for height, width in GRIDS:
         seen = package._vision.see(np.asarray(picture(2 * height, 2 * width)), compress=False)
