@@ -329,7 +329,8 @@ def main() -> None:
     cells = with_fitted(cells, options.sides)
     found = {"cells": cells, **summary(cells, options.forms, options.sides)}
     (options.work / "vision.json").write_text(json.dumps(found, indent=1), "utf-8")
-    plot(cells, options.forms, options.sides, [options.work / f"vision.{kind}" for kind in ("png", "svg")])
+    if any("seconds" in cells[f"{form} {side}"] for form in options.forms for side in options.sides):
+        plot(cells, options.forms, options.sides, [options.work / f"vision.{kind}" for kind in ("png", "svg")])
     print(json.dumps({name: found[name] for name in ("fits", "ratios")}, indent=1))
 
 

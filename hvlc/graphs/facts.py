@@ -162,6 +162,10 @@ class CompressorFacts:
     question_tokens: int | None = None
 
 
+#: Initializer of a front graph with a compressor: factor on the scale that it chooses, float32 `[1]`.
+SCALE_MARGIN = "scale_margin"
+
+
 def scale_grid(minimum: float, step: float) -> list[float]:
     """Scales that a compressor chooses from, ascending: 1 and what is a multiple of the step below it."""
     count = int((1 - minimum) / step + 1e-6)

@@ -1,10 +1,8 @@
 """A package with other choices: its default encoder, the margin of its compressor, and its bound of visual tokens."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,14 +10,13 @@ from onnx import numpy_helper
 
 from hvlc.errors import HvlcError
 from hvlc.files.digests import digest_file
+from hvlc.graphs.facts import SCALE_MARGIN
 from hvlc.manifest.lock import LOCK, Lock
 from hvlc.manifest.manifest import MANIFEST, FileEntry, Manifest
 from hvlc.manifest.policy import EncoderPolicy
 from hvlc.manifest.tuning import Tuning
 from hvlc.opening.graphs import load_graph
-
-#: Initializer of the front graph that is the factor on the compressor's scale, float32 `[1]`.
-MARGIN = "scale_margin"
+from hvlc.package.writer import json_text
 
 
 def apply_tuning(directory: Path, tuning: Tuning) -> Manifest:
@@ -43,7 +40,8 @@ def apply_tuning(directory: Path, tuning: Tuning) -> Manifest:
         (directory / front).write_bytes(front_with_margin(directory / front, tuning.scale_margin))
     lock = Lock.load(directory)
     outputs = dict(lock.outputs) | {front: _entry(directory / front)}
-    _write(directory / LOCK, lock.model_copy(update={"outputs": outputs}).model_dump(mode="json"))
+    renewed = lock.model_copy(update={"outputs": outputs})
+    (directory / LOCK).write_text(json_text(renewed.model_dump(mode="json")), "utf-8")
     files = dict(manifest.files) | {name: _entry(directory / name) for name in (front, LOCK)}
     changed = manifest.model_copy(
         update={
@@ -53,7 +51,7 @@ def apply_tuning(directory: Path, tuning: Tuning) -> Manifest:
             "files": files,
         }
     )
-    _write(directory / MANIFEST, changed.model_dump(mode="json"))
+    (directory / MANIFEST).write_text(json_text(changed.model_dump(mode="json")), "utf-8")
     return Manifest.load(directory)
 
 
@@ -64,17 +62,17 @@ def front_with_margin(path: Path, margin: float) -> bytes:
         HvlcError: it has no such factor.
     """
     model: onnx.ModelProto = load_graph(path)
-    found = [tensor for tensor in model.graph.initializer if tensor.name == MARGIN]
+    found = [tensor for tensor in model.graph.initializer if tensor.name == SCALE_MARGIN]
     if not found:
-        raise HvlcError("package.graph", f"{path.name} has no {MARGIN}", "build the package again")
-    changed = numpy_helper.from_array(np.array([margin], np.float32), MARGIN)
+        raise HvlcError("package.graph", f"{path.name} has no {SCALE_MARGIN}", "build the package again")
+    changed = numpy_helper.from_array(np.array([margin], np.float32), SCALE_MARGIN)
     found[0].CopyFrom(changed)
     return model.SerializeToString(deterministic=True)
 
 
 def has_margin(path: Path) -> bool:
     """Whether a front graph has a factor on its compressor's scale."""
-    return any(tensor.name == MARGIN for tensor in load_graph(path).graph.initializer)
+    return any(tensor.name == SCALE_MARGIN for tensor in load_graph(path).graph.initializer)
 
 
 def copy_package(source: Path, names: Mapping[str, FileEntry], place: Path) -> None:
@@ -85,10 +83,11 @@ def copy_package(source: Path, names: Mapping[str, FileEntry], place: Path) -> N
         if name in changed:
             shutil.copyfile(source / name, place / name)
         else:
-            _linked(source / name, place / name)
+            link_or_copy(source / name, place / name)
 
 
-def _linked(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a file that stands at another place too: a hard link where the disk allows, else a copy."""
     try:
         target.hardlink_to(source)
     except OSError:  # another disk, or one without links
@@ -97,7 +96,3 @@ def _linked(source: Path, target: Path) -> None:
 
 def _entry(path: Path) -> FileEntry:
     return FileEntry(bytes=path.stat().st_size, sha256=digest_file(path))
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

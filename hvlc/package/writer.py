@@ -92,9 +92,9 @@ def write_package(
         copy_tokenizer(checkpoint_directory, partial, text)
     files, digests = write_components(bundle, partial, threads, written)
     if kind is not Kind.VISION:
-        (partial / "genai_config.json").write_text(_json(_config(bundle, files, partial)), "utf-8")
+        (partial / "genai_config.json").write_text(json_text(_config(bundle, files, partial)), "utf-8")
     origin, entries = provenance(), _entries(partial, digests)
-    (partial / LOCK).write_text(_json(Lock.of(origin, entries).model_dump(mode="json")), "utf-8")
+    (partial / LOCK).write_text(json_text(Lock.of(origin, entries).model_dump(mode="json")), "utf-8")
     entries |= _entries(partial, {name: entry.sha256 for name, entry in entries.items()})
     manifest = Manifest(
         schema_version=SCHEMA,
@@ -109,7 +109,7 @@ def write_package(
         files=entries,
         **_facts(facts, files, checkpoint_directory, policy),
     )
-    (partial / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), "utf-8")
+    (partial / MANIFEST).write_text(json_text(manifest.model_dump(mode="json")), "utf-8")
     _sync(partial)
     return manifest
 
@@ -208,7 +208,8 @@ def _entries(directory: Path, digests: Mapping[str, str]) -> dict[str, FileEntry
     return {p.name: FileEntry(bytes=p.stat().st_size, sha256=digests.get(p.name) or digest_file(p)) for p in paths}
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """Text of a package's own files."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -110,11 +110,7 @@ def train_consistency(
     Raises:
         UserError: the encoder has no parameters of its own.
     """
-    others = [name for name in model.encoders if name != recipe.small]
-    learning = own_parameters(model, task.example(0), recipe.small, others)
-    if recipe.parts == "all":
-        reached = [_reached(model, task.example(0), name) for name in (recipe.small, recipe.large) if name]
-        learning = sorted(set().union(*reached))
+    learning = _learning(model, task.example(0), recipe)
     for name, parameter in model.model.named_parameters():
         parameter.requires_grad_(name in set(learning))
     batches = _batches(task, recipe.questions, recipe.seed)
@@ -130,6 +126,18 @@ def train_consistency(
     trainer = Trainer(recipe.work, {"consistency": recipe.minutes}, progress)
     trainer.run("consistency", {"model": module}, optimizer, lambda _: next(batches), loss)
     return learning
+
+
+def _learning(model: LoadedModel, example: Example, recipe: Consistency) -> list[str]:
+    """Names of the parameters that learn.
+
+    Raises:
+        UserError: the small encoder has none of its own.
+    """
+    if recipe.parts == "small":
+        return own_parameters(model, example, recipe.small, [n for n in model.encoders if n != recipe.small])
+    reached = [_reached(model, example, name) for name in (recipe.small, recipe.large) if name]
+    return sorted(set().union(*reached))
 
 
 def _loss(model: LoadedModel, example: Example, recipe: Consistency) -> Loss:

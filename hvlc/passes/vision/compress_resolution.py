@@ -10,16 +10,16 @@ from hvlc.errors import HvlcError
 from hvlc.graphs.builder import GraphBuilder
 from hvlc.graphs.bundle import Bundle, Skip
 from hvlc.graphs.editing import register
-from hvlc.graphs.facts import CompressorFacts, scale_grid
+from hvlc.graphs.facts import SCALE_MARGIN, CompressorFacts, scale_grid
 from hvlc.imaging.arithmetic import f32, scaled_size
 from hvlc.imaging.raster_tiles import resized_and_normalized
 from hvlc.imaging.rule import CHOSEN_SCALE, PIXELS, SIZE
 from hvlc.passes.base import BundlePass, Outcome
 from hvlc.passes.traits import Trait
 
-#: Initializers of the front graph: the factor on the predicted scale, and the megapixels that a right answer is worth,
-#: float32 `[1]` each; a network that does not say how sure it is has no price.
-MARGIN, PRICE = "scale_margin", "answer_price"
+#: Initializer of the front graph: megapixels that a right answer is worth, float32 `[1]`; absent where the network does
+#: not say how sure it is.
+PRICE = "answer_price"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _branch(facts: CompressorFacts, front: ir.Graph, network: ir.Graph, pixels: 
     pads = b.op("Concat", b.ints(0, 0, 0, 0, 0, 0), missing, axis=0)
     proxy = b.op("Pad", proxy, pads)
     outputs = _inline(front, b.graph, network, proxy)
-    margin = register(front, ir.tensor([1.0], dtype=ir.DataType.FLOAT, name=MARGIN))
+    margin = register(front, ir.tensor([1.0], dtype=ir.DataType.FLOAT, name=SCALE_MARGIN))
     if facts.price is None:
         side = b.op("Mul", b.op("Exp", outputs[0]), f32(b, facts.proxy_size))
         wanted = b.op("Div", b.op("Mul", side, margin), longest)

@@ -4,13 +4,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from hvlc.evaluation.benchmarks.scores import METRICS
 from hvlc.evaluation.task import Example
 from hvlc.files.scratch import temporary_directory
 from hvlc.inputs.images import to_array
-from hvlc.package.tuning import front_with_margin
+from hvlc.package.tuning import front_with_margin, link_or_copy
 from hvlc.results.tuning import Answers, Asked
 from hvlc.runtime.generation import VisionLanguageModel
 from hvlc.runtime.settings import VisionSettings
@@ -33,14 +32,14 @@ class Asking:
     """A package, and a front graph for every margin.
 
     Args:
-        package: its directory.
+        model: the package, opened with `UNKEPT`.
         margins: factors on the compressor's scale, more than one candidate of which may share.
         threads: of every session.
     """
 
-    def __init__(self, package: Path, margins: Sequence[float], threads: int = 0) -> None:
-        self.model = VisionLanguageModel(package, vision=UNKEPT, threads=threads)
-        manifest = self.model.manifest
+    def __init__(self, model: VisionLanguageModel, margins: Sequence[float], threads: int = 0) -> None:
+        self.model = model
+        package, manifest = model.directory, model.manifest
         self._stack = ExitStack()
         self._fronts: dict[float, Vision] = {}
         front = manifest.components["front"].file
@@ -48,7 +47,7 @@ class Asking:
             place = self._stack.enter_context(temporary_directory("front"))
             for name in manifest.files:  # what the graphs of a front read beside them
                 if name.startswith((front, manifest.components["stitch"].file)) and name != front:
-                    (place / name).hardlink_to(package / name)
+                    link_or_copy(package / name, place / name)
             (place / front).write_bytes(front_with_margin(package / front, margin))
             self._fronts[margin] = Vision(place, manifest, threads=threads)
 

@@ -21,7 +21,7 @@ from hvlc.package.atomic import atomic_directory, check_output
 from hvlc.package.tuning import apply_tuning, copy_package, has_margin
 from hvlc.results.tuning import Answers, Asked, TuningFront
 from hvlc.runtime.generation import VisionLanguageModel
-from hvlc.workflows.tune.asking import Asking
+from hvlc.workflows.tune.asking import UNKEPT, Asking
 from hvlc.workflows.tune.candidates import BOUNDS, MARGINS, Candidate, front_of
 
 #: Name of the report in its directory; plots stand beside it.
@@ -76,8 +76,9 @@ def tune(request: TuneRequest, progress: Progress = lambda *_: None) -> TuningFr
         raise UserError("tune.package", cause, "tune the package that it was made of")
     task = open_task(request.data)
     count = _checked(task, request)
-    candidates = _candidates(manifest, task, count, request)
-    front = _measured(request, task, count, candidates, progress)
+    model = VisionLanguageModel(request.package, vision=UNKEPT, threads=request.threads)
+    candidates = _candidates(model, task, count, request)
+    front = _measured(request, model, task, count, candidates, progress)
     chosen = candidates[front.chosen]
     with atomic_directory(request.output, force=False) as place:
         copy_package(request.package, manifest.files, place)
@@ -113,14 +114,14 @@ def _checked(task: Task, request: TuneRequest) -> int:
     return count
 
 
-def _candidates(manifest: Manifest, task: Task, count: int, request: TuneRequest) -> list[Candidate]:
+def _candidates(model: VisionLanguageModel, task: Task, count: int, request: TuneRequest) -> list[Candidate]:
     """Every encoder at full size, with every margin, and each of these with every bound.
 
     Raises:
         UserError: margins are given for a package without a compressor.
     """
-    images = manifest.images
-    front = request.package / manifest.components["front"].file
+    manifest = model.manifest
+    images, front = manifest.images, request.package / manifest.components["front"].file
     compresses = images is not None and images.resolution_compressor and has_margin(front)
     if request.margins and not compresses:
         cause = f"{request.package} has no resolution compressor with a margin"
@@ -128,13 +129,12 @@ def _candidates(manifest: Manifest, task: Task, count: int, request: TuneRequest
     margins: list[float | None] = [None]
     if compresses:
         margins += sorted(request.margins or MARGINS)
-    bounds: list[int | None] = [None, *(request.bounds or _bounds(task, count, request))]
+    bounds: list[int | None] = [None, *(request.bounds or _bounds(model, task, count))]
     return [Candidate(encoder, m, bound) for encoder in manifest.encoders for m in margins for bound in bounds]
 
 
-def _bounds(task: Task, count: int, request: TuneRequest) -> list[int]:
+def _bounds(model: VisionLanguageModel, task: Task, count: int) -> list[int]:
     """Quantiles of the visual tokens at full size, those that differ from the most."""
-    model = VisionLanguageModel(request.package, threads=request.threads)
     sizes = []
     for index in range(min(count, _SIZED)):
         sizes.append(model.seen_at(to_array(task.example(index).images[0]), 1.0).visual_tokens)
@@ -151,13 +151,20 @@ def _smallest(model: VisionLanguageModel, task: Task, count: int, bounds: Sequen
         for bound in bounds:
             try:
                 model.see(example.question, example.images, vrc=False, max_visual_tokens=bound)
-            except UserError:
+            except UserError as error:
+                if error.code != "request.max_visual_tokens":
+                    raise
                 least = max(least, bound + 1)
     return least
 
 
 def _measured(
-    request: TuneRequest, task: Task, count: int, candidates: Sequence[Candidate], progress: Progress
+    request: TuneRequest,
+    model: VisionLanguageModel,
+    task: Task,
+    count: int,
+    candidates: Sequence[Candidate],
+    progress: Progress,
 ) -> TuningFront:
     """Ask every question; what an earlier run answered is taken from the journal.
 
@@ -174,7 +181,7 @@ def _measured(
     margins = sorted({one.margin for one in candidates if one.margin is not None})
     answers: list[Answers] = []
     try:
-        with Asking(request.package, margins, request.threads) as asking:
+        with Asking(model, margins, request.threads) as asking:
             for index in range(count):
                 example = task.example(index)
                 key = example_digest(example)

@@ -103,7 +103,7 @@ def request(nano: Path, tmp_path: Path, **changes: Any) -> TuneRequest:
 
 def test_a_margin_is_a_factor_on_the_scale_that_a_host_gets(nano: Path) -> None:
     image = np.asarray(picture(180, 240))
-    with Asking(nano, [0.5, 1.0, 100.0], threads=1) as asking:
+    with Asking(VisionLanguageModel(nano, threads=1), [0.5, 1.0, 100.0], threads=1) as asking:
         scales = [asking._fronts[margin].see(image, compress=True).scale for margin in (0.5, 1.0, 100.0)]
     own = VisionLanguageModel(nano, threads=1)._vision.see(image, compress=True).scale
     assert scales[1] == own
@@ -196,6 +196,18 @@ def test_a_tuned_package_is_not_tuned_again(nano: Path, tmp_path: Path) -> None:
     assert Manifest.load(nano).tuned is None
     assert "tuned" not in json.loads((nano / MANIFEST).read_text())
     assert content["tuned"]["data"] == "documents"
+
+
+def test_where_a_disk_has_no_links_files_are_copied(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError("another disk")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    tune(request(nano, tmp_path))
+    assert open_package(tmp_path / "tuned", verify=True).manifest.tuned is not None
+    assert all(path.stat().st_nlink == 1 for path in (tmp_path / "tuned").iterdir())
 
 
 def test_a_graph_without_a_margin_is_refused(nano: Path) -> None:
